@@ -1,0 +1,208 @@
+//! What a failure is: a stable code, what happened, why, and what to do about it.
+//!
+//! There is one error type, because callers do not branch on kinds: they add what they know and pass it
+//! on, and `main` prints it once. The code is looked up by users, in the README's table and in scripts.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+/// `Result` with gpurun's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+macro_rules! codes {
+    ($($name:ident = $number:literal, $exit:literal, $meaning:literal;)*) => {
+        /// The stable code of a failure, printed as `GPU-NNNN`. A number is never used for something else.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Code { $(#[doc = $meaning] $name = $number,)* }
+
+        impl Code {
+            /// Every code, in ascending order.
+            pub const ALL: &'static [Code] = &[$(Code::$name,)*];
+            /// What the code means in general, as the README's table says it.
+            pub fn meaning(self) -> &'static str { match self { $(Code::$name => $meaning,)* } }
+            /// gpurun's exit code for it: 125 gpurun failed, 126 the command cannot be run, 127 it was not found
+            /// (Docker's numbers).
+            pub fn exit_code(self) -> u8 { match self { $(Code::$name => $exit,)* } }
+        }
+    };
+}
+
+codes! {
+    Usage = 1, 125, "the command line cannot be understood";
+    Config = 2, 125, "the configuration file cannot be used";
+    NoDriver = 10, 125, "no NVIDIA driver is loaded on this host";
+    NvmlMissing = 11, 125, "the driver's libnvidia-ml.so.1 was not found";
+    NvmlFailed = 12, 125, "the driver's library was found but does not answer";
+    VersionMismatch = 13, 125, "the driver's libraries and its kernel module have different versions";
+    DeviceNodeMissing = 14, 125, "a device node under /dev is missing or is not what it should be";
+    GpuLost = 15, 125, "the GPU that was asked for does not answer";
+    Inventory = 16, 125, "the host's facts cannot be read or recorded";
+    BadRequest = 20, 125, "the request for GPUs cannot be understood";
+    UnknownGpu = 21, 125, "the GPU that was asked for does not exist";
+    BadCapability = 22, 125, "the driver capability does not exist or is not allowed";
+    BadRequirement = 23, 125, "a requirement of the image cannot be understood";
+    NotAllowed = 24, 125, "the administrator's policy does not allow this request";
+    Unsatisfied = 30, 125, "the host does not satisfy what the image requires";
+    CudaTooNew = 31, 125, "the image's CUDA is newer than the driver can run";
+    DriverIncomplete = 32, 125, "the driver lacks a file that the requested capability needs";
+    ImageReference = 40, 125, "the image's name cannot be understood";
+    ImageNotFound = 41, 125, "the image does not exist";
+    ImageBroken = 42, 125, "the image is damaged or not an image";
+    DigestMismatch = 43, 125, "the image's bytes are not those that its digest promises";
+    LayerRefused = 44, 125, "a layer holds an entry that must not be unpacked";
+    WrongPlatform = 45, 125, "the image is for another platform";
+    Store = 46, 125, "the image store cannot be used";
+    Namespace = 50, 125, "the kernel refuses to make the container's namespaces";
+    Mount = 51, 125, "a mount of the container failed";
+    Cgroup = 52, 125, "the container's cgroup cannot be set up";
+    Seccomp = 53, 125, "the system call filter cannot be installed";
+    User = 54, 125, "the container's user or group is unknown or cannot be used";
+    Volume = 55, 125, "a volume or its source cannot be used";
+    Limit = 56, 125, "a resource limit cannot be set";
+    Rootfs = 57, 125, "the container's root holds something that stands in the way";
+    CannotRun = 60, 126, "the command cannot be run";
+    CommandNotFound = 61, 127, "the command was not found in the container";
+    Internal = 90, 125, "a system call failed that should not have";
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GPU-{:04}", *self as u16)
+    }
+}
+
+/// One failure. Displayed it is a paragraph: what happened, `cause:` and `fix:`, one line each.
+#[derive(Debug)]
+pub struct Error(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    code: Code,
+    what: String,
+    causes: Vec<String>,
+    fix: Option<String>,
+}
+
+impl Error {
+    /// A failure with its code and a sentence without a full stop.
+    pub fn new(code: Code, what: impl Into<String>) -> Self {
+        Self(Box::new(Inner { code, what: what.into(), causes: Vec::new(), fix: None }))
+    }
+
+    /// Adds a cause. Causes are printed in the order in which they were added.
+    #[must_use]
+    pub fn cause(mut self, cause: impl fmt::Display) -> Self {
+        self.0.causes.push(cause.to_string());
+        self
+    }
+
+    /// Says what the user should do. The first fix stays: the place nearest to the failure knows best.
+    #[must_use]
+    pub fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.0.fix.get_or_insert_with(|| fix.into());
+        self
+    }
+
+    /// Puts what the caller was doing in front; what was said before becomes the first cause.
+    #[must_use]
+    pub fn context(mut self, what: impl Into<String>) -> Self {
+        let before = std::mem::replace(&mut self.0.what, what.into());
+        self.0.causes.insert(0, before);
+        self
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// What happened, in one sentence.
+    pub fn what(&self) -> &str {
+        &self.0.what
+    }
+
+    /// Why, outermost first, in one line; empty when `what` says it all.
+    pub fn cause_line(&self) -> String {
+        self.0.causes.join(": ")
+    }
+
+    /// What to do about it; empty when nobody knows.
+    pub fn fix_line(&self) -> &str {
+        self.0.fix.as_deref().unwrap_or_default()
+    }
+
+    /// The same as an object, for `--json`.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "error": self.code().to_string(), "what": self.what(), "cause": self.cause_line(), "fix": self.fix_line()
+        })
+    }
+
+    /// Reads back what [`Error::to_json`] wrote: failures cross from a child process to its parent this way.
+    pub fn from_json(value: &serde_json::Value) -> Option<Self> {
+        let text = |key| value.get(key).and_then(serde_json::Value::as_str);
+        let code = *Code::ALL.iter().find(|code| Some(code.to_string().as_str()) == text("error"))?;
+        let mut error = Self::new(code, text("what")?);
+        if let Some(cause) = text("cause").filter(|cause| !cause.is_empty()) {
+            error = error.cause(cause);
+        }
+        if let Some(fix) = text("fix").filter(|fix| !fix.is_empty()) {
+            error = error.fix(fix);
+        }
+        Some(error)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A message may quote what an image or a user wrote: no control character of theirs reaches the terminal.
+        let clean = |text: &str| -> String {
+            text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+        };
+        write!(f, "error[{}]: {}", self.code(), clean(self.what()))?;
+        if !self.0.causes.is_empty() {
+            write!(f, "\n  cause: {}", clean(&self.cause_line()))?;
+        }
+        if !self.fix_line().is_empty() {
+            write!(f, "\n  fix: {}", clean(self.fix_line()))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Turns any failure into an [`Error`] where it is met: `read(path).or_fail(Code::Store, || …)?`.
+pub trait OrFail<T> {
+    /// On failure, an [`Error`] with this code and sentence and the failure itself as its cause.
+    fn or_fail<S: Into<String>>(self, code: Code, what: impl FnOnce() -> S) -> Result<T>;
+}
+
+impl<T, E: fmt::Display> OrFail<T> for std::result::Result<T, E> {
+    fn or_fail<S: Into<String>>(self, code: Code, what: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|cause| Error::new(code, what()).cause(cause))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_one_paragraph_and_survives_the_way_to_the_parent() {
+        let error = Error::new(Code::UnknownGpu, "there is no GPU \x1b[31m99")
+            .cause("the host has 0..7")
+            .fix("ask for 0");
+        let shown = error.to_string();
+        assert_eq!(
+            shown,
+            "error[GPU-0021]: there is no GPU \u{fffd}[31m99\n  cause: the host has 0..7\n  fix: ask for 0"
+        );
+        assert_eq!(Error::from_json(&error.to_json()).unwrap().to_string(), shown);
+    }
+
+    #[test]
+    fn codes_ascend_and_never_repeat() {
+        assert!(Code::ALL.windows(2).all(|pair| (pair[0] as u16) < pair[1] as u16));
+    }
+}

@@ -1,0 +1,23 @@
+//! gpurun starts GPU containers.
+//!
+//! Host facts and a request go in, one plain value called an [`plan::Injection`] comes out, and each destination carries it
+//! out its own way:
+//!
+//! ```text
+//!  inventory ──┐
+//!  (what the   │
+//!   host has)  ├─► plan ─► Injection ─► apply ─► container   gpurun IMAGE CMD: our own container, in process
+//!  request  ───┘  (pure)   (a value)
+//!  (what is
+//!   asked for)
+//! ```
+//!
+//! `inventory` reads and decides nothing; `plan` decides and touches nothing; `apply` does and decides nothing. Imports go one
+//! way: request, inventory → plan → apply. `image` brings a root; `sys` holds every unsafe block behind a safe function.
+#![deny(unsafe_code)]
+
+pub mod error;
+pub mod inventory;
+pub mod plan;
+pub mod request;
+pub mod vocabulary;

@@ -1,0 +1,85 @@
+//! The plan's answer: everything that a container gets, as one plain value.
+
+use crate::{
+    inventory::{ContainerPath, DeviceNode, HostPath},
+    vocabulary::{EnvVar, Version},
+};
+use std::path::PathBuf;
+
+/// The one place of the driver in a container. CUDA images have its `bin` in PATH and its `lib64` in
+/// LD_LIBRARY_PATH already, so it works there even where no loader cache can be written.
+pub const DRIVER_DIR: &str = "/usr/local/nvidia";
+
+/// What a GPU container gets. Each destination carries it out its own way.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Injection {
+    /// Host files and sockets, and where they appear.
+    pub mounts: Vec<Mount>,
+    /// Device nodes, each with a cgroup rule `rw`(`m`).
+    pub devices: Vec<DeviceNode>,
+    /// Links that must exist in the container's root.
+    pub symlinks: Vec<Symlink>,
+    /// Small files whose content gpurun writes itself, bound read-only over what is there.
+    pub files: Vec<File>,
+    /// Variables that are set, last word over the image's.
+    pub env: Vec<EnvVar>,
+    /// Directories for /etc/ld.so.conf.d, first searched first.
+    pub library_dirs: Vec<ContainerPath>,
+    /// What the loader's cache must know.
+    pub libraries: Vec<CachedLibrary>,
+    /// Whether the image's own newer CUDA driver libraries may be used, if they fit by the ELF-note rule.
+    pub forward_compat: Option<ForwardCompat>,
+    /// Groups that the container's user needs for device nodes that are not open to all.
+    pub groups: Vec<u32>,
+    /// What the user should be told although the container starts.
+    pub warnings: Vec<String>,
+}
+
+/// One host file, directory or socket in the container. Always nosuid, nodev, private.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// On the host.
+    pub source: HostPath,
+    /// In the container.
+    pub target: ContainerPath,
+    /// Read-only; sockets are not.
+    pub read_only: bool,
+}
+
+/// `link` points to `target`, as text, in the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Symlink {
+    /// Where the link is.
+    pub link: ContainerPath,
+    /// What it says.
+    pub target: PathBuf,
+}
+
+/// A file with content of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct File {
+    /// Where it appears.
+    pub path: ContainerPath,
+    /// What it says.
+    pub content: String,
+}
+
+/// A library that the dynamic loader must find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CachedLibrary {
+    /// The name that programs load: the SONAME.
+    pub soname: String,
+    /// Where that name is in the container.
+    pub path: ContainerPath,
+    /// ELFCLASS32.
+    pub is_32bit: bool,
+}
+
+/// What the ELF-note rule compares an image's libcuda with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwardCompat {
+    /// The host's driver.
+    pub driver: Version,
+    /// The newest CUDA that it speaks.
+    pub cuda: Version,
+}
