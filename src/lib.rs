@@ -17,7 +17,9 @@
 #![deny(unsafe_code)]
 
 pub mod error;
+pub mod formats;
 pub mod inventory;
 pub mod plan;
 pub mod request;
+pub mod sys;
 pub mod vocabulary;

@@ -1,2 +1,93 @@
-//! gpurun
-fn main() {}
+//! Parse, dispatch (also on the name it is called by), print a failure, return the exit code.
+#![forbid(unsafe_code)]
+
+use clap::{CommandFactory, Parser};
+use gpurun::{
+    apply::container,
+    cli::{Cli, Command, Global, LogFormat, VERBS},
+    commands::{self, Context},
+    error::{Code, Error, Result},
+};
+use std::{
+    ffi::{CString, OsString},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::Path,
+    process::ExitCode,
+};
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let called = arguments.first().map_or("", |name| Path::new(name).file_name().and_then(|n| n.to_str()).unwrap_or(""));
+    let json = arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json");
+    let result = if called == container::INIT_NAME { init(&arguments) } else { dispatch(with_verb(arguments)) };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            if json { eprintln!("{}", error.to_json()) } else { eprintln!("{error}") }
+            ExitCode::from(error.code().exit_code())
+        }
+    }
+}
+
+fn init(arguments: &[OsString]) -> Result<u8> {
+    let argv: Vec<CString> = arguments[1..].iter().filter_map(|a| CString::new(a.as_bytes().to_vec()).ok()).collect();
+    container::init::run(&argv)
+}
+
+/// `gpurun --gpus all IMAGE` is `gpurun run --gpus all IMAGE`: where no verb stands first, it is `run`.
+fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let is_verb = |word: &OsString| word.to_str().is_some_and(|w| VERBS.contains(&w) || matches!(w, "-h" | "--help" | "-V" | "--version"));
+    // Options of every verb may stand before it; those that take a value have it behind "=" or as the next word.
+    let mut at = 1;
+    while let Some(word) = arguments.get(at).and_then(|w| w.to_str()) {
+        match word {
+            _ if Global::HAS_VALUE.contains(&word) => at += 2,
+            "--json" => at += 1,
+            _ if Global::HAS_VALUE.iter().any(|option| word.strip_prefix(option).is_some_and(|rest| rest.starts_with('='))) => at += 1,
+            _ => break,
+        }
+    }
+    if arguments.get(at).is_some_and(|word| !is_verb(word)) {
+        arguments.insert(at, OsString::from_vec(b"run".to_vec()));
+    }
+    arguments
+}
+
+fn dispatch(arguments: Vec<OsString>) -> Result<u8> {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() => {
+            let _ = error.print();
+            return Ok(0);
+        }
+        Err(error) => {
+            let text = error.render().to_string();
+            let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            return Err(Error::new(Code::Usage, first).fix("gpurun --help, gpurun run --help"));
+        }
+    };
+    log(&cli.global);
+    if let Command::Completions { shell } = cli.command {
+        clap_complete::generate(shell, &mut Cli::command(), "gpurun", &mut std::io::stdout());
+        return Ok(0);
+    }
+    let context = Context::new(cli.global)?;
+    match cli.command {
+        Command::Run(args) => commands::run::run(&context, *args),
+        Command::Plan(args) => commands::plan::run(&context, &args),
+        Command::Ls => commands::ls::run(&context),
+        Command::Doctor => commands::doctor::run(&context),
+        Command::Inventory => commands::inventory::run(&context),
+        Command::Images => commands::images::run(&context),
+        Command::Demo(args) => commands::demo::run(context, &args),
+        Command::Completions { .. } => Ok(0),
+    }
+}
+
+fn log(global: &Global) {
+    let subscriber = tracing_subscriber::fmt().with_max_level(global.log).with_writer(std::io::stderr).with_target(false).without_time();
+    match global.log_format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+}

@@ -1,0 +1,400 @@
+//! What a container's root is made of, written down as data and then done in one loop.
+
+use super::spec::{Container, Volume};
+use crate::{
+    apply::rootfs::Root,
+    error::{Code, Error, OrFail, Result},
+    inventory::DeviceNode,
+    plan::DRIVER_DIR,
+    sys::mount::{Flags, restrict},
+};
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    fs::{CWD, FileType, Gid, Mode, OFlags, Uid},
+    io::Errno,
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags},
+};
+use std::path::{Path, PathBuf};
+
+/// One step. Paths without a host side are the container's.
+#[derive(Debug)]
+pub enum Step {
+    /// A new file system of the kernel's.
+    Mount { filesystem: &'static str, options: Vec<(&'static str, String)>, target: PathBuf, flags: Flags },
+    /// A directory or file of the host's.
+    Bind { source: PathBuf, target: PathBuf, flags: Flags, recursive: bool },
+    /// A path of the container's own, read-only from here on; nothing where it is absent.
+    ReadOnly { target: PathBuf },
+    /// A path of the container's that must not be seen: /dev/null over a file, an empty directory over a directory.
+    Mask { target: PathBuf },
+    /// A character device in the container's /dev.
+    Node { node: DeviceNode },
+    /// A directory with its owner and permissions.
+    Directory { path: PathBuf, mode: u32, owner: (u32, u32) },
+    /// A file that is written into the root.
+    File { path: PathBuf, content: Vec<u8>, mode: u32 },
+    /// A file that lies over another, read-only, on no file system that the container can change.
+    Cover { path: PathBuf, content: Vec<u8> },
+    /// A link.
+    Symlink { link: PathBuf, target: PathBuf },
+    /// The whole root becomes read-only; what is mounted on it keeps its own flags.
+    ReadOnlyRoot,
+}
+
+/// Docker's `MaskedPaths` (daemon/pkg/oci/defaults.go).
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+/// Docker's `ReadonlyPaths`.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Minor numbers of the devices that every container has (Documentation/admin-guide/devices.txt).
+pub const STANDARD_DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+const NOTHING: Flags = Flags { read_only: false, nosuid: true, nodev: true, noexec: true };
+const DEVICES: Flags = Flags { read_only: false, nosuid: true, nodev: false, noexec: true };
+
+/// The steps in their order: later ones lie on earlier ones.
+pub fn steps(container: &Container, host_cgroups: &[(PathBuf, PathBuf)], host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step> {
+    let rootless = container.id_map.is_some();
+    let mut steps = kernel_file_systems(container, rootless, host_cgroups);
+    steps.extend(devices(container, rootless));
+    steps.extend(READ_ONLY.map(|path| Step::ReadOnly { target: path.into() }));
+    steps.extend(MASKED.map(|path| Step::Mask { target: path.into() }));
+    steps.extend(files(container, host_files));
+    steps.extend(driver(container));
+    steps.extend(container.volumes.iter().map(volume));
+    if container.read_only {
+        steps.push(Step::ReadOnlyRoot);
+    }
+    steps
+}
+
+fn kernel_file_systems(container: &Container, rootless: bool, host_cgroups: &[(PathBuf, PathBuf)]) -> Vec<Step> {
+    let mount = |filesystem, target: &str, flags, options: &[(&'static str, &str)]| Step::Mount {
+        filesystem,
+        target: target.into(),
+        flags,
+        options: options.iter().map(|&(key, value)| (key, value.to_owned())).collect(),
+    };
+    let bind = |source: &Path, target: &Path, flags, recursive| Step::Bind { source: source.into(), target: target.into(), flags, recursive };
+    let read_only = Flags { read_only: true, ..NOTHING };
+    let mut steps = vec![
+        mount("proc", "/proc", NOTHING, &[]),
+        // Docker's size: programs that write ordinary files into /dev must not fill the host's memory.
+        mount("tmpfs", "/dev", DEVICES, &[("mode", "0755"), ("size", "65536k")]),
+        mount("devpts", "/dev/pts", DEVICES, &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620")]),
+    ];
+    if container.host_ipc {
+        steps.push(bind(Path::new("/dev/shm"), Path::new("/dev/shm"), NOTHING, false));
+        steps.push(bind(Path::new("/dev/mqueue"), Path::new("/dev/mqueue"), NOTHING, false));
+    } else {
+        steps.push(mount("tmpfs", "/dev/shm", NOTHING, &[("mode", "1777"), ("size", &container.shm_size.to_string())]));
+        steps.push(mount("mqueue", "/dev/mqueue", NOTHING, &[]));
+    }
+    // A new sysfs needs rights over the network namespace that it shows (sysfs_init_fs_context), and a launcher without
+    // root has none over the host's.
+    steps.push(if rootless && container.host_network {
+        bind(Path::new("/sys"), Path::new("/sys"), read_only, true)
+    } else {
+        mount("sysfs", "/sys", read_only, &[])
+    });
+    match host_cgroups {
+        [] if !rootless => steps.push(mount("cgroup2", "/sys/fs/cgroup", read_only, &[])),
+        [] => {}
+        v1 => {
+            steps.push(mount("tmpfs", "/sys/fs/cgroup", NOTHING, &[("mode", "0755"), ("size", "64k")]));
+            steps.extend(v1.iter().map(|(source, target)| bind(source, target, read_only, false)));
+            steps.push(Step::ReadOnly { target: "/sys/fs/cgroup".into() });
+        }
+    }
+    steps
+}
+
+fn devices(container: &Container, rootless: bool) -> Vec<Step> {
+    // Without root there is no mknod: the host's own nodes are mounted.
+    let node = |path: &Path, target: &Path, node: Option<DeviceNode>| match node {
+        Some(node) if !rootless => Step::Node { node },
+        _ => Step::Bind { source: path.into(), target: target.into(), flags: Flags::default(), recursive: false },
+    };
+    let standard = STANDARD_DEVICES.iter().map(|&(name, major, minor)| {
+        let path = Path::new("/dev").join(name);
+        let wanted = DeviceNode {
+            path: crate::inventory::HostPath(path.clone()),
+            container_path: crate::inventory::ContainerPath(path.clone()),
+            major,
+            minor,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+        };
+        node(&path, &path, Some(wanted))
+    });
+    let gpus = container.injection.devices.iter().map(|n| node(&n.path.0, &n.container_path.0, Some(n.clone())));
+    let link = |link: &str, target: &str| Step::Symlink { link: link.into(), target: target.into() };
+    let links = [
+        link("/dev/fd", "/proc/self/fd"),
+        link("/dev/stdin", "/proc/self/fd/0"),
+        link("/dev/stdout", "/proc/self/fd/1"),
+        link("/dev/stderr", "/proc/self/fd/2"),
+        link("/dev/ptmx", "pts/ptmx"),
+    ];
+    standard.chain(gpus).chain(links).collect()
+}
+
+fn files(container: &Container, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step> {
+    let user = &container.process.user;
+    let mut steps: Vec<Step> = host_files.into_iter().map(|(path, content)| Step::File { path, content, mode: 0o644 }).collect();
+    let accounts = [("/etc/passwd", &user.passwd), ("/etc/group", &user.group)];
+    steps.extend(accounts.into_iter().filter_map(|(path, content)| {
+        Some(Step::File { path: path.into(), content: content.clone()?, mode: 0o644 })
+    }));
+    steps.extend(container.prepared.files.iter().map(|(path, content, mode)| Step::File {
+        path: path.clone(),
+        content: content.clone(),
+        mode: *mode,
+    }));
+    // /tmp is what programs expect, and images built FROM scratch do not have it.
+    steps.push(Step::Directory { path: "/tmp".into(), mode: 0o1777, owner: (0, 0) });
+    if container.process.cwd != Path::new("/") {
+        steps.push(Step::Directory { path: container.process.cwd.clone(), mode: 0o755, owner: (user.uid, user.gid) });
+    }
+    steps
+}
+
+fn driver(container: &Container) -> Vec<Step> {
+    let injection = &container.injection;
+    let under_driver = |path: &Path| path.starts_with(DRIVER_DIR);
+    let any = injection.mounts.iter().any(|m| under_driver(&m.target.0));
+    let mut steps = Vec::new();
+    if any {
+        // The mount points of the driver's files and the links beside them lie in memory: nothing of the image is copied up.
+        steps.push(Step::Mount {
+            filesystem: "tmpfs",
+            target: DRIVER_DIR.into(),
+            flags: Flags { read_only: false, nosuid: true, nodev: true, noexec: false },
+            options: vec![("mode", "0755".into()), ("size", "1m".into())],
+        });
+    }
+    for mount in &injection.mounts {
+        let flags = Flags { read_only: mount.read_only, nosuid: true, nodev: true, noexec: false };
+        steps.push(Step::Bind { source: mount.source.0.clone(), target: mount.target.0.clone(), flags, recursive: false });
+    }
+    steps.extend(
+        container.prepared.symlinks.iter().map(|s| Step::Symlink { link: s.link.0.clone(), target: s.target.clone() }),
+    );
+    if any {
+        steps.push(Step::ReadOnly { target: DRIVER_DIR.into() });
+    }
+    steps.extend(injection.files.iter().map(|file| Step::Cover {
+        path: file.path.0.clone(),
+        content: file.content.clone().into_bytes(),
+    }));
+    steps
+}
+
+fn volume(volume: &Volume) -> Step {
+    match volume {
+        Volume::Bind { source, target, read_only } => Step::Bind {
+            source: source.clone(),
+            target: target.clone(),
+            // A volume's own programs may be setuid for its users; devices on it are never opened through it.
+            flags: Flags { read_only: *read_only, nosuid: false, nodev: true, noexec: false },
+            recursive: true,
+        },
+        Volume::Tmpfs { target, size, mode, exec, read_only } => Step::Mount {
+            filesystem: "tmpfs",
+            target: target.clone(),
+            flags: Flags { read_only: *read_only, nosuid: true, nodev: true, noexec: !exec },
+            options: [("mode", format!("{mode:04o}"))]
+                .into_iter()
+                .chain(size.map(|size| ("size", size.to_string())))
+                .collect(),
+        },
+    }
+}
+
+/// Does the steps. The root is mounted, and this mount namespace is the container's.
+pub fn assemble(root: &Root, steps: Vec<Step>) -> Result<()> {
+    steps.into_iter().try_for_each(|step| perform(root, step))
+}
+
+fn perform(root: &Root, step: Step) -> Result<()> {
+    match step {
+        Step::Mount { filesystem, options, target, flags } => {
+            let mount = new_filesystem(filesystem, &options, flags)?;
+            let point = match filesystem {
+                "proc" | "sysfs" => root.kernel_mount_point(&target)?,
+                _ if target == Path::new("/dev") => root.kernel_mount_point(&target)?,
+                _ => root.directory(&target)?,
+            };
+            attach(&mount, &point, &target)
+        }
+        Step::Bind { source, target, flags, recursive } => {
+            let mount = clone_of_host(&source, recursive, flags)?;
+            let is_directory = rustix::fs::fstat(&mount).is_ok_and(|s| FileType::from_raw_mode(s.st_mode).is_dir());
+            let point = if is_directory { root.directory(&target)? } else { root.mount_point(&target)? };
+            attach(&mount, &point, &target)
+        }
+        Step::ReadOnly { target } => {
+            let Some(own) = existing(root, &target)? else { return Ok(()) };
+            let mount = open_tree(&own, OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE, "", &target)?;
+            restrict(mount.as_fd(), Flags { read_only: true, ..Flags::default() }, true)
+                .or_fail(Code::Mount, || format!("{} cannot be made read-only", target.display()))?;
+            attach(&mount, &own, &target)
+        }
+        Step::Mask { target } => {
+            let Some(own) = existing(root, &target)? else { return Ok(()) };
+            let is_directory = rustix::fs::fstat(&own).is_ok_and(|s| FileType::from_raw_mode(s.st_mode).is_dir());
+            let mount = if is_directory {
+                new_filesystem("tmpfs", &[("size", "0".into())], Flags { read_only: true, ..NOTHING })?
+            } else {
+                // The host's own null device, by its numbers: what lies in the container's /dev is not trusted to be one.
+                let null = clone_of_host(Path::new("/dev/null"), false, Flags::default())?;
+                let stat = rustix::fs::fstat(&null).or_fail(Code::Mount, || "/dev/null cannot be read")?;
+                if stat.st_rdev != rustix::fs::makedev(1, 3) {
+                    return Err(Error::new(Code::Mount, "the host's /dev/null is not the null device"));
+                }
+                null
+            };
+            attach(&mount, &own, &target)
+        }
+        Step::Node { node } => make_node(root, &node),
+        Step::Directory { path, mode, owner } => make_directory(root, &path, mode, owner),
+        Step::File { path, content, mode } => root.write(&path, &content, mode),
+        Step::Cover { path, content } => {
+            let Some(point) = existing(root, &path)? else { return Ok(()) };
+            let flags = Flags { read_only: false, ..NOTHING };
+            let tmpfs = Root::new(new_filesystem("tmpfs", &[("mode", "0755".into()), ("size", "64k".into())], flags)?);
+            tmpfs.write(Path::new("/content"), &content, 0o444)?;
+            let how = OpenTreeFlags::empty();
+            let mount = open_tree(&tmpfs, how, "content", &path)?;
+            restrict(mount.as_fd(), Flags { read_only: true, ..NOTHING }, false)
+                .or_fail(Code::Mount, || format!("{} cannot be made read-only", path.display()))?;
+            attach(&mount, &point, &path)
+        }
+        Step::Symlink { link, target } => root.symlink(&link, &target),
+        Step::ReadOnlyRoot => restrict(root.as_fd(), Flags { read_only: true, ..Flags::default() }, false)
+            .or_fail(Code::Mount, || "the container's root cannot be made read-only"),
+    }
+}
+
+/// A detached mount of a new file system.
+pub fn new_filesystem(filesystem: &str, options: &[(&str, String)], flags: Flags) -> Result<OwnedFd> {
+    let make = || {
+        let context = rustix::mount::fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for (key, value) in options {
+            if value.is_empty() {
+                rustix::mount::fsconfig_set_flag(&context, *key)?;
+            } else {
+                rustix::mount::fsconfig_set_string(&context, *key, value.as_str())?;
+            }
+        }
+        rustix::mount::fsconfig_create(&context)?;
+        let attributes = MountAttrFlags::from_bits_retain(u32::try_from(flags.bits()).unwrap_or_default());
+        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    make().map_err(|errno| {
+        let error = Error::new(Code::Mount, format!("mounting a new {filesystem} failed")).cause(format!("fsopen({filesystem:?}): {errno}"));
+        match (filesystem, errno) {
+            ("proc", Errno::PERM) => error.fix(
+                "this process is itself in a container whose /proc is masked, and the kernel shows no other to it: start that one with \
+                 --security-opt systempaths=unconfined, or gpurun on the host",
+            ),
+            (_, Errno::PERM) => error.fix("run gpurun as root, or where user namespaces may mount (no seccomp filter or LSM against it)"),
+            _ => error,
+        }
+    })
+}
+
+/// A detached copy of what is mounted at a host path, restricted before anyone can see it.
+fn clone_of_host(source: &Path, recursive: bool, flags: Flags) -> Result<OwnedFd> {
+    let how = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
+    let mount = open_tree(CWD, how, source, source)?;
+    restrict(mount.as_fd(), flags, recursive).or_fail(Code::Mount, || format!("{} cannot be restricted", source.display()))?;
+    Ok(mount)
+}
+
+fn open_tree(at: impl AsFd, how: OpenTreeFlags, path: impl rustix::path::Arg, shown: &Path) -> Result<OwnedFd> {
+    rustix::mount::open_tree(at, path, how | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).map_err(|errno| {
+        let code = if errno == Errno::NOENT { Code::Volume } else { Code::Mount };
+        let error = Error::new(code, format!("{} cannot be mounted", shown.display())).cause(format!("open_tree: {errno}"));
+        if errno == Errno::NOENT { error.fix(format!("make {} on the host first", shown.display())) } else { error }
+    })
+}
+
+pub fn attach(mount: &OwnedFd, point: &OwnedFd, shown: &Path) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", point, "", flags).map_err(|errno| {
+        let error = Error::new(Code::Mount, format!("mounting on {} failed", shown.display())).cause(format!("move_mount: {errno}"));
+        if errno == Errno::NOTDIR {
+            error.fix("mount a file on a file, or a directory on a directory")
+        } else {
+            error
+        }
+    })
+}
+
+/// What is at `path`; `None` if nothing is, or a kernel without that file.
+fn existing(root: &Root, path: &Path) -> Result<Option<OwnedFd>> {
+    match root.open(path, OFlags::PATH) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(errno) => Err(errno).or_fail(Code::Mount, || format!("{} cannot be opened", path.display())),
+    }
+}
+
+fn make_node(root: &Root, node: &DeviceNode) -> Result<()> {
+    let path = &node.container_path.0;
+    let (parent, name) = root.parent(path)?;
+    let device = rustix::fs::makedev(node.major, node.minor);
+    let make = || rustix::fs::mknodat(&parent, name, FileType::CharacterDevice, Mode::from_raw_mode(node.mode & 0o777), device);
+    let made = make().and_then(|()| match (node.uid, node.gid) {
+        (0, 0) => Ok(()),
+        (uid, gid) => rustix::fs::chownat(
+            &parent,
+            name,
+            Some(Uid::from_raw(uid)),
+            Some(Gid::from_raw(gid)),
+            rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+        ),
+    });
+    match made {
+        // Root of an enclosing container may not make nodes: the host's is mounted, if it is the right one.
+        Err(Errno::PERM) => {
+            let mount = clone_of_host(&node.path.0, false, Flags::default())?;
+            let stat = rustix::fs::fstat(&mount).or_fail(Code::DeviceNodeMissing, || format!("{} cannot be read", node.path.0.display()))?;
+            if stat.st_rdev != device {
+                return Err(Error::new(Code::DeviceNodeMissing, format!("{} is not device {}:{}", node.path.0.display(), node.major, node.minor)));
+            }
+            attach(&mount, &root.mount_point(path)?, path)
+        }
+        result => result.or_fail(Code::DeviceNodeMissing, || format!("the device node {} cannot be made", path.display())),
+    }
+}
+
+/// Makes a directory that is absent; one that is there stays as it is.
+pub fn make_directory(root: &Root, path: &Path, mode: u32, (uid, gid): (u32, u32)) -> Result<()> {
+    match root.open(path, OFlags::PATH) {
+        Ok(_) => return Ok(()),
+        Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno).or_fail(Code::Rootfs, || format!("{} of the image cannot be opened", path.display())),
+    }
+    root.directory(path)?;
+    let failed = || format!("{} cannot be given to its user", path.display());
+    let made = root.open(path, OFlags::RDONLY | OFlags::DIRECTORY).or_fail(Code::Rootfs, failed)?;
+    rustix::fs::fchown(&made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).or_fail(Code::Rootfs, failed)?;
+    rustix::fs::fchmod(&made, Mode::from_raw_mode(mode)).or_fail(Code::Rootfs, failed)
+}

@@ -1,0 +1,111 @@
+//! What launcher and child tell each other until the command runs: "go", the terminal, a failure. The child's end closes
+//! with its execve, so silence means that the command runs.
+
+use crate::error::{Code, Error, OrFail, Result};
+use rustix::{
+    event::{PollFd, PollFlags},
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    io::{Errno, IoSlice, IoSliceMut},
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+        SocketFlags, SocketType,
+    },
+};
+use std::mem::MaybeUninit;
+
+/// One end.
+#[derive(Debug)]
+pub struct Channel(OwnedFd);
+
+/// What the child says.
+#[derive(Debug)]
+pub enum Said {
+    /// The command runs, or the child is gone.
+    Nothing,
+    /// The terminal's master side.
+    Terminal(OwnedFd),
+    /// It failed.
+    Failure(Error),
+}
+
+/// A failure's paragraph is shorter.
+const MAX_MESSAGE: usize = 16 << 10;
+
+impl Channel {
+    /// Both ends.
+    pub fn pair() -> Result<(Self, Self)> {
+        let (a, b) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .or_fail(Code::Internal, || "no socket pair can be made")?;
+        Ok((Self(a), Self(b)))
+    }
+
+    /// The launcher: what the child waits for is done.
+    pub fn go(&self) -> Result<()> {
+        // A child that is gone already has said why, or will be found when it is waited for.
+        match rustix::net::send(&self.0, b"go", SendFlags::NOSIGNAL) {
+            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            Err(errno) => Err(errno).or_fail(Code::Internal, || "the container's process cannot be told to start"),
+        }
+    }
+
+    /// The child: waits for [`Channel::go`].
+    pub fn wait(&self) -> Result<()> {
+        match rustix::io::retry_on_intr(|| rustix::net::recv(&self.0, &mut [0u8; 2][..], RecvFlags::empty())) {
+            Ok((_, 2)) => Ok(()),
+            Ok(_) => Err(Error::new(Code::Internal, "the launcher went away before its container was ready")),
+            Err(errno) => Err(errno).or_fail(Code::Internal, || "the launcher cannot be heard"),
+        }
+    }
+
+    /// The child: hands the terminal over.
+    pub fn send_terminal(&self, master: &OwnedFd) -> Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds: [BorrowedFd<'_>; 1] = [master.as_fd()];
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        rustix::net::sendmsg(&self.0, &[IoSlice::new(b"tty")], &mut control, SendFlags::NOSIGNAL)
+            .or_fail(Code::Internal, || "the terminal cannot be handed to the launcher")?;
+        Ok(())
+    }
+
+    /// The child: says why there is no command.
+    pub fn send_failure(&self, error: &Error) {
+        let message = error.to_json().to_string();
+        // A launcher that cannot be told is gone, and with it whoever would have read this.
+        let _ = rustix::net::send(&self.0, &message.as_bytes()[..message.len().min(MAX_MESSAGE)], SendFlags::NOSIGNAL);
+    }
+
+    /// The launcher: the next thing that the child says.
+    pub fn receive(&self) -> Result<Said> {
+        let mut bytes = vec![0; MAX_MESSAGE];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = rustix::io::retry_on_intr(|| {
+            rustix::net::recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)
+        });
+        let length = match received {
+            Ok(message) => message.bytes,
+            Err(Errno::CONNRESET) => 0,
+            Err(errno) => return Err(errno).or_fail(Code::Internal, || "the container's process cannot be heard"),
+        };
+        let terminal = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        Ok(match (length, terminal) {
+            (0, _) => Said::Nothing,
+            (_, Some(master)) => Said::Terminal(master),
+            (length, None) => {
+                let failure = serde_json::from_slice(&bytes[..length]).ok().and_then(|value| Error::from_json(&value));
+                Said::Failure(failure.unwrap_or_else(|| Error::new(Code::Internal, "the container's process failed without a reason")))
+            }
+        })
+    }
+
+    /// Whether the other end is closed.
+    pub fn is_closed(&self) -> bool {
+        let mut poll = [PollFd::new(&self.0, PollFlags::empty())];
+        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut poll, Some(&now)).is_ok() && poll[0].revents().contains(PollFlags::HUP)
+    }
+}

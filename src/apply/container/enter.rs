@@ -1,0 +1,367 @@
+//! The container's side: from a fresh process in new namespaces to the user's command.
+//!
+//! It has one thread and a copy of the launcher's memory. Until `pivot_root` it sees the host and touches it only through what
+//! the launcher decided; after that it sees the container alone, and before anything of the image's runs its privileges are gone.
+
+use super::{
+    assembly::{self, Step},
+    channel::Channel,
+    identity::Identity,
+    spec::{Container, Process, Rlimit},
+};
+use crate::{
+    apply::rootfs::Root,
+    error::{Code, Error, OrFail, Result},
+    sys::{mount::Flags, process},
+};
+use caps::{CapSet, Capability};
+use rustix::{
+    fd::OwnedFd,
+    fs::{CWD, Mode, OFlags},
+    io::Errno,
+    mount::{MountFlags, MountPropagationFlags, UnmountFlags},
+    process::Signal,
+    pty::OpenptFlags,
+    thread::{Gid, Uid},
+};
+use std::{
+    convert::Infallible,
+    ffi::{CStr, CString},
+    path::{Path, PathBuf},
+};
+
+/// What the child needs besides the container itself.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// The container.
+    pub container: &'a Container,
+    /// Descriptors of its lower directories, topmost first.
+    pub layers: &'a [OwnedFd],
+    /// What its root is made of.
+    pub steps: Vec<Step>,
+    /// The compiled system call filter.
+    pub seccomp: Option<Vec<u8>>,
+    /// gpurun itself, which is pid 1 with `--init`.
+    pub init: Option<OwnedFd>,
+}
+
+/// Becomes the user's command. Returns only its failure.
+pub fn enter(entry: Entry<'_>, channel: &Channel) -> Error {
+    match become_command(entry, channel) {
+        Err(error) => error,
+        Ok(never) => match never {},
+    }
+}
+
+fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
+    let Entry { container, layers, steps, seccomp, init } = entry;
+    let process = &container.process;
+    process::reset_signals();
+    channel.wait()?;
+    rustix::process::umask(Mode::empty());
+    // Nothing that is mounted from here on reaches the host.
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .or_fail(Code::Mount, || "the container's mounts cannot be made private")?;
+
+    let root = mount_root(container, layers)?;
+    // The descriptor of --init's program must be of a read-only mount: /proc/1/exe would otherwise be a way to write the
+    // host's own gpurun.
+    let init = init.map(|program| read_only_clone(&program)).transpose()?;
+    assembly::assemble(&root, steps)?;
+    let home = home(&root, container)?;
+    let terminal = if process.tty { Some(open_terminal(&root, process)?) } else { None };
+    if let Some((master, _)) = &terminal {
+        channel.send_terminal(master)?;
+    }
+    if container.read_only {
+        assembly::assemble(&root, vec![Step::ReadOnlyRoot])?;
+    }
+
+    let failed = |what: &'static str| move || format!("{what} failed while entering the container");
+    rustix::process::fchdir(&root).or_fail(Code::Mount, failed("fchdir"))?;
+    // pivot_root(2), NOTES: with both the same, the old root lies on the new one and is taken off it.
+    rustix::process::pivot_root(".", ".").or_fail(Code::Mount, failed("pivot_root"))?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).or_fail(Code::Mount, failed("umount of the host's root"))?;
+    rustix::process::chdir("/").or_fail(Code::Mount, failed("chdir"))?;
+    drop(root);
+
+    if let Some(name) = &container.hostname {
+        rustix::system::sethostname(name.as_bytes()).or_fail(Code::Namespace, failed("sethostname"))?;
+    }
+    if !container.host_network {
+        loopback_up()?;
+    }
+    rustix::process::setsid().or_fail(Code::Internal, failed("setsid"))?;
+    match terminal {
+        Some((_, slave)) => use_terminal(&slave)?,
+        None if !process.interactive => {
+            let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .or_fail(Code::Internal, failed("open of /dev/null"))?;
+            rustix::stdio::dup2_stdin(&null).or_fail(Code::Internal, failed("dup2"))?;
+        }
+        None => {}
+    }
+    process.rlimits.iter().try_for_each(set_limit)?;
+    process::close_on_exec_from(3).or_fail(Code::Internal, failed("close_range"))?;
+    drop_privileges(process, container.id_map.is_some())?;
+    // After the change of user, which clears it: a container dies with its launcher, however that ends.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).or_fail(Code::Internal, failed("prctl"))?;
+    if channel.is_closed() {
+        process::exit_now(137);
+    }
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    rustix::process::chdir(&process.cwd)
+        .or_fail(Code::CannotRun, || format!("the working directory {} cannot be entered", process.cwd.display()))?;
+    if let Some(filter) = seccomp {
+        crate::sys::seccomp::install(&filter).or_fail(Code::Seccomp, failed("seccomp"))?;
+    }
+    Err(execute(process, &home, init.as_ref()))
+}
+
+/// overlayfs over the image's layers, at the container's scratch directory. Its path is used by nobody but this mount
+/// namespace.
+fn mount_root(container: &Container, layers: &[OwnedFd]) -> Result<Root> {
+    let scratch = container.scratch.join(&container.id);
+    let mounted = overlay(container, layers, &scratch).or_else(|errno| match errno {
+        // Not every file system can be an upper layer (another overlay, NFS, Lustre), nor one that is itself below: then what
+        // the container writes into its root lies in memory.
+        Errno::INVAL | Errno::LOOP | Errno::OPNOTSUPP | Errno::REMOTE => {
+            let memory = assembly::new_filesystem("tmpfs", &[("mode", "0700".into())], Flags { nodev: true, ..Flags::default() })
+                .map_err(|_| errno)?;
+            let here = crate::apply::rootfs::open_host_directory(&scratch)?;
+            assembly::attach(&memory, &here, &scratch).map_err(|_| errno)?;
+            for name in ["upper", "work", "root"] {
+                rustix::fs::mkdirat(&memory, name, Mode::from_raw_mode(0o755))?;
+            }
+            overlay(container, layers, &scratch)
+        }
+        errno => Err(errno),
+    });
+    mounted.map_err(|errno| {
+        Error::new(Code::Mount, "the image's layers cannot be mounted as the container's root").cause(format!("overlay: {errno}")).fix(
+            if container.id_map.is_some() {
+                "overlayfs in a user namespace needs Linux 5.11 or newer; on an older kernel run gpurun as root"
+            } else {
+                "load the module: modprobe overlay"
+            },
+        )
+    })?;
+    let root = crate::apply::rootfs::open_host_directory(&scratch.join("root"))
+        .or_fail(Code::Mount, || "the container's root cannot be opened")?;
+    Ok(Root::new(root))
+}
+
+fn overlay(container: &Container, layers: &[OwnedFd], scratch: &Path) -> rustix::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let open = |name| crate::apply::rootfs::open_host_directory(&scratch.join(name));
+    let (upper, work) = (open("upper")?, open("work")?);
+    // By descriptor: what was checked is what is mounted, no character needs escaping, and 128 layers fit into the one page
+    // that mount(2) takes.
+    let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let lowers: Vec<String> = layers.iter().map(path).collect();
+    // volatile: nothing of this upper layer outlives the container, so it is never synced; without it the end of a container
+    // waits for the disk. userxattr: trusted.* belongs to the host's root.
+    let user = if container.id_map.is_some() { ",userxattr" } else { "" };
+    let data = format!("lowerdir={},upperdir={},workdir={},volatile{user}", lowers.join(":"), path(&upper), path(&work));
+    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount("overlay", scratch.join("root"), "overlay", MountFlags::empty(), Some(data.as_c_str()))
+}
+
+fn read_only_clone(program: &OwnedFd) -> Result<OwnedFd> {
+    use rustix::{fd::AsFd, mount::OpenTreeFlags};
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let clone = rustix::mount::open_tree(program, "", flags).or_fail(Code::Mount, || "gpurun's own file cannot be cloned")?;
+    crate::sys::mount::restrict(clone.as_fd(), Flags { read_only: true, nosuid: true, nodev: true, noexec: false }, false)
+        .or_fail(Code::Mount, || "gpurun's own file cannot be made read-only")?;
+    Ok(clone)
+}
+
+/// A directory that the user can write: his own, or one that is made for him.
+fn home(root: &Root, container: &Container) -> Result<PathBuf> {
+    let user = &container.process.user;
+    let own = root.open(&user.home, OFlags::RDONLY | OFlags::DIRECTORY);
+    let usable = match &own {
+        Ok(fd) => user.home != Path::new("/") && is_writable(fd, user),
+        Err(_) => true,
+    };
+    let home = if usable { user.home.clone() } else { PathBuf::from("/home").join(&user.name) };
+    if container.read_only {
+        // Caches of CUDA, Triton and Hugging Face go there, whatever the root is.
+        let options = [("mode", "0700".to_owned()), ("uid", user.uid.to_string()), ("gid", user.gid.to_string())];
+        let memory = assembly::new_filesystem("tmpfs", &options, Flags { nosuid: true, nodev: true, ..Flags::default() })?;
+        if !container.volumes.iter().any(|v| v.target() == home) {
+            assembly::attach(&memory, &root.directory(&home)?, &home)?;
+        }
+    } else {
+        assembly::make_directory(root, &home, 0o750, (user.uid, user.gid))?;
+    }
+    Ok(home)
+}
+
+fn is_writable(directory: &OwnedFd, user: &Identity) -> bool {
+    user.uid == 0
+        || rustix::fs::fstat(directory).is_ok_and(|s| {
+            let shift = match s {
+                s if s.st_uid == user.uid => 6,
+                s if s.st_gid == user.gid || user.groups.contains(&s.st_gid) => 3,
+                _ => 0,
+            };
+            s.st_mode >> shift & 0o3 == 0o3
+        })
+}
+
+/// A pseudo-terminal of the container's own devpts, so that its name is true inside.
+fn open_terminal(root: &Root, process: &Process) -> Result<(OwnedFd, OwnedFd)> {
+    let failed = || "no pseudo-terminal can be opened in the container";
+    let master = root.open(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY).or_fail(Code::Internal, failed)?;
+    rustix::pty::unlockpt(&master).or_fail(Code::Internal, failed)?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+        .or_fail(Code::Internal, failed)?;
+    let owner = Some(Uid::from_raw(process.user.uid));
+    rustix::fs::fchown(&slave, owner, None).or_fail(Code::Internal, failed)?;
+    Ok((master, slave))
+}
+
+fn use_terminal(slave: &OwnedFd) -> Result<()> {
+    let failed = || "the container's terminal cannot be made its controlling terminal";
+    rustix::process::ioctl_tiocsctty(slave).or_fail(Code::Internal, failed)?;
+    rustix::stdio::dup2_stdin(slave).or_fail(Code::Internal, failed)?;
+    rustix::stdio::dup2_stdout(slave).or_fail(Code::Internal, failed)?;
+    rustix::stdio::dup2_stderr(slave).or_fail(Code::Internal, failed)
+}
+
+fn set_limit(limit: &Rlimit) -> Result<()> {
+    let (_, hard) = nix::sys::resource::getrlimit(limit.resource).or_fail(Code::Limit, || "getrlimit failed")?;
+    match nix::sys::resource::setrlimit(limit.resource, limit.soft, limit.hard) {
+        Ok(()) => Ok(()),
+        Err(errno) if limit.required => Err(Error::new(Code::Limit, format!("the limit {} cannot be {}:{}", limit.name, limit.soft, limit.hard))
+            .cause(errno)
+            .fix(format!("the hard limit here is {hard}; ask for at most that, or raise it where gpurun is started (ulimit -H)"))),
+        // Wished for, not asked for: as much as this process may have.
+        Err(_) => nix::sys::resource::setrlimit(limit.resource, limit.soft.min(hard), hard)
+            .or_fail(Code::Limit, || format!("the limit {} cannot be set", limit.name)),
+    }
+}
+
+fn loopback_up() -> Result<()> {
+    crate::sys::process::loopback_up().or_fail(Code::Namespace, || "the loopback device of the container cannot be brought up")
+}
+
+fn become_user(uid: u32, gid: u32) -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    rustix::thread::set_thread_res_gid(gid, gid, gid)
+        .and_then(|()| rustix::thread::set_thread_res_uid(uid, uid, uid))
+        .or_fail(Code::User, || format!("gpurun cannot become {}:{}", uid.as_raw(), gid.as_raw()))
+}
+
+/// Capabilities, groups, ids, no_new_privs: in the order in which each still may be changed (capabilities(7)).
+fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
+    let user = &process.user;
+    let wanted = capability_set(process.capabilities);
+    let failed = |what: &'static str| move || format!("{what} failed while dropping privileges");
+    for capability in caps::all() {
+        if !wanted.contains(&capability) {
+            // EINVAL: this kernel is older than the capability, so nobody has it.
+            match caps::drop(None, CapSet::Bounding, capability) {
+                Ok(()) => {}
+                Err(_) if !caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) => {}
+                Err(error) => return Err(error).or_fail(Code::Internal, failed("dropping a capability from the bounding set")),
+            }
+        }
+    }
+    let groups: Vec<Gid> = user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
+    match rustix::thread::set_thread_groups(&groups) {
+        // A user namespace with one id has setgroups(2) denied (user_namespaces(7)): the caller's own groups stay, which
+        // is what opens the devices that he may open.
+        Err(Errno::PERM) if rootless => {}
+        result => result.or_fail(Code::User, || format!("the groups {:?} cannot be set", user.groups))?,
+    }
+    let keeps = user.uid == 0;
+    if keeps {
+        rustix::thread::set_keep_capabilities(true).or_fail(Code::Internal, failed("prctl"))?;
+    }
+    become_user(user.uid, user.gid)?;
+    let kept = if keeps { wanted } else { caps::CapsHashSet::new() };
+    caps::clear(None, CapSet::Ambient).or_fail(Code::Internal, failed("clearing the ambient set"))?;
+    for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
+        let value = if set == CapSet::Inheritable { caps::CapsHashSet::new() } else { kept.clone() };
+        // Effective before permitted would ask for what is not permitted only if it grew; it shrinks.
+        caps::set(None, set, &value).or_fail(Code::Internal, failed("capset"))?;
+    }
+    rustix::thread::set_no_new_privs(true).or_fail(Code::Internal, failed("prctl"))
+}
+
+fn capability_set(mask: u64) -> caps::CapsHashSet {
+    caps::all().into_iter().filter(|c: &Capability| mask & c.bitmask() != 0).collect()
+}
+
+fn c_string(text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| Error::new(Code::CannotRun, format!("{text:?} holds a NUL character")))
+}
+
+/// execve(2), with the command looked up in PATH as a shell does it.
+fn execute(process: &Process, home: &Path, init: Option<&OwnedFd>) -> Error {
+    match prepare(process, home) {
+        Err(error) => error,
+        Ok((argv, env, candidates)) => {
+            use rustix::fd::AsFd;
+            if let Some(program) = init {
+                let argv: Vec<CString> = [crate::apply::container::INIT_NAME.to_owned()].into_iter().chain(argv).collect();
+                let error = process::fexecve(program.as_fd(), &argv, &env);
+                return Error::new(Code::CannotRun, "gpurun cannot start itself as the container's init").cause(error);
+            }
+            run_first(&process.argv[0], &candidates, &argv, &env)
+        }
+    }
+}
+
+type Prepared = (Vec<CString>, Vec<CString>, Vec<CString>);
+
+fn prepare(process: &Process, home: &Path) -> Result<Prepared> {
+    let mut env = process.env.clone();
+    if !env.iter().any(|(name, _)| name == "HOME") {
+        env.push(("HOME".into(), home.display().to_string()));
+    }
+    let argv = process.argv.iter().map(|a| c_string(a)).collect::<Result<Vec<_>>>()?;
+    let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
+    let candidates = candidates(&process.argv[0], path).iter().map(|c| c_string(c)).collect::<Result<Vec<_>>>()?;
+    let env = env.iter().map(|(name, value)| c_string(&format!("{name}={value}"))).collect::<Result<Vec<_>>>()?;
+    Ok((argv, env, candidates))
+}
+
+/// The paths at which a command may be: itself, or below each directory of PATH.
+pub fn candidates(command: &str, path: &str) -> Vec<String> {
+    if command.contains('/') {
+        return vec![command.to_owned()];
+    }
+    let directory = |d: &str| if d.is_empty() { format!("./{command}") } else { format!("{d}/{command}") };
+    path.split(':').map(directory).collect()
+}
+
+/// Runs the first candidate that can be run. Returns its failure: 127 if there is none, 126 if one cannot be run.
+pub fn run_first(command: &str, candidates: &[CString], argv: &[CString], env: &[CString]) -> Error {
+    let mut refused: Option<(&CStr, std::io::Error)> = None;
+    for candidate in candidates {
+        let error = process::execve(candidate, argv, env);
+        if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) {
+            refused.get_or_insert((candidate, error));
+        }
+    }
+    let Some((path, error)) = refused else {
+        let missing = candidates.iter().find(|c| rustix::fs::accessat(CWD, c.as_c_str(), rustix::fs::Access::EXISTS, rustix::fs::AtFlags::empty()).is_ok());
+        return match missing {
+            Some(path) => Error::new(Code::CommandNotFound, format!("{} cannot be started", path.to_string_lossy()))
+                .cause("the file is there, but the interpreter or the dynamic loader that it names is not")
+                .fix("check its first line (#!) or install the C library that it was built for"),
+            None => Error::new(Code::CommandNotFound, format!("the command {command:?} was not found in the container"))
+                .fix("check its spelling and the image's PATH"),
+        };
+    };
+    let error_fix = match error.raw_os_error() {
+        Some(libc::ENOEXEC) => "it is not a program for this machine, or a script without a first line #!",
+        Some(libc::EACCES) => "make it executable for the container's user (chmod +x), and not on a mount with noexec",
+        Some(libc::E2BIG) => "shorten the arguments or the environment",
+        _ => "see execve(2) for what this error means",
+    };
+    Error::new(Code::CannotRun, format!("{} cannot be run", path.to_string_lossy())).cause(error).fix(error_fix)
+}

@@ -1,0 +1,211 @@
+//! Our own container, in this process: no daemon, no other runtime, one fork.
+
+pub mod assembly;
+pub mod cgroup;
+mod channel;
+mod enter;
+pub mod identity;
+pub mod init;
+mod relay;
+mod scratch;
+pub mod seccomp;
+pub mod spec;
+
+use crate::{
+    apply::rootfs::Layers,
+    error::{Code, Error, OrFail, Result},
+    sys::{
+        bpf::DeviceRule,
+        process::{self, Clone},
+    },
+};
+use cgroup::{Cgroup, Layout};
+use channel::{Channel, Said};
+pub use init::INIT_NAME;
+use rustix::fd::OwnedFd;
+use scratch::Scratch;
+use spec::{Container, IdMap};
+use std::path::PathBuf;
+
+/// Runs the container to its end. The command's exit code.
+///
+/// # Errors
+/// When the command does not come to run; then nothing of the container is left.
+pub fn run(container: Container, layers: Layers) -> Result<u8> {
+    let entry = enter::Entry {
+        steps: assembly::steps(&container, &cgroup_view(&container), host_files(&container)),
+        seccomp: if container.process.seccomp { Some(seccomp::cached(&container.state_dir, container.process.capabilities)?) } else { None },
+        init: if container.process.init { Some(own_program()?) } else { None },
+        layers: layers.descriptors(),
+        container: &container,
+    };
+    let (ours, theirs) = Channel::pair()?;
+    let signals = relay::Signals::block()?;
+
+    let scratch = Scratch::create(&container.scratch, &container.id)?;
+    let cgroup = match Cgroup::create(&container.id, &container.limits, device_rules(&container).as_deref()) {
+        Ok(cgroup) => cgroup,
+        Err(error) => return Err(after(error, scratch.remove())),
+    };
+    let started = start(entry, &ours, theirs, cgroup.as_ref());
+    // What the start needed is not needed to wait: the launcher of a container that runs for weeks stays small.
+    let interactive = container.process.interactive;
+    drop((container, layers));
+    process::release_memory();
+    let result = started.and_then(|started| relay::relay(&started.pidfd, &signals, started.terminal, interactive));
+    let removed = cgroup.map_or(Ok(()), Cgroup::remove).and(scratch.remove());
+    match (result, removed) {
+        (Ok(code), removed) => {
+            if let Err(error) = removed {
+                // The command has its own exit code; the next start removes what is left.
+                tracing::debug!(%error, "left for the next start to remove");
+            }
+            Ok(code)
+        }
+        (Err(error), removed) => Err(after(error, removed)),
+    }
+}
+
+/// The failure that came first is the one to report.
+fn after(error: Error, cleaned: Result<()>) -> Error {
+    match cleaned {
+        Ok(()) => error,
+        Err(second) => error.cause(second.what()),
+    }
+}
+
+struct Started {
+    pidfd: OwnedFd,
+    terminal: Option<OwnedFd>,
+}
+
+fn start(entry: enter::Entry<'_>, ours: &Channel, theirs: Channel, cgroup: Option<&Cgroup>) -> Result<Started> {
+    let container = entry.container;
+    let clone = process::clone_into(namespaces(container), cgroup.and_then(Cgroup::dir_fd)).map_err(refused)?;
+    let (pidfd, pid) = match clone {
+        Clone::Child => {
+            let error = enter::enter(entry, &theirs);
+            theirs.send_failure(&error);
+            process::exit_now(i32::from(error.code().exit_code()));
+        }
+        Clone::Parent(pidfd, pid) => (pidfd, pid),
+    };
+    drop(theirs);
+    let prepared = container.id_map.as_ref().map_or(Ok(()), |map| write_id_map(pid, map)).and_then(|()| cgroup.map_or(Ok(()), |c| c.join(pid)));
+    let talked = prepared.and_then(|()| ours.go()).and_then(|()| {
+        let mut terminal = None;
+        loop {
+            match ours.receive()? {
+                Said::Nothing => return Ok(terminal),
+                Said::Terminal(master) => terminal = Some(master),
+                Said::Failure(error) => return Err(error),
+            }
+        }
+    });
+    match talked {
+        Ok(terminal) => Ok(Started { pidfd, terminal }),
+        Err(error) => {
+            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+            let options = rustix::process::WaitIdOptions::EXITED;
+            let _ = rustix::io::retry_on_intr(|| {
+                rustix::process::waitid(rustix::process::WaitId::PidFd(rustix::fd::AsFd::as_fd(&pidfd)), options)
+            });
+            Err(error)
+        }
+    }
+}
+
+fn namespaces(container: &Container) -> u64 {
+    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    for (wanted, flag) in [
+        (container.id_map.is_some(), libc::CLONE_NEWUSER),
+        (!container.host_ipc, libc::CLONE_NEWIPC),
+        (!container.host_network, libc::CLONE_NEWNET),
+    ] {
+        if wanted {
+            flags |= flag;
+        }
+    }
+    u64::from(flags.unsigned_abs())
+}
+
+fn refused(error: std::io::Error) -> Error {
+    let what = Error::new(Code::Namespace, "the kernel refuses to make the container's namespaces");
+    match error.raw_os_error() {
+        Some(libc::EPERM) => what.cause(format!("clone3: {error}")).fix(
+            "ordinary users need unprivileged user namespaces: sysctl kernel.unprivileged_userns_clone=1 and \
+             kernel.apparmor_restrict_unprivileged_userns=0 where the host has these keys; or run gpurun as root",
+        ),
+        Some(libc::ENOSPC) => what.cause(format!("clone3: {error}")).fix("raise the limits in /proc/sys/user/max_*_namespaces"),
+        Some(libc::ENOSYS) => what.cause(format!("clone3: {error}")).fix("gpurun needs Linux 5.12 or newer"),
+        _ => what.cause(format!("clone3: {error}")),
+    }
+}
+
+/// Writes uid_map and gid_map (user_namespaces(7)), with the host's setuid helpers where there is more than one id.
+fn write_id_map(pid: i32, map: &IdMap) -> Result<()> {
+    let failed = || "the container's user namespace cannot be given its ids";
+    if map.helpers {
+        for (helper, ranges) in [("/usr/bin/newuidmap", &map.uids), ("/usr/bin/newgidmap", &map.gids)] {
+            let numbers = ranges.iter().flat_map(|&(inside, outside, count)| [inside, outside, count]).map(|n| n.to_string());
+            let output = std::process::Command::new(helper).arg(pid.to_string()).args(numbers).output().or_fail(Code::Namespace, failed)?;
+            if !output.status.success() {
+                return Err(Error::new(Code::Namespace, failed())
+                    .cause(String::from_utf8_lossy(&output.stderr).trim())
+                    .fix("correct the caller's lines in /etc/subuid and /etc/subgid, or take them out: gpurun then maps one id"));
+            }
+        }
+        return Ok(());
+    }
+    let lines = |ranges: &[(u32, u32, u32)]| ranges.iter().map(|(i, o, n)| format!("{i} {o} {n}\n")).collect::<String>();
+    let write = |name: &str, content: &str| std::fs::write(format!("/proc/{pid}/{name}"), content);
+    // Since Linux 3.19 an ordinary user may write gid_map only after giving up setgroups(2).
+    write("setgroups", "deny")
+        .and_then(|()| write("uid_map", &lines(&map.uids)))
+        .and_then(|()| write("gid_map", &lines(&map.gids)))
+        .or_fail(Code::Namespace, failed)
+}
+
+/// What the container's cgroup allows: the devices that every container has, and the GPU's. Without root there is no such
+/// rule, and no node can be made either: what is not mounted is not there.
+fn device_rules(container: &Container) -> Option<Vec<DeviceRule>> {
+    if container.id_map.is_some() {
+        return None;
+    }
+    let standard = assembly::STANDARD_DEVICES.iter().map(|&(_, major, minor)| (major, Some(minor)));
+    // 136 is the first of the pseudo-terminals, 5:2 is ptmx.
+    let terminals = [(5, Some(2)), (136, None)];
+    let gpus = container.injection.devices.iter().map(|n| (n.major, Some(n.minor)));
+    Some(standard.chain(terminals).chain(gpus).map(|(major, minor)| DeviceRule::character(major, minor)).collect())
+}
+
+/// Where the container sees its limits under cgroup v1: the directories that it joined.
+fn cgroup_view(container: &Container) -> Vec<(PathBuf, PathBuf)> {
+    match cgroup::layout() {
+        Layout::Unified => Vec::new(),
+        Layout::Hybrid | Layout::Legacy if container.id_map.is_some() => Vec::new(),
+        Layout::Hybrid | Layout::Legacy => Cgroup::v1_directories(&container.id, &container.limits),
+    }
+}
+
+/// The files by which a container knows its host's network, as Docker writes them.
+fn host_files(container: &Container) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    let name = container.hostname.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+    if container.host_network {
+        for path in ["/etc/resolv.conf", "/etc/hosts"] {
+            if let Ok(content) = std::fs::read(path) {
+                files.push((path.into(), content));
+            }
+        }
+    } else {
+        files.push(("/etc/hosts".into(), format!("127.0.0.1 localhost {name}\n::1 localhost {name}\n").into_bytes()));
+    }
+    files.push(("/etc/hostname".into(), (name + "\n").into_bytes()));
+    files
+}
+
+fn own_program() -> Result<OwnedFd> {
+    rustix::fs::open("/proc/self/exe", rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
+        .or_fail(Code::Internal, || "gpurun cannot open its own file")
+}

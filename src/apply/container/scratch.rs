@@ -1,0 +1,90 @@
+//! Where a container's writes go, and what a launcher that was killed leaves behind.
+//!
+//! Every running launcher holds an exclusive flock(2) on its directory. The kernel releases it when the launcher
+//! is gone, however it went; so a directory whose lock can be had belongs to nobody, and the next start removes it.
+
+use super::cgroup;
+use crate::error::{Code, OrFail, Result};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use std::{
+    fs,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+/// A directory of one container's: `upper` and `work` of its overlay, `root` as its mount point.
+#[derive(Debug)]
+pub struct Scratch {
+    /// Where it is.
+    pub path: PathBuf,
+    lock: OwnedFd,
+}
+
+impl Scratch {
+    /// Makes the directory `id` beneath `all`, and removes what earlier launchers left there.
+    pub fn create(all: &Path, id: &str) -> Result<Self> {
+        let failed = || format!("no scratch directory can be made in {}", all.display());
+        fs::create_dir_all(all).or_fail(Code::Store, failed)?;
+        sweep(all);
+        let path = all.join(id);
+        loop {
+            use std::os::unix::fs::DirBuilderExt;
+            fs::DirBuilder::new().mode(0o700).create(&path).or_fail(Code::Store, failed)?;
+            // Another launcher may have taken the new directory for a stale one before it was locked.
+            if let Some(lock) = try_lock(&path)
+                && path.exists()
+            {
+                for name in ["upper", "work", "root"] {
+                    fs::create_dir(path.join(name)).or_fail(Code::Store, failed)?;
+                }
+                return Ok(Self { path, lock });
+            }
+        }
+    }
+
+    /// Removes the directory. The container must be gone.
+    pub fn remove(self) -> Result<()> {
+        let removed = remove_tree(&self.path);
+        drop(self.lock);
+        removed.or_fail(Code::Store, || format!("{} cannot be removed", self.path.display()))
+    }
+}
+
+fn try_lock(path: &Path) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(fd)
+}
+
+/// Removes the directories and cgroups of launchers that are gone. What cannot be removed now stays for the next start.
+fn sweep(all: &Path) {
+    for entry in fs::read_dir(all).into_iter().flatten().flatten() {
+        if let Some(_lock) = try_lock(&entry.path()) {
+            let id = entry.file_name();
+            let result = cgroup::Cgroup::remove_stale(&id.to_string_lossy()).map(|()| remove_tree(&entry.path()));
+            tracing::debug!(id = %id.display(), ?result, "removed what a killed launcher left");
+        }
+    }
+}
+
+/// rm -rf. Directories that the container left without permissions are its owner's own and are opened first.
+fn remove_tree(path: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            open_up(path);
+            fs::remove_dir_all(path)
+        }
+        result => result,
+    }
+}
+
+fn open_up(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let _ = fs::set_permissions(path, fs::Permissions::from_mode(0o700));
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            open_up(&entry.path());
+        }
+    }
+}

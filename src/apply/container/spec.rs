@@ -1,0 +1,127 @@
+//! A container as a plain value: everything is decided, nothing is done yet.
+
+use super::{cgroup::Limits, identity::Identity};
+use crate::{plan::Injection, vocabulary::EnvVar};
+use std::path::PathBuf;
+
+/// One container.
+#[derive(Debug)]
+pub struct Container {
+    /// 12 hexadecimal digits: names its scratch directory and its cgroup.
+    pub id: String,
+    /// overlayfs' lower directories, topmost first.
+    pub lowers: Vec<PathBuf>,
+    /// `--read-only`: nothing but the mounts can be written.
+    pub read_only: bool,
+    /// Where files are kept that the container writes into its root.
+    pub scratch: PathBuf,
+    /// Where gpurun keeps what it derives (the compiled system call filter).
+    pub state_dir: PathBuf,
+    /// The command.
+    pub process: Process,
+    /// uts name; `None` keeps the host's.
+    pub hostname: Option<String>,
+    /// Whether the host's network is used; otherwise there is only a loopback device.
+    pub host_network: bool,
+    /// Whether the host's IPC objects and /dev/shm are used.
+    pub host_ipc: bool,
+    /// Size of /dev/shm in bytes.
+    pub shm_size: u64,
+    /// `-v`, `--mount`, `--tmpfs`, in the order in which they were given.
+    pub volumes: Vec<Volume>,
+    /// Driver and devices.
+    pub injection: Injection,
+    /// The injection's small files, prepared for this image.
+    pub prepared: crate::apply::loader::Prepared,
+    /// cgroup limits.
+    pub limits: Limits,
+    /// User namespace, for a launcher without root.
+    pub id_map: Option<IdMap>,
+}
+
+/// The user's command.
+#[derive(Debug)]
+pub struct Process {
+    /// Program and arguments; never empty.
+    pub argv: Vec<String>,
+    /// Environment.
+    pub env: Vec<EnvVar>,
+    /// Working directory, made if it is absent.
+    pub cwd: PathBuf,
+    /// Who runs it.
+    pub user: Identity,
+    /// `-t`
+    pub tty: bool,
+    /// `-i`
+    pub interactive: bool,
+    /// `--init`: a process of ours is pid 1, forwards signals and reaps.
+    pub init: bool,
+    /// Limits.
+    pub rlimits: Vec<Rlimit>,
+    /// Capabilities as a mask of `1 << CAP_*`: bounding, and for root permitted and effective, too.
+    pub capabilities: u64,
+    /// `--security-opt seccomp=unconfined` turns it off.
+    pub seccomp: bool,
+}
+
+/// One resource limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rlimit {
+    /// Which.
+    pub resource: nix::sys::resource::Resource,
+    /// Docker's name for it: `nofile`.
+    pub name: &'static str,
+    /// Soft limit; `u64::MAX` is none.
+    pub soft: u64,
+    /// Hard limit; `u64::MAX` is none.
+    pub hard: u64,
+    /// Whether the user asked: then it must be possible, otherwise it is only wished for.
+    pub required: bool,
+}
+
+/// Something the user mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Volume {
+    /// A host directory or file.
+    Bind {
+        /// On the host, absolute.
+        source: PathBuf,
+        /// In the container.
+        target: PathBuf,
+        /// `ro`
+        read_only: bool,
+    },
+    /// An empty file system in memory.
+    Tmpfs {
+        /// In the container.
+        target: PathBuf,
+        /// Bytes; `None` is the kernel's default, half of memory.
+        size: Option<u64>,
+        /// Permission bits.
+        mode: u32,
+        /// `exec`: programs on it may be run (Docker's default forbids it for --tmpfs).
+        exec: bool,
+        /// `ro`
+        read_only: bool,
+    },
+}
+
+impl Volume {
+    /// Where it appears in the container.
+    pub fn target(&self) -> &std::path::Path {
+        match self {
+            Self::Bind { target, .. } | Self::Tmpfs { target, .. } => target,
+        }
+    }
+}
+
+/// How the container's ids are called on the host: ranges as in uid_map (user_namespaces(7)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMap {
+    /// inside, outside, count
+    pub uids: Vec<(u32, u32, u32)>,
+    /// inside, outside, count
+    pub gids: Vec<(u32, u32, u32)>,
+    /// Whether newuidmap and newgidmap write them; one id each a process may write itself.
+    pub helpers: bool,
+}

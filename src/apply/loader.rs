@@ -1,0 +1,147 @@
+//! Makes the container's dynamic loader find the driver's libraries, whatever the image is: glibc with or without a cache,
+//! musl, or no loader at all.
+//!
+//! The image's own libraries keep their order: one directory that holds the driver's files alone is put in front, so
+//! `ldconfig` and `apt install` in the container go on working and give the same result.
+
+use super::rootfs::{Found, Layers};
+use crate::{
+    formats::{cuda_compat, ldcache},
+    inventory::ContainerPath,
+    plan::{CachedLibrary, ForwardCompat, Injection, Symlink, forward_compat},
+    vocabulary::Version,
+};
+use std::path::{Path, PathBuf};
+
+/// Small files and links that must lie in the container's root.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// Path, content, mode.
+    pub files: Vec<(PathBuf, Vec<u8>, u32)>,
+    /// The injection's links and the loader's.
+    pub symlinks: Vec<Symlink>,
+    /// The directory of the image's own CUDA driver libraries, if they are used instead of the host's.
+    pub compat: Option<PathBuf>,
+}
+
+/// Sorts before any other file of the directory that packages put there, so that a later ldconfig finds these first.
+const LD_SO_CONF: &str = "/etc/ld.so.conf.d/00-gpurun.conf";
+const LD_SO_CACHE: &str = "/etc/ld.so.cache";
+/// A cache has about 100 bytes a library; the largest seen (a desktop) has 200 kB.
+const MAX_CACHE: u64 = 16 << 20;
+/// Where NVIDIA's images and packages put the newer driver libraries.
+const COMPAT_DIR: &str = "/usr/local/cuda/compat";
+
+#[cfg(target_arch = "x86_64")]
+mod machine {
+    pub const GLIBC: &str = "/lib64/ld-linux-x86-64.so.2";
+    pub const MUSL: &str = "/lib/ld-musl-x86_64.so.1";
+    pub const MUSL_PATH: &str = "/etc/ld-musl-x86_64.path";
+    pub const MULTIARCH: &str = "/usr/lib/x86_64-linux-gnu";
+}
+#[cfg(target_arch = "aarch64")]
+mod machine {
+    pub const GLIBC: &str = "/lib/ld-linux-aarch64.so.1";
+    pub const MUSL: &str = "/lib/ld-musl-aarch64.so.1";
+    pub const MUSL_PATH: &str = "/etc/ld-musl-aarch64.path";
+    pub const MULTIARCH: &str = "/usr/lib/aarch64-linux-gnu";
+}
+
+/// Reads what the image has and says what must be written.
+pub fn prepare(image: &Layers, injection: &Injection) -> Prepared {
+    if injection.libraries.is_empty() {
+        return Prepared { symlinks: injection.symlinks.clone(), ..Prepared::default() };
+    }
+    let compat = injection.forward_compat.as_ref().and_then(|host| find_compat(image, host));
+    let replaced = |soname: &str| compat.as_ref().is_some_and(|(_, ours)| ours.iter().any(|l| l.soname == soname));
+
+    let mut libraries = compat.as_ref().map_or_else(Vec::new, |(_, libraries)| libraries.clone());
+    libraries.extend(injection.libraries.iter().filter(|l| l.is_32bit || !replaced(&l.soname)).cloned());
+    let mut directories: Vec<&Path> = compat.iter().map(|(directory, _)| directory.as_path()).collect();
+    directories.extend(injection.library_dirs.iter().map(|d| d.0.as_path()));
+
+    // LD_LIBRARY_PATH of CUDA images names the driver's directory, and it goes before the cache: the link by which the host's
+    // libcuda is loaded must not be there when the image's is to be used.
+    let mut symlinks: Vec<Symlink> = injection.symlinks.clone();
+    symlinks.retain(|s| {
+        !(injection.library_dirs.iter().any(|d| s.link.0.starts_with(&d.0)) && s.link.0.file_name().is_some_and(|n| replaced(&n.to_string_lossy())))
+    });
+    let glibc = image.exists(machine::GLIBC) || image.exists(LD_SO_CACHE);
+    let mut files = Vec::new();
+    if glibc {
+        let old = image.read(LD_SO_CACHE, MAX_CACHE).and_then(|bytes| ldcache::Cache::parse(&bytes));
+        let mut cache = old.unwrap_or_default();
+        cache.replace(libraries.iter().map(entry).collect());
+        files.push((LD_SO_CACHE.into(), cache.to_bytes(), 0o644));
+        let listed: String = directories.iter().map(|d| format!("{}\n", d.display())).collect();
+        files.push((LD_SO_CONF.into(), listed.into_bytes(), 0o644));
+        if !image.exists("/etc/ld.so.conf") {
+            files.push(("/etc/ld.so.conf".into(), b"include /etc/ld.so.conf.d/*.conf\n".to_vec(), 0o644));
+        }
+        symlinks.extend(well_known(image, &libraries));
+    }
+    if image.exists(machine::MUSL) {
+        // ldso/dynlink.c: this file replaces the built-in path, so that must be said, too, where the image has no file.
+        let old = image.read(machine::MUSL_PATH, 64 << 10).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let mut path = old.unwrap_or_else(|| "/lib:/usr/local/lib:/usr/lib".into()).trim_end().to_owned();
+        for directory in &directories {
+            path = format!("{path}:{}", directory.display());
+        }
+        files.push((machine::MUSL_PATH.into(), (path + "\n").into_bytes(), 0o644));
+    }
+    Prepared { files, symlinks, compat: compat.map(|(directory, _)| directory) }
+}
+
+/// Programs that look for these files by path, not through the loader: compilers (`-lcuda`), numba, old frameworks.
+const WELL_KNOWN: [&str; 2] = ["libcuda.so.1", "libnvidia-ml.so.1"];
+
+fn well_known(image: &Layers, libraries: &[CachedLibrary]) -> Vec<Symlink> {
+    let Some(directory) = [machine::MULTIARCH, "/usr/lib64"].into_iter().find(|d| image.exists(d)) else { return Vec::new() };
+    let mut links = Vec::new();
+    for library in libraries.iter().filter(|l| !l.is_32bit && WELL_KNOWN.contains(&l.soname.as_str())) {
+        let link = |name: &str, target: &Path| Symlink { link: ContainerPath(Path::new(directory).join(name)), target: target.into() };
+        links.push(link(&library.soname, &library.path.0));
+        if library.soname == "libcuda.so.1" {
+            links.push(link("libcuda.so", Path::new("libcuda.so.1")));
+        }
+    }
+    links
+}
+
+fn entry(library: &CachedLibrary) -> ldcache::Entry {
+    ldcache::Entry {
+        name: library.soname.clone().into_bytes(),
+        path: library.path.0.as_os_str().as_encoded_bytes().to_vec(),
+        flags: if library.is_32bit { ldcache::FLAGS_I386 } else { ldcache::FLAGS_NATIVE },
+        os_version: 0,
+        hwcap: 0,
+    }
+}
+
+/// The image's own driver libraries, if it has exactly one libcuda there and that one is for this host.
+fn find_compat(image: &Layers, host: &ForwardCompat) -> Option<(PathBuf, Vec<CachedLibrary>)> {
+    // A link there is followed; what it leads to is the name that the loader gets, so a later change of the link does nothing.
+    let (directory, Found::Directory(_)) = image.find(COMPAT_DIR)? else { return None };
+    let names: Vec<String> = image.list(COMPAT_DIR).into_iter().filter_map(|n| n.into_string().ok()).collect();
+    let file = |name: &str| match image.find(directory.join(name).to_str()?)? {
+        (path, Found::File(file)) => Some((path, file)),
+        _ => None,
+    };
+    let mut versioned = names.iter().filter_map(|name| {
+        let version: Version = name.strip_prefix("libcuda.so.").filter(|v| v.contains('.'))?.parse().ok()?;
+        Some((version, file(name)?.1))
+    });
+    let ((version, libcuda), None) = (versioned.next()?, versioned.next()) else { return None };
+    if !forward_compat::decide(cuda_compat::note(libcuda).as_deref(), &version, host) {
+        return None;
+    }
+    let soname = |name: &&String| {
+        name.starts_with("lib") && name.rsplit_once(".so.").is_some_and(|(_, v)| !v.is_empty() && v.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let library = |name: &String| {
+        file(name)?;
+        Some(CachedLibrary { soname: name.clone(), path: ContainerPath(directory.join(name)), is_32bit: false })
+    };
+    let libraries = names.iter().filter(soname).filter_map(library).collect();
+    Some((directory.clone(), libraries))
+}

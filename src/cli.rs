@@ -1,0 +1,201 @@
+//! What was typed. What it means is decided elsewhere: nothing here looks at the world.
+#![forbid(unsafe_code)]
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Starts GPU containers: no daemon, no other runtime, no other toolkit.
+#[derive(Debug, Parser)]
+#[command(name = "gpurun", version, after_help = "gpurun --gpus all IMAGE CMD… is short for gpurun run --gpus all IMAGE CMD…")]
+pub struct Cli {
+    /// Where things are, and how much is said.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The names of the verbs, by which a command line without one is known to be `run`.
+pub const VERBS: [&str; 9] = ["run", "plan", "ls", "doctor", "inventory", "images", "demo", "completions", "help"];
+
+/// Options of every verb.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Where the driver's files are (`/`, `/run/nvidia/driver`)
+    #[arg(long, global = true, env = "GPURUN_DRIVER_ROOT", value_name = "DIR", help_heading = "Host")]
+    pub driver_root: Option<PathBuf>,
+    /// Where the device nodes are, if not in the driver root
+    #[arg(long, global = true, env = "GPURUN_DEV_ROOT", value_name = "DIR", help_heading = "Host")]
+    pub dev_root: Option<PathBuf>,
+    /// A simulated host (see gpurun demo --keep) in place of the real one
+    #[arg(long, global = true, env = "GPURUN_SIMULATED_HOST", value_name = "DIR", help_heading = "Host")]
+    pub simulated_host: Option<PathBuf>,
+    /// The configuration file [default: /etc/gpurun/config.toml, if it is there]
+    #[arg(long, global = true, env = "GPURUN_CONFIG", value_name = "FILE", help_heading = "Host")]
+    pub config: Option<PathBuf>,
+    /// What is logged to stderr: error, warn, info, debug, trace
+    #[arg(long, global = true, env = "GPURUN_LOG", default_value = "warn", value_name = "LEVEL", help_heading = "Host")]
+    pub log: tracing::level_filters::LevelFilter,
+    /// How it is logged
+    #[arg(long, global = true, value_enum, default_value = "text", help_heading = "Host")]
+    pub log_format: LogFormat,
+    /// Answers and failures as JSON
+    #[arg(long, global = true, help_heading = "Host")]
+    pub json: bool,
+}
+
+impl Global {
+    /// Those that take a value.
+    pub const HAS_VALUE: [&str; 6] = ["--driver-root", "--dev-root", "--simulated-host", "--config", "--log", "--log-format"];
+}
+
+/// `--log-format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command in a new container
+    Run(Box<Run>),
+    /// Say what a container would get, and start nothing
+    Plan(Box<Run>),
+    /// List the GPUs
+    Ls,
+    /// Check the host, and say what is wrong and what to do
+    Doctor,
+    /// Print everything gpurun knows of the host as JSON (a bug report; a fixture)
+    Inventory,
+    /// List the images that are unpacked in the store
+    Images,
+    /// Run the main job on this machine and print what the container saw
+    Demo(Demo),
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `gpurun demo`
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Simulate this host even if the machine has a driver: 8xh100, a100-mig, t4, one-lost-gpu, old-driver, slow-init
+    #[arg(long, value_name = "NAME")]
+    pub simulate: Option<String>,
+    /// Lay the simulated host out in this directory, print how to use it, and leave it there
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+}
+
+/// Docker's options, with Docker's grammar.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// GPUs: all, a number, or "device=0,GPU-…,0:1"; also capabilities=…
+    #[arg(long, value_name = "REQUEST", help_heading = "GPU")]
+    pub gpus: Option<String>,
+    /// Set a variable; NAME alone takes it from gpurun's own environment
+    #[arg(short = 'e', long = "env", value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Read variables from a file
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Mount a host directory or file: SOURCE:TARGET[:ro]
+    #[arg(short = 'v', long = "volume", value_name = "SOURCE:TARGET[:ro]", help_heading = "Files")]
+    pub volume: Vec<String>,
+    /// Mount: type=bind,source=…,target=…[,readonly] or type=tmpfs,target=…[,tmpfs-size=…]
+    #[arg(long, value_name = "MOUNT", help_heading = "Files")]
+    pub mount: Vec<String>,
+    /// Mount an empty directory in memory: TARGET[:size=…,mode=…,exec,ro]
+    #[arg(long, value_name = "TARGET[:OPTIONS]", help_heading = "Files")]
+    pub tmpfs: Vec<String>,
+    /// Make the root read-only (HOME, /tmp through --tmpfs and the volumes stay writable)
+    #[arg(long, help_heading = "Files")]
+    pub read_only: bool,
+    /// Size of /dev/shm [default: half of memory]
+    #[arg(long, value_name = "SIZE", help_heading = "Files")]
+    pub shm_size: Option<String>,
+    /// Working directory
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+    /// User: NAME|UID[:GROUP|GID] [default: the image's, or the caller if that is root]
+    #[arg(short = 'u', long, value_name = "USER[:GROUP]", help_heading = "User")]
+    pub user: Option<String>,
+    /// Another group of the user, by number
+    #[arg(long, value_name = "GID", help_heading = "User")]
+    pub group_add: Vec<u32>,
+    /// Give root a capability: CAP_NAME, NAME or ALL
+    #[arg(long, value_name = "CAPABILITY", help_heading = "User")]
+    pub cap_add: Vec<String>,
+    /// Take a capability from root
+    #[arg(long, value_name = "CAPABILITY", help_heading = "User")]
+    pub cap_drop: Vec<String>,
+    /// seccomp=unconfined: no system call filter; no-new-privileges is always on
+    #[arg(long, value_name = "OPTION", help_heading = "User")]
+    pub security_opt: Vec<String>,
+    /// Run this in place of the image's entrypoint
+    #[arg(long, value_name = "COMMAND")]
+    pub entrypoint: Option<String>,
+    /// Pass standard input
+    #[arg(short = 'i', long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// Run a pid 1 that forwards signals and reaps
+    #[arg(long)]
+    pub init: bool,
+    /// Remove the container at its end: it always is
+    #[arg(long, hide = true)]
+    pub rm: bool,
+    /// Host name in the container
+    #[arg(long, value_name = "NAME", help_heading = "Namespaces")]
+    pub hostname: Option<String>,
+    /// host, or none: a loopback device alone
+    #[arg(long, visible_alias = "net", value_enum, default_value = "host", help_heading = "Namespaces")]
+    pub network: Network,
+    /// private, or host: the host's /dev/shm and IPC objects
+    #[arg(long, value_enum, default_value = "private", help_heading = "Namespaces")]
+    pub ipc: Ipc,
+    /// Limit: NAME=SOFT[:HARD] (nofile, memlock, nproc, stack, …)
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", help_heading = "Limits")]
+    pub ulimit: Vec<String>,
+    /// Memory limit (512m, 16g)
+    #[arg(short = 'm', long, value_name = "SIZE", help_heading = "Limits")]
+    pub memory: Option<String>,
+    /// Number of CPUs (1.5)
+    #[arg(long, value_name = "NUMBER", help_heading = "Limits")]
+    pub cpus: Option<f64>,
+    /// Number of processes; -1 is no limit
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true, help_heading = "Limits")]
+    pub pids_limit: Option<i64>,
+    /// oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], rootfs:DIR, or host:
+    pub image: String,
+    /// The command and its arguments [default: the image's]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// `--network`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Network {
+    /// The host's.
+    Host,
+    /// A loopback device alone.
+    None,
+}
+
+/// `--ipc`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Ipc {
+    /// Its own.
+    Private,
+    /// The host's.
+    Host,
+}

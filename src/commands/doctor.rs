@@ -1,0 +1,128 @@
+//! `gpurun doctor`: the checks behind every failure, ahead of time.
+
+use super::Context;
+use crate::{
+    apply::container::cgroup::{self, Layout},
+    error::Result,
+    inventory::Inventory,
+};
+use serde_json::json;
+use std::path::Path;
+
+struct Check {
+    name: &'static str,
+    /// `Err` with its code, and what to do.
+    result: std::result::Result<String, (String, String, String)>,
+}
+
+/// Prints every check; 0 if nothing is wrong, 1 otherwise.
+pub fn run(context: &Context) -> Result<u8> {
+    let mut checks = Vec::new();
+    match Inventory::read(&context.host) {
+        Ok(inventory) => {
+            let driver = &inventory.driver;
+            checks.push(Check { name: "driver", result: Ok(format!("{}, CUDA up to {}", driver.version, driver.cuda)) });
+            checks.push(Check { name: "driver files", result: Ok(format!("{} in {}", driver.files.len(), driver.root.0.display())) });
+            let names: Vec<String> = inventory.gpus.iter().map(|gpu| format!("{} {}", gpu.index, gpu.name)).collect();
+            checks.push(Check { name: "GPUs", result: Ok(format!("{}: {}", names.len(), names.join(", "))) });
+            let slow: Vec<String> =
+                inventory.gpus.iter().filter(|gpu| gpu.persistence == Some(false)).map(|gpu| gpu.index.to_string()).collect();
+            checks.push(Check {
+                name: "persistence",
+                result: if slow.is_empty() {
+                    Ok("the driver keeps every GPU initialised".into())
+                } else {
+                    let what = format!("GPUs {} are initialised at each start, which takes seconds", slow.join(", "));
+                    Err(("GPU-0016".into(), what, "systemctl enable --now nvidia-persistenced, or nvidia-smi -pm 1".into()))
+                },
+            });
+            checks.extend(inventory.problems.iter().map(|problem| Check {
+                name: "host",
+                result: Err((problem.code.clone(), problem.what.clone(), problem.fix.clone())),
+            }));
+            checks.push(dev_char(&inventory));
+        }
+        Err(error) => {
+            let what = format!("{}: {}", error.what(), error.cause_line());
+            checks.push(Check { name: "driver", result: Err((error.code().to_string(), what, error.fix_line().to_owned())) });
+        }
+    }
+    checks.extend([user_namespaces(), overlay(), shm(), cgroups()]);
+    let bad = checks.iter().filter(|check| check.result.is_err()).count();
+    if context.json {
+        let all: Vec<_> = checks
+            .iter()
+            .map(|check| match &check.result {
+                Ok(what) => json!({"check": check.name, "ok": true, "what": what}),
+                Err((code, what, fix)) => json!({"check": check.name, "ok": false, "error": code, "what": what, "fix": fix}),
+            })
+            .collect();
+        println!("{:#}", json!(all));
+    } else {
+        for check in &checks {
+            match &check.result {
+                Ok(what) => println!("ok    {:<16} {what}", check.name),
+                Err((code, what, fix)) => println!("wrong {:<16} [{code}] {what}\n      fix: {fix}", check.name),
+            }
+        }
+    }
+    Ok(u8::from(bad > 0))
+}
+
+fn missing(code: &str, what: &str, fix: &str) -> std::result::Result<String, (String, String, String)> {
+    Err((code.into(), what.into(), fix.into()))
+}
+
+/// systemd allows a device to a scope by its number only if /dev/char has a link for it; else `daemon-reload` takes it away.
+fn dev_char(inventory: &Inventory) -> Check {
+    let nodes = inventory.driver.control_nodes.iter().chain(inventory.gpus.iter().map(|gpu| &gpu.node));
+    let absent: Vec<String> = nodes
+        .filter(|node| !Path::new(&format!("/dev/char/{}:{}", node.major, node.minor)).exists())
+        .map(|node| node.container_path.0.display().to_string())
+        .collect();
+    Check {
+        name: "/dev/char",
+        result: if absent.is_empty() {
+            Ok("every device node has its link".into())
+        } else {
+            let what = format!("{} have no link there, so that a daemon-reload takes them from containers of systemd's", absent.join(", "));
+            Err(("GPU-0014".into(), what, "ln -s /dev/NAME /dev/char/MAJOR:MINOR for each, in a udev rule".into()))
+        },
+    }
+}
+
+fn user_namespaces() -> Check {
+    let read = |key: &str| std::fs::read_to_string(format!("/proc/sys/{key}")).unwrap_or_default().trim().to_owned();
+    let result = if read("kernel/unprivileged_userns_clone") == "0" {
+        missing("GPU-0050", "ordinary users may not make user namespaces", "sysctl kernel.unprivileged_userns_clone=1")
+    } else if read("kernel/apparmor_restrict_unprivileged_userns") == "1" {
+        missing("GPU-0050", "AppArmor keeps ordinary users' namespaces from mounting", "sysctl kernel.apparmor_restrict_unprivileged_userns=0")
+    } else if read("user/max_user_namespaces") == "0" {
+        missing("GPU-0050", "no user namespace may be made", "sysctl user.max_user_namespaces=15000")
+    } else {
+        Ok("ordinary users can start containers".into())
+    };
+    Check { name: "user namespaces", result }
+}
+
+fn overlay() -> Check {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default().lines().any(|l| l.ends_with("\toverlay"));
+    let result = if known { Ok("the kernel has it".into()) } else { missing("GPU-0051", "the kernel has not loaded it", "modprobe overlay") };
+    Check { name: "overlayfs", result }
+}
+
+fn shm() -> Check {
+    let system = rustix::system::sysinfo();
+    #[allow(clippy::useless_conversion)]
+    let half = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit)) / 2;
+    Check { name: "/dev/shm", result: Ok(format!("containers get {} MiB unless told otherwise", half >> 20)) }
+}
+
+fn cgroups() -> Check {
+    let what = match cgroup::layout() {
+        Layout::Unified => "v2",
+        Layout::Hybrid => "v1 with v2 beside it; device rules are v2's",
+        Layout::Legacy => "v1 alone",
+    };
+    Check { name: "cgroups", result: Ok(what.into()) }
+}

@@ -1,0 +1,15 @@
+//! `gpurun inventory`: everything gpurun knows of the host, read afresh.
+
+use super::Context;
+use crate::{
+    error::{Code, OrFail, Result},
+    inventory::Inventory,
+};
+
+/// Prints it as JSON.
+pub fn run(context: &Context) -> Result<u8> {
+    let inventory = Inventory::read(&context.host)?;
+    let text = serde_json::to_string_pretty(&inventory).or_fail(Code::Inventory, || "the inventory cannot be written as JSON")?;
+    println!("{text}");
+    Ok(0)
+}

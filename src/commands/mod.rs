@@ -1,0 +1,66 @@
+//! The corridor: one file a verb, its pipeline on one screen.
+#![forbid(unsafe_code)]
+
+pub mod demo;
+pub mod doctor;
+pub mod images;
+pub mod inventory;
+pub mod ls;
+pub mod plan;
+pub mod run;
+
+use crate::{
+    cli::Global,
+    config::Config,
+    error::Result,
+    inventory::{Host, Inventory},
+};
+use std::path::PathBuf;
+
+/// What every verb knows: where the host's facts are, where gpurun keeps its own, and what the administrator set.
+#[derive(Debug)]
+pub struct Context {
+    /// Where the host's facts are read from.
+    pub host: Host,
+    /// The configuration.
+    pub config: Config,
+    /// Inventory snapshot, compiled filters: `GPURUN_STATE_DIR`.
+    pub state_dir: PathBuf,
+    /// Images and scratch directories: `GPURUN_STORE`.
+    pub store_dir: PathBuf,
+    /// `--json`
+    pub json: bool,
+}
+
+impl Context {
+    /// What was typed, and where nothing was, the configuration and the defaults.
+    pub fn new(global: Global) -> Result<Self> {
+        let config = Config::load(global.config.as_deref())?;
+        let host = match &global.simulated_host {
+            Some(dir) => Host::simulated(dir),
+            None => Host::new(
+                global.driver_root.or_else(|| config.driver_root.clone()).unwrap_or_else(|| "/".into()),
+                global.dev_root.or_else(|| config.dev_root.clone()),
+            ),
+        };
+        let root = rustix::process::geteuid().is_root();
+        let dir = |key: &str, root_dir: &str, user_key: &str, user_dir: &str| {
+            let named = std::env::var_os(key).map(PathBuf::from);
+            let user = || std::env::var_os(user_key).map(PathBuf::from).filter(|d| d.is_absolute()).map(|d| d.join("gpurun"));
+            let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into())).join(user_dir);
+            named.unwrap_or_else(|| if root { root_dir.into() } else { user().unwrap_or_else(home) })
+        };
+        Ok(Self {
+            host,
+            config,
+            state_dir: dir("GPURUN_STATE_DIR", "/run/gpurun", "XDG_RUNTIME_DIR", ".cache/gpurun"),
+            store_dir: dir("GPURUN_STORE", "/var/lib/gpurun", "XDG_DATA_HOME", ".local/share/gpurun"),
+            json: global.json,
+        })
+    }
+
+    /// The host's facts, from the snapshot if it is still true.
+    pub fn inventory(&self) -> Result<Inventory> {
+        Inventory::current(&self.host, &self.state_dir)
+    }
+}

@@ -1,0 +1,54 @@
+//! `gpurun plan`: what `run` with the same words would give the container. Nothing is started, nothing unpacked.
+
+use super::{Context, run::injection, run::options};
+use crate::{
+    cli::Run,
+    error::Result,
+    image::{Image, ImageReference, Store},
+};
+use serde_json::json;
+
+/// Prints it.
+pub fn run(context: &Context, args: &Run) -> Result<u8> {
+    let store = Store::open(&context.store_dir)?;
+    let image = Image::open(&ImageReference::parse(&args.image)?, &store)?;
+    let injection = injection(context, args, &image, &options::environment(args)?)?;
+    if context.json {
+        println!(
+            "{:#}",
+            json!({
+                "devices": injection.devices,
+                "mounts": injection.mounts.iter().map(|m| json!({"source": m.source, "target": m.target, "readOnly": m.read_only})).collect::<Vec<_>>(),
+                "symlinks": injection.symlinks.iter().map(|s| json!({"link": s.link, "target": s.target})).collect::<Vec<_>>(),
+                "env": injection.env,
+                "libraryDirs": injection.library_dirs,
+                "groups": injection.groups,
+                "warnings": injection.warnings,
+            })
+        );
+        return Ok(0);
+    }
+    for node in &injection.devices {
+        println!("device   {} {}:{} from {}", node.container_path.0.display(), node.major, node.minor, node.path.0.display());
+    }
+    for mount in &injection.mounts {
+        let how = if mount.read_only { "ro" } else { "rw" };
+        println!("mount    {} {how} from {}", mount.target.0.display(), mount.source.0.display());
+    }
+    for symlink in &injection.symlinks {
+        println!("link     {} -> {}", symlink.link.0.display(), symlink.target.display());
+    }
+    for (name, value) in &injection.env {
+        println!("env      {name}={value}");
+    }
+    for directory in &injection.library_dirs {
+        println!("loader   {}", directory.0.display());
+    }
+    for warning in &injection.warnings {
+        println!("warning  {warning}");
+    }
+    if injection.devices.is_empty() && injection.mounts.is_empty() {
+        println!("no GPU was asked for: the container gets nothing of the driver");
+    }
+    Ok(0)
+}

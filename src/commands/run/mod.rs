@@ -1,0 +1,163 @@
+//! `gpurun run`: from what was typed to the command's exit code.
+
+pub mod options;
+
+use super::Context;
+use crate::{
+    apply::{
+        container::{
+            self,
+            cgroup::Limits,
+            identity::{self, Caller},
+            spec::{Container, Process, Volume},
+        },
+        loader,
+        rootfs::Layers,
+    },
+    cli::{Ipc, Network, Run},
+    error::{Code, Error, OrFail, Result},
+    image::{Image, ImageReference, Store},
+    plan::{self, Injection},
+    request::DeviceRequest,
+    vocabulary::EnvVar,
+};
+use std::path::PathBuf;
+
+/// Runs the container; the command's exit code.
+pub fn run(context: &Context, args: Run) -> Result<u8> {
+    let store = Store::open(&context.store_dir)?;
+    let image = Image::open(&ImageReference::parse(&args.image)?, &store)?;
+    let user_env = options::environment(&args)?;
+    // Whether the host can run the image is known before a layer is unpacked.
+    let injection = injection(context, &args, &image, &user_env)?;
+    for warning in &injection.warnings {
+        tracing::warn!("{warning}");
+    }
+    let lowers = image.root(&store)?;
+    let layers = Layers::open(&lowers)?;
+    let container = container(context, args, &image, user_env, injection, lowers, &layers)?;
+    container::run(container, layers)
+}
+
+/// What the container gets of the driver; nothing, and no look at the host, where no GPU was asked for.
+pub fn injection(context: &Context, args: &Run, image: &Image, user_env: &[EnvVar]) -> Result<Injection> {
+    let config = image.config();
+    let Some(request) = DeviceRequest::from_cli(args.gpus.as_deref(), user_env, &config.env, &config.labels)? else {
+        return Ok(Injection::default());
+    };
+    let policy = plan::Policy { privileged: options::capabilities(args, true)? & options::SYS_ADMIN != 0, ..context.config.policy()? };
+    plan::plan(&context.inventory()?, &request, &policy)
+}
+
+fn container(
+    context: &Context,
+    args: Run,
+    image: &Image,
+    user_env: Vec<EnvVar>,
+    injection: Injection,
+    lowers: Vec<PathBuf>,
+    layers: &Layers,
+) -> Result<Container> {
+    let config = image.config();
+    let caller = Caller::current();
+    let mut user = identity::resolve(&config.user, args.user.as_deref(), &caller, layers)?;
+    user.groups.extend(args.group_add.iter().chain(&injection.groups));
+    let rootless = caller.euid != 0;
+    let argv = options::command(&args, &config.entrypoint, &config.cmd)
+        .ok_or_else(|| Error::new(Code::Usage, "the image has no command of its own").fix("name one after the image"))?;
+    let cwd = args.workdir.clone().or_else(|| Some(PathBuf::from(&config.working_dir)).filter(|d| d.is_absolute()));
+    let limits = Limits {
+        memory: args.memory.as_deref().map(|m| options::size("--memory", m)).transpose()?,
+        cpus: args.cpus,
+        pids: args.pids_limit.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0),
+    };
+    let mut volumes = if matches!(image_host(&args.image), HostRoot::Yes) { host_file_systems()? } else { Vec::new() };
+    volumes.extend(options::volumes(&args)?);
+    if args.tty && args.interactive && !rustix::termios::isatty(rustix::stdio::stdin()) {
+        return Err(Error::new(Code::Usage, "-i -t needs a terminal, and standard input is none").fix("leave out -t"));
+    }
+    Ok(Container {
+        id: new_id()?,
+        lowers,
+        read_only: args.read_only,
+        scratch: context.store_dir.join("scratch"),
+        state_dir: context.state_dir.clone(),
+        hostname: args.hostname.clone().or_else(|| (args.network == Network::None).then(|| "gpurun".into())),
+        host_network: args.network == Network::Host,
+        host_ipc: args.ipc == Ipc::Host,
+        shm_size: shm_size(context, &args, &limits)?,
+        volumes,
+        prepared: loader::prepare(layers, &injection),
+        limits,
+        id_map: rootless.then(|| identity::id_map(&user, &caller)),
+        process: Process {
+            env: process_environment(&config.env, &injection.env, user_env, args.tty),
+            argv,
+            cwd: cwd.unwrap_or_else(|| "/".into()),
+            capabilities: options::capabilities(&args, user.uid == 0)?,
+            user,
+            tty: args.tty,
+            interactive: args.interactive,
+            init: args.init,
+            rlimits: options::rlimits(&args.ulimit)?,
+            seccomp: options::seccomp(&args.security_opt)?,
+        },
+        injection,
+    })
+}
+
+/// The image's variables, the driver's, the user's: the last word is the user's.
+fn process_environment(image: &[EnvVar], driver: &[EnvVar], user: Vec<EnvVar>, tty: bool) -> Vec<EnvVar> {
+    let path = ("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+    let terminal = tty.then(|| ("TERM".to_owned(), "xterm".to_owned()));
+    let mut all: Vec<EnvVar> = Vec::new();
+    for (name, value) in [path].into_iter().chain(terminal).chain(image.iter().chain(driver).cloned()).chain(user) {
+        match all.iter_mut().find(|(known, _)| *known == name) {
+            Some(entry) => entry.1 = value,
+            None => all.push((name, value)),
+        }
+    }
+    all
+}
+
+/// What `--shm-size` says, else the configuration, else half of the memory that the container may use.
+fn shm_size(context: &Context, args: &Run, limits: &Limits) -> Result<u64> {
+    let configured = context.config.shm_size.as_deref().filter(|&size| size != "auto");
+    match (args.shm_size.as_deref(), configured) {
+        (Some(size), _) => options::size("--shm-size", size),
+        (None, Some(size)) => options::size("shm-size", size),
+        (None, None) => {
+            let system = rustix::system::sysinfo();
+            // sysinfo(2) counts in units of mem_unit bytes, and its field is as wide as the machine's word.
+            #[allow(clippy::useless_conversion)]
+            let memory = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit));
+            Ok(limits.memory.map_or(memory, |limit| limit.min(memory)) / 2)
+        }
+    }
+}
+
+/// 48 random bits.
+fn new_id() -> Result<String> {
+    let mut bytes = [0u8; 6];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).or_fail(Code::Internal, || "getrandom failed")?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+enum HostRoot {
+    Yes,
+    No,
+}
+
+fn image_host(image: &str) -> HostRoot {
+    if ImageReference::parse(image).is_ok_and(|reference| reference == ImageReference::Host) { HostRoot::Yes } else { HostRoot::No }
+}
+
+/// `host:` is the host's whole tree, and overlayfs shows of a lower directory only what lies on its own file system: the
+/// others are mounted beside, read-only.
+fn host_file_systems() -> Result<Vec<Volume>> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").or_fail(Code::Inventory, || "the host's mounts cannot be read")?;
+    Ok(options::host_mounts(&mounts)
+        .into_iter()
+        .map(|path| Volume::Bind { source: path.clone(), target: path, read_only: true })
+        .collect())
+}

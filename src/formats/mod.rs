@@ -1,0 +1,5 @@
+//! Other people's file formats, as they define them.
+#![forbid(unsafe_code)]
+
+pub mod cuda_compat;
+pub mod ldcache;

@@ -1,0 +1,6 @@
+//! The cellar: every unsafe block of gpurun, each behind a safe function. What rustix, nix and caps already make
+//! safe is used where it is needed and does not pass through here.
+#![allow(unsafe_code)]
+
+pub mod mount;
+pub mod process;

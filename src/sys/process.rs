@@ -1,0 +1,140 @@
+//! Making a process in new namespaces, and the last steps before it becomes the user's command.
+
+use std::{
+    ffi::{CStr, CString},
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
+
+/// Which side of [`clone_into`] this is.
+#[derive(Debug)]
+pub enum Clone {
+    /// The parent, with the child's pidfd and its pid as the parent sees it.
+    Parent(OwnedFd, i32),
+    /// The child.
+    Child,
+}
+
+/// linux/sched.h; libc's constant is too narrow.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// clone3(2) with `flags` (`CLONE_NEW*`), a pidfd, SIGCHLD at the end and, where `cgroup` is given, a start in that cgroup
+/// (kernel 5.7: the only way into a cgroup that costs no later migration).
+///
+/// # Errors
+/// The kernel's; and `EBUSY` when the process has more than one thread, because the child would inherit their locks.
+pub fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Clone> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is plain data for which all zeroes is the documented "nothing asked for".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
+    }
+    // SAFETY: without CLONE_VM the child has a copy of this address space, like fork(2)'s. This process has one thread
+    // (checked above), so no lock of the allocator or of std is held by anybody else in the copy. `args` and `pidfd` live
+    // until the call returns.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    match result {
+        0 => Ok(Clone::Child),
+        // SAFETY: the kernel has just put a new descriptor there that nobody else owns.
+        pid if pid > 0 => {
+            Ok(Clone::Parent(unsafe { OwnedFd::from_raw_fd(pidfd) }, i32::try_from(pid).unwrap_or(-1)))
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Marks every descriptor from `first` on close-on-exec, those too that somebody else's program left open.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: CLOSE_RANGE_CLOEXEC closes nothing; it only sets a flag on descriptors.
+    let result = unsafe { libc::close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives every signal its default action and blocks none: ignored signals and the mask survive execve(2), and std ignores
+/// SIGPIPE.
+pub fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL installs no handler of ours; numbers that cannot be set (SIGKILL, SIGSTOP, libc's own) are
+        // refused with EINVAL, which changes nothing.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: a zeroed sigset_t is made valid by sigemptyset before it is read; both live on this stack.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// execve(2); returns only its failure.
+pub fn execve(program: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, env) = (pointers(argv), pointers(env));
+    // SAFETY: both arrays end with a null pointer, and every string in them is NUL-terminated and outlives the call.
+    unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// execveat(2) of the file behind `program` itself; returns only its failure.
+pub fn fexecve(program: BorrowedFd<'_>, argv: &[CString], env: &[CString]) -> io::Error {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, env) = (pointers(argv), pointers(env));
+    // SAFETY: as for execve; the empty path with AT_EMPTY_PATH names the descriptor.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
+/// Ends the process at once, without running destructors or exit handlers that belong to its parent's copy.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit takes any status and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Brings up `lo` of this network namespace (netdevice(7)).
+pub fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: ifreq is plain data for which all zeroes is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the socket is open, and `request` is a live ifreq with a NUL-terminated name, which the kernel reads.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives freed memory back to the kernel: what waits for a container should hold little.
+pub fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim only returns free pages; live allocations stay where they are.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
