@@ -71,7 +71,7 @@ pub(super) fn gpus(text: &str) -> Result<Gpus> {
             "options" => {}
             "arch" => {
                 filter.arch =
-                    Some(value.parse::<Version>().map_err(|cause| refuse(cause).fix("write arch>=9.0"))?)
+                    Some(value.parse::<Version>().map_err(|cause| refuse(cause).fix("write arch>=9.0"))?);
             }
             "mem" => filter.memory = Some(bytes(value).map_err(&refuse)?),
             "free" => {
