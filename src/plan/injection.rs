@@ -4,6 +4,7 @@ use crate::{
     inventory::{ContainerPath, DeviceNode, HostPath},
     vocabulary::{EnvVar, Version},
 };
+use serde::Serialize;
 use std::path::PathBuf;
 
 /// The one place of the driver in a container. CUDA images have its `bin` in PATH and its `lib64` in
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 pub const DRIVER_DIR: &str = "/usr/local/nvidia";
 
 /// What a GPU container gets. Each destination carries it out its own way.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Injection {
     /// Host files and sockets, and where they appear.
     pub mounts: Vec<Mount>,
@@ -35,8 +36,35 @@ pub struct Injection {
     pub warnings: Vec<String>,
 }
 
+impl Injection {
+    /// Adds what another part of the container needs. MIG devices share their GPU's node, and nodes their group.
+    pub(super) fn add(&mut self, part: DevicePart) {
+        fn missing<T: PartialEq>(all: &mut Vec<T>, more: Vec<T>) {
+            for one in more {
+                if !all.contains(&one) {
+                    all.push(one);
+                }
+            }
+        }
+        // A node that only some may open is opened through its group, unless that is root's own.
+        let groups = part.nodes.iter().filter(|node| node.mode & 0o006 != 0o006 && node.gid != 0);
+        missing(&mut self.groups, groups.map(|node| node.gid).collect());
+        missing(&mut self.devices, part.nodes);
+        missing(&mut self.symlinks, part.symlinks);
+    }
+}
+
+/// What one device or feature adds to a container: nodes, and links to them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct DevicePart {
+    /// Its device nodes.
+    pub nodes: Vec<DeviceNode>,
+    /// Links under /dev/dri/by-path.
+    pub symlinks: Vec<Symlink>,
+}
+
 /// One host file, directory or socket in the container. Always nosuid, nodev, private.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mount {
     /// On the host.
     pub source: HostPath,
@@ -47,7 +75,7 @@ pub struct Mount {
 }
 
 /// `link` points to `target`, as text, in the container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Symlink {
     /// Where the link is.
     pub link: ContainerPath,
@@ -56,7 +84,7 @@ pub struct Symlink {
 }
 
 /// A file with content of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct File {
     /// Where it appears.
     pub path: ContainerPath,
@@ -65,7 +93,7 @@ pub struct File {
 }
 
 /// A library that the dynamic loader must find.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CachedLibrary {
     /// The name that programs load: the SONAME.
     pub soname: String,
@@ -76,10 +104,13 @@ pub struct CachedLibrary {
 }
 
 /// What the ELF-note rule compares an image's libcuda with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ForwardCompat {
     /// The host's driver.
     pub driver: Version,
     /// The newest CUDA that it speaks.
     pub cuda: Version,
+    /// The image's CUDA, where nothing but the image's own libraries can run it: if they do not fit (see
+    /// [`super::forward_compat::decide`]), the container must not start but end with [`super::cuda::too_new`].
+    pub needed_for: Option<Version>,
 }

@@ -1,5 +1,25 @@
 //! What is asked for. Reads strings alone: no file, no clock, no environment but the one it is given.
+//!
+//! ```text
+//!  --gpus ─────────────► selection ──┐
+//!  -e NVIDIA_… ────────► env ────────┼─► cli ─► DeviceRequest
+//!  image's ENV, labels ► requirement ┘
+//! ```
 #![forbid(unsafe_code)]
 
+mod capability;
+mod cli;
+mod env;
+mod requirement;
+mod selection;
 mod types;
 pub use types::*;
+
+/// What somebody wrote, for a message: in quotes, and cut where it is too long to be read.
+fn quoted(text: &str) -> String {
+    const READABLE: usize = 60;
+    match text.char_indices().nth(READABLE) {
+        Some((end, _)) => format!("`{}…`", &text[..end]),
+        None => format!("`{text}`"),
+    }
+}
