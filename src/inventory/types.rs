@@ -3,10 +3,7 @@
 
 use crate::vocabulary::{DriverCapability, GatedFeature, Version};
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// A path as this process can open it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -19,22 +16,10 @@ pub struct HostPath(pub PathBuf);
 pub struct ContainerPath(pub PathBuf);
 
 /// Where the driver's files are: `/`, or the root of a driver container (`/run/nvidia/driver`).
-/// Only it turns a [`HostPath`] into a [`ContainerPath`] and back.
+/// Only it turns a [`HostPath`] into a [`ContainerPath`] and back; see [`super::driver_root`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct DriverRoot(pub PathBuf);
-
-impl DriverRoot {
-    /// `path` as it is called inside the driver root.
-    pub fn container_path(&self, path: &HostPath) -> Option<ContainerPath> {
-        let inside = path.0.strip_prefix(&self.0).ok()?;
-        Some(ContainerPath(Path::new("/").join(inside)))
-    }
-    /// Where `path` of the driver root is on the host. Links are not followed here; `find` does that.
-    pub fn host_path(&self, path: &ContainerPath) -> HostPath {
-        HostPath(self.0.join(path.0.strip_prefix("/").unwrap_or(&path.0)))
-    }
-}
 
 /// Everything gpurun knows of the host.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -54,7 +39,8 @@ pub struct Inventory {
 pub struct Driver {
     /// The kernel module's version, which all libraries must have, too.
     pub version: Version,
-    /// The newest CUDA that this driver speaks (`nvmlSystemGetCudaDriverVersion_v2`).
+    /// The newest CUDA that this driver speaks (`cuDriverGetVersion` of its own libcuda, else
+    /// `nvmlSystemGetCudaDriverVersion_v2`); 0.0 where it has no libcuda.
     pub cuda: Version,
     /// Where its files are.
     pub root: DriverRoot,
@@ -73,7 +59,8 @@ pub struct Driver {
 pub struct DriverFile {
     /// The regular file itself (or socket), every link resolved inside the driver root.
     pub path: HostPath,
-    /// Which capabilities need it; a container gets it if it asks for any of them.
+    /// Which capabilities need it; a container gets it if it asks for any of them. A 32-bit library has those of its
+    /// 64-bit twin and is for containers that ask for `compat32` as well.
     pub capabilities: DriverCapability,
     /// What it is, and so how it gets into a container.
     pub kind: FileKind,
@@ -89,7 +76,7 @@ pub enum FileKind {
         name: String,
         /// DT_SONAME, `libcuda.so.1`; the loader's key.
         soname: Option<String>,
-        /// Other names that programs open: `libcuda.so`.
+        /// Other names that programs open, relative to the library directory: `libcuda.so`, `gbm/nvidia-drm_gbm.so`.
         links: Vec<String>,
         /// 32-bit (ELFCLASS32), for `compat32`.
         is_32bit: bool,
@@ -138,11 +125,11 @@ pub struct Gpu {
     pub uuid: String,
     /// PCI address in sysfs' form, `0000:65:00.0`.
     pub pci: String,
-    /// Product name, `NVIDIA H100 80GB HBM3`.
+    /// Product name, `NVIDIA H100 80GB HBM3`; empty where NVML does not tell.
     pub name: String,
-    /// Brand in the words of `NVIDIA_REQUIRE_…=brand=…`: `tesla`, `geforce`, `nvidia`, …
+    /// Brand in the words of `NVIDIA_REQUIRE_…=brand=…`: `tesla`, `geforce`, `nvidiartx`, …, `unknown`.
     pub brand: String,
-    /// Architecture's name, `Hopper`.
+    /// Architecture's name, `Hopper`; `Unknown` where the driver is newer than gpurun.
     pub architecture: String,
     /// Compute capability, `9.0`.
     pub compute_capability: Version,
@@ -209,11 +196,14 @@ pub struct Fingerprint {
     pub module_version: String,
     /// The nvidia lines of /proc/devices.
     pub device_majors: String,
-    /// The MIG instances under /proc/driver/nvidia/capabilities.
+    /// PCI addresses of the GPUs that the kernel module drives.
+    pub pci_gpus: Vec<String>,
+    /// The MIG instances under /proc/driver/nvidia/capabilities, each with its inode number: an instance that was made
+    /// anew under an old number has another one.
     pub mig_layout: Vec<String>,
     /// Directories and files whose change means another driver, with mtime (seconds, nanoseconds); `None` if absent.
     pub mtimes: BTreeMap<PathBuf, Option<(i64, i64)>>,
-    /// Device nodes of the GPUs with `major:minor`; `None` if absent.
+    /// Device nodes with `major:minor`; `None` if absent.
     pub nodes: BTreeMap<PathBuf, Option<(u32, u32)>>,
 }
 
