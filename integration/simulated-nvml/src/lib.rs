@@ -13,7 +13,7 @@ use description::{Description, InitError, SimulatedGpu, SimulatedMig, State};
 use nvml_wrapper_sys::bindings::*;
 use own_description::own;
 use std::{
-    ffi::{CStr, c_char, c_int, c_uint},
+    ffi::{CStr, c_char, c_int, c_uint, c_void},
     path::Path,
     ptr,
     sync::atomic::{AtomicUsize, Ordering},
@@ -310,6 +310,29 @@ pub extern "C" fn nvmlErrorString(result: nvmlReturn_t) -> *const c_char {
         _ => c"Unknown Error",
     };
     text.as_ptr()
+}
+
+/// What nvidia-smi asks for beside the public API: a table that begins with its own size and whose entries are not
+/// documented. A real nvidia-smi lists devices although each of them answers that it is not supported.
+#[repr(C)]
+pub struct ExportTable {
+    size: usize,
+    entries: [extern "C" fn() -> nvmlReturn_t; 255],
+}
+
+static EXPORT_TABLE: ExportTable =
+    ExportTable { size: size_of::<ExportTable>(), entries: [not_supported; 255] };
+
+extern "C" fn not_supported() -> nvmlReturn_t {
+    NOT_SUPPORTED
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlInternalGetExportTable(
+    table: Out<*const ExportTable>,
+    _id: *const c_void,
+) -> nvmlReturn_t {
+    table.put(&raw const EXPORT_TABLE).err().unwrap_or(nvmlReturn_enum_NVML_SUCCESS)
 }
 
 macro_rules! questions {

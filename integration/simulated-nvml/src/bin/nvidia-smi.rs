@@ -60,7 +60,7 @@ fn list(nvml: &NvmlLib) -> Result<Vec<String>, nvmlReturn_t> {
                 let name = text(|buffer, length| nvml.nvmlDeviceGetName(mig, buffer, length))?;
                 let uuid = text(|buffer, length| nvml.nvmlDeviceGetUUID(mig, buffer, length))?;
                 let profile = name.rsplit(' ').next().unwrap_or_default();
-                lines.push(format!("  MIG {profile:<12} Device {at:>2}: (UUID: {uuid})"));
+                lines.push(format!("  MIG {profile:<11} Device {at:>2}: (UUID: {uuid})"));
             }
         }
         check(nvml.nvmlShutdown())?;
