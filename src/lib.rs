@@ -16,10 +16,16 @@
 //! way: request, inventory → plan → apply. `image` brings a root; `sys` holds every unsafe block behind a safe function.
 #![deny(unsafe_code)]
 
+pub mod apply;
+pub mod cli;
+pub mod commands;
+pub mod config;
 pub mod error;
 pub mod formats;
+pub mod image;
 pub mod inventory;
 pub mod plan;
 pub mod request;
+pub mod simulated_host;
 pub mod sys;
 pub mod vocabulary;
