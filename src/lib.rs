@@ -16,8 +16,10 @@
 //! way: request, inventory → plan → apply. `image` brings a root; `sys` holds every unsafe block behind a safe function.
 #![deny(unsafe_code)]
 
+pub mod apply;
 pub mod error;
 pub mod inventory;
 pub mod plan;
 pub mod request;
+pub mod sys;
 pub mod vocabulary;

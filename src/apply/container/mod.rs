@@ -1,0 +1,5 @@
+//! gpurun's own container, in process.
+#![forbid(unsafe_code)]
+
+pub mod cgroup;
+pub mod seccomp;

@@ -1,0 +1,5 @@
+//! The cellar: every unsafe block of gpurun, each behind a safe function.
+#![allow(unsafe_code)]
+
+pub mod bpf;
+pub mod seccomp;
