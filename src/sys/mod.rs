@@ -2,5 +2,7 @@
 //! safe is used where it is needed and does not pass through here.
 #![allow(unsafe_code)]
 
+pub mod bpf;
 pub mod mount;
 pub mod process;
+pub mod seccomp;
