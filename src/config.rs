@@ -4,6 +4,7 @@
 use crate::{
     error::{Code, OrFail, Result},
     plan::Policy,
+    vocabulary::DriverCapability,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -49,7 +50,8 @@ impl Config {
     pub fn policy(&self) -> Result<Policy> {
         let mut policy = Policy { disable_require: self.disable_require, ..Policy::default() };
         if let Some(names) = &self.supported_driver_capabilities {
-            policy.supported_capabilities = crate::request::capability::parse(names)?;
+            let allowed = crate::request::capability::parse(names, "supported-driver-capabilities", &[])?;
+            policy.supported_capabilities = allowed.unwrap_or(DriverCapability::empty());
         }
         Ok(policy)
     }

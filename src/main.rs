@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let called = arguments.first().map_or("", |name| Path::new(name).file_name().and_then(|n| n.to_str()).unwrap_or(""));
     let json = arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json");
-    let result = if called == container::INIT_NAME { init(&arguments) } else { dispatch(with_verb(arguments)) };
+    let result = if called.as_bytes() == container::INIT_NAME.to_bytes() { init(&arguments) } else { dispatch(with_verb(arguments)) };
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

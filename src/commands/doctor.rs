@@ -2,7 +2,7 @@
 
 use super::Context;
 use crate::{
-    apply::container::cgroup::{self, Layout},
+    apply::container::cgroup::Layout,
     error::Result,
     inventory::Inventory,
 };
@@ -119,10 +119,11 @@ fn shm() -> Check {
 }
 
 fn cgroups() -> Check {
-    let what = match cgroup::layout() {
+    let what = match Layout::current() {
         Layout::Unified => "v2",
         Layout::Hybrid => "v1 with v2 beside it; device rules are v2's",
         Layout::Legacy => "v1 alone",
+        Layout::Absent => "none: containers start without limits and device rules",
     };
     Check { name: "cgroups", result: Ok(what.into()) }
 }

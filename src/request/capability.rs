@@ -11,7 +11,7 @@ pub(super) const DOCKER_WORDS: &[&str] = &["gpu", "nvidia"];
 
 /// The capabilities of `list`; `None` where it names none, so that the default holds. `source` is who says it, for
 /// the message, and `neutral` are words that are allowed there and grant nothing.
-pub(super) fn parse(list: &str, source: &str, neutral: &[&str]) -> Result<Option<DriverCapability>> {
+pub fn parse(list: &str, source: &str, neutral: &[&str]) -> Result<Option<DriverCapability>> {
     let mut found = None;
     for word in list.split(',').map(str::trim).filter(|word| !word.is_empty()) {
         let word_lower = word.to_ascii_lowercase();

@@ -7,7 +7,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
-mod capability;
+pub mod capability;
 mod cli;
 mod env;
 mod requirement;

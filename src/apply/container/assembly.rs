@@ -66,10 +66,19 @@ pub const STANDARD_DEVICES: [(&str, u32, u32); 6] =
 const NOTHING: Flags = Flags { read_only: false, nosuid: true, nodev: true, noexec: true };
 const DEVICES: Flags = Flags { read_only: false, nosuid: true, nodev: false, noexec: true };
 
+/// What the container sees at /sys/fs/cgroup.
+#[derive(Debug)]
+pub enum CgroupView {
+    /// cgroup v2, its own cgroup as the root.
+    Unified,
+    /// Its directories in v1 hierarchies, and where they appear.
+    Legacy(Vec<(PathBuf, PathBuf)>),
+}
+
 /// The steps in their order: later ones lie on earlier ones.
-pub fn steps(container: &Container, host_cgroups: &[(PathBuf, PathBuf)], host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step> {
+pub fn steps(container: &Container, cgroups: &CgroupView, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step> {
     let rootless = container.id_map.is_some();
-    let mut steps = kernel_file_systems(container, rootless, host_cgroups);
+    let mut steps = kernel_file_systems(container, rootless, cgroups);
     steps.extend(devices(container, rootless));
     steps.extend(READ_ONLY.map(|path| Step::ReadOnly { target: path.into() }));
     steps.extend(MASKED.map(|path| Step::Mask { target: path.into() }));
@@ -82,7 +91,7 @@ pub fn steps(container: &Container, host_cgroups: &[(PathBuf, PathBuf)], host_fi
     steps
 }
 
-fn kernel_file_systems(container: &Container, rootless: bool, host_cgroups: &[(PathBuf, PathBuf)]) -> Vec<Step> {
+fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupView) -> Vec<Step> {
     let mount = |filesystem, target: &str, flags, options: &[(&'static str, &str)]| Step::Mount {
         filesystem,
         target: target.into(),
@@ -111,12 +120,11 @@ fn kernel_file_systems(container: &Container, rootless: bool, host_cgroups: &[(P
     } else {
         mount("sysfs", "/sys", read_only, &[])
     });
-    match host_cgroups {
-        [] if !rootless => steps.push(mount("cgroup2", "/sys/fs/cgroup", read_only, &[])),
-        [] => {}
-        v1 => {
+    match cgroups {
+        CgroupView::Unified => steps.push(mount("cgroup2", "/sys/fs/cgroup", read_only, &[])),
+        CgroupView::Legacy(directories) => {
             steps.push(mount("tmpfs", "/sys/fs/cgroup", NOTHING, &[("mode", "0755"), ("size", "64k")]));
-            steps.extend(v1.iter().map(|(source, target)| bind(source, target, read_only, false)));
+            steps.extend(directories.iter().map(|(source, target)| bind(source, target, read_only, false)));
             steps.push(Step::ReadOnly { target: "/sys/fs/cgroup".into() });
         }
     }

@@ -302,9 +302,10 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Which hierarchies the host has.
-    pub fn layout(&self) -> Layout {
-        self.layout
+    /// The container's directories in v1 hierarchies, and where a container looks for them.
+    pub fn legacy_view(&self) -> Vec<(PathBuf, PathBuf)> {
+        let hierarchy = |path: &PathBuf| Some(Path::new(MOUNTS).join(path.strip_prefix(MOUNTS).ok()?.iter().next()?));
+        self.legacy.iter().filter_map(|path| Some((path.clone(), hierarchy(path)?))).collect()
     }
 
     /// Kills what is left in the cgroup and removes it.

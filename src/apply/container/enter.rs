@@ -283,10 +283,9 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
     become_user(user.uid, user.gid)?;
     let kept = if keeps { wanted } else { caps::CapsHashSet::new() };
     caps::clear(None, CapSet::Ambient).or_fail(Code::Internal, failed("clearing the ambient set"))?;
-    for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
-        let value = if set == CapSet::Inheritable { caps::CapsHashSet::new() } else { kept.clone() };
-        // Effective before permitted would ask for what is not permitted only if it grew; it shrinks.
-        caps::set(None, set, &value).or_fail(Code::Internal, failed("capset"))?;
+    // Effective first: it must stay within permitted.
+    for (set, value) in [(CapSet::Effective, &kept), (CapSet::Permitted, &kept), (CapSet::Inheritable, &caps::CapsHashSet::new())] {
+        caps::set(None, set, value).or_fail(Code::Internal, failed("capset"))?;
     }
     rustix::thread::set_no_new_privs(true).or_fail(Code::Internal, failed("prctl"))
 }
@@ -306,7 +305,7 @@ fn execute(process: &Process, home: &Path, init: Option<&OwnedFd>) -> Error {
         Ok((argv, env, candidates)) => {
             use rustix::fd::AsFd;
             if let Some(program) = init {
-                let argv: Vec<CString> = [crate::apply::container::INIT_NAME.to_owned()].into_iter().chain(argv).collect();
+                let argv: Vec<CString> = [super::INIT_NAME.into()].into_iter().chain(argv).collect();
                 let error = process::fexecve(program.as_fd(), &argv, &env);
                 return Error::new(Code::CannotRun, "gpurun cannot start itself as the container's init").cause(error);
             }

@@ -7,10 +7,10 @@ use crate::{
 };
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::{io::Errno, process::WaitOptions};
-use std::{ffi::CString, os::unix::ffi::OsStrExt};
+use std::{ffi::{CStr, CString}, os::unix::ffi::OsStrExt};
 
 /// As what gpurun is called when it is a container's pid 1.
-pub const INIT_NAME: &str = "gpurun-init";
+pub const INIT_NAME: &CStr = c"gpurun-init";
 
 /// Runs the command in `argv` as a child until it ends. Its exit code. Everything else about the container is done.
 ///

@@ -1,6 +1,6 @@
 //! Our own container, in this process: no daemon, no other runtime, one fork.
 
-pub mod assembly;
+mod assembly;
 pub mod cgroup;
 mod channel;
 mod enter;
@@ -15,10 +15,11 @@ use crate::{
     apply::rootfs::Layers,
     error::{Code, Error, OrFail, Result},
     sys::{
-        bpf::DeviceRule,
+        bpf::{DeviceKind, DeviceRule},
         process::{self, Clone},
     },
 };
+use assembly::CgroupView;
 use cgroup::{Cgroup, Layout};
 use channel::{Channel, Said};
 pub use init::INIT_NAME;
@@ -32,13 +33,8 @@ use std::path::PathBuf;
 /// # Errors
 /// When the command does not come to run; then nothing of the container is left.
 pub fn run(container: Container, layers: Layers) -> Result<u8> {
-    let entry = enter::Entry {
-        steps: assembly::steps(&container, &cgroup_view(&container), host_files(&container)),
-        seccomp: if container.process.seccomp { Some(seccomp::cached(&container.state_dir, container.process.capabilities)?) } else { None },
-        init: if container.process.init { Some(own_program()?) } else { None },
-        layers: layers.descriptors(),
-        container: &container,
-    };
+    let seccomp = container.process.seccomp.then(|| seccomp::filter(container.process.capabilities));
+    let init = if container.process.init { Some(own_program()?) } else { None };
     let (ours, theirs) = Channel::pair()?;
     let signals = relay::Signals::block()?;
 
@@ -46,6 +42,13 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     let cgroup = match Cgroup::create(&container.id, &container.limits, device_rules(&container).as_deref()) {
         Ok(cgroup) => cgroup,
         Err(error) => return Err(after(error, scratch.remove())),
+    };
+    let entry = enter::Entry {
+        steps: assembly::steps(&container, &cgroup_view(cgroup.as_ref()), host_files(&container)),
+        seccomp,
+        init,
+        layers: layers.descriptors(),
+        container: &container,
     };
     let started = start(entry, &ours, theirs, cgroup.as_ref());
     // What the start needed is not needed to wait: the launcher of a container that runs for weeks stays small.
@@ -91,7 +94,10 @@ fn start(entry: enter::Entry<'_>, ours: &Channel, theirs: Channel, cgroup: Optio
         Clone::Parent(pidfd, pid) => (pidfd, pid),
     };
     drop(theirs);
-    let prepared = container.id_map.as_ref().map_or(Ok(()), |map| write_id_map(pid, map)).and_then(|()| cgroup.map_or(Ok(()), |c| c.join(pid)));
+    let prepared = container.id_map.as_ref().map_or(Ok(()), |map| write_id_map(pid, map)).and_then(|()| match (cgroup, rustix::process::Pid::from_raw(pid)) {
+        (Some(cgroup), Some(pid)) => cgroup.join(pid),
+        _ => Ok(()),
+    });
     let talked = prepared.and_then(|()| ours.go()).and_then(|()| {
         let mut terminal = None;
         loop {
@@ -176,15 +182,16 @@ fn device_rules(container: &Container) -> Option<Vec<DeviceRule>> {
     // 136 is the first of the pseudo-terminals, 5:2 is ptmx.
     let terminals = [(5, Some(2)), (136, None)];
     let gpus = container.injection.devices.iter().map(|n| (n.major, Some(n.minor)));
-    Some(standard.chain(terminals).chain(gpus).map(|(major, minor)| DeviceRule::character(major, minor)).collect())
+        let rule = |(major, minor)| DeviceRule { kind: DeviceKind::Char, major: Some(major), minor, read: true, write: true, mknod: true };
+    Some(standard.chain(terminals).chain(gpus).map(rule).collect())
 }
 
-/// Where the container sees its limits under cgroup v1: the directories that it joined.
-fn cgroup_view(container: &Container) -> Vec<(PathBuf, PathBuf)> {
-    match cgroup::layout() {
-        Layout::Unified => Vec::new(),
-        Layout::Hybrid | Layout::Legacy if container.id_map.is_some() => Vec::new(),
-        Layout::Hybrid | Layout::Legacy => Cgroup::v1_directories(&container.id, &container.limits),
+/// How the container sees its cgroup.
+fn cgroup_view(cgroup: Option<&Cgroup>) -> CgroupView {
+    match (Layout::current(), cgroup) {
+        (Layout::Unified, _) => CgroupView::Unified,
+        (_, Some(cgroup)) => CgroupView::Legacy(cgroup.legacy_view()),
+        (_, None) => CgroupView::Legacy(Vec::new()),
     }
 }
 
