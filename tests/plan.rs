@@ -2,7 +2,7 @@
 
 use gpurun::{
     error::{Code, Result},
-    inventory::{FileKind, Inventory},
+    inventory::{FileKind, Inventory, Problem},
     plan::{self, Injection, Policy},
     request::{Comparison, Condition, DeviceRequest, DeviceSelection, GpuFilter, Requirement},
     vocabulary::{DriverCapability, EnvVar, GatedFeature, Version},
@@ -64,6 +64,9 @@ fn a_gpu_is_found_by_every_name_and_given_once() {
     }
     let twice = ask(&h100, "\"device=3,1,GPU-00000003,1\"", &[]).unwrap();
     assert_eq!(gpus(&twice), ["/dev/nvidia1", "/dev/nvidia3"]);
+    let selected =
+        plan::select(&h100, &request("\"device=1,GPU-00000001,2a:00.0\"", &[]), DriverCapability::COMPUTE);
+    assert_eq!(selected.unwrap().len(), 1);
     assert_eq!(gpus(&ask(&h100, "3", &[]).unwrap()), ["/dev/nvidia2", "/dev/nvidia3", "/dev/nvidia0"]);
     assert_eq!(gpus(&ask(&h100, "all", &[]).unwrap()).len(), 8);
 }
@@ -202,6 +205,19 @@ fn a_driver_without_what_a_capability_needs_is_refused() {
          fix: run `nvidia-modprobe -u -c 0` as root, which loads nvidia-uvm and makes it"
     );
     assert!(ask(&no_nodes, "all,capabilities=utility", &[]).is_ok());
+    // Since a reboot it may also have a number that is no longer its own.
+    let mut stale = host("t4-old");
+    stale.problems.push(Problem {
+        code: "GPU-0014".into(),
+        subjects: vec!["nvidia-uvm".into()],
+        what: "the device node /dev/nvidia-uvm has major number 510, but the kernel uses 511".into(),
+        fix: "remove it".into(),
+    });
+    assert_eq!(
+        refusal(&stale, "all", &[]),
+        "error[GPU-0014]: the device node /dev/nvidia-uvm has major number 510, but the kernel uses 511\n  fix: remove it"
+    );
+    assert!(ask(&stale, "all,capabilities=utility", &[]).is_ok());
     no_nodes.driver.control_nodes.clear();
     assert_eq!(
         refusal(&no_nodes, "all,capabilities=utility", &[]),

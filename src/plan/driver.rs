@@ -1,9 +1,9 @@
 //! What every GPU container shares: the driver's files and control nodes.
 
-use super::{CachedLibrary, DRIVER_DIR, DevicePart, File, Injection, Mount, Symlink};
+use super::{CachedLibrary, DRIVER_DIR, DevicePart, File, Injection, Mount, Symlink, select};
 use crate::{
     error::{Code, Error, Result},
-    inventory::{ContainerPath, Driver, DriverFile, FileKind},
+    inventory::{ContainerPath, DriverFile, FileKind, Inventory},
     vocabulary::DriverCapability,
 };
 use std::path::{Path, PathBuf};
@@ -35,8 +35,9 @@ const NEEDED_LIBRARIES: [(&str, DriverCapability); 2] =
     [("libcuda.so.", DriverCapability::COMPUTE), ("libnvidia-ml.so.", DriverCapability::UTILITY)];
 
 /// The driver's part of a container with these capabilities: everything but GPUs.
-pub fn shared(driver: &Driver, capabilities: DriverCapability) -> Result<Injection> {
-    complete(driver, capabilities)?;
+pub fn shared(inventory: &Inventory, capabilities: DriverCapability) -> Result<Injection> {
+    let driver = &inventory.driver;
+    complete(inventory, capabilities)?;
     let mut injection = Injection::default();
     for file in driver.files.iter().filter(|file| is_needed(file, capabilities)) {
         add_file(&mut injection, file);
@@ -59,7 +60,8 @@ fn is_needed(file: &DriverFile, capabilities: DriverCapability) -> bool {
 }
 
 /// Refuses a driver that lacks what a capability cannot do without.
-fn complete(driver: &Driver, capabilities: DriverCapability) -> Result<()> {
+fn complete(inventory: &Inventory, capabilities: DriverCapability) -> Result<()> {
+    let driver = &inventory.driver;
     for (beginning, capability) in NEEDED_LIBRARIES {
         let present = driver.files.iter().any(|file| {
             matches!(&file.kind, FileKind::Library { name, is_32bit: false, .. } if name.starts_with(beginning))
@@ -80,8 +82,15 @@ fn complete(driver: &Driver, capabilities: DriverCapability) -> Result<()> {
         }
     }
     for (path, needs, fix) in NEEDED_NODES {
-        let present = driver.control_nodes.iter().any(|node| node.container_path.0 == Path::new(path));
-        if capabilities.intersects(needs) && !present {
+        if !capabilities.intersects(needs) {
+            continue;
+        }
+        // It is missing, or there with another number than the kernel's, which only the inventory can see.
+        let is_it = |subject: &String| path.strip_prefix("/dev/") == Some(subject);
+        if let Some(problem) = inventory.problems.iter().find(|problem| problem.subjects.iter().any(is_it)) {
+            return Err(select::error_of(problem));
+        }
+        if !driver.control_nodes.iter().any(|node| node.container_path.0 == Path::new(path)) {
             return Err(
                 Error::new(Code::DeviceNodeMissing, format!("the device node {path} is missing")).fix(fix)
             );

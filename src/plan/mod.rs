@@ -32,6 +32,8 @@ pub fn plan(inventory: &Inventory, request: &DeviceRequest, policy: &Policy) -> 
     let driver = &inventory.driver;
     let capabilities = policy.capabilities(request)?;
     let selected = select(inventory, request, capabilities)?;
+    // First: a driver that lacks half of itself does not know its CUDA either.
+    let mut injection = driver::shared(inventory, capabilities)?;
     let forward = selected.iter().all(|device| cuda::takes_forward_compat(&device.gpu.brand));
 
     let mut warnings = Vec::new();
@@ -52,7 +54,6 @@ pub fn plan(inventory: &Inventory, request: &DeviceRequest, policy: &Policy) -> 
         }
     }
 
-    let mut injection = driver::shared(driver, capabilities)?;
     for device in &selected {
         injection.add(device::device(*device, capabilities));
     }

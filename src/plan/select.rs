@@ -40,8 +40,13 @@ impl Selected<'_> {
 
 impl fmt::Display for Selected<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (", self.id())?;
+        // NVML does not know every name.
         let what = self.mig.map_or(&self.gpu.name, |mig| &mig.profile);
-        write!(f, "{} ({what}, {})", self.id(), self.uuid())
+        if !what.is_empty() {
+            write!(f, "{what}, ")?;
+        }
+        write!(f, "{})", self.uuid())
     }
 }
 
@@ -127,7 +132,7 @@ fn one<'a>(inventory: &'a Inventory, id: &DeviceId) -> Result<Selected<'a>> {
         }
     };
     found.ok_or_else(|| match inventory.problems.iter().find(|problem| concerns(problem, id)) {
-        Some(problem) => lost(problem),
+        Some(problem) => error_of(problem),
         None => unknown(inventory, id),
     })
 }
@@ -153,7 +158,8 @@ pub(super) fn lost_gpus(inventory: &Inventory) -> impl Iterator<Item = &Problem>
     inventory.problems.iter().filter(names_gpu)
 }
 
-fn lost(problem: &Problem) -> Error {
+/// What a request for the part of the host that has this problem ends with.
+pub(super) fn error_of(problem: &Problem) -> Error {
     let code = Code::ALL.iter().find(|code| code.to_string() == problem.code);
     Error::new(code.copied().unwrap_or(Code::GpuLost), problem.what.clone()).fix(problem.fix.clone())
 }
@@ -189,7 +195,7 @@ fn too_few(inventory: &Inventory, request: &DeviceRequest, asked: usize, found: 
     };
     // A GPU that does not answer is the likelier reason than a wrong number.
     match lost_gpus(inventory).next() {
-        Some(problem) if conditions.is_empty() => lost(problem).context(what),
+        Some(problem) if conditions.is_empty() => error_of(problem).context(what),
         _ => with_choices(Error::new(Code::UnknownGpu, what), inventory),
     }
 }

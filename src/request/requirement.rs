@@ -34,6 +34,10 @@ fn condition(text: &str, variable: &str) -> Result<Condition> {
                  NVIDIA_DISABLE_REQUIRE=1 to check none",
         )
     };
+    // Conditions are quoted in messages.
+    if text.len() > 100 {
+        return Err(fail("it is longer than 100 bytes".into()));
+    }
     let operator = text.find(['<', '>', '=', '!']).ok_or_else(|| fail("it compares nothing".into()))?;
     let (property, rest) = text.split_at(operator);
     let (comparison, value) = Comparison::ALL
@@ -113,6 +117,13 @@ mod tests {
                 )
             );
         }
+    }
+
+    #[test]
+    fn an_endless_condition_is_cut() {
+        let error = parse("X", &format!("brand={}", "x".repeat(5000))).unwrap_err();
+        assert_eq!(error.cause_line(), "it is longer than 100 bytes");
+        assert!(error.what().len() < 130);
     }
 
     proptest! {
