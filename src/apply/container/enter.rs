@@ -155,14 +155,21 @@ fn overlay(container: &Container, layers: &[OwnedFd], scratch: &Path) -> rustix:
     use std::os::fd::AsRawFd;
     let open = |name| crate::apply::rootfs::open_host_directory(&scratch.join(name));
     let (upper, work) = (open("upper")?, open("work")?);
-    // By descriptor: what was checked is what is mounted, no character needs escaping, and 128 layers fit into the one page
-    // that mount(2) takes.
+    // By descriptor: no character needs escaping, and 128 layers fit into the one page that mount(2) takes. The launcher's own
+    // descriptors belong to the host's mount namespace, which overlayfs refuses (clone_private_mount), so each is opened again
+    // and must be the same directory.
+    let lowers = container.lowers.iter().zip(layers).map(|(path, known)| {
+        let again = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let identity = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| (s.st_dev, s.st_ino));
+        if identity(&again)? == identity(known)? { Ok(again) } else { Err(Errno::STALE) }
+    });
+    let lowers = lowers.collect::<rustix::io::Result<Vec<_>>>()?;
     let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let lowers: Vec<String> = layers.iter().map(path).collect();
+    let layers: Vec<String> = lowers.iter().map(path).collect();
     // volatile: nothing of this upper layer outlives the container, so it is never synced; without it the end of a container
     // waits for the disk. userxattr: trusted.* belongs to the host's root.
     let user = if container.id_map.is_some() { ",userxattr" } else { "" };
-    let data = format!("lowerdir={},upperdir={},workdir={},volatile{user}", lowers.join(":"), path(&upper), path(&work));
+    let data = format!("lowerdir={},upperdir={},workdir={},volatile{user}", layers.join(":"), path(&upper), path(&work));
     let data = CString::new(data).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount("overlay", scratch.join("root"), "overlay", MountFlags::empty(), Some(data.as_c_str()))
 }
