@@ -115,7 +115,7 @@ struct Setting {
     may_be_absent: bool,
 }
 
-fn setting(file: &'static str, value: impl ToString) -> Setting {
+fn setting(file: &'static str, value: &impl ToString) -> Setting {
     Setting { file, value: value.to_string(), may_be_absent: false }
 }
 
@@ -147,23 +147,23 @@ impl Controller {
         match (self, unified) {
             (Self::Memory, true) => limits.memory.map_or_else(Vec::new, |bytes| {
                 // v2 counts swap alone.
-                let swap = Setting { may_be_absent: true, ..setting("memory.swap.max", bytes) };
-                vec![setting("memory.max", bytes), swap]
+                let swap = Setting { may_be_absent: true, ..setting("memory.swap.max", &bytes) };
+                vec![setting("memory.max", &bytes), swap]
             }),
             (Self::Memory, false) => limits.memory.map_or_else(Vec::new, |bytes| {
                 // v1 counts memory and swap together.
-                let both = setting("memory.memsw.limit_in_bytes", bytes.saturating_mul(2));
-                vec![setting("memory.limit_in_bytes", bytes), Setting { may_be_absent: true, ..both }]
+                let both = setting("memory.memsw.limit_in_bytes", &bytes.saturating_mul(2));
+                vec![setting("memory.limit_in_bytes", &bytes), Setting { may_be_absent: true, ..both }]
             }),
             (Self::Cpu, true) => limits
                 .cpus
-                .map(|cpus| setting("cpu.max", format!("{} {PERIOD}", quota(cpus))))
+                .map(|cpus| setting("cpu.max", &format!("{} {PERIOD}", quota(cpus))))
                 .into_iter()
                 .collect(),
             (Self::Cpu, false) => limits.cpus.map_or_else(Vec::new, |cpus| {
-                vec![setting("cpu.cfs_period_us", PERIOD), setting("cpu.cfs_quota_us", quota(cpus))]
+                vec![setting("cpu.cfs_period_us", &PERIOD), setting("cpu.cfs_quota_us", &quota(cpus))]
             }),
-            (Self::Pids, _) => limits.pids.map(|pids| setting("pids.max", pids)).into_iter().collect(),
+            (Self::Pids, _) => limits.pids.map(|pids| setting("pids.max", &pids)).into_iter().collect(),
         }
     }
 
@@ -414,7 +414,7 @@ fn enable(path: &Path, controllers: &[Controller]) -> Result<()> {
     match write(&control, &missing.join(" ")) {
         // A cgroup with processes of its own cannot limit its children (cgroup-v2.rst, "No Internal Process Constraint").
         Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
-            step_aside(path).map_err(failed)?;
+            step_aside(path, getpid()).map_err(failed)?;
             write(&control, &missing.join(" ")).map_err(failed)
         }
         result => result.map_err(failed),
@@ -422,8 +422,8 @@ fn enable(path: &Path, controllers: &[Controller]) -> Result<()> {
 }
 
 /// Moves the launcher out of the cgroup v2 `path` if it is alone there: in a scope made for it, that is.
-fn step_aside(path: &Path) -> io::Result<()> {
-    let own = getpid().as_raw_nonzero().to_string();
+fn step_aside(path: &Path, launcher: Pid) -> io::Result<()> {
+    let own = launcher.as_raw_nonzero().to_string();
     let processes = read(&path.join("cgroup.procs"));
     if processes.lines().any(|pid| pid != own) {
         let message = format!(
@@ -531,5 +531,288 @@ fn kill(path: &Path) {
         if let Some(pid) = line.parse().ok().filter(|&pid| pid > 0).and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::KILL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    use std::process::{Child, Command, Output, Stdio};
+
+    /// Whether the kernel lets this process make cgroups; says so where not.
+    fn root(test: &str) -> bool {
+        let root = rustix::process::geteuid().is_root() && Layout::current() != Layout::Absent;
+        if !root {
+            eprintln!("{test}: skipped, making cgroups needs root and a cgroup hierarchy");
+        }
+        root
+    }
+
+    fn id(test: &str) -> String {
+        format!("test-{test}-{}", std::process::id())
+    }
+
+    /// A shell that runs `script` once it is in the cgroup.
+    fn start(cgroup: &Cgroup, script: &str) -> Child {
+        let mut shell = Command::new("sh")
+            .args(["-c", &format!("read -r go; {script}")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        if let Some((path, _)) = &cgroup.unified {
+            write(&path.join("cgroup.procs"), &shell.id().to_string()).unwrap();
+        }
+        cgroup.join(Pid::from_child(&shell)).unwrap();
+        shell.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        shell
+    }
+
+    fn run(cgroup: &Cgroup, script: &str) -> Output {
+        start(cgroup, script).wait_with_output().unwrap()
+    }
+
+    fn paths(cgroup: &Cgroup) -> Vec<PathBuf> {
+        cgroup.unified.iter().map(|(path, _)| path.clone()).chain(cgroup.legacy.clone()).collect()
+    }
+
+    #[test]
+    fn a_memory_limit_kills_what_exceeds_it() {
+        if !root("memory") {
+            return;
+        }
+        let limits = Limits { memory: Some(48 << 20), ..Limits::default() };
+        let cgroup = Cgroup::create(&id("memory"), &limits, None).unwrap().unwrap();
+        let allocate = |size| format!("dd if=/dev/zero of=/dev/null bs={size} count=1; echo survived: $?");
+        let said = |output: Output| String::from_utf8(output.stdout).unwrap();
+        assert_eq!(said(run(&cgroup, &allocate("8M"))), "survived: 0\n");
+        assert_eq!(said(run(&cgroup, &allocate("200M"))), "survived: 137\n");
+        cgroup.remove().unwrap();
+    }
+
+    #[test]
+    fn a_limit_of_processes_stops_a_fork() {
+        if !root("pids") {
+            return;
+        }
+        let limits = Limits { pids: Some(3), ..Limits::default() };
+        let cgroup = Cgroup::create(&id("pids"), &limits, None).unwrap().unwrap();
+        assert!(run(&cgroup, "sleep 0 & sleep 0 & wait").status.success());
+        assert!(!run(&cgroup, "sleep 1 & sleep 1 & sleep 1 & wait").status.success());
+        cgroup.remove().unwrap();
+    }
+
+    #[test]
+    fn a_limit_of_processors_is_written_as_a_quota() {
+        if !root("cpus") {
+            return;
+        }
+        let limits = Limits { cpus: Some(1.5), ..Limits::default() };
+        let cgroup = Cgroup::create(&id("cpus"), &limits, None).unwrap().unwrap();
+        let written: Vec<String> = paths(&cgroup)
+            .iter()
+            .flat_map(|path| {
+                ["cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"].map(|file| read(&path.join(file)))
+            })
+            .filter(|text| !text.is_empty())
+            .collect();
+        assert!(written == ["150000 100000\n"] || written == ["150000\n", "100000\n"], "{written:?}");
+        cgroup.remove().unwrap();
+        for nonsense in [0.0, -1.0, f64::NAN, f64::INFINITY, 0.001] {
+            let limits = Limits { cpus: Some(nonsense), ..Limits::default() };
+            assert_eq!(Cgroup::create(&id("cpus"), &limits, None).unwrap_err().code(), Code::Limit);
+        }
+    }
+
+    #[test]
+    fn only_the_devices_of_the_rules_open() {
+        if !root("devices") {
+            return;
+        }
+        let directory = tempfile::tempdir_in("/dev").unwrap();
+        let node = |name: &str, minor| {
+            let path = directory.path().join(name);
+            let mode = Mode::RUSR | Mode::WUSR;
+            mknodat(CWD, &path, FileType::CharacterDevice, mode, makedev(1, minor)).unwrap();
+            path.display().to_string()
+        };
+        let (null, zero) = (node("null", 3), node("zero", 5));
+        let read_zero = DeviceRule {
+            kind: DeviceKind::Char,
+            major: Some(1),
+            minor: Some(5),
+            read: true,
+            write: false,
+            mknod: false,
+        };
+        let cgroup = Cgroup::create(&id("devices"), &Limits::default(), Some(&[read_zero])).unwrap().unwrap();
+        assert!(cgroup.dir_fd().is_some() || cgroup.layout() == Layout::Legacy);
+        let works = |script: &str| run(&cgroup, script).status.success();
+        assert!(works(&format!(": < {zero}")));
+        assert!(!works(&format!(": > {zero}")));
+        assert!(!works(&format!(": < {null}")));
+        assert!(!works(&format!("mknod {}/full c 1 7", directory.path().display())));
+        cgroup.remove().unwrap();
+        let bare = Cgroup::create(&id("devices"), &Limits::default(), None).unwrap().unwrap();
+        assert!(run(&bare, &format!(": < {null}")).status.success());
+        bare.remove().unwrap();
+    }
+
+    #[test]
+    fn v1_hierarchies_restrict_devices_where_there_is_no_v2() {
+        if !root("devices of v1") {
+            return;
+        }
+        if legacy_mount("devices").is_none() {
+            eprintln!("devices of v1: skipped, no such hierarchy is mounted");
+            return;
+        }
+        let mut cgroup = Cgroup { layout: Layout::Legacy, unified: None, legacy: Vec::new() };
+        let mut rules = [DeviceRule {
+            kind: DeviceKind::All,
+            major: Some(1),
+            minor: None,
+            read: true,
+            write: false,
+            mknod: false,
+        }; 2];
+        rules[1].read = false;
+        cgroup.restrict_legacy(&Own::read(), &directory(&id("legacy")).unwrap(), &rules).unwrap();
+        assert_eq!(read(&cgroup.legacy[0].join("devices.list")), "c 1:* r\nb 1:* r\n");
+        assert!(run(&cgroup, ": < /dev/zero").status.success());
+        assert!(!run(&cgroup, ": > /dev/zero").status.success());
+        // v1 has no cgroup.kill.
+        let mut shell = start(&cgroup, "exec sleep 1000");
+        cgroup.remove().unwrap();
+        assert!(!shell.wait().unwrap().success());
+    }
+
+    #[test]
+    fn what_a_killed_launcher_left_is_killed_and_removed() {
+        if !root("stale") {
+            return;
+        }
+        let id = id("stale");
+        let limits = Limits { pids: Some(100), memory: Some(1 << 30), ..Limits::default() };
+        let cgroup = Cgroup::create(&id, &limits, None).unwrap().unwrap();
+        let again = Cgroup::create(&id, &limits, None).unwrap_err();
+        assert_eq!(again.code(), Code::Cgroup, "an id is used once");
+        let mut shell = start(&cgroup, "echo ready; sleep 1000 & sleep 1000");
+        std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
+        let paths = paths(&cgroup);
+        for path in &paths {
+            fs::create_dir_all(path.join("made/inside")).unwrap();
+        }
+        drop(cgroup);
+        assert!(paths.iter().all(|path| path.exists()));
+        Cgroup::remove_stale(&id).unwrap();
+        assert!(!paths.iter().any(|path| path.exists()), "{paths:?}");
+        assert!(!shell.wait().unwrap().success());
+        Cgroup::remove_stale(&id).unwrap();
+    }
+
+    #[test]
+    fn a_failure_leaves_nothing_behind() {
+        if !root("failure") {
+            return;
+        }
+        let id = id("failure");
+        // The kernel takes no such number of processes.
+        let limits = Limits { pids: Some(u64::MAX), memory: Some(1 << 30), ..Limits::default() };
+        let error = Cgroup::create(&id, &limits, None).unwrap_err();
+        assert_eq!(error.code(), Code::Limit);
+        assert!(error.what().contains("--pids-limit"), "{error}");
+        let mut mounts =
+            Layout::current().unified().into_iter().chain(LEGACY.into_iter().filter_map(legacy_mount));
+        assert!(mounts.all(|mount| !mount.join(directory(&id).unwrap()).exists()));
+    }
+
+    #[test]
+    fn a_user_without_a_cgroup_runs_without_but_not_with_a_limit() {
+        let delegated =
+            Layout::current().unified().and_then(|mount| Own::read().highest_writable(&mount, None));
+        if rustix::process::geteuid().is_root() || delegated.is_some() {
+            eprintln!("user: skipped, this is root or a user with a cgroup of his own");
+            return;
+        }
+        let id = id("user");
+        assert!(Cgroup::create(&id, &Limits::default(), None).unwrap().is_none());
+        let limits = Limits { memory: Some(1 << 30), ..Limits::default() };
+        let error = Cgroup::create(&id, &limits, None).unwrap_err();
+        assert_eq!(error.code(), Code::Limit);
+        assert!(error.fix_line().contains("Delegate=yes"), "{error}");
+        Cgroup::remove_stale(&id).unwrap();
+    }
+
+    #[test]
+    fn the_launcher_steps_aside_only_where_it_is_alone() {
+        let Some(mount) = Layout::current().unified().filter(|_| root("aside")) else { return };
+        let path = mount.join(id("aside"));
+        fs::create_dir(&path).unwrap();
+        let procs = path.join("cgroup.procs");
+        let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
+        write(&procs, &other.id().to_string()).unwrap();
+        assert!(step_aside(&path, getpid()).unwrap_err().to_string().contains("other processes"));
+        assert!(!path.join(LAUNCHER).exists());
+        step_aside(&path, Pid::from_child(&other)).unwrap();
+        assert_eq!(read(&procs), "");
+        assert_eq!(read(&path.join(LAUNCHER).join("cgroup.procs")), format!("{}\n", other.id()));
+        other.kill().unwrap();
+        other.wait().unwrap();
+        remove(&path).unwrap();
+    }
+
+    #[test]
+    fn ids_are_plain_names() {
+        for id in ["", "..", "a/b", "a\0", ".hidden"] {
+            assert!(Cgroup::remove_stale(id).is_err(), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn our_own_place_is_found_by_hierarchy() {
+        let own =
+            Own("12:cpu,cpuacct:/a\n3:name=systemd:/s:x\n2:cpu,cpuset:/no\n0::/user.slice/x.scope\n".into());
+        assert_eq!(own.path(Some("cpu")), Some("/a"));
+        assert_eq!(own.path(Some("name=systemd")), Some("/s:x"));
+        assert_eq!(own.path(None), Some("/user.slice/x.scope"));
+        assert_eq!(own.path(Some("memory")), None);
+        assert_eq!(Own(String::new()).path(None), None);
+    }
+
+    #[test]
+    fn the_start_is_the_highest_cgroup_that_is_ours() {
+        let mount = tempfile::tempdir().unwrap();
+        let own = Own("0::/user/service/scope\n".into());
+        let start = || own.highest_writable(mount.path(), None);
+        assert_eq!(start(), None);
+        // No cgroup.procs that may be written above it: `service` is what was delegated.
+        fs::create_dir_all(mount.path().join("user/service/scope")).unwrap();
+        fs::write(mount.path().join("user/service/scope/cgroup.procs"), "").unwrap();
+        assert_eq!(start(), Some(mount.path().join("user/service/scope")));
+        fs::write(mount.path().join("user/service/cgroup.procs"), "").unwrap();
+        assert_eq!(start(), Some(mount.path().join("user/service")));
+        let outside = Own("0::/../service\n".into());
+        assert_eq!(outside.highest_writable(&mount.path().join("user"), None), None);
+    }
+
+    #[test]
+    fn v2_gets_the_values_that_docker_writes() {
+        let limits = Limits { memory: Some(4096), cpus: Some(0.5), pids: Some(7) };
+        let written: Vec<(&str, String)> = Controller::ALL
+            .iter()
+            .flat_map(|controller| controller.settings(&limits, true))
+            .map(|setting| (setting.file, setting.value))
+            .collect();
+        let expected = [
+            ("memory.max", "4096"),
+            ("memory.swap.max", "4096"),
+            ("cpu.max", "50000 100000"),
+            ("pids.max", "7"),
+        ];
+        assert_eq!(written, expected.map(|(file, value)| (file, value.to_owned())));
+        assert!(Controller::ALL.iter().all(|one| one.settings(&Limits::default(), true).is_empty()));
     }
 }

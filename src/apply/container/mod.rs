@@ -122,7 +122,7 @@ fn start(entry: enter::Entry<'_>, ours: &Channel, theirs: Channel, cgroup: Optio
 }
 
 fn namespaces(container: &Container) -> u64 {
-    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS;
     for (wanted, flag) in [
         (container.id_map.is_some(), libc::CLONE_NEWUSER),
         (!container.host_ipc, libc::CLONE_NEWIPC),

@@ -274,7 +274,7 @@ mod tests {
         data.extend(number.to_le_bytes());
         data.extend(audit_arch.to_le_bytes());
         data.extend(0_u64.to_le_bytes());
-        arguments.iter().for_each(|argument| data.extend(argument.to_le_bytes()));
+        data.extend(arguments.iter().flat_map(|argument| argument.to_le_bytes()));
         let (mut at, mut accumulator) = (0, 0_u32);
         loop {
             let Instruction { code, if_true, if_false, k } = program[at];
@@ -440,22 +440,22 @@ mod tests {
         let docker = CAPABILITIES[0];
         let admin = docker | Capability::CAP_SYS_ADMIN.bitmask();
         for (number, audit_arch, first, expected) in [
-            (0, x86_64, 0, RETURN_ALLOW),            // read
-            (165, x86_64, 0, RETURN_ERRNO + 1),      // mount
-            (272, x86_64, 0, RETURN_ERRNO + 1),      // unshare
-            (250, x86_64, 0, RETURN_ERRNO + 1),      // keyctl
-            (435, x86_64, 0, RETURN_ERRNO + 38),     // clone3
-            (56, x86_64, 0x11, RETURN_ALLOW),        // clone(SIGCHLD)
-            (56, x86_64, 0x1000_0000, 0x0005_0001),  // clone(CLONE_NEWUSER)
-            (161, x86_64, 0, RETURN_ALLOW),          // chroot, with CAP_SYS_CHROOT
-            (41, x86_64, 2, RETURN_ALLOW),           // socket(AF_INET)
-            (41, x86_64, 38, RETURN_ERRNO + 1),      // socket(AF_ALG)
-            (41, x86_64, 1 << 32 | 38, 0x0005_0001), // what the kernel takes for AF_ALG, too
-            (359, i386, 40, RETURN_ERRNO + 1),       // socket(AF_VSOCK)
-            (102, i386, 1, RETURN_ERRNO + 38),       // socketcall
-            (21, i386, 0, RETURN_ERRNO + 1),         // mount
-            (467, x86_64, 0, RETURN_ERRNO + 38),     // open_tree_attr, newer than the profile
-            (0x4000_0000, x86_64, 0, 0x0005_0026),   // read, x32
+            (0, x86_64, 0, RETURN_ALLOW),             // read
+            (165, x86_64, 0, RETURN_ERRNO + 1),       // mount
+            (272, x86_64, 0, RETURN_ERRNO + 1),       // unshare
+            (250, x86_64, 0, RETURN_ERRNO + 1),       // keyctl
+            (435, x86_64, 0, RETURN_ERRNO + 38),      // clone3
+            (56, x86_64, 0x11, RETURN_ALLOW),         // clone(SIGCHLD)
+            (56, x86_64, 0x1000_0000, 0x0005_0001),   // clone(CLONE_NEWUSER)
+            (161, x86_64, 0, RETURN_ALLOW),           // chroot, with CAP_SYS_CHROOT
+            (41, x86_64, 2, RETURN_ALLOW),            // socket(AF_INET)
+            (41, x86_64, 38, RETURN_ERRNO + 1),       // socket(AF_ALG)
+            (41, x86_64, 0x1_0000_0026, 0x0005_0001), // what the kernel takes for AF_ALG, too
+            (359, i386, 40, RETURN_ERRNO + 1),        // socket(AF_VSOCK)
+            (102, i386, 1, RETURN_ERRNO + 38),        // socketcall
+            (21, i386, 0, RETURN_ERRNO + 1),          // mount
+            (467, x86_64, 0, RETURN_ERRNO + 38),      // open_tree_attr, newer than the profile
+            (0x4000_0000, x86_64, 0, 0x0005_0026),    // read, x32
         ] {
             assert_eq!(
                 of(docker, number, audit_arch, first),
