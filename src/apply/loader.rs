@@ -6,9 +6,10 @@
 
 use super::rootfs::{Found, Layers};
 use crate::{
+    error::Result,
     formats::{cuda_compat, ldcache},
     inventory::ContainerPath,
-    plan::{CachedLibrary, ForwardCompat, Injection, Symlink, forward_compat},
+    plan::{CachedLibrary, ForwardCompat, Injection, Symlink, cuda, forward_compat},
     vocabulary::Version,
 };
 use std::path::{Path, PathBuf};
@@ -48,11 +49,17 @@ mod machine {
 }
 
 /// Reads what the image has and says what must be written.
-pub fn prepare(image: &Layers, injection: &Injection) -> Prepared {
+///
+/// # Errors
+/// [`crate::error::Code::CudaTooNew`] where the image can run on this driver with its own newer libraries alone, and has none that fit.
+pub fn prepare(image: &Layers, injection: &Injection) -> Result<Prepared> {
     if injection.libraries.is_empty() {
-        return Prepared { symlinks: injection.symlinks.clone(), ..Prepared::default() };
+        return Ok(Prepared { symlinks: injection.symlinks.clone(), ..Prepared::default() });
     }
     let compat = injection.forward_compat.as_ref().and_then(|host| find_compat(image, host));
+    if let (None, Some(ForwardCompat { driver, cuda: speaks, needed_for: Some(needed) })) = (&compat, &injection.forward_compat) {
+        return Err(cuda::too_new(needed, driver, speaks));
+    }
     let replaced = |soname: &str| compat.as_ref().is_some_and(|(_, ours)| ours.iter().any(|l| l.soname == soname));
 
     let mut libraries = compat.as_ref().map_or_else(Vec::new, |(_, libraries)| libraries.clone());
@@ -89,7 +96,7 @@ pub fn prepare(image: &Layers, injection: &Injection) -> Prepared {
         }
         files.push((machine::MUSL_PATH.into(), (path + "\n").into_bytes(), 0o644));
     }
-    Prepared { files, symlinks, compat: compat.map(|(directory, _)| directory) }
+    Ok(Prepared { files, symlinks, compat: compat.map(|(directory, _)| directory) })
 }
 
 /// Programs that look for these files by path, not through the loader: compilers (`-lcuda`), numba, old frameworks.

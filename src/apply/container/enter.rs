@@ -22,7 +22,7 @@ use rustix::{
     mount::{MountFlags, MountPropagationFlags, UnmountFlags},
     process::Signal,
     pty::OpenptFlags,
-    thread::{Gid, Uid, UnshareFlags},
+    thread::{Gid, Uid},
 };
 use std::{
     convert::Infallible,
@@ -60,7 +60,7 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     channel.wait()?;
     rustix::process::umask(Mode::empty());
     // Here, not with clone3: that takes the launcher's cgroup for the root of the new namespace, not the one it starts in.
-    rustix::thread::unshare(UnshareFlags::NEWCGROUP).or_fail(Code::Namespace, || "no cgroup namespace can be made")?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).or_fail(Code::Namespace, || "no cgroup namespace can be made")?;
     // Nothing that is mounted from here on reaches the host.
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .or_fail(Code::Mount, || "the container's mounts cannot be made private")?;

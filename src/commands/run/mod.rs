@@ -87,7 +87,7 @@ fn container(
         host_ipc: args.ipc == Ipc::Host,
         shm_size: shm_size(context, &args, &limits)?,
         volumes,
-        prepared: loader::prepare(layers, &injection),
+        prepared: loader::prepare(layers, &injection)?,
         limits,
         id_map: rootless.then(|| identity::id_map(&user, &caller)),
         process: Process {
