@@ -20,4 +20,5 @@ pub mod error;
 pub mod inventory;
 pub mod plan;
 pub mod request;
+pub mod sys;
 pub mod vocabulary;
