@@ -115,7 +115,7 @@ fn failure(path: &OsStr, error: &NvmlError) -> Error {
 fn gpu(nvml: &Nvml, index: u32) -> Gpu {
     let device = match nvml.device_by_index(index) {
         Ok(device) => device,
-        Err(error) => return Gpu::Lost(LostGpu { index, uuid: None, pci: None, words: error.to_string() }),
+        Err(error) => return Gpu::Lost(LostGpu { index, uuid: None, pci: None, words: words(&error) }),
     };
     match answering(&device, index) {
         Ok(facts) => Gpu::Answers(Box::new(facts)),
@@ -123,8 +123,17 @@ fn gpu(nvml: &Nvml, index: u32) -> Gpu {
             index,
             uuid: device.uuid().ok(),
             pci: device.pci_info().ok().map(|pci| sysfs_address(&pci)),
-            words: error.to_string(),
+            words: words(&error),
         }),
+    }
+}
+
+/// What an operator calls it; the wrapper's sentence for the rest.
+fn words(error: &NvmlError) -> String {
+    match error {
+        NvmlError::GpuLost => "it fell off the bus (NVML_ERROR_GPU_IS_LOST)".into(),
+        NvmlError::ResetRequired => "it needs a reset (NVML_ERROR_RESET_REQUIRED)".into(),
+        error => error.to_string(),
     }
 }
 
