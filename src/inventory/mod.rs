@@ -67,7 +67,7 @@ impl Inventory {
     /// [`Code::NoDriver`], [`Code::NvmlMissing`], [`Code::NvmlFailed`], [`Code::VersionMismatch`],
     /// [`Code::DeviceNodeMissing`] when the driver as a whole cannot be used. What is wrong with one GPU goes to `problems`.
     pub fn read(host: &Host) -> Result<Self> {
-        Self::read_by(host, &nvml::find_reader)
+        Self::read_by(host, nvml::find_reader)
     }
 
     /// The inventory from a snapshot in `state_dir` if that is true still, else [`Inventory::read`] and a new snapshot. An
@@ -77,7 +77,7 @@ impl Inventory {
     /// # Errors
     /// Those of [`Inventory::read`].
     pub fn current(host: &Host, state_dir: &Path) -> Result<Self> {
-        snapshot::current(host, state_dir)
+        snapshot::current(host, state_dir, || Self::read(host))
     }
 
     /// Reads what [`Inventory::to_json`] wrote.
@@ -94,7 +94,7 @@ impl Inventory {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    fn read_by(host: &Host, find_reader: &dyn Fn() -> Result<PathBuf>) -> Result<Self> {
+    fn read_by(host: &Host, find_reader: impl FnOnce() -> Result<PathBuf>) -> Result<Self> {
         let version = driver::loaded_version(host)?;
         // Before the slow reading: what changes meanwhile is noticed at the next start.
         let mut fingerprint = Fingerprint::of_kernel(host);
@@ -149,4 +149,163 @@ fn without_control_node(host: &Host, error: Error) -> Error {
     Error::new(Code::DeviceNodeMissing, what)
         .cause(format!("the kernel module is loaded, but {}", error.cause_line()))
         .fix("make the nodes with `nvidia-modprobe -c 0 -u` (nvidia-persistenced and nvidia-smi do so as root)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::symlink};
+
+    /// A host in a directory with one GPU and a reader that is a shell script. Its nodes are links to the kernel's own
+    /// memory devices, so that no privilege is needed.
+    pub(super) struct SmallHost {
+        pub(super) host: Host,
+        dir: tempfile::TempDir,
+    }
+
+    const ONE_GPU: &str = r#"{"driver_version":"550.163.01","cuda_version":12040,"gpus":[GPU]}"#;
+    const GPU: &str = r#"{"answers":{"index":0,"minor":0,"uuid":"GPU-aa","pci":"0000:07:00.0","name":"NVIDIA A100",
+        "brand":"nvidia","architecture":"Ampere","compute_capability":[8,0],"memory":42,"persistence":true,"mig_enabled":true,
+        "mig_devices":[{"index":0,"uuid":"MIG-bb","gpu_instance":7,"compute_instance":0,"profile":"1g.5gb","memory":5}],
+        "nvlinks":{},"topology":{}}}"#;
+
+    impl SmallHost {
+        pub(super) fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let small = Self { host: Host::simulated(dir.path()), dir };
+            small.write("sys/module/nvidia/version", "550.163.01\n");
+            small.write("sys/bus/pci/devices/0000:07:00.0/numa_node", "1\n");
+            small.write("proc/devices", "Character devices:\n195 nvidia\n  1 nvidia-uvm\n");
+            small.write("proc/sys/kernel/random/boot_id", "boot\n");
+            small.write(
+                "proc/driver/nvidia/gpus/0000:07:00.0/information",
+                "GPU UUID: \t GPU-aa\nDevice Minor: \t 0\n",
+            );
+            small.write(
+                "proc/driver/nvidia-caps/mig-minors",
+                "config 1\ngpu0/gi7/access 66\ngpu0/gi7/ci0/access 67\n",
+            );
+            fs::create_dir(small.path("dev")).unwrap();
+            fs::create_dir(small.path("dev/nvidia-caps")).unwrap();
+            for node in
+                ["nvidiactl", "nvidia-uvm", "nvidia0", "nvidia-caps/nvidia-cap66", "nvidia-caps/nvidia-cap67"]
+            {
+                symlink("/dev/null", small.path("dev").join(node)).unwrap();
+            }
+            elf::tests::compile(&small.path("driver/usr/lib64/libnvidia-ml.so.550.163.01"), &[]);
+            small.reader(&ONE_GPU.replace("GPU]", &format!("{GPU}]")));
+            small
+        }
+        pub(super) fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+        pub(super) fn write(&self, name: &str, text: &str) {
+            let path = self.path(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        /// Lets the reader print this.
+        pub(super) fn reader(&self, answer: &str) {
+            nvml::tests::script(&self.path("reader"), &format!("cat <<'END'\n{answer}\nEND"));
+        }
+        pub(super) fn read(&self) -> Result<Inventory> {
+            Inventory::read_by(&self.host, || Ok(self.path("reader")))
+        }
+        fn only_problem(&self) -> Problem {
+            let inventory = self.read().unwrap();
+            let [problem] = &inventory.problems[..] else { panic!("{:?}", inventory.problems) };
+            problem.clone()
+        }
+    }
+
+    #[test]
+    fn facts_of_nvml_the_kernel_and_dev_come_together() {
+        let small = SmallHost::new();
+        let inventory = small.read().unwrap();
+        assert_eq!(inventory.problems, []);
+        assert_eq!(
+            (inventory.driver.version.as_str(), inventory.driver.cuda.as_str()),
+            ("550.163.01", "12.4")
+        );
+        let [gpu] = &inventory.gpus[..] else { panic!() };
+        assert_eq!(
+            (gpu.uuid.as_str(), gpu.numa_node, gpu.compute_capability.as_str()),
+            ("GPU-aa", Some(1), "8.0")
+        );
+        assert_eq!(gpu.node.container_path.0, Path::new("/dev/nvidia0"));
+        let [mig] = &gpu.mig_devices[..] else { panic!() };
+        let caps: Vec<_> = mig.cap_nodes.iter().map(|node| node.container_path.0.to_str().unwrap()).collect();
+        assert_eq!(caps, ["/dev/nvidia-caps/nvidia-cap66", "/dev/nvidia-caps/nvidia-cap67"]);
+        let again = Inventory::from_json(&inventory.to_json()).unwrap();
+        assert_eq!(again.to_json(), inventory.to_json());
+    }
+
+    #[test]
+    fn a_missing_node_costs_what_it_belongs_to_and_no_more() {
+        let small = SmallHost::new();
+        fs::remove_file(small.path("dev/nvidia-caps/nvidia-cap67")).unwrap();
+        let problem = small.only_problem();
+        assert_eq!(problem.subjects, ["0:0", "MIG-bb"]);
+        assert!(problem.fix.contains("gpu0/mig/gi7/ci0/access"), "{problem:?}");
+        assert!(small.read().unwrap().gpus[0].mig_devices.is_empty());
+
+        let small = SmallHost::new();
+        fs::remove_file(small.path("dev/nvidia0")).unwrap();
+        let problem = small.only_problem();
+        assert_eq!(
+            (problem.code.as_str(), &problem.subjects[..]),
+            ("GPU-0014", &["0", "GPU-aa", "0000:07:00.0"].map(String::from)[..])
+        );
+        assert!(small.read().unwrap().gpus.is_empty());
+    }
+
+    #[test]
+    fn a_lost_gpu_is_named_by_exclusion() {
+        let small = SmallHost::new();
+        small.write("proc/driver/nvidia/gpus/0000:0f:00.0/information", "GPU UUID: \t GPU-cc\n");
+        let lost = r#"{"lost":{"index":1,"words":"fell off"}}"#;
+        small.reader(&ONE_GPU.replace("GPU]", &format!("{GPU},{lost}]")));
+        let problem = small.only_problem();
+        assert_eq!(problem.subjects, ["1", "GPU-cc", "0000:0f:00.0"]);
+        assert!(problem.what.contains("fell off"));
+        assert_eq!(small.read().unwrap().gpus.len(), 1);
+        // Two that are unaccounted for cannot be told apart.
+        small.write("proc/driver/nvidia/gpus/0000:1f:00.0/information", "GPU UUID: \t GPU-dd\n");
+        assert_eq!(small.only_problem().subjects, ["1"]);
+    }
+
+    #[test]
+    fn cuda_without_unified_memory_is_a_problem() {
+        let small = SmallHost::new();
+        small.write("proc/devices", "Character devices:\n195 nvidia\n510 nvidia-uvm\n");
+        assert!(small.only_problem().what.contains("major number 1, but the kernel uses 510"));
+        fs::remove_file(small.path("dev/nvidia-uvm")).unwrap();
+        let problem = small.only_problem();
+        assert!(problem.what.contains("missing") && problem.fix.contains("nvidia-modprobe -u"));
+    }
+
+    #[test]
+    fn a_module_that_nvml_sees_differently_is_a_mismatch() {
+        let small = SmallHost::new();
+        small.reader(&ONE_GPU.replace("GPU]", "]").replace("550.163.01", "535.216.03"));
+        assert_eq!(small.read().unwrap_err().code(), Code::VersionMismatch);
+    }
+
+    #[test]
+    fn a_driver_that_nvml_does_not_find_lacks_its_control_node() {
+        let small = SmallHost::new();
+        small.reader(
+            r#"{"error":"GPU-0010","what":"no driver","cause":"NVIDIA driver is not loaded","fix":"f"}"#,
+        );
+        assert_eq!(small.read().unwrap_err().code(), Code::NoDriver);
+        fs::remove_file(small.path("dev/nvidiactl")).unwrap();
+        let error = small.read().unwrap_err();
+        assert_eq!(error.code(), Code::DeviceNodeMissing);
+        assert!(error.fix_line().contains("nvidia-modprobe"), "{error}");
+    }
+
+    #[test]
+    fn recorded_garbage_is_an_error() {
+        assert_eq!(Inventory::from_json(b"{\"gpus\":[]}").unwrap_err().code(), Code::Inventory);
+    }
 }

@@ -212,16 +212,23 @@ fn understand(answer: &[u8]) -> Option<Result<Facts>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use std::{fs, os::unix::fs::PermissionsExt};
 
-    /// A reader that is a shell script.
-    fn answer_of(script: &str) -> Result<Facts> {
+    /// Makes a reader of a shell script. Another process writes it: what this one has open for writing, a child of another
+    /// test may hold open, too, and then nobody can run it (ETXTBSY).
+    pub(in crate::inventory) fn script(reader: &Path, script: &str) {
+        let text = reader.with_extension("text");
+        std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+        assert!(
+            Command::new("install").args(["-m", "755"]).args([&text, reader]).status().unwrap().success()
+        );
+    }
+
+    fn answer_of(commands: &str) -> Result<Facts> {
         let dir = tempfile::tempdir().unwrap();
         let reader = dir.path().join(READER);
-        fs::write(&reader, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&reader, fs::Permissions::from_mode(0o755)).unwrap();
+        script(&reader, commands);
         read(&reader, &HostPath("/lib/nvml".into()), Some(&HostPath("/lib/cuda".into())))
     }
 

@@ -33,11 +33,11 @@ const LIMIT: u64 = 8 << 20;
 /// How long a snapshot with a lost GPU is believed: nothing that stat sees changes when it comes back.
 const LOST_FOR: Duration = Duration::from_secs(60);
 
-/// The inventory from a snapshot if one is true still, else read afresh and recorded in `state_dir`.
+/// The inventory from a snapshot if one is true still, else what `read` reads, recorded in `state_dir`.
 ///
 /// # Errors
-/// Those of [`Inventory::read`]; a snapshot that cannot be used or written is none.
-pub fn current(host: &Host, state_dir: &Path) -> Result<Inventory> {
+/// Those of `read`; a snapshot that cannot be used or written is none.
+pub fn current(host: &Host, state_dir: &Path, read: impl FnOnce() -> Result<Inventory>) -> Result<Inventory> {
     let name = file_name(host);
     let systems = (!geteuid().is_root()).then_some(Path::new(SYSTEM_STATE_DIR));
     for dir in systems.into_iter().chain([state_dir]) {
@@ -46,7 +46,7 @@ pub fn current(host: &Host, state_dir: &Path) -> Result<Inventory> {
             Err(why) => tracing::debug!(dir = %dir.display(), "no snapshot is used: {why}"),
         }
     }
-    let inventory = Inventory::read(host)?;
+    let inventory = read()?;
     if let Err(error) = store(&inventory, state_dir, &name) {
         tracing::debug!("the inventory's snapshot cannot be written: {error}");
     }
@@ -240,4 +240,142 @@ fn numbers(path: &Path) -> Option<(u32, u32)> {
     let stat = rustix::fs::stat(path).ok()?;
     (FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice)
         .then(|| (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::tests::SmallHost;
+    use std::{
+        cell::Cell,
+        fs,
+        os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    };
+
+    /// Whether `current` had to read the host.
+    fn reads(small: &SmallHost, state_dir: &Path) -> bool {
+        let read = Cell::new(false);
+        let inventory = current(&small.host, state_dir, || {
+            read.set(true);
+            small.read()
+        })
+        .unwrap();
+        assert_eq!(inventory.driver.version.as_str(), "550.163.01");
+        read.get()
+    }
+
+    fn snapshot(small: &SmallHost, state_dir: &Path) -> PathBuf {
+        state_dir.join(file_name(&small.host))
+    }
+
+    #[test]
+    fn a_snapshot_serves_until_one_of_the_facts_below_it_changes() {
+        let small = SmallHost::new();
+        let state = small.path("state/deep");
+        assert!(reads(&small, &state));
+        let first = current(&small.host, &state, || unreachable!()).unwrap();
+        assert_eq!(first.to_json(), small.read().unwrap().to_json());
+        let file = snapshot(&small, &state);
+        assert_eq!(
+            fs::metadata(&file).unwrap().mode() & 0o777,
+            if geteuid().is_root() { 0o644 } else { 0o600 }
+        );
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "the temporary file is gone");
+
+        let changes: &[(&str, &dyn Fn())] = &[
+            ("boot", &|| small.write("proc/sys/kernel/random/boot_id", "another")),
+            ("majors", &|| small.write("proc/devices", "Character devices:\n195 nvidia\n511 nvidia-uvm\n")),
+            ("a MIG instance", &|| {
+                small.write("proc/driver/nvidia/capabilities/gpu0/mig/gi7/ci0/access", "");
+            }),
+            ("the instance made anew", &|| {
+                let dir = small.path("proc/driver/nvidia/capabilities/gpu0/mig/gi7");
+                // Kept, so that the new one cannot have its inode.
+                fs::rename(dir.join("ci0"), small.path("old")).unwrap();
+                fs::create_dir(dir.join("ci0")).unwrap();
+            }),
+            ("a GPU", &|| small.write("proc/driver/nvidia/gpus/0000:0f:00.0/information", "")),
+            ("a library", &|| small.write("driver/usr/lib64/libother.so", "")),
+            ("a socket", &|| small.write("driver/run/nvidia-persistenced/socket", "")),
+            ("a node that was missing", &|| symlink("/dev/null", small.path("dev/nvidia-modeset")).unwrap()),
+            ("a node's numbers", &|| {
+                fs::remove_file(small.path("dev/nvidia0")).unwrap();
+                symlink("/dev/zero", small.path("dev/nvidia0")).unwrap();
+            }),
+        ];
+        for (what, change) in changes {
+            assert!(!reads(&small, &state), "before {what}");
+            change();
+            assert!(reads(&small, &state), "{what}");
+        }
+        small.write("sys/module/nvidia/version", "535.216.03");
+        assert_eq!(current(&small.host, &state, || small.read()).unwrap_err().code(), Code::VersionMismatch);
+    }
+
+    #[test]
+    fn what_others_could_have_written_is_not_believed() {
+        let small = SmallHost::new();
+        let state = small.path("state");
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        assert!(reads(&small, &state));
+        let file = snapshot(&small, &state);
+        // A directory that is not trusted is not written to either, so each case starts from the good file.
+        for (path, bad) in [(&file, 0o664), (&file, 0o646), (&state, 0o775), (&state, 0o777)] {
+            let good = fs::metadata(path).unwrap().mode();
+            mode(path, bad);
+            assert!(reads(&small, &state), "{} with mode {bad:o}", path.display());
+            mode(path, good & 0o7777);
+            assert!(!reads(&small, &state));
+        }
+        let elsewhere = small.path("elsewhere.json");
+        fs::rename(&file, &elsewhere).unwrap();
+        symlink(&elsewhere, &file).unwrap();
+        assert!(reads(&small, &state), "a link");
+        assert!(fs::symlink_metadata(&file).unwrap().is_file(), "the link is replaced");
+        let link = small.path("link");
+        symlink(&state, &link).unwrap();
+        assert!(reads(&small, &link), "a directory reached through a link");
+        fs::remove_file(&file).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &file, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        assert!(reads(&small, &state), "a FIFO does not block");
+        for garbage in ["", "{}", "null"] {
+            fs::write(&file, garbage).unwrap();
+            assert!(reads(&small, &state), "{garbage:?}");
+        }
+        if geteuid().is_root() {
+            for path in [&file, &state] {
+                rustix::fs::chown(path, Some(rustix::fs::Uid::from_raw(1234)), None).unwrap();
+                assert!(reads(&small, &state), "{} of another user", path.display());
+                rustix::fs::chown(path, Some(rustix::fs::Uid::ROOT), None).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_snapshot_that_cannot_be_written_is_no_failure() {
+        let small = SmallHost::new();
+        assert!(reads(&small, Path::new("/proc/nowhere")));
+        assert!(reads(&small, Path::new("/dev/null")));
+    }
+
+    #[test]
+    fn a_lost_gpu_is_believed_for_a_minute_only() {
+        let small = SmallHost::new();
+        let state = small.path("state");
+        small.reader(r#"{"driver_version":"550.163.01","cuda_version":12040,"gpus":[{"lost":{"index":0,"words":"gone"}}]}"#);
+        assert!(reads(&small, &state));
+        assert!(!reads(&small, &state));
+        let file = File::options().write(true).open(snapshot(&small, &state)).unwrap();
+        file.set_modified(SystemTime::now() - LOST_FOR - Duration::from_secs(2)).unwrap();
+        assert!(reads(&small, &state));
+    }
+
+    #[test]
+    fn hosts_do_not_share_a_snapshot() {
+        let (one, other) = (SmallHost::new(), SmallHost::new());
+        let state = one.path("state");
+        assert!(reads(&one, &state));
+        assert!(reads(&other, &state));
+        assert!(!reads(&one, &state) && !reads(&other, &state));
+    }
 }

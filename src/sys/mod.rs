@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod bpf;
+pub mod dynamic;
 pub mod mount;
 pub mod process;
 pub mod seccomp;
