@@ -6,7 +6,11 @@ use std::path::PathBuf;
 
 /// Starts GPU containers: no daemon, no other runtime, no other toolkit.
 #[derive(Debug, Parser)]
-#[command(name = "gpurun", version, after_help = "gpurun --gpus all IMAGE CMD… is short for gpurun run --gpus all IMAGE CMD…")]
+#[command(
+    name = "gpurun",
+    version,
+    after_help = "gpurun --gpus all IMAGE CMD… is short for gpurun run --gpus all IMAGE CMD…"
+)]
 pub struct Cli {
     /// Where things are, and how much is said.
     #[command(flatten)]
@@ -17,7 +21,8 @@ pub struct Cli {
 }
 
 /// The names of the verbs, by which a command line without one is known to be `run`.
-pub const VERBS: [&str; 9] = ["run", "plan", "ls", "doctor", "inventory", "images", "demo", "completions", "help"];
+pub const VERBS: [&str; 9] =
+    ["run", "plan", "ls", "doctor", "inventory", "images", "demo", "completions", "help"];
 
 /// Options of every verb.
 #[derive(Debug, Args)]
@@ -35,7 +40,14 @@ pub struct Global {
     #[arg(long, global = true, env = "GPURUN_CONFIG", value_name = "FILE", help_heading = "Host")]
     pub config: Option<PathBuf>,
     /// What is logged to stderr: error, warn, info, debug, trace
-    #[arg(long, global = true, env = "GPURUN_LOG", default_value = "warn", value_name = "LEVEL", help_heading = "Host")]
+    #[arg(
+        long,
+        global = true,
+        env = "GPURUN_LOG",
+        default_value = "warn",
+        value_name = "LEVEL",
+        help_heading = "Host"
+    )]
     pub log: tracing::level_filters::LevelFilter,
     /// How it is logged
     #[arg(long, global = true, value_enum, default_value = "text", help_heading = "Host")]
@@ -47,7 +59,8 @@ pub struct Global {
 
 impl Global {
     /// Those that take a value.
-    pub const HAS_VALUE: [&str; 6] = ["--driver-root", "--dev-root", "--simulated-host", "--config", "--log", "--log-format"];
+    pub const HAS_VALUE: [&str; 6] =
+        ["--driver-root", "--dev-root", "--simulated-host", "--config", "--log", "--log-format"];
 }
 
 /// `--log-format`

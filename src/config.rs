@@ -33,8 +33,11 @@ impl Config {
     pub fn load(file: Option<&Path>) -> Result<Self> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text).map_err(|error| error.context(format!("{} cannot be used", path.display()))),
-            Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Ok(text) => Self::parse(&text)
+                .map_err(|error| error.context(format!("{} cannot be used", path.display()))),
+            Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
             Err(error) => Err(error).or_fail(Code::Config, || format!("{} cannot be read", path.display())),
         }
     }
@@ -42,7 +45,9 @@ impl Config {
     /// Reads the text of a configuration file.
     pub fn parse(text: &str) -> Result<Self> {
         toml::from_str(text).map_err(|error: toml::de::Error| {
-            crate::error::Error::new(Code::Config, "the configuration is not understood").cause(error.message()).fix("gpurun's README lists the keys")
+            crate::error::Error::new(Code::Config, "the configuration is not understood")
+                .cause(error.message())
+                .fix("gpurun's README lists the keys")
         })
     }
 

@@ -17,33 +17,51 @@ use std::{
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let called = arguments.first().map_or("", |name| Path::new(name).file_name().and_then(|n| n.to_str()).unwrap_or(""));
+    let called = arguments
+        .first()
+        .map_or("", |name| Path::new(name).file_name().and_then(|n| n.to_str()).unwrap_or(""));
     let json = arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json");
-    let result = if called.as_bytes() == container::INIT_NAME.to_bytes() { init(&arguments) } else { dispatch(with_verb(arguments)) };
+    let result = if called.as_bytes() == container::INIT_NAME.to_bytes() {
+        init(&arguments)
+    } else {
+        dispatch(with_verb(arguments))
+    };
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            if json { eprintln!("{}", error.to_json()) } else { eprintln!("{error}") }
+            if json {
+                eprintln!("{}", error.to_json())
+            } else {
+                eprintln!("{error}")
+            }
             ExitCode::from(error.code().exit_code())
         }
     }
 }
 
 fn init(arguments: &[OsString]) -> Result<u8> {
-    let argv: Vec<CString> = arguments[1..].iter().filter_map(|a| CString::new(a.as_bytes().to_vec()).ok()).collect();
+    let argv: Vec<CString> =
+        arguments[1..].iter().filter_map(|a| CString::new(a.as_bytes().to_vec()).ok()).collect();
     container::init::run(&argv)
 }
 
 /// `gpurun --gpus all IMAGE` is `gpurun run --gpus all IMAGE`: where no verb stands first, it is `run`.
 fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    let is_verb = |word: &OsString| word.to_str().is_some_and(|w| VERBS.contains(&w) || matches!(w, "-h" | "--help" | "-V" | "--version"));
+    let is_verb = |word: &OsString| {
+        word.to_str().is_some_and(|w| VERBS.contains(&w) || matches!(w, "-h" | "--help" | "-V" | "--version"))
+    };
     // Options of every verb may stand before it; those that take a value have it behind "=" or as the next word.
     let mut at = 1;
     while let Some(word) = arguments.get(at).and_then(|w| w.to_str()) {
         match word {
             _ if Global::HAS_VALUE.contains(&word) => at += 2,
             "--json" => at += 1,
-            _ if Global::HAS_VALUE.iter().any(|option| word.strip_prefix(option).is_some_and(|rest| rest.starts_with('='))) => at += 1,
+            _ if Global::HAS_VALUE
+                .iter()
+                .any(|option| word.strip_prefix(option).is_some_and(|rest| rest.starts_with('='))) =>
+            {
+                at += 1
+            }
             _ => break,
         }
     }
@@ -85,7 +103,11 @@ fn dispatch(arguments: Vec<OsString>) -> Result<u8> {
 }
 
 fn log(global: &Global) {
-    let subscriber = tracing_subscriber::fmt().with_max_level(global.log).with_writer(std::io::stderr).with_target(false).without_time();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(global.log)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time();
     match global.log_format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),

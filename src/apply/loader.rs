@@ -57,10 +57,13 @@ pub fn prepare(image: &Layers, injection: &Injection) -> Result<Prepared> {
         return Ok(Prepared { symlinks: injection.symlinks.clone(), ..Prepared::default() });
     }
     let compat = injection.forward_compat.as_ref().and_then(|host| find_compat(image, host));
-    if let (None, Some(ForwardCompat { driver, cuda: speaks, needed_for: Some(needed) })) = (&compat, &injection.forward_compat) {
+    if let (None, Some(ForwardCompat { driver, cuda: speaks, needed_for: Some(needed) })) =
+        (&compat, &injection.forward_compat)
+    {
         return Err(cuda::too_new(needed, driver, speaks));
     }
-    let replaced = |soname: &str| compat.as_ref().is_some_and(|(_, ours)| ours.iter().any(|l| l.soname == soname));
+    let replaced =
+        |soname: &str| compat.as_ref().is_some_and(|(_, ours)| ours.iter().any(|l| l.soname == soname));
 
     let mut libraries = compat.as_ref().map_or_else(Vec::new, |(_, libraries)| libraries.clone());
     libraries.extend(injection.libraries.iter().filter(|l| l.is_32bit || !replaced(&l.soname)).cloned());
@@ -71,7 +74,8 @@ pub fn prepare(image: &Layers, injection: &Injection) -> Result<Prepared> {
     // libcuda is loaded must not be there when the image's is to be used.
     let mut symlinks: Vec<Symlink> = injection.symlinks.clone();
     symlinks.retain(|s| {
-        !(injection.library_dirs.iter().any(|d| s.link.0.starts_with(&d.0)) && s.link.0.file_name().is_some_and(|n| replaced(&n.to_string_lossy())))
+        !(injection.library_dirs.iter().any(|d| s.link.0.starts_with(&d.0))
+            && s.link.0.file_name().is_some_and(|n| replaced(&n.to_string_lossy())))
     });
     let glibc = image.exists(machine::GLIBC) || image.exists(LD_SO_CACHE);
     let mut files = Vec::new();
@@ -89,7 +93,9 @@ pub fn prepare(image: &Layers, injection: &Injection) -> Result<Prepared> {
     }
     if image.exists(machine::MUSL) {
         // ldso/dynlink.c: this file replaces the built-in path, so that must be said, too, where the image has no file.
-        let old = image.read(machine::MUSL_PATH, 64 << 10).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let old = image
+            .read(machine::MUSL_PATH, 64 << 10)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let mut path = old.unwrap_or_else(|| "/lib:/usr/local/lib:/usr/lib".into()).trim_end().to_owned();
         for directory in &directories {
             path = format!("{path}:{}", directory.display());
@@ -103,10 +109,15 @@ pub fn prepare(image: &Layers, injection: &Injection) -> Result<Prepared> {
 const WELL_KNOWN: [&str; 2] = ["libcuda.so.1", "libnvidia-ml.so.1"];
 
 fn well_known(image: &Layers, libraries: &[CachedLibrary]) -> Vec<Symlink> {
-    let Some(directory) = [machine::MULTIARCH, "/usr/lib64"].into_iter().find(|d| image.exists(d)) else { return Vec::new() };
+    let Some(directory) = [machine::MULTIARCH, "/usr/lib64"].into_iter().find(|d| image.exists(d)) else {
+        return Vec::new();
+    };
     let mut links = Vec::new();
     for library in libraries.iter().filter(|l| !l.is_32bit && WELL_KNOWN.contains(&l.soname.as_str())) {
-        let link = |name: &str, target: &Path| Symlink { link: ContainerPath(Path::new(directory).join(name)), target: target.into() };
+        let link = |name: &str, target: &Path| Symlink {
+            link: ContainerPath(Path::new(directory).join(name)),
+            target: target.into(),
+        };
         links.push(link(&library.soname, &library.path.0));
         if library.soname == "libcuda.so.1" {
             links.push(link("libcuda.so", Path::new("libcuda.so.1")));
@@ -129,7 +140,8 @@ fn entry(library: &CachedLibrary) -> ldcache::Entry {
 fn find_compat(image: &Layers, host: &ForwardCompat) -> Option<(PathBuf, Vec<CachedLibrary>)> {
     // A link there is followed; what it leads to is the name that the loader gets, so a later change of the link does nothing.
     let (directory, Found::Directory(_)) = image.find(COMPAT_DIR)? else { return None };
-    let names: Vec<String> = image.list(COMPAT_DIR).into_iter().filter_map(|n| n.into_string().ok()).collect();
+    let names: Vec<String> =
+        image.list(COMPAT_DIR).into_iter().filter_map(|n| n.into_string().ok()).collect();
     let file = |name: &str| match image.find(directory.join(name).to_str()?)? {
         (path, Found::File(file)) => Some((path, file)),
         _ => None,
@@ -143,11 +155,18 @@ fn find_compat(image: &Layers, host: &ForwardCompat) -> Option<(PathBuf, Vec<Cac
         return None;
     }
     let soname = |name: &&String| {
-        name.starts_with("lib") && name.rsplit_once(".so.").is_some_and(|(_, v)| !v.is_empty() && v.bytes().all(|b| b.is_ascii_digit()))
+        name.starts_with("lib")
+            && name
+                .rsplit_once(".so.")
+                .is_some_and(|(_, v)| !v.is_empty() && v.bytes().all(|b| b.is_ascii_digit()))
     };
     let library = |name: &String| {
         file(name)?;
-        Some(CachedLibrary { soname: name.clone(), path: ContainerPath(directory.join(name)), is_32bit: false })
+        Some(CachedLibrary {
+            soname: name.clone(),
+            path: ContainerPath(directory.join(name)),
+            is_32bit: false,
+        })
     };
     let libraries = names.iter().filter(soname).filter_map(library).collect();
     Some((directory.clone(), libraries))

@@ -74,7 +74,9 @@ impl Layers {
                 }
                 Looked::Found(found) => {
                     done.push(name);
-                    return todo.is_empty().then(|| (Path::new("/").join(done.iter().collect::<PathBuf>()), found));
+                    return todo
+                        .is_empty()
+                        .then(|| (Path::new("/").join(done.iter().collect::<PathBuf>()), found));
                 }
                 Looked::Link(target) => {
                     links += 1;
@@ -111,7 +113,9 @@ impl Layers {
         let mut names: Vec<OsString> = Vec::new();
         for layer in &layers {
             let Ok(directory) = rustix::fs::Dir::read_from(layer) else { continue };
-            names.extend(directory.flatten().map(|entry| OsString::from_vec(entry.file_name().to_bytes().to_vec())));
+            names.extend(
+                directory.flatten().map(|entry| OsString::from_vec(entry.file_name().to_bytes().to_vec())),
+            );
         }
         names.sort();
         names.dedup();
@@ -147,7 +151,9 @@ fn look(directories: &[OwnedFd], name: &OsStr) -> Option<Looked> {
     let mut merged = Vec::new();
     for directory in directories {
         let Ok(stat) = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
-        let open = |flags| rustix::fs::openat(directory, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+        let open = |flags| {
+            rustix::fs::openat(directory, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        };
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 let fd = open(OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
@@ -167,7 +173,9 @@ fn look(directories: &[OwnedFd], name: &OsStr) -> Option<Looked> {
             }
             FileType::RegularFile => {
                 // NONBLOCK: should the name become a FIFO between the two calls, the open must not wait.
-                return Some(Looked::Found(Found::File(open(OFlags::RDONLY | OFlags::NONBLOCK).ok()?.into())));
+                return Some(Looked::Found(Found::File(
+                    open(OFlags::RDONLY | OFlags::NONBLOCK).ok()?.into(),
+                )));
             }
             _ => return Some(Looked::Found(Found::Other)),
         }
@@ -204,7 +212,9 @@ impl Root {
 
     /// The directory `path`, made with its parents where it is absent (0755, owned by the container's root).
     pub fn directory(&self, path: &Path) -> Result<OwnedFd> {
-        self.make_directory(path).or_fail(Code::Rootfs, || format!("the image has no directory {} and none can be made", path.display()))
+        self.make_directory(path).or_fail(Code::Rootfs, || {
+            format!("the image has no directory {} and none can be made", path.display())
+        })
     }
 
     fn make_directory(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -227,7 +237,11 @@ impl Root {
     pub fn mount_point(&self, path: &Path) -> Result<OwnedFd> {
         match self.open(path, OFlags::PATH) {
             Err(Errno::NOENT) => {}
-            result => return result.or_fail(Code::Rootfs, || format!("{} of the image cannot be mounted over", path.display())),
+            result => {
+                return result.or_fail(Code::Rootfs, || {
+                    format!("{} of the image cannot be mounted over", path.display())
+                });
+            }
         }
         let (parent, name) = self.parent(path)?;
         self.unlink_dangling(&parent, name)?;
@@ -241,9 +255,12 @@ impl Root {
     pub fn kernel_mount_point(&self, path: &Path) -> Result<OwnedFd> {
         match self.resolve(path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS) {
             Err(Errno::NOENT) => self.directory(path),
-            Err(errno) => Err(Error::new(Code::Rootfs, format!("the image's {} is not a plain directory", path.display()))
-                .cause(errno)
-                .fix("build the image without a link in that place")),
+            Err(errno) => Err(Error::new(
+                Code::Rootfs,
+                format!("the image's {} is not a plain directory", path.display()),
+            )
+            .cause(errno)
+            .fix("build the image without a link in that place")),
             Ok(fd) => Ok(fd),
         }
     }
@@ -254,7 +271,8 @@ impl Root {
         let (parent, name) = self.parent(path)?;
         let temporary = temporary(name);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&parent, &temporary, flags, Mode::from_raw_mode(mode)).or_fail(Code::Rootfs, failed)?;
+        let file = rustix::fs::openat(&parent, &temporary, flags, Mode::from_raw_mode(mode))
+            .or_fail(Code::Rootfs, failed)?;
         std::io::Write::write_all(&mut std::fs::File::from(file), content).or_fail(Code::Rootfs, failed)?;
         rustix::fs::renameat(&parent, &temporary, &parent, name).or_fail(Code::Rootfs, failed)
     }
@@ -262,7 +280,9 @@ impl Root {
     /// A link that says `target`, in place of a file or link that is there.
     pub fn symlink(&self, link: &Path, target: &Path) -> Result<()> {
         let (parent, name) = self.parent(link)?;
-        if rustix::fs::readlinkat(&parent, name, Vec::new()).is_ok_and(|old| old.as_bytes() == target.as_os_str().as_bytes()) {
+        if rustix::fs::readlinkat(&parent, name, Vec::new())
+            .is_ok_and(|old| old.as_bytes() == target.as_os_str().as_bytes())
+        {
             return Ok(());
         }
         let failed = || format!("the link {} cannot be made in the container's root", link.display());
@@ -287,7 +307,9 @@ impl Root {
     fn unlink_dangling(&self, parent: &OwnedFd, name: &OsStr) -> Result<()> {
         match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(errno).or_fail(Code::Rootfs, || format!("the link {} leads nowhere", name.display())),
+            Err(errno) => {
+                Err(errno).or_fail(Code::Rootfs, || format!("the link {} leads nowhere", name.display()))
+            }
         }
     }
 }
@@ -316,7 +338,12 @@ fn relative(path: &Path) -> &Path {
 
 /// Opens a host path that gpurun itself made, without following a link in its last place.
 pub fn open_host_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    rustix::fs::openat(
+        CWD,
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 #[cfg(test)]
@@ -356,7 +383,13 @@ mod tests {
             rustix::fs::mknodat(&etc, "group", FileType::CharacterDevice, Mode::empty(), 0).unwrap();
             assert!(!layers.exists("/etc/group"), "a whiteout hides what is below");
             assert_eq!(layers.list("/etc"), ["loop", "passwd"]);
-            rustix::fs::setxattr(dir.path().join("upper/opt"), "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty()).unwrap();
+            rustix::fs::setxattr(
+                dir.path().join("upper/opt"),
+                "trusted.overlay.opaque",
+                b"y",
+                rustix::fs::XattrFlags::empty(),
+            )
+            .unwrap();
             assert_eq!(layers.list("/opt"), ["new"], "an opaque directory hides what is below");
         }
     }

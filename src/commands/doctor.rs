@@ -1,11 +1,7 @@
 //! `gpurun doctor`: the checks behind every failure, ahead of time.
 
 use super::Context;
-use crate::{
-    apply::container::cgroup::Layout,
-    error::Result,
-    inventory::Inventory,
-};
+use crate::{apply::container::cgroup::Layout, error::Result, inventory::Inventory};
 use serde_json::json;
 use std::path::Path;
 
@@ -21,19 +17,37 @@ pub fn run(context: &Context) -> Result<u8> {
     match Inventory::read(&context.host) {
         Ok(inventory) => {
             let driver = &inventory.driver;
-            checks.push(Check { name: "driver", result: Ok(format!("{}, CUDA up to {}", driver.version, driver.cuda)) });
-            checks.push(Check { name: "driver files", result: Ok(format!("{} in {}", driver.files.len(), driver.root.0.display())) });
-            let names: Vec<String> = inventory.gpus.iter().map(|gpu| format!("{} {}", gpu.index, gpu.name)).collect();
+            checks.push(Check {
+                name: "driver",
+                result: Ok(format!("{}, CUDA up to {}", driver.version, driver.cuda)),
+            });
+            checks.push(Check {
+                name: "driver files",
+                result: Ok(format!("{} in {}", driver.files.len(), driver.root.0.display())),
+            });
+            let names: Vec<String> =
+                inventory.gpus.iter().map(|gpu| format!("{} {}", gpu.index, gpu.name)).collect();
             checks.push(Check { name: "GPUs", result: Ok(format!("{}: {}", names.len(), names.join(", "))) });
-            let slow: Vec<String> =
-                inventory.gpus.iter().filter(|gpu| gpu.persistence == Some(false)).map(|gpu| gpu.index.to_string()).collect();
+            let slow: Vec<String> = inventory
+                .gpus
+                .iter()
+                .filter(|gpu| gpu.persistence == Some(false))
+                .map(|gpu| gpu.index.to_string())
+                .collect();
             checks.push(Check {
                 name: "persistence",
                 result: if slow.is_empty() {
                     Ok("the driver keeps every GPU initialised".into())
                 } else {
-                    let what = format!("GPUs {} are initialised at each start, which takes seconds", slow.join(", "));
-                    Err(("GPU-0016".into(), what, "systemctl enable --now nvidia-persistenced, or nvidia-smi -pm 1".into()))
+                    let what = format!(
+                        "GPUs {} are initialised at each start, which takes seconds",
+                        slow.join(", ")
+                    );
+                    Err((
+                        "GPU-0016".into(),
+                        what,
+                        "systemctl enable --now nvidia-persistenced, or nvidia-smi -pm 1".into(),
+                    ))
                 },
             });
             checks.extend(inventory.problems.iter().map(|problem| Check {
@@ -44,7 +58,10 @@ pub fn run(context: &Context) -> Result<u8> {
         }
         Err(error) => {
             let what = format!("{}: {}", error.what(), error.cause_line());
-            checks.push(Check { name: "driver", result: Err((error.code().to_string(), what, error.fix_line().to_owned())) });
+            checks.push(Check {
+                name: "driver",
+                result: Err((error.code().to_string(), what, error.fix_line().to_owned())),
+            });
         }
     }
     checks.extend([user_namespaces(), overlay(), shm(), cgroups()]);
@@ -54,7 +71,9 @@ pub fn run(context: &Context) -> Result<u8> {
             .iter()
             .map(|check| match &check.result {
                 Ok(what) => json!({"check": check.name, "ok": true, "what": what}),
-                Err((code, what, fix)) => json!({"check": check.name, "ok": false, "error": code, "what": what, "fix": fix}),
+                Err((code, what, fix)) => {
+                    json!({"check": check.name, "ok": false, "error": code, "what": what, "fix": fix})
+                }
             })
             .collect();
         println!("{:#}", json!(all));
@@ -62,7 +81,9 @@ pub fn run(context: &Context) -> Result<u8> {
         for check in &checks {
             match &check.result {
                 Ok(what) => println!("ok    {:<16} {what}", check.name),
-                Err((code, what, fix)) => println!("wrong {:<16} [{code}] {what}\n      fix: {fix}", check.name),
+                Err((code, what, fix)) => {
+                    println!("wrong {:<16} [{code}] {what}\n      fix: {fix}", check.name)
+                }
             }
         }
     }
@@ -85,18 +106,34 @@ fn dev_char(inventory: &Inventory) -> Check {
         result: if absent.is_empty() {
             Ok("every device node has its link".into())
         } else {
-            let what = format!("{} have no link there, so that a daemon-reload takes them from containers of systemd's", absent.join(", "));
-            Err(("GPU-0014".into(), what, "ln -s /dev/NAME /dev/char/MAJOR:MINOR for each, in a udev rule".into()))
+            let what = format!(
+                "{} have no link there, so that a daemon-reload takes them from containers of systemd's",
+                absent.join(", ")
+            );
+            Err((
+                "GPU-0014".into(),
+                what,
+                "ln -s /dev/NAME /dev/char/MAJOR:MINOR for each, in a udev rule".into(),
+            ))
         },
     }
 }
 
 fn user_namespaces() -> Check {
-    let read = |key: &str| std::fs::read_to_string(format!("/proc/sys/{key}")).unwrap_or_default().trim().to_owned();
+    let read =
+        |key: &str| std::fs::read_to_string(format!("/proc/sys/{key}")).unwrap_or_default().trim().to_owned();
     let result = if read("kernel/unprivileged_userns_clone") == "0" {
-        missing("GPU-0050", "ordinary users may not make user namespaces", "sysctl kernel.unprivileged_userns_clone=1")
+        missing(
+            "GPU-0050",
+            "ordinary users may not make user namespaces",
+            "sysctl kernel.unprivileged_userns_clone=1",
+        )
     } else if read("kernel/apparmor_restrict_unprivileged_userns") == "1" {
-        missing("GPU-0050", "AppArmor keeps ordinary users' namespaces from mounting", "sysctl kernel.apparmor_restrict_unprivileged_userns=0")
+        missing(
+            "GPU-0050",
+            "AppArmor keeps ordinary users' namespaces from mounting",
+            "sysctl kernel.apparmor_restrict_unprivileged_userns=0",
+        )
     } else if read("user/max_user_namespaces") == "0" {
         missing("GPU-0050", "no user namespace may be made", "sysctl user.max_user_namespaces=15000")
     } else {
@@ -106,8 +143,15 @@ fn user_namespaces() -> Check {
 }
 
 fn overlay() -> Check {
-    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default().lines().any(|l| l.ends_with("\toverlay"));
-    let result = if known { Ok("the kernel has it".into()) } else { missing("GPU-0051", "the kernel has not loaded it", "modprobe overlay") };
+    let known = std::fs::read_to_string("/proc/filesystems")
+        .unwrap_or_default()
+        .lines()
+        .any(|l| l.ends_with("\toverlay"));
+    let result = if known {
+        Ok("the kernel has it".into())
+    } else {
+        missing("GPU-0051", "the kernel has not loaded it", "modprobe overlay")
+    };
     Check { name: "overlayfs", result }
 }
 

@@ -9,7 +9,8 @@ use crate::{
 /// Prints it as JSON.
 pub fn run(context: &Context) -> Result<u8> {
     let inventory = Inventory::read(&context.host)?;
-    let text = serde_json::to_string_pretty(&inventory).or_fail(Code::Inventory, || "the inventory cannot be written as JSON")?;
+    let text = serde_json::to_string_pretty(&inventory)
+        .or_fail(Code::Inventory, || "the inventory cannot be written as JSON")?;
     println!("{text}");
     Ok(0)
 }

@@ -8,7 +8,10 @@ use serde_json::json;
 pub fn run(context: &Context) -> Result<u8> {
     let inventory = context.inventory()?;
     if context.json {
-        println!("{:#}", json!({"driver": inventory.driver.version, "cuda": inventory.driver.cuda, "gpus": inventory.gpus, "problems": inventory.problems}));
+        println!(
+            "{:#}",
+            json!({"driver": inventory.driver.version, "cuda": inventory.driver.cuda, "gpus": inventory.gpus, "problems": inventory.problems})
+        );
         return Ok(0);
     }
     println!("driver {}, CUDA up to {}", inventory.driver.version, inventory.driver.cuda);
@@ -26,7 +29,13 @@ pub fn run(context: &Context) -> Result<u8> {
             gpu.pci,
         );
         for mig in &gpu.mig_devices {
-            println!("{:<4} {}  {}  {:.0} GiB", format!("{}:{}", gpu.index, mig.index), mig.uuid, mig.profile, gibibytes(mig.memory));
+            println!(
+                "{:<4} {}  {}  {:.0} GiB",
+                format!("{}:{}", gpu.index, mig.index),
+                mig.uuid,
+                mig.profile,
+                gibibytes(mig.memory)
+            );
         }
     }
     for problem in &inventory.problems {

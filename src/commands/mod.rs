@@ -46,8 +46,14 @@ impl Context {
         let root = rustix::process::geteuid().is_root();
         let dir = |key: &str, root_dir: &str, user_key: &str, user_dir: &str| {
             let named = std::env::var_os(key).map(PathBuf::from);
-            let user = || std::env::var_os(user_key).map(PathBuf::from).filter(|d| d.is_absolute()).map(|d| d.join("gpurun"));
-            let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into())).join(user_dir);
+            let user = || {
+                std::env::var_os(user_key)
+                    .map(PathBuf::from)
+                    .filter(|d| d.is_absolute())
+                    .map(|d| d.join("gpurun"))
+            };
+            let home =
+                || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into())).join(user_dir);
             named.unwrap_or_else(|| if root { root_dir.into() } else { user().unwrap_or_else(home) })
         };
         Ok(Self {

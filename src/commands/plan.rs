@@ -29,7 +29,13 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
         return Ok(0);
     }
     for node in &injection.devices {
-        println!("device   {} {}:{} from {}", node.container_path.0.display(), node.major, node.minor, node.path.0.display());
+        println!(
+            "device   {} {}:{} from {}",
+            node.container_path.0.display(),
+            node.major,
+            node.minor,
+            node.path.0.display()
+        );
     }
     for mount in &injection.mounts {
         let how = if mount.read_only { "ro" } else { "rw" };

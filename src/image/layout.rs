@@ -99,7 +99,8 @@ impl Layout {
                     .fix("oci: takes the directory that holds index.json; a tar file is oci-archive:FILE"))
             }
             Err(errno) => {
-                Err(Error::new(Code::ImageNotFound, format!("{} cannot be opened", path.display())).cause(errno))
+                Err(Error::new(Code::ImageNotFound, format!("{} cannot be opened", path.display()))
+                    .cause(errno))
             }
         }
     }
@@ -113,14 +114,16 @@ impl Layout {
                 .cause(errno)
                 .fix("name a file that `docker save`, `podman save` or `skopeo copy` wrote")
         })?);
-        let stat = fstat(&file).or_fail(Code::ImageNotFound, || format!("{} cannot be read", path.display()))?;
+        let stat =
+            fstat(&file).or_fail(Code::ImageNotFound, || format!("{} cannot be read", path.display()))?;
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
             return Err(Error::new(Code::ImageNotFound, format!("{} is no file", path.display()))
                 .fix("oci: and rootfs: take a directory; the archives take a tar file"));
         }
         let mut head = [0; 4];
-        let length =
-            file.read_at(&mut head, 0).or_fail(Code::ImageBroken, || format!("{} cannot be read", path.display()))?;
+        let length = file
+            .read_at(&mut head, 0)
+            .or_fail(Code::ImageBroken, || format!("{} cannot be read", path.display()))?;
         if matches!(head[..length], [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd]) {
             let mut inflated = store.unnamed_file()?;
             let mut stream = decompressor(BufReader::with_capacity(256 << 10, file))?;
@@ -130,8 +133,8 @@ impl Layout {
             file = inflated;
         }
         file.rewind().or_fail(Code::ImageBroken, || format!("{} cannot be read", path.display()))?;
-        let members =
-            members(&file).map_err(|error| error.context(format!("{} cannot be read as an image", path.display())))?;
+        let members = members(&file)
+            .map_err(|error| error.context(format!("{} cannot be read as an image", path.display())))?;
         Ok(Self::Archive { file: Arc::new(file), members })
     }
 

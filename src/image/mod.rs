@@ -250,8 +250,8 @@ fn absolute_name(reference: &ImageReference) -> Result<String> {
     | ImageReference::OciArchive { path, .. }
     | ImageReference::DockerArchive { path, .. } = &mut reference
     {
-        *path =
-            std::path::absolute(&*path).or_fail(Code::ImageReference, || format!("{} is no path", path.display()))?;
+        *path = std::path::absolute(&*path)
+            .or_fail(Code::ImageReference, || format!("{} is no path", path.display()))?;
     }
     Ok(reference.to_string())
 }

@@ -239,8 +239,7 @@ impl Store {
     /// How layers are written here: root's store keeps the image's owners. In a user namespace even root has no
     /// `trusted.*` attributes (user_namespaces(7)), and overlayfs there is mounted with `userxattr`.
     pub fn ownership() -> Ownership {
-        let all_users =
-            || std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| maps_all(&map));
+        let all_users = || std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| maps_all(&map));
         if rustix::process::geteuid().is_root() && all_users() { Ownership::Image } else { Ownership::Caller }
     }
 
@@ -275,7 +274,10 @@ impl Store {
                     match mkdirat(&self.directory, name, Mode::RWXU) {
                         Ok(()) | Err(Errno::EXIST) => {}
                         Err(errno) => {
-                            return Err(failed(&format!("{} cannot be made", self.path.join(name).display()), errno));
+                            return Err(failed(
+                                &format!("{} cannot be made", self.path.join(name).display()),
+                                errno,
+                            ));
                         }
                     }
                 }

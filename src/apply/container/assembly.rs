@@ -98,7 +98,12 @@ fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupVi
         flags,
         options: options.iter().map(|&(key, value)| (key, value.to_owned())).collect(),
     };
-    let bind = |source: &Path, target: &Path, flags, recursive| Step::Bind { source: source.into(), target: target.into(), flags, recursive };
+    let bind = |source: &Path, target: &Path, flags, recursive| Step::Bind {
+        source: source.into(),
+        target: target.into(),
+        flags,
+        recursive,
+    };
     let read_only = Flags { read_only: true, ..NOTHING };
     let mut steps = vec![
         mount("proc", "/proc", NOTHING, &[]),
@@ -110,7 +115,12 @@ fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupVi
         steps.push(bind(Path::new("/dev/shm"), Path::new("/dev/shm"), NOTHING, false));
         steps.push(bind(Path::new("/dev/mqueue"), Path::new("/dev/mqueue"), NOTHING, false));
     } else {
-        steps.push(mount("tmpfs", "/dev/shm", NOTHING, &[("mode", "1777"), ("size", &container.shm_size.to_string())]));
+        steps.push(mount(
+            "tmpfs",
+            "/dev/shm",
+            NOTHING,
+            &[("mode", "1777"), ("size", &container.shm_size.to_string())],
+        ));
         steps.push(mount("mqueue", "/dev/mqueue", NOTHING, &[]));
     }
     // A new sysfs needs rights over the network namespace that it shows (sysfs_init_fs_context), and a launcher without
@@ -135,7 +145,12 @@ fn devices(container: &Container, rootless: bool) -> Vec<Step> {
     // Without root there is no mknod: the host's own nodes are mounted.
     let node = |path: &Path, target: &Path, node: Option<DeviceNode>| match node {
         Some(node) if !rootless => Step::Node { node },
-        _ => Step::Bind { source: path.into(), target: target.into(), flags: Flags::default(), recursive: false },
+        _ => Step::Bind {
+            source: path.into(),
+            target: target.into(),
+            flags: Flags::default(),
+            recursive: false,
+        },
     };
     let standard = STANDARD_DEVICES.iter().map(|&(name, major, minor)| {
         let path = Path::new("/dev").join(name);
@@ -150,7 +165,8 @@ fn devices(container: &Container, rootless: bool) -> Vec<Step> {
         };
         node(&path, &path, Some(wanted))
     });
-    let gpus = container.injection.devices.iter().map(|n| node(&n.path.0, &n.container_path.0, Some(n.clone())));
+    let gpus =
+        container.injection.devices.iter().map(|n| node(&n.path.0, &n.container_path.0, Some(n.clone())));
     let link = |link: &str, target: &str| Step::Symlink { link: link.into(), target: target.into() };
     let links = [
         link("/dev/fd", "/proc/self/fd"),
@@ -164,7 +180,8 @@ fn devices(container: &Container, rootless: bool) -> Vec<Step> {
 
 fn files(container: &Container, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step> {
     let user = &container.process.user;
-    let mut steps: Vec<Step> = host_files.into_iter().map(|(path, content)| Step::File { path, content, mode: 0o644 }).collect();
+    let mut steps: Vec<Step> =
+        host_files.into_iter().map(|(path, content)| Step::File { path, content, mode: 0o644 }).collect();
     let accounts = [("/etc/passwd", &user.passwd), ("/etc/group", &user.group)];
     steps.extend(accounts.into_iter().filter_map(|(path, content)| {
         Some(Step::File { path: path.into(), content: content.clone()?, mode: 0o644 })
@@ -177,7 +194,11 @@ fn files(container: &Container, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step
     // /tmp is what programs expect, and images built FROM scratch do not have it.
     steps.push(Step::Directory { path: "/tmp".into(), mode: 0o1777, owner: (0, 0) });
     if container.process.cwd != Path::new("/") {
-        steps.push(Step::Directory { path: container.process.cwd.clone(), mode: 0o755, owner: (user.uid, user.gid) });
+        steps.push(Step::Directory {
+            path: container.process.cwd.clone(),
+            mode: 0o755,
+            owner: (user.uid, user.gid),
+        });
     }
     steps
 }
@@ -198,18 +219,29 @@ fn driver(container: &Container) -> Vec<Step> {
     }
     for mount in &injection.mounts {
         let flags = Flags { read_only: mount.read_only, nosuid: true, nodev: true, noexec: false };
-        steps.push(Step::Bind { source: mount.source.0.clone(), target: mount.target.0.clone(), flags, recursive: false });
+        steps.push(Step::Bind {
+            source: mount.source.0.clone(),
+            target: mount.target.0.clone(),
+            flags,
+            recursive: false,
+        });
     }
     steps.extend(
-        container.prepared.symlinks.iter().map(|s| Step::Symlink { link: s.link.0.clone(), target: s.target.clone() }),
+        container
+            .prepared
+            .symlinks
+            .iter()
+            .map(|s| Step::Symlink { link: s.link.0.clone(), target: s.target.clone() }),
     );
     if any {
         steps.push(Step::ReadOnly { target: DRIVER_DIR.into() });
     }
-    steps.extend(injection.files.iter().map(|file| Step::Cover {
-        path: file.path.0.clone(),
-        content: file.content.clone().into_bytes(),
-    }));
+    steps.extend(
+        injection.files.iter().map(|file| Step::Cover {
+            path: file.path.0.clone(),
+            content: file.content.clone().into_bytes(),
+        }),
+    );
     steps
 }
 
@@ -252,20 +284,23 @@ fn perform(root: &Root, step: Step) -> Result<()> {
         }
         Step::Bind { source, target, flags, recursive } => {
             let mount = clone_of_host(&source, recursive, flags)?;
-            let is_directory = rustix::fs::fstat(&mount).is_ok_and(|s| FileType::from_raw_mode(s.st_mode).is_dir());
+            let is_directory =
+                rustix::fs::fstat(&mount).is_ok_and(|s| FileType::from_raw_mode(s.st_mode).is_dir());
             let point = if is_directory { root.directory(&target)? } else { root.mount_point(&target)? };
             attach(&mount, &point, &target)
         }
         Step::ReadOnly { target } => {
             let Some(own) = existing(root, &target)? else { return Ok(()) };
-            let mount = open_tree(&own, OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE, "", &target)?;
+            let mount =
+                open_tree(&own, OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE, "", &target)?;
             restrict(mount.as_fd(), Flags { read_only: true, ..Flags::default() }, true)
                 .or_fail(Code::Mount, || format!("{} cannot be made read-only", target.display()))?;
             attach(&mount, &own, &target)
         }
         Step::Mask { target } => {
             let Some(own) = existing(root, &target)? else { return Ok(()) };
-            let is_directory = rustix::fs::fstat(&own).is_ok_and(|s| FileType::from_raw_mode(s.st_mode).is_dir());
+            let is_directory =
+                rustix::fs::fstat(&own).is_ok_and(|s| FileType::from_raw_mode(s.st_mode).is_dir());
             let mount = if is_directory {
                 new_filesystem("tmpfs", &[("size", "0".into())], Flags { read_only: true, ..NOTHING })?
             } else {
@@ -285,7 +320,11 @@ fn perform(root: &Root, step: Step) -> Result<()> {
         Step::Cover { path, content } => {
             let Some(point) = existing(root, &path)? else { return Ok(()) };
             let flags = Flags { read_only: false, ..NOTHING };
-            let tmpfs = Root::new(new_filesystem("tmpfs", &[("mode", "0755".into()), ("size", "64k".into())], flags)?);
+            let tmpfs = Root::new(new_filesystem(
+                "tmpfs",
+                &[("mode", "0755".into()), ("size", "64k".into())],
+                flags,
+            )?);
             tmpfs.write(Path::new("/content"), &content, 0o444)?;
             let how = OpenTreeFlags::empty();
             let mount = open_tree(&tmpfs, how, "content", &path)?;
@@ -331,22 +370,39 @@ pub fn new_filesystem(filesystem: &str, options: &[(&str, String)], flags: Flags
 fn clone_of_host(source: &Path, recursive: bool, flags: Flags) -> Result<OwnedFd> {
     let how = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
     let mount = open_tree(CWD, how, source, source)?;
-    restrict(mount.as_fd(), flags, recursive).or_fail(Code::Mount, || format!("{} cannot be restricted", source.display()))?;
+    restrict(mount.as_fd(), flags, recursive)
+        .or_fail(Code::Mount, || format!("{} cannot be restricted", source.display()))?;
     Ok(mount)
 }
 
-fn open_tree(at: impl AsFd, how: OpenTreeFlags, path: impl rustix::path::Arg, shown: &Path) -> Result<OwnedFd> {
-    rustix::mount::open_tree(at, path, how | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).map_err(|errno| {
+fn open_tree(
+    at: impl AsFd,
+    how: OpenTreeFlags,
+    path: impl rustix::path::Arg,
+    shown: &Path,
+) -> Result<OwnedFd> {
+    rustix::mount::open_tree(
+        at,
+        path,
+        how | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )
+    .map_err(|errno| {
         let code = if errno == Errno::NOENT { Code::Volume } else { Code::Mount };
-        let error = Error::new(code, format!("{} cannot be mounted", shown.display())).cause(format!("open_tree: {errno}"));
-        if errno == Errno::NOENT { error.fix(format!("make {} on the host first", shown.display())) } else { error }
+        let error = Error::new(code, format!("{} cannot be mounted", shown.display()))
+            .cause(format!("open_tree: {errno}"));
+        if errno == Errno::NOENT {
+            error.fix(format!("make {} on the host first", shown.display()))
+        } else {
+            error
+        }
     })
 }
 
 pub fn attach(mount: &OwnedFd, point: &OwnedFd, shown: &Path) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(mount, "", point, "", flags).map_err(|errno| {
-        let error = Error::new(Code::Mount, format!("mounting on {} failed", shown.display())).cause(format!("move_mount: {errno}"));
+        let error = Error::new(Code::Mount, format!("mounting on {} failed", shown.display()))
+            .cause(format!("move_mount: {errno}"));
         if errno == Errno::NOTDIR {
             error.fix("mount a file on a file, or a directory on a directory")
         } else {
@@ -368,7 +424,15 @@ fn make_node(root: &Root, node: &DeviceNode) -> Result<()> {
     let path = &node.container_path.0;
     let (parent, name) = root.parent(path)?;
     let device = rustix::fs::makedev(node.major, node.minor);
-    let make = || rustix::fs::mknodat(&parent, name, FileType::CharacterDevice, Mode::from_raw_mode(node.mode & 0o777), device);
+    let make = || {
+        rustix::fs::mknodat(
+            &parent,
+            name,
+            FileType::CharacterDevice,
+            Mode::from_raw_mode(node.mode & 0o777),
+            device,
+        )
+    };
     let made = make().and_then(|()| match (node.uid, node.gid) {
         (0, 0) => Ok(()),
         (uid, gid) => rustix::fs::chownat(
@@ -383,13 +447,19 @@ fn make_node(root: &Root, node: &DeviceNode) -> Result<()> {
         // Root of an enclosing container may not make nodes: the host's is mounted, if it is the right one.
         Err(Errno::PERM) => {
             let mount = clone_of_host(&node.path.0, false, Flags::default())?;
-            let stat = rustix::fs::fstat(&mount).or_fail(Code::DeviceNodeMissing, || format!("{} cannot be read", node.path.0.display()))?;
+            let stat = rustix::fs::fstat(&mount)
+                .or_fail(Code::DeviceNodeMissing, || format!("{} cannot be read", node.path.0.display()))?;
             if stat.st_rdev != device {
-                return Err(Error::new(Code::DeviceNodeMissing, format!("{} is not device {}:{}", node.path.0.display(), node.major, node.minor)));
+                return Err(Error::new(
+                    Code::DeviceNodeMissing,
+                    format!("{} is not device {}:{}", node.path.0.display(), node.major, node.minor),
+                ));
             }
             attach(&mount, &root.mount_point(path)?, path)
         }
-        result => result.or_fail(Code::DeviceNodeMissing, || format!("the device node {} cannot be made", path.display())),
+        result => result.or_fail(Code::DeviceNodeMissing, || {
+            format!("the device node {} cannot be made", path.display())
+        }),
     }
 }
 
@@ -398,11 +468,15 @@ pub fn make_directory(root: &Root, path: &Path, mode: u32, (uid, gid): (u32, u32
     match root.open(path, OFlags::PATH) {
         Ok(_) => return Ok(()),
         Err(Errno::NOENT) => {}
-        Err(errno) => return Err(errno).or_fail(Code::Rootfs, || format!("{} of the image cannot be opened", path.display())),
+        Err(errno) => {
+            return Err(errno)
+                .or_fail(Code::Rootfs, || format!("{} of the image cannot be opened", path.display()));
+        }
     }
     root.directory(path)?;
     let failed = || format!("{} cannot be given to its user", path.display());
     let made = root.open(path, OFlags::RDONLY | OFlags::DIRECTORY).or_fail(Code::Rootfs, failed)?;
-    rustix::fs::fchown(&made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).or_fail(Code::Rootfs, failed)?;
+    rustix::fs::fchown(&made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+        .or_fail(Code::Rootfs, failed)?;
     rustix::fs::fchmod(&made, Mode::from_raw_mode(mode)).or_fail(Code::Rootfs, failed)
 }

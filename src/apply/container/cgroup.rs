@@ -304,7 +304,8 @@ impl Cgroup {
 
     /// The container's directories in v1 hierarchies, and where a container looks for them.
     pub fn legacy_view(&self) -> Vec<(PathBuf, PathBuf)> {
-        let hierarchy = |path: &PathBuf| Some(Path::new(MOUNTS).join(path.strip_prefix(MOUNTS).ok()?.iter().next()?));
+        let hierarchy =
+            |path: &PathBuf| Some(Path::new(MOUNTS).join(path.strip_prefix(MOUNTS).ok()?.iter().next()?));
         self.legacy.iter().filter_map(|path| Some((path.clone(), hierarchy(path)?))).collect()
     }
 

@@ -7,8 +7,8 @@ use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     io::{Errno, IoSlice, IoSliceMut},
     net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-        SocketFlags, SocketType,
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
     },
 };
 use std::mem::MaybeUninit;
@@ -34,8 +34,9 @@ const MAX_MESSAGE: usize = 16 << 10;
 impl Channel {
     /// Both ends.
     pub fn pair() -> Result<(Self, Self)> {
-        let (a, b) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .or_fail(Code::Internal, || "no socket pair can be made")?;
+        let (a, b) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .or_fail(Code::Internal, || "no socket pair can be made")?;
         Ok((Self(a), Self(b)))
     }
 
@@ -44,13 +45,16 @@ impl Channel {
         // A child that is gone already has said why, or will be found when it is waited for.
         match rustix::net::send(&self.0, b"go", SendFlags::NOSIGNAL) {
             Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
-            Err(errno) => Err(errno).or_fail(Code::Internal, || "the container's process cannot be told to start"),
+            Err(errno) => {
+                Err(errno).or_fail(Code::Internal, || "the container's process cannot be told to start")
+            }
         }
     }
 
     /// The child: waits for [`Channel::go`].
     pub fn wait(&self) -> Result<()> {
-        match rustix::io::retry_on_intr(|| rustix::net::recv(&self.0, &mut [0u8; 2][..], RecvFlags::empty())) {
+        match rustix::io::retry_on_intr(|| rustix::net::recv(&self.0, &mut [0u8; 2][..], RecvFlags::empty()))
+        {
             Ok((_, 2)) => Ok(()),
             Ok(_) => Err(Error::new(Code::Internal, "the launcher went away before its container was ready")),
             Err(errno) => Err(errno).or_fail(Code::Internal, || "the launcher cannot be heard"),
@@ -72,7 +76,11 @@ impl Channel {
     pub fn send_failure(&self, error: &Error) {
         let message = error.to_json().to_string();
         // A launcher that cannot be told is gone, and with it whoever would have read this.
-        let _ = rustix::net::send(&self.0, &message.as_bytes()[..message.len().min(MAX_MESSAGE)], SendFlags::NOSIGNAL);
+        let _ = rustix::net::send(
+            &self.0,
+            &message.as_bytes()[..message.len().min(MAX_MESSAGE)],
+            SendFlags::NOSIGNAL,
+        );
     }
 
     /// The launcher: the next thing that the child says.
@@ -81,12 +89,19 @@ impl Channel {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = rustix::io::retry_on_intr(|| {
-            rustix::net::recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)
+            rustix::net::recvmsg(
+                &self.0,
+                &mut [IoSliceMut::new(&mut bytes)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            )
         });
         let length = match received {
             Ok(message) => message.bytes,
             Err(Errno::CONNRESET) => 0,
-            Err(errno) => return Err(errno).or_fail(Code::Internal, || "the container's process cannot be heard"),
+            Err(errno) => {
+                return Err(errno).or_fail(Code::Internal, || "the container's process cannot be heard");
+            }
         };
         let terminal = control.drain().find_map(|message| match message {
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
@@ -96,8 +111,11 @@ impl Channel {
             (0, _) => Said::Nothing,
             (_, Some(master)) => Said::Terminal(master),
             (length, None) => {
-                let failure = serde_json::from_slice(&bytes[..length]).ok().and_then(|value| Error::from_json(&value));
-                Said::Failure(failure.unwrap_or_else(|| Error::new(Code::Internal, "the container's process failed without a reason")))
+                let failure =
+                    serde_json::from_slice(&bytes[..length]).ok().and_then(|value| Error::from_json(&value));
+                Said::Failure(failure.unwrap_or_else(|| {
+                    Error::new(Code::Internal, "the container's process failed without a reason")
+                }))
             }
         })
     }

@@ -60,7 +60,8 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     channel.wait()?;
     rustix::process::umask(Mode::empty());
     // Here, not with clone3: that takes the launcher's cgroup for the root of the new namespace, not the one it starts in.
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).or_fail(Code::Namespace, || "no cgroup namespace can be made")?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
+        .or_fail(Code::Namespace, || "no cgroup namespace can be made")?;
     // Nothing that is mounted from here on reaches the host.
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .or_fail(Code::Mount, || "the container's mounts cannot be made private")?;
@@ -83,7 +84,8 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     rustix::process::fchdir(&root).or_fail(Code::Mount, failed("fchdir"))?;
     // pivot_root(2), NOTES: with both the same, the old root lies on the new one and is taken off it.
     rustix::process::pivot_root(".", ".").or_fail(Code::Mount, failed("pivot_root"))?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).or_fail(Code::Mount, failed("umount of the host's root"))?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)
+        .or_fail(Code::Mount, failed("umount of the host's root"))?;
     rustix::process::chdir("/").or_fail(Code::Mount, failed("chdir"))?;
     drop(root);
 
@@ -107,13 +109,15 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     process::close_on_exec_from(3).or_fail(Code::Internal, failed("close_range"))?;
     drop_privileges(process, container.id_map.is_some())?;
     // After the change of user, which clears it: a container dies with its launcher, however that ends.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).or_fail(Code::Internal, failed("prctl"))?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .or_fail(Code::Internal, failed("prctl"))?;
     if channel.is_closed() {
         process::exit_now(137);
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    rustix::process::chdir(&process.cwd)
-        .or_fail(Code::CannotRun, || format!("the working directory {} cannot be entered", process.cwd.display()))?;
+    rustix::process::chdir(&process.cwd).or_fail(Code::CannotRun, || {
+        format!("the working directory {} cannot be entered", process.cwd.display())
+    })?;
     if let Some(filter) = seccomp {
         crate::sys::seccomp::install(&filter).or_fail(Code::Seccomp, failed("seccomp"))?;
     }
@@ -128,8 +132,12 @@ fn mount_root(container: &Container, layers: &[OwnedFd]) -> Result<Root> {
         // Not every file system can be an upper layer (another overlay, NFS, Lustre), nor one that is itself below: then what
         // the container writes into its root lies in memory.
         Errno::INVAL | Errno::LOOP | Errno::OPNOTSUPP | Errno::REMOTE => {
-            let memory = assembly::new_filesystem("tmpfs", &[("mode", "0700".into())], Flags { nodev: true, ..Flags::default() })
-                .map_err(|_| errno)?;
+            let memory = assembly::new_filesystem(
+                "tmpfs",
+                &[("mode", "0700".into())],
+                Flags { nodev: true, ..Flags::default() },
+            )
+            .map_err(|_| errno)?;
             let here = crate::apply::rootfs::open_host_directory(&scratch)?;
             assembly::attach(&memory, &here, &scratch).map_err(|_| errno)?;
             for name in ["upper", "work", "root"] {
@@ -161,7 +169,8 @@ fn overlay(container: &Container, layers: &[OwnedFd], scratch: &Path) -> rustix:
     // descriptors belong to the host's mount namespace, which overlayfs refuses (clone_private_mount), so each is opened again
     // and must be the same directory.
     let lowers = container.lowers.iter().zip(layers).map(|(path, known)| {
-        let again = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let again =
+            rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let identity = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| (s.st_dev, s.st_ino));
         if identity(&again)? == identity(known)? { Ok(again) } else { Err(Errno::STALE) }
     });
@@ -171,17 +180,34 @@ fn overlay(container: &Container, layers: &[OwnedFd], scratch: &Path) -> rustix:
     // volatile: nothing of this upper layer outlives the container, so it is never synced; without it the end of a container
     // waits for the disk. userxattr: trusted.* belongs to the host's root.
     let user = if container.id_map.is_some() { ",userxattr" } else { "" };
-    let data = format!("lowerdir={},upperdir={},workdir={},volatile{user}", layers.join(":"), path(&upper), path(&work));
+    let data = format!(
+        "lowerdir={},upperdir={},workdir={},volatile{user}",
+        layers.join(":"),
+        path(&upper),
+        path(&work)
+    );
     let data = CString::new(data).map_err(|_| Errno::INVAL)?;
-    rustix::mount::mount("overlay", scratch.join("root"), "overlay", MountFlags::empty(), Some(data.as_c_str()))
+    rustix::mount::mount(
+        "overlay",
+        scratch.join("root"),
+        "overlay",
+        MountFlags::empty(),
+        Some(data.as_c_str()),
+    )
 }
 
 fn read_only_clone(program: &OwnedFd) -> Result<OwnedFd> {
     use rustix::{fd::AsFd, mount::OpenTreeFlags};
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let clone = rustix::mount::open_tree(program, "", flags).or_fail(Code::Mount, || "gpurun's own file cannot be cloned")?;
-    crate::sys::mount::restrict(clone.as_fd(), Flags { read_only: true, nosuid: true, nodev: true, noexec: false }, false)
-        .or_fail(Code::Mount, || "gpurun's own file cannot be made read-only")?;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let clone = rustix::mount::open_tree(program, "", flags)
+        .or_fail(Code::Mount, || "gpurun's own file cannot be cloned")?;
+    crate::sys::mount::restrict(
+        clone.as_fd(),
+        Flags { read_only: true, nosuid: true, nodev: true, noexec: false },
+        false,
+    )
+    .or_fail(Code::Mount, || "gpurun's own file cannot be made read-only")?;
     Ok(clone)
 }
 
@@ -196,8 +222,13 @@ fn home(root: &Root, container: &Container) -> Result<PathBuf> {
     let home = if usable { user.home.clone() } else { PathBuf::from("/home").join(&user.name) };
     if container.read_only {
         // Caches of CUDA, Triton and Hugging Face go there, whatever the root is.
-        let options = [("mode", "0700".to_owned()), ("uid", user.uid.to_string()), ("gid", user.gid.to_string())];
-        let memory = assembly::new_filesystem("tmpfs", &options, Flags { nosuid: true, nodev: true, ..Flags::default() })?;
+        let options =
+            [("mode", "0700".to_owned()), ("uid", user.uid.to_string()), ("gid", user.gid.to_string())];
+        let memory = assembly::new_filesystem(
+            "tmpfs",
+            &options,
+            Flags { nosuid: true, nodev: true, ..Flags::default() },
+        )?;
         if !container.volumes.iter().any(|v| v.target() == home) {
             assembly::attach(&memory, &root.directory(&home)?, &home)?;
         }
@@ -222,10 +253,15 @@ fn is_writable(directory: &OwnedFd, user: &Identity) -> bool {
 /// A pseudo-terminal of the container's own devpts, so that its name is true inside.
 fn open_terminal(root: &Root, process: &Process) -> Result<(OwnedFd, OwnedFd)> {
     let failed = || "no pseudo-terminal can be opened in the container";
-    let master = root.open(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY).or_fail(Code::Internal, failed)?;
-    rustix::pty::unlockpt(&master).or_fail(Code::Internal, failed)?;
-    let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+    let master = root
+        .open(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY)
         .or_fail(Code::Internal, failed)?;
+    rustix::pty::unlockpt(&master).or_fail(Code::Internal, failed)?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(
+        &master,
+        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
+    )
+    .or_fail(Code::Internal, failed)?;
     let owner = Some(Uid::from_raw(process.user.uid));
     rustix::fs::fchown(&slave, owner, None).or_fail(Code::Internal, failed)?;
     Ok((master, slave))
@@ -240,7 +276,8 @@ fn use_terminal(slave: &OwnedFd) -> Result<()> {
 }
 
 fn set_limit(limit: &Rlimit) -> Result<()> {
-    let (_, hard) = nix::sys::resource::getrlimit(limit.resource).or_fail(Code::Limit, || "getrlimit failed")?;
+    let (_, hard) =
+        nix::sys::resource::getrlimit(limit.resource).or_fail(Code::Limit, || "getrlimit failed")?;
     match nix::sys::resource::setrlimit(limit.resource, limit.soft, limit.hard) {
         Ok(()) => Ok(()),
         Err(errno) if limit.required => Err(Error::new(Code::Limit, format!("the limit {} cannot be {}:{}", limit.name, limit.soft, limit.hard))
@@ -253,7 +290,8 @@ fn set_limit(limit: &Rlimit) -> Result<()> {
 }
 
 fn loopback_up() -> Result<()> {
-    crate::sys::process::loopback_up().or_fail(Code::Namespace, || "the loopback device of the container cannot be brought up")
+    crate::sys::process::loopback_up()
+        .or_fail(Code::Namespace, || "the loopback device of the container cannot be brought up")
 }
 
 fn become_user(uid: u32, gid: u32) -> Result<()> {
@@ -274,7 +312,10 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
             match caps::drop(None, CapSet::Bounding, capability) {
                 Ok(()) => {}
                 Err(_) if !caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) => {}
-                Err(error) => return Err(error).or_fail(Code::Internal, failed("dropping a capability from the bounding set")),
+                Err(error) => {
+                    return Err(error)
+                        .or_fail(Code::Internal, failed("dropping a capability from the bounding set"));
+                }
             }
         }
     }
@@ -293,7 +334,11 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
     let kept = if keeps { wanted } else { caps::CapsHashSet::new() };
     caps::clear(None, CapSet::Ambient).or_fail(Code::Internal, failed("clearing the ambient set"))?;
     // Effective first: it must stay within permitted.
-    for (set, value) in [(CapSet::Effective, &kept), (CapSet::Permitted, &kept), (CapSet::Inheritable, &caps::CapsHashSet::new())] {
+    for (set, value) in [
+        (CapSet::Effective, &kept),
+        (CapSet::Permitted, &kept),
+        (CapSet::Inheritable, &caps::CapsHashSet::new()),
+    ] {
         caps::set(None, set, value).or_fail(Code::Internal, failed("capset"))?;
     }
     rustix::thread::set_no_new_privs(true).or_fail(Code::Internal, failed("prctl"))
@@ -316,7 +361,8 @@ fn execute(process: &Process, home: &Path, init: Option<&OwnedFd>) -> Error {
             if let Some(program) = init {
                 let argv: Vec<CString> = [super::INIT_NAME.into()].into_iter().chain(argv).collect();
                 let error = process::fexecve(program.as_fd(), &argv, &env);
-                return Error::new(Code::CannotRun, "gpurun cannot start itself as the container's init").cause(error);
+                return Error::new(Code::CannotRun, "gpurun cannot start itself as the container's init")
+                    .cause(error);
             }
             run_first(&process.argv[0], &candidates, &argv, &env)
         }
@@ -332,8 +378,10 @@ fn prepare(process: &Process, home: &Path) -> Result<Prepared> {
     }
     let argv = process.argv.iter().map(|a| c_string(a)).collect::<Result<Vec<_>>>()?;
     let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
-    let candidates = candidates(&process.argv[0], path).iter().map(|c| c_string(c)).collect::<Result<Vec<_>>>()?;
-    let env = env.iter().map(|(name, value)| c_string(&format!("{name}={value}"))).collect::<Result<Vec<_>>>()?;
+    let candidates =
+        candidates(&process.argv[0], path).iter().map(|c| c_string(c)).collect::<Result<Vec<_>>>()?;
+    let env =
+        env.iter().map(|(name, value)| c_string(&format!("{name}={value}"))).collect::<Result<Vec<_>>>()?;
     Ok((argv, env, candidates))
 }
 
@@ -356,20 +404,34 @@ pub fn run_first(command: &str, candidates: &[CString], argv: &[CString], env: &
         }
     }
     let Some((path, error)) = refused else {
-        let missing = candidates.iter().find(|c| rustix::fs::accessat(CWD, c.as_c_str(), rustix::fs::Access::EXISTS, rustix::fs::AtFlags::empty()).is_ok());
+        let missing = candidates.iter().find(|c| {
+            rustix::fs::accessat(CWD, c.as_c_str(), rustix::fs::Access::EXISTS, rustix::fs::AtFlags::empty())
+                .is_ok()
+        });
         return match missing {
-            Some(path) => Error::new(Code::CommandNotFound, format!("{} cannot be started", path.to_string_lossy()))
-                .cause("the file is there, but the interpreter or the dynamic loader that it names is not")
-                .fix("check its first line (#!) or install the C library that it was built for"),
-            None => Error::new(Code::CommandNotFound, format!("the command {command:?} was not found in the container"))
-                .fix("check its spelling and the image's PATH"),
+            Some(path) => {
+                Error::new(Code::CommandNotFound, format!("{} cannot be started", path.to_string_lossy()))
+                    .cause(
+                        "the file is there, but the interpreter or the dynamic loader that it names is not",
+                    )
+                    .fix("check its first line (#!) or install the C library that it was built for")
+            }
+            None => Error::new(
+                Code::CommandNotFound,
+                format!("the command {command:?} was not found in the container"),
+            )
+            .fix("check its spelling and the image's PATH"),
         };
     };
     let error_fix = match error.raw_os_error() {
         Some(libc::ENOEXEC) => "it is not a program for this machine, or a script without a first line #!",
-        Some(libc::EACCES) => "make it executable for the container's user (chmod +x), and not on a mount with noexec",
+        Some(libc::EACCES) => {
+            "make it executable for the container's user (chmod +x), and not on a mount with noexec"
+        }
         Some(libc::E2BIG) => "shorten the arguments or the environment",
         _ => "see execve(2) for what this error means",
     };
-    Error::new(Code::CannotRun, format!("{} cannot be run", path.to_string_lossy())).cause(error).fix(error_fix)
+    Error::new(Code::CannotRun, format!("{} cannot be run", path.to_string_lossy()))
+        .cause(error)
+        .fix(error_fix)
 }

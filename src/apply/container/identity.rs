@@ -44,7 +44,11 @@ impl Caller {
         let sudo = |key| std::env::var(key).ok().filter(|_| euid == 0).and_then(|id| id.parse().ok());
         match (sudo("SUDO_UID"), sudo("SUDO_GID")) {
             (Some(uid), Some(gid)) => Self { euid, uid, gid },
-            _ => Self { euid, uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() },
+            _ => Self {
+                euid,
+                uid: rustix::process::getuid().as_raw(),
+                gid: rustix::process::getgid().as_raw(),
+            },
         }
     }
 }
@@ -61,7 +65,8 @@ pub fn resolve(image_user: &str, asked: Option<&str>, caller: &Caller, image: &L
     let group = image.read("/etc/group", MAX_FILE).unwrap_or_default();
     let wanted = asked.unwrap_or(image_user);
     let found = find(wanted, &passwd, &group)?;
-    let (uid, gid) = if asked.is_none() && found.uid == 0 { (caller.uid, caller.gid) } else { (found.uid, found.gid) };
+    let (uid, gid) =
+        if asked.is_none() && found.uid == 0 { (caller.uid, caller.gid) } else { (found.uid, found.gid) };
     Ok(complete(uid, gid, &passwd, &group))
 }
 
@@ -72,7 +77,9 @@ struct Ids {
 
 /// Lines of a passwd or group file, split into fields.
 fn lines(file: &[u8]) -> impl Iterator<Item = Vec<&str>> {
-    file.split(|&b| b == b'\n').filter_map(|line| std::str::from_utf8(line).ok()).map(|line| line.split(':').collect())
+    file.split(|&b| b == b'\n')
+        .filter_map(|line| std::str::from_utf8(line).ok())
+        .map(|line| line.split(':').collect())
 }
 
 fn id(fields: &[&str], n: usize) -> Option<u32> {
@@ -88,31 +95,40 @@ fn find(wanted: &str, passwd: &[u8], group: &[u8]) -> Result<Ids> {
             .fix(format!("give a number, -u UID:GID, or a {kind} that the image has"))
     };
     // A name of digits is looked up as a name first, as Docker does.
-    let by_name = lines(passwd).find(|f| f.first() == Some(&user)).and_then(|f| Some((id(&f, 2)?, id(&f, 3)?)));
+    let by_name =
+        lines(passwd).find(|f| f.first() == Some(&user)).and_then(|f| Some((id(&f, 2)?, id(&f, 3)?)));
     let (uid, primary) = match (by_name, user.parse::<u32>()) {
         (Some(found), _) => found,
-        (None, Ok(uid)) => (uid, lines(passwd).find(|f| id(f, 2) == Some(uid)).and_then(|f| id(&f, 3)).unwrap_or(uid)),
+        (None, Ok(uid)) => {
+            (uid, lines(passwd).find(|f| id(f, 2) == Some(uid)).and_then(|f| id(&f, 3)).unwrap_or(uid))
+        }
         (None, Err(_)) => return Err(unknown("user", user, "/etc/passwd")),
     };
     let gid = match group_name {
         None | Some("") => primary,
-        Some(name) => match (lines(group).find(|f| f.first() == Some(&name)).and_then(|f| id(&f, 2)), name.parse()) {
-            (Some(gid), _) | (None, Ok(gid)) => gid,
-            (None, Err(_)) => return Err(unknown("group", name, "/etc/group")),
-        },
+        Some(name) => {
+            match (lines(group).find(|f| f.first() == Some(&name)).and_then(|f| id(&f, 2)), name.parse()) {
+                (Some(gid), _) | (None, Ok(gid)) => gid,
+                (None, Err(_)) => return Err(unknown("group", name, "/etc/group")),
+            }
+        }
     };
     if uid == u32::MAX || gid == u32::MAX {
-        return Err(Error::new(Code::User, format!("{wanted:?} is not a user")).cause("4294967295 is the kernel's word for nobody at all"));
+        return Err(Error::new(Code::User, format!("{wanted:?} is not a user"))
+            .cause("4294967295 is the kernel's word for nobody at all"));
     }
     Ok(Ids { uid, gid })
 }
 
 fn complete(uid: u32, gid: u32, passwd: &[u8], group: &[u8]) -> Identity {
     let known = lines(passwd).find(|f| id(f, 2) == Some(uid));
-    let name = known.as_ref().and_then(|f| f.first()).map_or_else(|| "user".to_owned(), |name| (*name).to_owned());
+    let name =
+        known.as_ref().and_then(|f| f.first()).map_or_else(|| "user".to_owned(), |name| (*name).to_owned());
     let home = known.as_ref().and_then(|f| f.get(5)).filter(|home| home.starts_with('/')).map(PathBuf::from);
     let groups = lines(group)
-        .filter(|f| f.get(3).is_some_and(|members| members.split(',').any(|member| member == name)) && known.is_some())
+        .filter(|f| {
+            f.get(3).is_some_and(|members| members.split(',').any(|member| member == name)) && known.is_some()
+        })
         .filter_map(|f| id(&f, 2))
         .collect();
     let append = |file: &[u8], line: String| {
@@ -128,7 +144,9 @@ fn complete(uid: u32, gid: u32, passwd: &[u8], group: &[u8]) -> Identity {
         uid,
         gid,
         groups,
-        passwd: known.is_none().then(|| append(passwd, format!("{name}:x:{uid}:{gid}::/home/{name}:/bin/sh\n"))),
+        passwd: known
+            .is_none()
+            .then(|| append(passwd, format!("{name}:x:{uid}:{gid}::/home/{name}:/bin/sh\n"))),
         group: (!known_group).then(|| append(group, format!("{name}:x:{gid}:\n"))),
         home: home.unwrap_or_else(|| PathBuf::from("/home").join(&name)),
         name,
@@ -138,7 +156,9 @@ fn complete(uid: u32, gid: u32, passwd: &[u8], group: &[u8]) -> Identity {
 /// The ranges that /etc/subuid or /etc/subgid (subuid(5)) give to this user: the first of 65,535 ids or more.
 fn subordinate(file: &str, names: [&str; 2]) -> Option<(u32, u32)> {
     let range = |f: Vec<&str>| if names.contains(f.first()?) { Some((id(&f, 1)?, id(&f, 2)?)) } else { None };
-    lines(file.as_bytes()).filter_map(range).find(|&(start, count)| count >= 65_535 && start.checked_add(65_535).is_some())
+    lines(file.as_bytes())
+        .filter_map(range)
+        .find(|&(start, count)| count >= 65_535 && start.checked_add(65_535).is_some())
 }
 
 /// How a launcher without root maps ids: the container's user is the caller, so that volumes and devices open as
@@ -149,12 +169,19 @@ pub fn id_map(user: &Identity, caller: &Caller) -> IdMap {
     let login = login_name(&read("/etc/passwd"), caller.uid);
     let number = caller.uid.to_string();
     let names = [login.as_deref().unwrap_or(&number), &number];
-    let helpers = ["/usr/bin/newuidmap", "/usr/bin/newgidmap"].iter().all(|p| std::path::Path::new(p).exists());
+    let helpers =
+        ["/usr/bin/newuidmap", "/usr/bin/newgidmap"].iter().all(|p| std::path::Path::new(p).exists());
     match (subordinate(&read("/etc/subuid"), names), subordinate(&read("/etc/subgid"), names)) {
-        (Some((uids, _)), Some((gids, _))) if helpers => {
-            IdMap { uids: spread(user.uid, caller.uid, uids), gids: spread(user.gid, caller.gid, gids), helpers: true }
-        }
-        _ => IdMap { uids: vec![(user.uid, caller.uid, 1)], gids: vec![(user.gid, caller.gid, 1)], helpers: false },
+        (Some((uids, _)), Some((gids, _))) if helpers => IdMap {
+            uids: spread(user.uid, caller.uid, uids),
+            gids: spread(user.gid, caller.gid, gids),
+            helpers: true,
+        },
+        _ => IdMap {
+            uids: vec![(user.uid, caller.uid, 1)],
+            gids: vec![(user.gid, caller.gid, 1)],
+            helpers: false,
+        },
     }
 }
 
@@ -180,7 +207,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/bash\napp:x:1001:1002::/srv/app:/bin/sh\n77:x:5:5::/x:/bin/sh";
+    const PASSWD: &[u8] =
+        b"root:x:0:0:root:/root:/bin/bash\napp:x:1001:1002::/srv/app:/bin/sh\n77:x:5:5::/x:/bin/sh";
     const GROUP: &[u8] = b"root:x:0:\nvideo:x:44:app,root\napp:x:1002:\n";
 
     fn ids(wanted: &str) -> Result<(u32, u32)> {
@@ -189,20 +217,33 @@ mod tests {
 
     #[test]
     fn users_resolve_as_docker_resolves_them() {
-        for (wanted, expected) in
-            [("", (0, 0)), ("app", (1001, 1002)), ("1001", (1001, 1002)), ("app:video", (1001, 44)), ("4242:7", (4242, 7)), ("77", (5, 5)), ("0:0", (0, 0))]
-        {
+        for (wanted, expected) in [
+            ("", (0, 0)),
+            ("app", (1001, 1002)),
+            ("1001", (1001, 1002)),
+            ("app:video", (1001, 44)),
+            ("4242:7", (4242, 7)),
+            ("77", (5, 5)),
+            ("0:0", (0, 0)),
+        ] {
             assert_eq!(ids(wanted).unwrap(), expected, "{wanted}");
         }
         let message = ids("nobody-here").unwrap_err().to_string();
-        assert!(message.contains("error[GPU-0054]: the image has no user \"nobody-here\"") && message.contains("fix:"), "{message}");
+        assert!(
+            message.contains("error[GPU-0054]: the image has no user \"nobody-here\"")
+                && message.contains("fix:"),
+            "{message}"
+        );
         assert!(ids("app:nogroup").is_err() && ids("4294967295").is_err());
     }
 
     #[test]
     fn an_unknown_uid_gets_an_entry_and_a_home() {
         let known = complete(1001, 1002, PASSWD, GROUP);
-        assert_eq!((known.home.to_str(), known.groups.as_slice(), known.passwd), (Some("/srv/app"), &[44][..], None));
+        assert_eq!(
+            (known.home.to_str(), known.groups.as_slice(), known.passwd),
+            (Some("/srv/app"), &[44][..], None)
+        );
         let unknown = complete(4242, 4242, PASSWD, GROUP);
         assert!(unknown.passwd.unwrap().ends_with(b"/x:/bin/sh\nuser:x:4242:4242::/home/user:/bin/sh\n"));
         assert!(unknown.group.unwrap().ends_with(b"user:x:4242:\n"));
@@ -210,14 +251,20 @@ mod tests {
 
     #[test]
     fn the_map_has_every_id_once_and_the_user_is_the_caller() {
-        assert_eq!(subordinate("x:1:70000\nme:100000:10\nme:200000:65536\n", ["me", "1000"]), Some((200_000, 65_536)));
+        assert_eq!(
+            subordinate("x:1:70000\nme:100000:10\nme:200000:65536\n", ["me", "1000"]),
+            Some((200_000, 65_536))
+        );
         for inside in [0, 1, 1000, 65_534, 65_535, 65_536, 4_000_000_000] {
             let ranges = spread(inside, 1000, 100_000);
             assert_eq!(ranges[0], (inside, 1000, 1));
             let rest: u32 = ranges[1..].iter().map(|r| r.2).sum();
             assert_eq!(rest, 65_535, "{inside}: {ranges:?}");
             assert!(ranges[1..].iter().all(|r| inside < r.0 || inside >= r.0 + r.2), "{inside}: {ranges:?}");
-            assert!(ranges[1..].iter().all(|r| r.1 >= 100_000 && r.1 + r.2 <= 165_535), "{inside}: {ranges:?}");
+            assert!(
+                ranges[1..].iter().all(|r| r.1 >= 100_000 && r.1 + r.2 <= 165_535),
+                "{inside}: {ranges:?}"
+            );
         }
     }
 

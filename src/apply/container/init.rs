@@ -7,7 +7,10 @@ use crate::{
 };
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::{io::Errno, process::WaitOptions};
-use std::{ffi::{CStr, CString}, os::unix::ffi::OsStrExt};
+use std::{
+    ffi::{CStr, CString},
+    os::unix::ffi::OsStrExt,
+};
 
 /// As what gpurun is called when it is a container's pid 1.
 pub const INIT_NAME: &CStr = c"gpurun-init";
@@ -17,12 +20,19 @@ pub const INIT_NAME: &CStr = c"gpurun-init";
 /// # Errors
 /// When the command cannot be run.
 pub fn run(argv: &[CString]) -> Result<u8> {
-    let Some(command) = argv.first() else { return Err(Error::new(Code::Usage, "there is no command to run")) };
+    let Some(command) = argv.first() else {
+        return Err(Error::new(Code::Usage, "there is no command to run"));
+    };
     let mut all = SigSet::all();
     // Blocked, these would be faults that never end.
-    [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE].into_iter().for_each(|signal| all.remove(signal));
-    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None).or_fail(Code::Internal, || "sigprocmask failed")?;
-    let (_pidfd, child) = match process::clone_into(0, None).or_fail(Code::Internal, || "the command's process cannot be made")? {
+    [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE]
+        .into_iter()
+        .for_each(|signal| all.remove(signal));
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None)
+        .or_fail(Code::Internal, || "sigprocmask failed")?;
+    let (_pidfd, child) = match process::clone_into(0, None)
+        .or_fail(Code::Internal, || "the command's process cannot be made")?
+    {
         Clone::Parent(pidfd, pid) => (pidfd, pid),
         Clone::Child => {
             // A process group of its own in the terminal's foreground, so that Ctrl-C reaches the command and not this one twice.
@@ -32,11 +42,14 @@ pub fn run(argv: &[CString]) -> Result<u8> {
             let _ = nix::unistd::tcsetpgrp(rustix::stdio::stdin(), own);
             process::reset_signals();
             let env: Vec<CString> = std::env::vars_os()
-                .filter_map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok())
+                .filter_map(|(name, value)| {
+                    CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
+                })
                 .collect();
             let path = std::env::var("PATH").unwrap_or_default();
             let name = command.to_string_lossy();
-            let candidates: Vec<CString> = enter::candidates(&name, &path).into_iter().filter_map(|c| CString::new(c).ok()).collect();
+            let candidates: Vec<CString> =
+                enter::candidates(&name, &path).into_iter().filter_map(|c| CString::new(c).ok()).collect();
             let error = enter::run_first(&name, &candidates, argv, &env);
             eprintln!("{error}");
             process::exit_now(i32::from(error.code().exit_code()));
@@ -51,7 +64,9 @@ pub fn run(argv: &[CString]) -> Result<u8> {
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) if pid.as_raw_nonzero().get() == child => {
-                    let code = status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal));
+                    let code = status
+                        .exit_status()
+                        .or_else(|| status.terminating_signal().map(|signal| 128 + signal));
                     return Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255));
                 }
                 Ok(Some(_)) | Err(Errno::INTR) => {}

@@ -55,7 +55,8 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     let interactive = container.process.interactive;
     drop((container, layers));
     process::release_memory();
-    let result = started.and_then(|started| relay::relay(&started.pidfd, &signals, started.terminal, interactive));
+    let result =
+        started.and_then(|started| relay::relay(&started.pidfd, &signals, started.terminal, interactive));
     let removed = cgroup.map_or(Ok(()), Cgroup::remove).and(scratch.remove());
     match (result, removed) {
         (Ok(code), removed) => {
@@ -82,9 +83,15 @@ struct Started {
     terminal: Option<OwnedFd>,
 }
 
-fn start(entry: enter::Entry<'_>, ours: &Channel, theirs: Channel, cgroup: Option<&Cgroup>) -> Result<Started> {
+fn start(
+    entry: enter::Entry<'_>,
+    ours: &Channel,
+    theirs: Channel,
+    cgroup: Option<&Cgroup>,
+) -> Result<Started> {
     let container = entry.container;
-    let clone = process::clone_into(namespaces(container), cgroup.and_then(Cgroup::dir_fd)).map_err(refused)?;
+    let clone =
+        process::clone_into(namespaces(container), cgroup.and_then(Cgroup::dir_fd)).map_err(refused)?;
     let (pidfd, pid) = match clone {
         Clone::Child => {
             let error = enter::enter(entry, &theirs);
@@ -94,10 +101,13 @@ fn start(entry: enter::Entry<'_>, ours: &Channel, theirs: Channel, cgroup: Optio
         Clone::Parent(pidfd, pid) => (pidfd, pid),
     };
     drop(theirs);
-    let prepared = container.id_map.as_ref().map_or(Ok(()), |map| write_id_map(pid, map)).and_then(|()| match (cgroup, rustix::process::Pid::from_raw(pid)) {
-        (Some(cgroup), Some(pid)) => cgroup.join(pid),
-        _ => Ok(()),
-    });
+    let prepared =
+        container.id_map.as_ref().map_or(Ok(()), |map| write_id_map(pid, map)).and_then(|()| {
+            match (cgroup, rustix::process::Pid::from_raw(pid)) {
+                (Some(cgroup), Some(pid)) => cgroup.join(pid),
+                _ => Ok(()),
+            }
+        });
     let talked = prepared.and_then(|()| ours.go()).and_then(|()| {
         let mut terminal = None;
         loop {
@@ -114,7 +124,10 @@ fn start(entry: enter::Entry<'_>, ours: &Channel, theirs: Channel, cgroup: Optio
             let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
             let options = rustix::process::WaitIdOptions::EXITED;
             let _ = rustix::io::retry_on_intr(|| {
-                rustix::process::waitid(rustix::process::WaitId::PidFd(rustix::fd::AsFd::as_fd(&pidfd)), options)
+                rustix::process::waitid(
+                    rustix::process::WaitId::PidFd(rustix::fd::AsFd::as_fd(&pidfd)),
+                    options,
+                )
             });
             Err(error)
         }
@@ -153,8 +166,15 @@ fn write_id_map(pid: i32, map: &IdMap) -> Result<()> {
     let failed = || "the container's user namespace cannot be given its ids";
     if map.helpers {
         for (helper, ranges) in [("/usr/bin/newuidmap", &map.uids), ("/usr/bin/newgidmap", &map.gids)] {
-            let numbers = ranges.iter().flat_map(|&(inside, outside, count)| [inside, outside, count]).map(|n| n.to_string());
-            let output = std::process::Command::new(helper).arg(pid.to_string()).args(numbers).output().or_fail(Code::Namespace, failed)?;
+            let numbers = ranges
+                .iter()
+                .flat_map(|&(inside, outside, count)| [inside, outside, count])
+                .map(|n| n.to_string());
+            let output = std::process::Command::new(helper)
+                .arg(pid.to_string())
+                .args(numbers)
+                .output()
+                .or_fail(Code::Namespace, failed)?;
             if !output.status.success() {
                 return Err(Error::new(Code::Namespace, failed())
                     .cause(String::from_utf8_lossy(&output.stderr).trim())
@@ -163,7 +183,9 @@ fn write_id_map(pid: i32, map: &IdMap) -> Result<()> {
         }
         return Ok(());
     }
-    let lines = |ranges: &[(u32, u32, u32)]| ranges.iter().map(|(i, o, n)| format!("{i} {o} {n}\n")).collect::<String>();
+    let lines = |ranges: &[(u32, u32, u32)]| {
+        ranges.iter().map(|(i, o, n)| format!("{i} {o} {n}\n")).collect::<String>()
+    };
     let write = |name: &str, content: &str| std::fs::write(format!("/proc/{pid}/{name}"), content);
     // Since Linux 3.19 an ordinary user may write gid_map only after giving up setgroups(2).
     write("setgroups", "deny")
@@ -182,7 +204,14 @@ fn device_rules(container: &Container) -> Option<Vec<DeviceRule>> {
     // 136 is the first of the pseudo-terminals, 5:2 is ptmx.
     let terminals = [(5, Some(2)), (136, None)];
     let gpus = container.injection.devices.iter().map(|n| (n.major, Some(n.minor)));
-        let rule = |(major, minor)| DeviceRule { kind: DeviceKind::Char, major: Some(major), minor, read: true, write: true, mknod: true };
+    let rule = |(major, minor)| DeviceRule {
+        kind: DeviceKind::Char,
+        major: Some(major),
+        minor,
+        read: true,
+        write: true,
+        mknod: true,
+    };
     Some(standard.chain(terminals).chain(gpus).map(rule).collect())
 }
 
@@ -198,7 +227,10 @@ fn cgroup_view(cgroup: Option<&Cgroup>) -> CgroupView {
 /// The files by which a container knows its host's network, as Docker writes them.
 fn host_files(container: &Container) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = Vec::new();
-    let name = container.hostname.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+    let name = container
+        .hostname
+        .clone()
+        .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
     if container.host_network {
         for path in ["/etc/resolv.conf", "/etc/hosts"] {
             if let Ok(content) = std::fs::read(path) {
@@ -206,13 +238,20 @@ fn host_files(container: &Container) -> Vec<(PathBuf, Vec<u8>)> {
             }
         }
     } else {
-        files.push(("/etc/hosts".into(), format!("127.0.0.1 localhost {name}\n::1 localhost {name}\n").into_bytes()));
+        files.push((
+            "/etc/hosts".into(),
+            format!("127.0.0.1 localhost {name}\n::1 localhost {name}\n").into_bytes(),
+        ));
     }
     files.push(("/etc/hostname".into(), (name + "\n").into_bytes()));
     files
 }
 
 fn own_program() -> Result<OwnedFd> {
-    rustix::fs::open("/proc/self/exe", rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
-        .or_fail(Code::Internal, || "gpurun cannot open its own file")
+    rustix::fs::open(
+        "/proc/self/exe",
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .or_fail(Code::Internal, || "gpurun cannot open its own file")
 }

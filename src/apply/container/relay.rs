@@ -65,7 +65,8 @@ pub fn relay(pidfd: &OwnedFd, signals: &Signals, terminal: Option<OwnedFd>, inte
                 Err(errno) => return Err(errno).or_fail(Code::Internal, || "poll failed"),
             }
             let ready = |n: usize| polled.get(n).is_some_and(|p| !p.revents().is_empty());
-            (ended, signalled, output, input) = (ended | ready(0), signalled | ready(1), output | ready(2), input | ready(3));
+            (ended, signalled, output, input) =
+                (ended | ready(0), signalled | ready(1), output | ready(2), input | ready(3));
         }
         if signalled {
             forward(pidfd, signals, terminal.as_ref());
@@ -102,9 +103,12 @@ fn forward(pidfd: &OwnedFd, signals: &Signals, terminal: Option<&Terminal>) {
 }
 
 fn exit_code(pidfd: &OwnedFd) -> Result<u8> {
-    let status = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED))
-        .or_fail(Code::Internal, || "the container's end cannot be waited for")?;
-    let code = status.and_then(|s| s.exit_status().or_else(|| s.terminating_signal().map(|signal| 128 + signal)));
+    let status = rustix::io::retry_on_intr(|| {
+        rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
+    })
+    .or_fail(Code::Internal, || "the container's end cannot be waited for")?;
+    let code =
+        status.and_then(|s| s.exit_status().or_else(|| s.terminating_signal().map(|signal| 128 + signal)));
     Ok(code.and_then(|code| u8::try_from(code & 0xff).ok()).unwrap_or(255))
 }
 
@@ -172,7 +176,8 @@ impl Terminal {
         loop {
             let ready = {
                 let mut polled = [PollFd::new(&self.master, PollFlags::IN)];
-                rustix::event::poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::IN)
+                rustix::event::poll(&mut polled, Some(&now)).is_ok()
+                    && polled[0].revents().contains(PollFlags::IN)
             };
             if !(ready && self.copy_output()) {
                 return;

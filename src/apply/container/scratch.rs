@@ -62,7 +62,8 @@ fn sweep(all: &Path) {
     for entry in fs::read_dir(all).into_iter().flatten().flatten() {
         if let Some(_lock) = try_lock(&entry.path()) {
             let id = entry.file_name();
-            let result = cgroup::Cgroup::remove_stale(&id.to_string_lossy()).map(|()| remove_tree(&entry.path()));
+            let result =
+                cgroup::Cgroup::remove_stale(&id.to_string_lossy()).map(|()| remove_tree(&entry.path()));
             tracing::debug!(id = %id.display(), ?result, "removed what a killed launcher left");
         }
     }

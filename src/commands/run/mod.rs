@@ -42,10 +42,14 @@ pub fn run(context: &Context, args: Run) -> Result<u8> {
 /// What the container gets of the driver; nothing, and no look at the host, where no GPU was asked for.
 pub fn injection(context: &Context, args: &Run, image: &Image, user_env: &[EnvVar]) -> Result<Injection> {
     let config = image.config();
-    let Some(request) = DeviceRequest::from_cli(args.gpus.as_deref(), user_env, &config.env, &config.labels)? else {
+    let Some(request) = DeviceRequest::from_cli(args.gpus.as_deref(), user_env, &config.env, &config.labels)?
+    else {
         return Ok(Injection::default());
     };
-    let policy = plan::Policy { privileged: options::capabilities(args, true)? & options::SYS_ADMIN != 0, ..context.config.policy()? };
+    let policy = plan::Policy {
+        privileged: options::capabilities(args, true)? & options::SYS_ADMIN != 0,
+        ..context.config.policy()?
+    };
     plan::plan(&context.inventory()?, &request, &policy)
 }
 
@@ -63,18 +67,23 @@ fn container(
     let mut user = identity::resolve(&config.user, args.user.as_deref(), &caller, layers)?;
     user.groups.extend(args.group_add.iter().chain(&injection.groups));
     let rootless = caller.euid != 0;
-    let argv = options::command(&args, &config.entrypoint, &config.cmd)
-        .ok_or_else(|| Error::new(Code::Usage, "the image has no command of its own").fix("name one after the image"))?;
-    let cwd = args.workdir.clone().or_else(|| Some(PathBuf::from(&config.working_dir)).filter(|d| d.is_absolute()));
+    let argv = options::command(&args, &config.entrypoint, &config.cmd).ok_or_else(|| {
+        Error::new(Code::Usage, "the image has no command of its own").fix("name one after the image")
+    })?;
+    let cwd =
+        args.workdir.clone().or_else(|| Some(PathBuf::from(&config.working_dir)).filter(|d| d.is_absolute()));
     let limits = Limits {
         memory: args.memory.as_deref().map(|m| options::size("--memory", m)).transpose()?,
         cpus: args.cpus,
         pids: args.pids_limit.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0),
     };
-    let mut volumes = if matches!(image_host(&args.image), HostRoot::Yes) { host_file_systems()? } else { Vec::new() };
+    let mut volumes =
+        if matches!(image_host(&args.image), HostRoot::Yes) { host_file_systems()? } else { Vec::new() };
     volumes.extend(options::volumes(&args)?);
     if args.tty && args.interactive && !rustix::termios::isatty(rustix::stdio::stdin()) {
-        return Err(Error::new(Code::Usage, "-i -t needs a terminal, and standard input is none").fix("leave out -t"));
+        return Err(
+            Error::new(Code::Usage, "-i -t needs a terminal, and standard input is none").fix("leave out -t")
+        );
     }
     Ok(Container {
         id: new_id()?,
@@ -111,7 +120,9 @@ fn process_environment(image: &[EnvVar], driver: &[EnvVar], user: Vec<EnvVar>, t
     let path = ("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
     let terminal = tty.then(|| ("TERM".to_owned(), "xterm".to_owned()));
     let mut all: Vec<EnvVar> = Vec::new();
-    for (name, value) in [path].into_iter().chain(terminal).chain(image.iter().chain(driver).cloned()).chain(user) {
+    for (name, value) in
+        [path].into_iter().chain(terminal).chain(image.iter().chain(driver).cloned()).chain(user)
+    {
         match all.iter_mut().find(|(known, _)| *known == name) {
             Some(entry) => entry.1 = value,
             None => all.push((name, value)),
@@ -139,7 +150,8 @@ fn shm_size(context: &Context, args: &Run, limits: &Limits) -> Result<u64> {
 /// 48 random bits.
 fn new_id() -> Result<String> {
     let mut bytes = [0u8; 6];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).or_fail(Code::Internal, || "getrandom failed")?;
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .or_fail(Code::Internal, || "getrandom failed")?;
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
@@ -149,13 +161,18 @@ enum HostRoot {
 }
 
 fn image_host(image: &str) -> HostRoot {
-    if ImageReference::parse(image).is_ok_and(|reference| reference == ImageReference::Host) { HostRoot::Yes } else { HostRoot::No }
+    if ImageReference::parse(image).is_ok_and(|reference| reference == ImageReference::Host) {
+        HostRoot::Yes
+    } else {
+        HostRoot::No
+    }
 }
 
 /// `host:` is the host's whole tree, and overlayfs shows of a lower directory only what lies on its own file system: the
 /// others are mounted beside, read-only.
 fn host_file_systems() -> Result<Vec<Volume>> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").or_fail(Code::Inventory, || "the host's mounts cannot be read")?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")
+        .or_fail(Code::Inventory, || "the host's mounts cannot be read")?;
     Ok(options::host_mounts(&mounts)
         .into_iter()
         .map(|path| Volume::Bind { source: path.clone(), target: path, read_only: true })

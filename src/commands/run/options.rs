@@ -15,7 +15,10 @@ fn usage(what: impl Into<String>) -> Error {
 
 /// Bytes from `64m`, `2g`, `1.5GiB`, `4096`; powers of 1024, as Docker counts (go-units RAMInBytes).
 pub fn size(option: &str, text: &str) -> Result<u64> {
-    let bad = || usage(format!("{option} {text:?} is not a size")).fix("write a number with b, k, m, g or t: 512m, 16g");
+    let bad = || {
+        usage(format!("{option} {text:?} is not a size"))
+            .fix("write a number with b, k, m, g or t: 512m, 16g")
+    };
     let lower = text.trim().to_ascii_lowercase();
     let end = lower.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(lower.len());
     let (number, unit) = lower.split_at(end);
@@ -36,14 +39,17 @@ pub fn size(option: &str, text: &str) -> Result<u64> {
     let digits: String = fraction.chars().chain("000000".chars()).take(6).collect();
     let millionths: u64 = digits.parse().map_err(|_| bad())?;
     let whole = whole.checked_mul(1 << shift).ok_or_else(bad)?;
-    whole.checked_add(((u128::from(millionths) << shift) / 1_000_000).try_into().map_err(|_| bad())?).ok_or_else(bad)
+    whole
+        .checked_add(((u128::from(millionths) << shift) / 1_000_000).try_into().map_err(|_| bad())?)
+        .ok_or_else(bad)
 }
 
 /// `-e` and `--env-file`, files first, as Docker orders them.
 pub fn environment(args: &Run) -> Result<Vec<EnvVar>> {
     let mut env = Vec::new();
     for file in &args.env_file {
-        let text = std::fs::read_to_string(file).or_fail(Code::Usage, || format!("--env-file {} cannot be read", file.display()))?;
+        let text = std::fs::read_to_string(file)
+            .or_fail(Code::Usage, || format!("--env-file {} cannot be read", file.display()))?;
         for line in text.lines() {
             let line = line.trim_start();
             if !line.is_empty() && !line.starts_with('#') {
@@ -95,21 +101,28 @@ pub fn volumes(args: &Run) -> Result<Vec<Volume>> {
 
 fn target(option: &str, text: &str) -> Result<PathBuf> {
     let path = Path::new(text);
-    if !path.is_absolute() || path.components().any(|c| c == std::path::Component::ParentDir) || path.parent().is_none() {
-        return Err(usage(format!("{option}: the target {text:?} is not an absolute path below /")).fix("write /path/in/the/container"));
+    if !path.is_absolute()
+        || path.components().any(|c| c == std::path::Component::ParentDir)
+        || path.parent().is_none()
+    {
+        return Err(usage(format!("{option}: the target {text:?} is not an absolute path below /"))
+            .fix("write /path/in/the/container"));
     }
     Ok(path.components().collect())
 }
 
 fn source(option: &str, text: &str) -> Result<PathBuf> {
-    let path = std::path::absolute(text).map_err(|error| usage(format!("{option}: the source {text:?} is not a path")).cause(error))?;
+    let path = std::path::absolute(text)
+        .map_err(|error| usage(format!("{option}: the source {text:?} is not a path")).cause(error))?;
     if !text.contains('/') && text != "." && text != ".." {
         return Err(usage(format!("{option}: {text:?} is the name of a volume, and gpurun keeps none"))
             .fix(format!("mount a directory: ./{text} or an absolute path")));
     }
     if std::fs::symlink_metadata(&path).is_err() {
         return Err(Error::new(Code::Volume, format!("{} does not exist on the host", path.display()))
-            .cause("gpurun makes no directory on the host for a mount: a misspelt path would be an empty volume")
+            .cause(
+                "gpurun makes no directory on the host for a mount: a misspelt path would be an empty volume",
+            )
             .fix(format!("mkdir -p {}", path.display())));
     }
     Ok(path)
@@ -118,7 +131,8 @@ fn source(option: &str, text: &str) -> Result<PathBuf> {
 fn volume(text: &str) -> Result<Volume> {
     let fields: Vec<&str> = text.split(':').collect();
     let ([from, to] | [from, to, _]) = fields.as_slice() else {
-        return Err(usage(format!("-v {text:?} is not SOURCE:TARGET[:OPTIONS]")).fix("write -v /data:/data or -v /data:/data:ro"));
+        return Err(usage(format!("-v {text:?} is not SOURCE:TARGET[:OPTIONS]"))
+            .fix("write -v /data:/data or -v /data:/data:ro"));
     };
     let mut read_only = false;
     for option in fields.get(2).into_iter().flat_map(|options| options.split(',')) {
@@ -126,15 +140,23 @@ fn volume(text: &str) -> Result<Volume> {
             "ro" => read_only = true,
             // SELinux labels and consistency hints: there is nothing to do for them here; propagation is always private.
             "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" | "rprivate" | "private" => {}
-            other => return Err(usage(format!("-v {text:?} has the option {other:?}")).fix("options are ro, rw, z, Z")),
+            other => {
+                return Err(
+                    usage(format!("-v {text:?} has the option {other:?}")).fix("options are ro, rw, z, Z")
+                );
+            }
         }
     }
     Ok(Volume::Bind { source: source("-v", from)?, target: target("-v", to)?, read_only })
 }
 
 fn mount(text: &str) -> Result<Volume> {
-    let bad = |what: &str| usage(format!("--mount {text:?}: {what}")).fix("write type=bind,source=/data,target=/data[,readonly] or type=tmpfs,target=/x");
-    let (mut kind, mut from, mut to, mut read_only, mut bytes, mut mode) = ("volume", None, None, false, None, 0o1777);
+    let bad = |what: &str| {
+        usage(format!("--mount {text:?}: {what}"))
+            .fix("write type=bind,source=/data,target=/data[,readonly] or type=tmpfs,target=/x")
+    };
+    let (mut kind, mut from, mut to, mut read_only, mut bytes, mut mode) =
+        ("volume", None, None, false, None, 0o1777);
     for field in text.split(',') {
         let (key, value) = field.split_once('=').map_or((field, None), |(key, value)| (key, Some(value)));
         match (key, value) {
@@ -144,14 +166,20 @@ fn mount(text: &str) -> Result<Volume> {
             ("readonly" | "ro", None | Some("true" | "1")) => read_only = true,
             ("readonly" | "ro", Some("false" | "0")) => read_only = false,
             ("tmpfs-size", Some(value)) => bytes = Some(size("--mount tmpfs-size", value)?),
-            ("tmpfs-mode", Some(value)) => mode = octal(value).ok_or_else(|| bad("tmpfs-mode is not octal"))?,
+            ("tmpfs-mode", Some(value)) => {
+                mode = octal(value).ok_or_else(|| bad("tmpfs-mode is not octal"))?
+            }
             ("bind-propagation", Some("rprivate" | "private")) | ("consistency", _) => {}
             _ => return Err(bad(&format!("{field:?} is not known"))),
         }
     }
     let to = target("--mount", to.ok_or_else(|| bad("there is no target"))?)?;
     match kind {
-        "bind" => Ok(Volume::Bind { source: source("--mount", from.ok_or_else(|| bad("there is no source"))?)?, target: to, read_only }),
+        "bind" => Ok(Volume::Bind {
+            source: source("--mount", from.ok_or_else(|| bad("there is no source"))?)?,
+            target: to,
+            read_only,
+        }),
         "tmpfs" => Ok(Volume::Tmpfs { target: to, size: bytes, mode, exec: true, read_only }),
         "volume" => Err(bad("gpurun keeps no volumes")),
         other => Err(bad(&format!("the type {other:?} is not known"))),
@@ -164,11 +192,17 @@ fn tmpfs(text: &str) -> Result<Volume> {
     for option in options.split(',').filter(|o| !o.is_empty()) {
         match option.split_once('=') {
             Some(("size", value)) => bytes = Some(size("--tmpfs size", value)?),
-            Some(("mode", value)) => mode = octal(value).ok_or_else(|| usage(format!("--tmpfs {text:?}: the mode is not octal")))?,
+            Some(("mode", value)) => {
+                mode =
+                    octal(value).ok_or_else(|| usage(format!("--tmpfs {text:?}: the mode is not octal")))?
+            }
             None if option == "exec" => exec = true,
             None if option == "ro" => read_only = true,
             None if ["noexec", "nosuid", "nodev", "rw"].contains(&option) => {}
-            _ => return Err(usage(format!("--tmpfs {text:?} has the option {option:?}")).fix("options are size=, mode=, exec, ro")),
+            _ => {
+                return Err(usage(format!("--tmpfs {text:?} has the option {option:?}"))
+                    .fix("options are size=, mode=, exec, ro"));
+            }
         }
     }
     Ok(Volume::Tmpfs { target: target("--tmpfs", path)?, size: bytes, mode, exec, read_only })
@@ -204,17 +238,31 @@ const NOFILE: u64 = 1_048_576;
 /// What GPU work wants (memory for RDMA locked, NCCL), and over it what `--ulimit` says.
 pub fn rlimits(typed: &[String]) -> Result<Vec<Rlimit>> {
     let mut limits = vec![
-        Rlimit { resource: Resource::RLIMIT_MEMLOCK, name: "memlock", soft: u64::MAX, hard: u64::MAX, required: false },
-        Rlimit { resource: Resource::RLIMIT_NOFILE, name: "nofile", soft: NOFILE, hard: NOFILE, required: false },
+        Rlimit {
+            resource: Resource::RLIMIT_MEMLOCK,
+            name: "memlock",
+            soft: u64::MAX,
+            hard: u64::MAX,
+            required: false,
+        },
+        Rlimit {
+            resource: Resource::RLIMIT_NOFILE,
+            name: "nofile",
+            soft: NOFILE,
+            hard: NOFILE,
+            required: false,
+        },
     ];
     for text in typed {
         let bad = || {
             let names = LIMITS.map(|(name, _)| name).join(", ");
-            usage(format!("--ulimit {text:?} is not NAME=SOFT[:HARD]")).fix(format!("names are {names}; -1 is no limit"))
+            usage(format!("--ulimit {text:?} is not NAME=SOFT[:HARD]"))
+                .fix(format!("names are {names}; -1 is no limit"))
         };
         let (name, value) = text.split_once('=').ok_or_else(bad)?;
         let (name, resource) = LIMITS.into_iter().find(|(known, _)| *known == name).ok_or_else(bad)?;
-        let number = |text: &str| if text == "-1" { Ok(u64::MAX) } else { text.parse::<u64>().map_err(|_| bad()) };
+        let number =
+            |text: &str| if text == "-1" { Ok(u64::MAX) } else { text.parse::<u64>().map_err(|_| bad()) };
         let (soft, hard) = value.split_once(':').unwrap_or((value, value));
         let (soft, hard) = (number(soft)?, number(hard)?);
         if soft > hard {
@@ -260,7 +308,8 @@ pub fn capabilities(args: &Run, root: bool) -> Result<u64> {
             }
             let full = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
             let capability: caps::Capability = full.parse().map_err(|_| {
-                usage(format!("there is no capability {name:?}")).fix("capabilities(7) lists them: SYS_PTRACE, NET_ADMIN, …")
+                usage(format!("there is no capability {name:?}"))
+                    .fix("capabilities(7) lists them: SYS_PTRACE, NET_ADMIN, …")
             })?;
             Ok(mask | capability.bitmask())
         })
@@ -290,8 +339,28 @@ pub fn seccomp(options: &[String]) -> Result<bool> {
 
 /// File systems that hold the kernel's or the machine's state, not files.
 const NOT_FILES: [&str; 22] = [
-    "proc", "sysfs", "devtmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "securityfs", "debugfs", "tracefs", "pstore", "bpf", "configfs",
-    "fusectl", "hugetlbfs", "autofs", "binfmt_misc", "efivarfs", "rpc_pipefs", "nsfs", "ramfs", "tmpfs",
+    "proc",
+    "sysfs",
+    "devtmpfs",
+    "devpts",
+    "mqueue",
+    "cgroup",
+    "cgroup2",
+    "securityfs",
+    "debugfs",
+    "tracefs",
+    "pstore",
+    "bpf",
+    "configfs",
+    "fusectl",
+    "hugetlbfs",
+    "autofs",
+    "binfmt_misc",
+    "efivarfs",
+    "rpc_pipefs",
+    "nsfs",
+    "ramfs",
+    "tmpfs",
 ];
 
 /// The mount points below `/` that hold files, from the text of mountinfo (proc(5)), outermost first.
@@ -301,9 +370,23 @@ pub fn host_mounts(mountinfo: &str) -> Vec<PathBuf> {
         let Some((before, after)) = line.split_once(" - ") else { continue };
         let (Some(point), Some(kind)) = (before.split(' ').nth(4), after.split(' ').next()) else { continue };
         // Octal escapes stand for space, tab, newline and backslash.
-        let point = point.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
-        let outside = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/lib/gpurun", "/var/lib/docker", "/var/lib/containers", "/etc"];
-        if point != "/" && !NOT_FILES.contains(&kind) && !outside.iter().any(|o| Path::new(&point).starts_with(o)) {
+        let point =
+            point.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
+        let outside = [
+            "/proc",
+            "/sys",
+            "/dev",
+            "/run",
+            "/tmp",
+            "/var/lib/gpurun",
+            "/var/lib/docker",
+            "/var/lib/containers",
+            "/etc",
+        ];
+        if point != "/"
+            && !NOT_FILES.contains(&kind)
+            && !outside.iter().any(|o| Path::new(&point).starts_with(o))
+        {
             points.push(point.into());
         }
     }
@@ -335,13 +418,22 @@ mod tests {
 
     #[test]
     fn sizes_are_dockers() {
-        for (text, bytes) in
-            [("64m", 64 << 20), ("2g", 2 << 30), ("1.5GiB", 3 << 29), ("4096", 4096), ("1kb", 1024), ("0", 0), ("1 MB", 1 << 20)]
-        {
+        for (text, bytes) in [
+            ("64m", 64 << 20),
+            ("2g", 2 << 30),
+            ("1.5GiB", 3 << 29),
+            ("4096", 4096),
+            ("1kb", 1024),
+            ("0", 0),
+            ("1 MB", 1 << 20),
+        ] {
             assert_eq!(size("--shm-size", text).unwrap(), bytes, "{text}");
         }
         for text in ["", "m", "-1", "1x", "1.2.3", "99999999999999999999", "99999999t"] {
-            assert!(size("--shm-size", text).unwrap_err().to_string().starts_with("error[GPU-0001]: --shm-size"), "{text}");
+            assert!(
+                size("--shm-size", text).unwrap_err().to_string().starts_with("error[GPU-0001]: --shm-size"),
+                "{text}"
+            );
         }
     }
 
@@ -349,9 +441,26 @@ mod tests {
     fn mounts_are_dockers() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().display();
-        let args = run(&["-v", &format!("{path}:/a/b:ro"), "--mount", &format!("type=bind,src={path},dst=/a"), "--tmpfs", "/t:size=1m,exec"]);
-        let bind = |target: &str, read_only| Volume::Bind { source: dir.path().into(), target: target.into(), read_only };
-        let tmpfs = Volume::Tmpfs { target: "/t".into(), size: Some(1 << 20), mode: 0o1777, exec: true, read_only: false };
+        let args = run(&[
+            "-v",
+            &format!("{path}:/a/b:ro"),
+            "--mount",
+            &format!("type=bind,src={path},dst=/a"),
+            "--tmpfs",
+            "/t:size=1m,exec",
+        ]);
+        let bind = |target: &str, read_only| Volume::Bind {
+            source: dir.path().into(),
+            target: target.into(),
+            read_only,
+        };
+        let tmpfs = Volume::Tmpfs {
+            target: "/t".into(),
+            size: Some(1 << 20),
+            mode: 0o1777,
+            exec: true,
+            read_only: false,
+        };
         assert_eq!(volumes(&args).unwrap(), [tmpfs, bind("/a", false), bind("/a/b", true)]);
         for (option, text) in [
             ("-v", "/nope-there:/x"),
@@ -374,7 +483,10 @@ mod tests {
     fn limits_and_capabilities_are_dockers() {
         let limits = rlimits(&["nofile=1024:2048".into(), "memlock=-1".into()]).unwrap();
         assert_eq!(limits.len(), 2);
-        assert_eq!((limits[0].name, limits[0].soft, limits[0].hard, limits[0].required), ("nofile", 1024, 2048, true));
+        assert_eq!(
+            (limits[0].name, limits[0].soft, limits[0].hard, limits[0].required),
+            ("nofile", 1024, 2048, true)
+        );
         for text in ["nofile", "files=1", "nofile=2:1", "nofile=x"] {
             assert!(rlimits(&[text.into()]).is_err(), "{text}");
         }
