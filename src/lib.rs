@@ -17,6 +17,7 @@
 #![deny(unsafe_code)]
 
 pub mod error;
+pub mod image;
 pub mod inventory;
 pub mod plan;
 pub mod request;
