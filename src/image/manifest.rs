@@ -177,7 +177,8 @@ pub fn from_oci(layout: &Layout, tag: Option<&str>) -> Result<Found> {
         let fix = if layout.has("manifest.json") {
             "there is a manifest.json: if `docker save` wrote it, name it docker-archive:FILE"
         } else {
-            "name what `skopeo copy … oci:DIR`, `podman save --format oci-archive` or `docker buildx build -o type=oci` wrote"
+            "name what `skopeo copy … oci:DIR`, `podman save --format oci-archive` or \
+             `docker buildx build -o type=oci` wrote"
         };
         return Err(Error::new(Code::ImageBroken, "there is no index.json, so this is no OCI image").fix(fix));
     }

@@ -885,6 +885,27 @@ fn eight_at_once_make_one_layer_and_a_killed_one_leaves_nothing() {
     assert_eq!(fs::read_dir(store.layer_path(&diff_id)).unwrap().count(), 0);
 }
 
+/// The one that waited locks a directory that is gone, and must see it.
+#[test]
+fn who_waits_for_one_that_fails_does_it_himself() {
+    let maker = Maker::new();
+    let diff_id = Digest::of(b"tried twice");
+    let started = std::sync::Barrier::new(2);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let failed = maker.store().add_layer(&diff_id, |_| {
+                started.wait();
+                thread::sleep(std::time::Duration::from_millis(100));
+                Err(Error::new(Code::LayerRefused, "no"))
+            });
+            assert_eq!(failed.unwrap_err().code(), Code::LayerRefused);
+        });
+        started.wait();
+        maker.store().add_layer(&diff_id, |_| Ok(())).unwrap();
+    });
+    assert!(maker.store().has_layer(&diff_id));
+}
+
 #[test]
 fn a_store_that_others_could_change_is_not_used() {
     let directory = tempfile::tempdir().unwrap();

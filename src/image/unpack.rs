@@ -450,9 +450,12 @@ impl Unpacker<'_> {
             Err(Errno::EXIST) if is_directory(parent, &name) => self.set_opaque(parent, &name, &entry.path),
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(errno @ (Errno::PERM | Errno::OPNOTSUPP)) => {
-                Err(Error::new(Code::Store, "the image store's filesystem takes no whiteouts").cause(format!("mknodat: {errno}")).fix(
-                    "put the store (GPURUN_STORE) on a local filesystem such as ext4, xfs or btrfs; without root the kernel must be 5.11 or newer",
-                ))
+                Err(Error::new(Code::Store, "the image store's filesystem takes no whiteouts")
+                    .cause(format!("mknodat: {errno}"))
+                    .fix(
+                        "put the store (GPURUN_STORE) on a local filesystem such as ext4, xfs or btrfs; \
+                          without root the kernel must be 5.11 or newer",
+                    ))
             }
             Err(errno) => Err(failed(&entry.path, "mknodat", errno)),
         }
@@ -592,7 +595,9 @@ fn set_xattrs(file: &OwnedFd, entry: &Entry) -> Result<()> {
             Ok(()) => {}
             // Not the image's to say, not this user's, or not this filesystem's.
             Err(Errno::PERM | Errno::OPNOTSUPP) => tracing::debug!(
-                entry = %String::from_utf8_lossy(&entry.path), name = %String::from_utf8_lossy(name), "passed over: an extended attribute"
+                entry = %String::from_utf8_lossy(&entry.path),
+                name = %String::from_utf8_lossy(name),
+                "passed over: an extended attribute"
             ),
             Err(errno) => return Err(failed(&entry.path, "fsetxattr", errno)),
         }
