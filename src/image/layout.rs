@@ -1,0 +1,270 @@
+//! Where an image's files come from: a directory, or the members of a tar archive.
+
+use super::{
+    layer::decompressor,
+    store::Store,
+    tar::{Kind, Reader},
+};
+use crate::error::{Code, Error, OrFail, Result};
+use rustix::{
+    fd::OwnedFd,
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2},
+    io::Errno,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, BufReader, Read, Seek},
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+    sync::Arc,
+};
+
+/// The longest JSON document of an image, in bytes. Registries refuse manifests above 4 MiB; configurations with a long
+/// history are larger now and then.
+const MAX_DOCUMENT: u64 = 8 << 20;
+/// An image has a member or two for each layer; `docker save` of many images has a few hundred.
+const MAX_MEMBERS: usize = 100_000;
+
+/// Which version of a file was read: an archive that has the same is not read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    mtime: (i64, i64),
+    ctime: (i64, i64),
+}
+
+impl Stamp {
+    /// Of the file of this name as it is now; `None` where there is none to be read.
+    pub fn of(path: &Path) -> Option<Self> {
+        let file = path.metadata().ok()?;
+        Some(Self {
+            device: file.dev(),
+            inode: file.ino(),
+            size: file.size(),
+            mtime: (file.mtime(), file.mtime_nsec()),
+            ctime: (file.ctime(), file.ctime_nsec()),
+        })
+    }
+
+    /// Whether a change right after this one would show: file times move in steps of up to 10 ms (CONFIG_HZ=100).
+    pub fn is_settled(&self) -> bool {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        let changed = nanos(self.ctime.0, self.ctime.1);
+        nanos(now.tv_sec, now.tv_nsec) - changed > 50_000_000
+    }
+}
+
+/// The files of an image.
+#[derive(Debug)]
+pub enum Layout {
+    /// Below a directory, which no name leaves.
+    Directory(OwnedFd),
+    /// In a tar file, each at its place.
+    Archive {
+        /// The tar file, inflated.
+        file: Arc<File>,
+        /// What it holds, by name without `./` in front.
+        members: HashMap<String, Member>,
+    },
+}
+
+/// What a name of an archive stands for.
+#[derive(Debug)]
+pub enum Member {
+    /// Bytes of the tar file.
+    File {
+        /// From here on.
+        offset: u64,
+        /// So many.
+        size: u64,
+    },
+    /// Another member: `docker save` once wrote a layer that two images share as a link.
+    Link(String),
+}
+
+impl Layout {
+    /// An OCI image layout (OCI image specification, image-layout.md).
+    pub fn directory(path: &Path) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match openat(CWD, path, flags, Mode::empty()) {
+            Ok(directory) => Ok(Self::Directory(directory)),
+            Err(errno @ (Errno::NOENT | Errno::NOTDIR)) => {
+                Err(Error::new(Code::ImageNotFound, format!("there is no directory {}", path.display()))
+                    .cause(errno)
+                    .fix("oci: takes the directory that holds index.json; a tar file is oci-archive:FILE"))
+            }
+            Err(errno) => {
+                Err(Error::new(Code::ImageNotFound, format!("{} cannot be opened", path.display()))
+                    .cause(errno))
+            }
+        }
+    }
+
+    /// A tar archive. One that is compressed is inflated into an unnamed file of the store, since its members are read in
+    /// another order than they lie.
+    pub fn archive(path: &Path, store: &Store) -> Result<Self> {
+        let found = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty());
+        let mut file = File::from(found.map_err(|errno| {
+            Error::new(Code::ImageNotFound, format!("{} cannot be opened", path.display()))
+                .cause(errno)
+                .fix("name a file that `docker save`, `podman save` or `skopeo copy` wrote")
+        })?);
+        let stat =
+            fstat(&file).or_fail(Code::ImageNotFound, || format!("{} cannot be read", path.display()))?;
+        if !FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Err(Error::new(Code::ImageNotFound, format!("{} is no file", path.display()))
+                .fix("oci: and rootfs: take a directory; the archives take a tar file"));
+        }
+        let mut head = [0; 4];
+        let length = file
+            .read_at(&mut head, 0)
+            .or_fail(Code::ImageBroken, || format!("{} cannot be read", path.display()))?;
+        if matches!(head[..length], [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd]) {
+            let mut inflated = store.unnamed_file()?;
+            let mut stream = decompressor(BufReader::with_capacity(256 << 10, file))?;
+            store
+                .fill(&mut inflated, &mut stream)
+                .map_err(|error| error.context(format!("{} cannot be inflated", path.display())))?;
+            file = inflated;
+        }
+        file.rewind().or_fail(Code::ImageBroken, || format!("{} cannot be read", path.display()))?;
+        let members = members(&file)
+            .map_err(|error| error.context(format!("{} cannot be read as an image", path.display())))?;
+        Ok(Self::Archive { file: Arc::new(file), members })
+    }
+
+    /// The file of this name, to be read from its start.
+    pub fn open(&self, name: &str) -> Result<Section> {
+        let missing = || Error::new(Code::ImageBroken, format!("the image lacks its file {name:?}"));
+        match self {
+            Self::Directory(directory) => {
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+                let file = openat2(
+                    directory,
+                    name,
+                    flags,
+                    Mode::empty(),
+                    ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+                )
+                .map_err(|errno| match errno {
+                    Errno::NOENT => missing(),
+                    _ => missing().cause(format!("openat2: {errno}")),
+                })?;
+                let stat = fstat(&file).or_fail(Code::ImageBroken, || format!("{name:?} cannot be read"))?;
+                if !FileType::from_raw_mode(stat.st_mode).is_file() {
+                    return Err(missing().cause("there is something of that name, but it is no file"));
+                }
+                let end = u64::try_from(stat.st_size).unwrap_or(0);
+                Ok(Section { file: Arc::new(file.into()), offset: 0, end })
+            }
+            Self::Archive { file, members } => {
+                let mut name = normal(name);
+                // A link to a link is one more than docker ever wrote.
+                for _ in 0..3 {
+                    match members.get(&name).ok_or_else(missing)? {
+                        Member::Link(target) => name.clone_from(target),
+                        Member::File { offset, size } => {
+                            let end = offset.checked_add(*size).ok_or_else(missing)?;
+                            return Ok(Section { file: Arc::clone(file), offset: *offset, end });
+                        }
+                    }
+                }
+                Err(missing().cause("its name leads round in links"))
+            }
+        }
+    }
+
+    /// Whether there is something of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.open(name).is_ok()
+    }
+
+    /// A JSON document, whole.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let mut section = self.open(name)?;
+        let length = section.length();
+        if length > MAX_DOCUMENT {
+            return Err(Error::new(Code::ImageBroken, format!("{name:?} of the image has {length} bytes"))
+                .cause(format!("a document of at most {MAX_DOCUMENT} bytes makes sense there")));
+        }
+        let mut bytes = Vec::new();
+        section
+            .read_to_end(&mut bytes)
+            .or_fail(Code::ImageBroken, || format!("{name:?} of the image cannot be read"))?;
+        Ok(bytes)
+    }
+}
+
+/// Part of a file. It is read at its offsets, so several threads may read one file.
+#[derive(Debug)]
+pub struct Section {
+    file: Arc<File>,
+    offset: u64,
+    end: u64,
+}
+
+impl Section {
+    /// In bytes.
+    pub fn length(&self) -> u64 {
+        self.end - self.offset
+    }
+}
+
+impl Read for Section {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = usize::try_from(self.length()).unwrap_or(usize::MAX).min(buffer.len());
+        let count = self.file.read_at(&mut buffer[..wanted], self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
+/// Where the members of a tar file lie. Their data is not read.
+fn members(file: &File) -> Result<HashMap<String, Member>> {
+    let mut reader = Reader::new(file);
+    let mut members = HashMap::new();
+    while let Some(entry) = reader.next_entry()? {
+        let name = normal(&String::from_utf8_lossy(&entry.path));
+        let link = || String::from_utf8_lossy(&entry.link).into_owned();
+        let member = match entry.kind {
+            Kind::File if entry.regions.is_none() => {
+                Member::File { offset: reader.skip_data()?, size: entry.size }
+            }
+            Kind::HardLink => Member::Link(normal(&link())),
+            Kind::Symlink => {
+                let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
+                Member::Link(normal(&format!("{directory}/{}", link())))
+            }
+            _ => {
+                reader.skip_data()?;
+                continue;
+            }
+        };
+        members.insert(name, member);
+        if members.len() > MAX_MEMBERS {
+            return Err(Error::new(
+                Code::ImageBroken,
+                format!("an archive of more than {MAX_MEMBERS} members is no image"),
+            ));
+        }
+    }
+    Ok(members)
+}
+
+/// A member's name without what does not count; `..` takes back what is before it. Nothing on disk is meant by it.
+fn normal(name: &str) -> String {
+    let mut parts = Vec::new();
+    for part in name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}

@@ -1,0 +1,237 @@
+//! The name of an image: where it is, as the user typed it.
+
+use crate::error::{Code, Error, Result};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+/// Where an image is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageReference {
+    /// In a registry: `ubuntu:24.04`, `docker://nvcr.io/nvidia/cuda:12.4.1-base-ubuntu22.04`, without the `docker://`.
+    Registry(String),
+    /// `oci:DIR[:TAG]`, an OCI image layout in a directory.
+    OciDir {
+        /// The directory that holds `index.json`.
+        path: PathBuf,
+        /// The `org.opencontainers.image.ref.name` that is meant; needed where there are several.
+        tag: Option<String>,
+    },
+    /// `oci-archive:FILE[:TAG]`, the same in a tar file, which may be compressed.
+    OciArchive {
+        /// The tar file.
+        path: PathBuf,
+        /// As for a directory.
+        tag: Option<String>,
+    },
+    /// `docker-archive:FILE[:REF]`, what `docker save` writes, which may be compressed.
+    DockerArchive {
+        /// The tar file.
+        path: PathBuf,
+        /// The repository tag that is meant, `ubuntu:24.04`; needed where there are several.
+        reference: Option<String>,
+    },
+    /// `rootfs:DIR`, an unpacked root.
+    Rootfs(PathBuf),
+    /// `host:`, the host's own root.
+    Host,
+}
+
+const KINDS: &str = "NAME[:TAG] or docker://NAME[:TAG], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], \
+                     rootfs:DIR, host:";
+
+impl ImageReference {
+    /// Reads an image's name. The world is not looked at.
+    ///
+    /// The first colon after the kind ends the path, as skopeo has it (containers-transports(5)), so a path cannot
+    /// hold one; `rootfs:` has no tag and takes any path.
+    ///
+    /// # Errors
+    /// [`Code::ImageReference`] where the text is none of the kinds.
+    pub fn parse(text: &str) -> Result<Self> {
+        let broken = |cause: &str| {
+            Error::new(Code::ImageReference, format!("{text:?} is not the name of an image"))
+                .cause(cause)
+                .fix(format!("write one of {KINDS}"))
+        };
+        if text.contains('\0') {
+            return Err(broken("it holds a NUL"));
+        }
+        let (kind, rest) = text.split_once(':').unwrap_or(("", text));
+        let path_and_tag = || -> Result<(PathBuf, Option<String>)> {
+            let (path, tag) = rest.split_once(':').map_or((rest, None), |(path, tag)| (path, Some(tag)));
+            match (path, tag) {
+                ("", _) => Err(broken(&format!("{kind}: wants a path"))),
+                (_, Some("")) => Err(broken("nothing follows the last colon")),
+                (path, tag) => Ok((PathBuf::from(path), tag.map(str::to_owned))),
+            }
+        };
+        match kind {
+            "oci" => path_and_tag().map(|(path, tag)| Self::OciDir { path, tag }),
+            "oci-archive" => path_and_tag().map(|(path, tag)| Self::OciArchive { path, tag }),
+            "docker-archive" => {
+                path_and_tag().map(|(path, reference)| Self::DockerArchive { path, reference })
+            }
+            "rootfs" if rest.is_empty() => Err(broken("rootfs: wants a directory")),
+            "rootfs" => Ok(Self::Rootfs(PathBuf::from(rest))),
+            "host" if rest.is_empty() => Ok(Self::Host),
+            "host" => Err(broken("host: stands alone")),
+            _ => {
+                let name = text.strip_prefix("docker://").unwrap_or(text);
+                if name.starts_with(['/', '.', '~']) {
+                    return Err(broken("it looks like a path, and a path needs its kind in front"));
+                }
+                check_registry_name(name).map_err(|cause| broken(&cause))?;
+                Ok(Self::Registry(name.to_owned()))
+            }
+        }
+    }
+
+    /// The file or directory that the name points to.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::OciDir { path, .. }
+            | Self::OciArchive { path, .. }
+            | Self::DockerArchive { path, .. }
+            | Self::Rootfs(path) => Some(path),
+            Self::Registry(_) | Self::Host => None,
+        }
+    }
+}
+
+/// The grammar of distribution/reference: `[host[:port]/]path[:tag][@digest]`.
+fn check_registry_name(name: &str) -> Result<(), String> {
+    let (name, digest) = name.split_once('@').map_or((name, None), |(name, digest)| (name, Some(digest)));
+    if let Some(digest) = digest {
+        super::Digest::parse(digest).map_err(|error| error.what().to_owned())?;
+    }
+    let (path, tag) = match name.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+        _ => (name, None),
+    };
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    if let Some(tag) = tag {
+        let good = tag.len() <= 128
+            && tag.bytes().next().is_some_and(word)
+            && tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'));
+        if !good {
+            return Err(format!("{tag:?} is not a tag: letters, digits, '_', '.' and '-', at most 128"));
+        }
+    }
+    let mut parts: Vec<&str> = path.split('/').collect();
+    let is_host = |part: &str| part.contains(['.', ':']) || part == "localhost";
+    if parts.len() > 1 && is_host(parts[0]) {
+        let host = parts.remove(0);
+        let good = host
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']'));
+        if !good {
+            return Err(format!("{host:?} is not a registry's host"));
+        }
+    }
+    let good_part = |part: &str| {
+        let lower = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        part.bytes().next().is_some_and(lower)
+            && part.bytes().next_back().is_some_and(lower)
+            && part.bytes().all(|byte| lower(byte) || matches!(byte, b'.' | b'_' | b'-'))
+    };
+    match parts.iter().find(|part| !good_part(part)) {
+        _ if path.len() > 255 => Err("it is longer than 255 characters".into()),
+        Some(part) => Err(format!(
+            "{part:?} is not a part of a repository's name: lower-case letters, digits, '.', '_' and '-'"
+        )),
+        None => Ok(()),
+    }
+}
+
+impl fmt::Display for ImageReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, path, tag) = match self {
+            Self::Registry(name) => return f.write_str(name),
+            Self::Host => return f.write_str("host:"),
+            Self::Rootfs(path) => ("rootfs", path, &None),
+            Self::OciDir { path, tag } => ("oci", path, tag),
+            Self::OciArchive { path, tag } => ("oci-archive", path, tag),
+            Self::DockerArchive { path, reference } => ("docker-archive", path, reference),
+        };
+        write!(f, "{kind}:{}", path.display())?;
+        tag.as_ref().map_or(Ok(()), |tag| write!(f, ":{tag}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_kind_is_read_and_written_back() {
+        let text = |text: &str| Some(text.to_owned());
+        for (typed, meant) in [
+            ("oci:/a/b", ImageReference::OciDir { path: "/a/b".into(), tag: None }),
+            ("oci:b:v1", ImageReference::OciDir { path: "b".into(), tag: text("v1") }),
+            (
+                "oci-archive:x.tar:docker.io/a/b:1",
+                ImageReference::OciArchive { path: "x.tar".into(), tag: text("docker.io/a/b:1") },
+            ),
+            (
+                "docker-archive:x.tar:a:1",
+                ImageReference::DockerArchive { path: "x.tar".into(), reference: text("a:1") },
+            ),
+            ("rootfs:/srv/a:b", ImageReference::Rootfs("/srv/a:b".into())),
+            ("host:", ImageReference::Host),
+            ("ubuntu", ImageReference::Registry("ubuntu".into())),
+            ("localhost:5000/ml:1", ImageReference::Registry("localhost:5000/ml:1".into())),
+            (
+                "nvcr.io/nvidia/cuda:12.4.1-base-ubuntu22.04",
+                ImageReference::Registry("nvcr.io/nvidia/cuda:12.4.1-base-ubuntu22.04".into()),
+            ),
+        ] {
+            let read = ImageReference::parse(typed).unwrap();
+            assert_eq!(read, meant);
+            assert_eq!(read.to_string(), typed);
+        }
+        let by_digest = format!("a/b@{}", super::super::Digest::of(b""));
+        assert_eq!(
+            ImageReference::parse(&format!("docker://{by_digest}")).unwrap(),
+            ImageReference::Registry(by_digest)
+        );
+    }
+
+    #[test]
+    fn what_is_no_name_says_what_a_name_is() {
+        for bad in [
+            "",
+            " ",
+            "/srv/root",
+            "./x.tar",
+            "Ubuntu",
+            "a:",
+            "a//b",
+            "a@sha256:12",
+            "oci:",
+            "oci::v1",
+            "oci:a:",
+            "rootfs:",
+            "host:/",
+            "docker://",
+            "-x",
+            "a\0b",
+            "a b",
+            "a:ü",
+        ] {
+            let error = ImageReference::parse(bad).unwrap_err();
+            assert_eq!(error.code(), Code::ImageReference, "{bad:?}");
+            assert!(error.fix_line().contains("oci-archive:FILE"), "{error}");
+        }
+    }
+    proptest! {
+        #[test]
+        fn any_text_is_a_name_or_a_message(text in ".{0,60}") {
+            if let Ok(reference) = ImageReference::parse(&text) {
+                prop_assert_eq!(ImageReference::parse(&reference.to_string()).unwrap(), reference);
+            }
+        }
+    }
+}

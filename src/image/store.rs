@@ -1,0 +1,360 @@
+//! The store: unpacked layers and the small files that say which image is made of which.
+//!
+//! ```text
+//! layers/HEX   a layer's directory, named by the first half of its diff_id; there means whole and checked
+//! blobs/HEX    a configuration file, named by its digest and checked against it whenever it is read
+//! images/HEX   what an image's name stood for when it was last opened; HEX is the name's digest, its time the last use
+//! tmp/NAME     whatever is not finished; locked (flock) as long as somebody works on it
+//! ```
+
+use super::{Digest, layer::Layer, layout::Stamp, tree, unpack::Ownership};
+use crate::error::{Code, Error, OrFail, Result};
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{
+        AtFlags, Dir, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock,
+        fstat, fstatvfs, mkdirat, openat, renameat, statat, syncfs,
+    },
+    io::Errno,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    ffi::CString,
+    fs::File,
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+/// The most that a file of `images` or `blobs` holds; the documents that they come from are bounded alike.
+const MAX_FILE: u64 = 8 << 20;
+/// Digits of a diff_id that name a layer's directory. 128 bits cannot be forged, and overlayfs takes the names of all
+/// lower directories in one page of mount options where the kernel is older than 6.5.
+const SHORT: usize = 32;
+
+/// Where images are kept.
+#[derive(Debug)]
+pub struct Store {
+    directory: OwnedFd,
+    path: PathBuf,
+}
+
+/// What an image's name stood for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The name, with its path made absolute.
+    pub name: String,
+    /// The configuration file's digest: the image's identity.
+    pub id: Digest,
+    /// Which version of the archive or index that was; `None` where it had only just been written.
+    pub stamp: Option<Stamp>,
+    /// Lowest first.
+    pub layers: Vec<Layer>,
+}
+
+/// An image that was opened before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredImage {
+    /// As it was opened.
+    pub name: String,
+    /// The configuration file's digest.
+    pub id: Digest,
+    /// Of its layers as they were delivered, in bytes.
+    pub size: u64,
+    /// When it was opened last.
+    pub last_used: SystemTime,
+}
+
+fn failed(what: &str, cause: impl std::fmt::Display) -> Error {
+    Error::new(Code::Store, format!("the image store cannot be used: {what}")).cause(cause)
+}
+
+impl Store {
+    /// Opens a store, makes it where there is none, and clears away what a killed process left.
+    ///
+    /// The directory is the caller's own and closed to others: layers hold set-user-ID programs of any age, which
+    /// nobody may run outside a container.
+    ///
+    /// # Errors
+    /// [`Code::Store`] where the directory cannot be made, is somebody else's, or can be written by others.
+    pub fn open(directory: &Path) -> Result<Self> {
+        let path = std::path::absolute(directory).map_err(|error| failed("its name is no path", error))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = || openat(rustix::fs::CWD, &path, flags, Mode::empty());
+        let opened = match open() {
+            Err(Errno::NOENT) => {
+                use std::os::unix::fs::DirBuilderExt;
+                let mut builder = std::fs::DirBuilder::new();
+                builder.recursive(true).mode(0o700).create(&path).map_err(|error| {
+                    failed(&format!("{} cannot be made", path.display()), error)
+                        .fix("name a directory that you may write in GPURUN_STORE")
+                })?;
+                open()
+            }
+            done => done,
+        };
+        let fd = opened.map_err(|errno| {
+            failed(&format!("{} cannot be opened", path.display()), errno)
+                .fix("name a directory of your own in GPURUN_STORE")
+        })?;
+        let stat = fstat(&fd).map_err(|errno| failed("fstat", errno))?;
+        let (owner, me) = (stat.st_uid, rustix::process::geteuid().as_raw());
+        if owner != me {
+            return Err(Error::new(
+                Code::Store,
+                format!("the image store {} belongs to user {owner}, not to {me}", path.display()),
+            )
+            .cause("what somebody else can change must not become a container's root")
+            .fix("name a directory of your own in GPURUN_STORE"));
+        }
+        if stat.st_mode & 0o022 != 0 {
+            return Err(Error::new(
+                Code::Store,
+                format!("the image store {} can be written by others", path.display()),
+            )
+            .cause(format!("its mode is {:o}", stat.st_mode & 0o7777))
+            .fix(format!("chmod 700 {}", path.display())));
+        }
+        let store = Self { directory: fd, path };
+        store.clean()?;
+        Ok(store)
+    }
+
+    /// Where a layer's directory is or will be.
+    pub fn layer_path(&self, diff_id: &Digest) -> PathBuf {
+        self.path.join("layers").join(short(diff_id))
+    }
+
+    /// Whether a layer is there, whole.
+    pub fn has_layer(&self, diff_id: &Digest) -> bool {
+        statat(&self.directory, format!("layers/{}", short(diff_id)), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Makes a layer's directory with what `fill` puts into it; nothing, if it is there already. Another process that
+    /// makes the same one is waited for. `fill` checks what it writes before it returns.
+    pub fn add_layer(&self, diff_id: &Digest, fill: impl FnOnce(BorrowedFd<'_>) -> Result<()>) -> Result<()> {
+        let name = short(diff_id);
+        let temporary = format!("tmp/{name}");
+        let fail = |what: &'static str| move |errno: Errno| failed(what, errno);
+        let lock = loop {
+            match mkdirat(&self.directory, &temporary, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(failed("a directory cannot be made", errno)),
+            }
+            let directory = match openat(&self.directory, &temporary, tree::DIRECTORY, Mode::empty()) {
+                // Finished or cleared away by somebody else meanwhile.
+                Err(Errno::NOENT) => continue,
+                done => done.map_err(fail("a directory cannot be opened"))?,
+            };
+            rustix::io::retry_on_intr(|| flock(&directory, FlockOperation::LockExclusive))
+                .map_err(fail("flock"))?;
+            if self.is(&temporary, &directory) {
+                break directory;
+            }
+        };
+        if self.has_layer(diff_id) {
+            return tree::remove(&self.directory, &c_string(&temporary)?)
+                .map_err(fail("a directory cannot be removed"));
+        }
+        // What a killed process left behind, minus the directory that the lock is on.
+        let emptied = || -> Result<(), Errno> {
+            for entry in Dir::read_from(&lock)? {
+                let entry = entry?;
+                if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                    tree::remove(&lock, entry.file_name())?;
+                }
+            }
+            rustix::fs::fchmod(&lock, Mode::from_raw_mode(0o755))
+        };
+        emptied().map_err(fail("a directory cannot be emptied"))?;
+        let made = fill(lock.as_fd()).and_then(|()| {
+            // All of it is on the disk before its name says so.
+            syncfs(&lock).map_err(fail("syncfs"))?;
+            renameat(&self.directory, &temporary, &self.directory, format!("layers/{name}"))
+                .map_err(fail("rename"))
+        });
+        if made.is_err() {
+            // The failure to report is the first one; what stays is cleared away by the next start.
+            let _ = tree::remove(&self.directory, &c_string(&temporary)?);
+        }
+        made
+    }
+
+    /// A configuration file; `None` where there is none that is whole.
+    pub fn blob(&self, digest: &Digest) -> Option<Vec<u8>> {
+        let bytes = self.read(&format!("blobs/{}", digest.hex())).ok()?;
+        (Digest::of(&bytes) == *digest).then_some(bytes)
+    }
+
+    /// Keeps a configuration file.
+    pub fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
+        self.replace(&format!("blobs/{}", digest.hex()), bytes)
+    }
+
+    /// What a name stood for when it was last opened, and marks it as used now.
+    pub fn record(&self, name: &str) -> Option<Record> {
+        let path = record_path(name);
+        let record: Record = serde_json::from_slice(&self.read(&path).ok()?).ok()?;
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times =
+            Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: now };
+        // A store on a full or read-only filesystem still serves what it has.
+        let _ = rustix::fs::utimensat(&self.directory, path, &times, AtFlags::SYMLINK_NOFOLLOW);
+        (record.name == name).then_some(record)
+    }
+
+    /// Keeps what a name stands for.
+    pub fn put_record(&self, record: &Record) -> Result<()> {
+        let bytes =
+            serde_json::to_vec(record).or_fail(Code::Internal, || "an image's record cannot be written")?;
+        self.replace(&record_path(&record.name), &bytes)
+    }
+
+    /// The images that were opened before, last used first.
+    pub fn images(&self) -> Result<Vec<StoredImage>> {
+        let images = openat(&self.directory, "images", tree::DIRECTORY, Mode::empty())
+            .map_err(|errno| failed("images", errno))?;
+        let mut found = Vec::new();
+        for entry in Dir::read_from(&images).map_err(|errno| failed("images", errno))? {
+            let entry = entry.map_err(|errno| failed("images", errno))?;
+            let path = format!("images/{}", entry.file_name().to_string_lossy());
+            let Some(record) =
+                self.read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok())
+            else {
+                continue;
+            };
+            let Ok(stat) = statat(&self.directory, &path, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
+            found.push(StoredImage {
+                size: record.layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size)),
+                name: record.name,
+                id: record.id,
+                last_used: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
+            });
+        }
+        found.sort_by(|a, b| b.last_used.cmp(&a.last_used).then_with(|| a.name.cmp(&b.name)));
+        Ok(found)
+    }
+
+    /// How layers are written here: root's store keeps the image's owners. In a user namespace even root has no
+    /// `trusted.*` attributes (user_namespaces(7)), and overlayfs there is mounted with `userxattr`.
+    pub fn ownership() -> Ownership {
+        let all_users = || std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| maps_all(&map));
+        if rustix::process::geteuid().is_root() && all_users() { Ownership::Image } else { Ownership::Caller }
+    }
+
+    /// A file that has no name and goes when it is closed.
+    pub fn unnamed_file(&self) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let file = openat(&self.directory, "tmp", flags, Mode::RUSR | Mode::WUSR);
+        file.map(File::from).map_err(|errno| failed("O_TMPFILE", errno))
+    }
+
+    /// Writes all of a stream to a file, and stops before the filesystem is full.
+    pub fn fill(&self, file: &mut File, stream: &mut dyn Read) -> Result<()> {
+        let mut piece = 64 << 20;
+        while piece > 0 {
+            let space = fstatvfs(&self.directory).map_err(|errno| failed("fstatvfs", errno))?;
+            if space.f_bavail < space.f_blocks / 100 {
+                return Err(
+                    Error::new(Code::Store, "the image store's filesystem is full").fix("make room on it")
+                );
+            }
+            piece = io::copy(&mut stream.take(64 << 20), file)
+                .or_fail(Code::ImageBroken, || "the stream cannot be read or kept")?;
+        }
+        Ok(())
+    }
+
+    /// Clears away what nobody works on any more; makes the directories of a new store.
+    fn clean(&self) -> Result<()> {
+        let temporary = match openat(&self.directory, "tmp", tree::DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => {
+                for name in ["layers", "blobs", "images", "tmp"] {
+                    match mkdirat(&self.directory, name, Mode::RWXU) {
+                        Ok(()) | Err(Errno::EXIST) => {}
+                        Err(errno) => {
+                            return Err(failed(
+                                &format!("{} cannot be made", self.path.join(name).display()),
+                                errno,
+                            ));
+                        }
+                    }
+                }
+                return Ok(());
+            }
+            done => done.map_err(|errno| failed("tmp cannot be opened", errno))?,
+        };
+        for entry in Dir::read_from(&temporary).map_err(|errno| failed("tmp", errno))? {
+            let entry = entry.map_err(|errno| failed("tmp", errno))?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let Ok(file) = openat(&temporary, name, flags, Mode::empty()) else { continue };
+            let path = format!("tmp/{}", name.to_string_lossy());
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && self.is(&path, &file) {
+                // A failure costs room, not correctness: the next start tries again.
+                let _ = tree::remove(&temporary, name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this name still is this file: between opening and locking it, its owner may have finished.
+    fn is(&self, path: &str, file: &OwnedFd) -> bool {
+        let named = statat(&self.directory, path, AtFlags::SYMLINK_NOFOLLOW);
+        match (named, fstat(file)) {
+            (Ok(named), Ok(file)) => (named.st_dev, named.st_ino) == (file.st_dev, file.st_ino),
+            _ => false,
+        }
+    }
+
+    fn read(&self, path: &str) -> io::Result<Vec<u8>> {
+        let file = openat(
+            &self.directory,
+            path,
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        let mut bytes = Vec::new();
+        File::from(file).take(MAX_FILE).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Puts a file in place at once: readers see the old one or the new one. Not synced: what a power cut leaves of it is
+    /// taken for nothing when it is read.
+    fn replace(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        let (_, name) = path.rsplit_once('/').unwrap_or_default();
+        let temporary = format!("tmp/{name}.{}", std::process::id());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fail = |errno| failed(&format!("{path} cannot be written"), errno);
+        let mut file = loop {
+            let file = openat(&self.directory, &temporary, flags, Mode::RUSR | Mode::WUSR).map_err(fail)?;
+            rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive)).map_err(fail)?;
+            if self.is(&temporary, &file) {
+                break File::from(file);
+            }
+        };
+        file.write_all(bytes).map_err(|error| failed(&format!("{path} cannot be written"), error))?;
+        renameat(&self.directory, &temporary, &self.directory, path).map_err(fail)
+    }
+}
+
+/// Whether a user namespace's uid_map is the initial one's: every user, each as himself.
+fn maps_all(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
+fn short(diff_id: &Digest) -> &str {
+    &diff_id.hex()[..SHORT]
+}
+
+fn record_path(name: &str) -> String {
+    format!("images/{}", short(&Digest::of(name.as_bytes())))
+}
+
+fn c_string(text: &str) -> Result<CString> {
+    CString::new(text).or_fail(Code::Internal, || "a name of the store holds a NUL")
+}

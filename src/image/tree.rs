@@ -1,0 +1,95 @@
+//! Removes what image content made, however deep it is.
+
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, openat, renameat_with, unlinkat},
+    io::{Errno, Result},
+};
+use std::ffi::CStr;
+
+/// How a directory of image content is opened: as itself, never through a link.
+pub const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Removes a file or a directory with all that is in it; what is not there is no error. No link is followed.
+///
+/// Layers can hold directories deeper than a stack or a path: instead of descending, the contents of each directory are
+/// moved up to the top one, once, so two descriptors are enough.
+pub fn remove(parent: impl AsFd, name: &CStr) -> Result<()> {
+    match unlinkat(&parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR) => {}
+        Err(error) => return Err(error),
+    }
+    let top = openat(&parent, name, DIRECTORY, Mode::empty())?;
+    let mut moved = 0;
+    loop {
+        let mut empty = true;
+        each(&top, |child| {
+            empty = false;
+            remove_or_lift(&top, child, &mut moved)
+        })?;
+        if empty {
+            return unlinkat(&parent, name, AtFlags::REMOVEDIR);
+        }
+    }
+}
+
+fn remove_or_lift(top: &OwnedFd, name: &CStr, moved: &mut u64) -> Result<()> {
+    match unlinkat(top, name, AtFlags::empty()) {
+        Err(Errno::ISDIR) => {}
+        done => return done,
+    }
+    match unlinkat(top, name, AtFlags::REMOVEDIR) {
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        done => return done,
+    }
+    let inner = openat(top, name, DIRECTORY, Mode::empty())?;
+    each(&inner, |child| match unlinkat(&inner, child, AtFlags::empty()) {
+        Err(Errno::ISDIR) => loop {
+            *moved += 1;
+            match renameat_with(&inner, child, top, format!(".lifted-{moved}"), RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST) => {}
+                done => break done,
+            }
+        },
+        done => done,
+    })
+}
+
+fn each(directory: &OwnedFd, mut visit: impl FnMut(&CStr) -> Result<()>) -> Result<()> {
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            visit(entry.file_name())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{CWD, mkdirat};
+
+    #[test]
+    fn a_tree_deeper_than_a_path_goes_and_links_are_not_followed() {
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("kept"), "x").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let top = openat(CWD, directory.path(), DIRECTORY, Mode::empty()).unwrap();
+        mkdirat(&top, "t", Mode::RWXU).unwrap();
+        let mut current = openat(&top, "t", DIRECTORY, Mode::empty()).unwrap();
+        for depth in 0..3000 {
+            rustix::fs::symlinkat(outside.path(), &current, "link").unwrap();
+            mkdirat(&current, ".lifted-3", Mode::RWXU).unwrap();
+            mkdirat(&current, "d", Mode::RWXU).unwrap();
+            current = openat(&current, "d", DIRECTORY, Mode::empty())
+                .unwrap_or_else(|error| panic!("{depth}: {error}"));
+        }
+        remove(&top, c"t").unwrap();
+        remove(&top, c"t").unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        assert!(outside.path().join("kept").exists());
+    }
+}

@@ -1,0 +1,606 @@
+//! Writes a layer's tar stream into a directory, as a lower directory of overlayfs.
+//!
+//! The stream is hostile. Every name is resolved by the kernel with the layer's directory as root, so links lead nowhere
+//! else; the last component is never followed. What an image may not decide (overlayfs' own attributes, SELinux labels)
+//! is left out, and an entry that asks for what cannot be meant well is refused by its name.
+
+use super::{
+    tar::{Entry, Kind, Reader},
+    tree,
+};
+use crate::error::{Code, Error, Result};
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{
+        AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid,
+        XattrFlags, chownat, fchmod, fchown, fsetxattr, fstatvfs, ftruncate, futimens, linkat, makedev,
+        mkdirat, mknodat, openat, openat2, statat, symlinkat, utimensat,
+    },
+    io::Errno,
+};
+use std::{
+    ffi::{CStr, CString},
+    io::Read,
+    rc::Rc,
+};
+
+/// As many entries as an ext4 filesystem of common size has inodes; a layer with more is made to harm.
+const MAX_ENTRIES: u64 = 10_000_000;
+/// Each directory's name stays in memory until its time is set, at the end.
+const MAX_DIRECTORIES: usize = 1_000_000;
+/// PATH_MAX without its NUL: no program in the container could name what is longer.
+const MAX_PATH: usize = 4095;
+/// How often the free space is looked at, in bytes written.
+const SPACE_CHECK: u64 = 64 << 20;
+/// The hundredth part of a filesystem that is left free: a small blob can inflate to any size, and the host must live.
+const RESERVE: u64 = 100;
+
+/// Extended attributes that an image may set; everything else belongs to the host: `trusted.*` and `user.overlay.*`
+/// steer overlayfs, `security.selinux` is the host's policy, access control lists name the host's users.
+const XATTRS: &[(&[u8], &str)] =
+    &[(b"security.capability", "file capabilities, as of ping"), (b"user.", "programs' own")];
+/// Overlayfs' own attributes under `user.`, used where a layer is mounted with `userxattr`.
+const USER_OVERLAY: &[u8] = b"user.overlay.";
+
+/// Whose the files become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ownership {
+    /// The image's numbers, device nodes too, and `trusted.overlay.*` marks: the store of root.
+    Image,
+    /// All of them the caller's, who can remove them again, and `user.overlay.*` marks: everybody else's store.
+    Caller,
+}
+
+/// Unpacks a tar stream into this empty directory. The stream is read up to the archive's end, not further.
+///
+/// # Errors
+/// [`Code::ImageBroken`] where the stream is no tar archive, [`Code::LayerRefused`] naming an entry that must not be
+/// unpacked, [`Code::Store`] where the filesystem is full or fails.
+pub fn unpack<R: Read>(stream: R, root: BorrowedFd<'_>, ownership: Ownership) -> Result<()> {
+    let mut reader = Reader::new(stream);
+    let mut unpacker = Unpacker {
+        root,
+        ownership,
+        parent: None,
+        directories: Vec::new(),
+        buffer: vec![0; 128 << 10],
+        unchecked: SPACE_CHECK,
+    };
+    let mut count = 0_u64;
+    while let Some(entry) = reader.next_entry()? {
+        count += 1;
+        if count > MAX_ENTRIES {
+            return Err(refused(&entry.path, format!("a layer of more than {MAX_ENTRIES} entries")));
+        }
+        unpacker.entry(&entry, &mut reader)?;
+    }
+    unpacker.finish()
+}
+
+/// An error that names the entry.
+fn refused(path: &[u8], cause: impl Into<String>) -> Error {
+    let shown: String = String::from_utf8_lossy(path).chars().take(200).collect();
+    Error::new(Code::LayerRefused, format!("a layer holds {shown:?}, which must not be unpacked"))
+        .cause(cause.into())
+}
+
+/// The error of a failed system call on behalf of an entry.
+fn failed(path: &[u8], call: &str, errno: Errno) -> Error {
+    let shown: String = String::from_utf8_lossy(path).chars().take(200).collect();
+    match errno {
+        Errno::NOSPC | Errno::DQUOT => full(),
+        // What only the entry can be the reason of.
+        Errno::NAMETOOLONG
+        | Errno::NOTDIR
+        | Errno::LOOP
+        | Errno::XDEV
+        | Errno::INVAL
+        | Errno::FBIG
+        | Errno::MLINK
+        | Errno::NOENT
+        | Errno::EXIST
+        | Errno::PERM
+        | Errno::ISDIR => refused(path, format!("{call}: {errno}")),
+        _ => Error::new(Code::Store, format!("{shown:?} of a layer cannot be written"))
+            .cause(format!("{call}: {errno}")),
+    }
+}
+
+fn full() -> Error {
+    Error::new(Code::Store, "the image store's filesystem is full")
+        .fix("make room on it, or name a directory on another filesystem in GPURUN_STORE")
+}
+
+struct Unpacker<'a> {
+    root: BorrowedFd<'a>,
+    ownership: Ownership,
+    /// The directory that was written to last: archives go directory by directory.
+    parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    /// Directories and their times, which writing into them would change.
+    directories: Vec<(Vec<u8>, Timespec)>,
+    buffer: Vec<u8>,
+    /// Bytes written since the free space was looked at.
+    unchecked: u64,
+}
+
+/// A name within the root, in its two parts.
+struct Place {
+    /// The directory's name, without slashes around it; empty for the root itself.
+    parent: Vec<u8>,
+    /// The last component.
+    name: CString,
+}
+
+impl Unpacker<'_> {
+    fn entry<R: Read>(&mut self, entry: &Entry, reader: &mut Reader<R>) -> Result<()> {
+        let Some(place) = place(&entry.path, &entry.path)? else {
+            return match entry.kind {
+                Kind::Directory => self.describe_directory(
+                    &self.root.try_clone_to_owned().map_err(|error| {
+                        Error::new(Code::Internal, "a descriptor cannot be duplicated").cause(error)
+                    })?,
+                    entry,
+                    Vec::new(),
+                ),
+                _ => Err(refused(&entry.path, "the root can only be a directory")),
+            };
+        };
+        let name = place.name.to_bytes();
+        if place.parent.split(|&byte| byte == b'/').any(|part| part.starts_with(b".wh..wh."))
+            || aufs_metadata(name)
+        {
+            tracing::debug!(entry = %String::from_utf8_lossy(&entry.path), "passed over: metadata of aufs");
+            return Ok(());
+        }
+        let parent = self.open_parent(&place.parent, &entry.path)?;
+        if name == b".wh..wh..opq" {
+            return self.set_opaque(&parent, c".", &entry.path);
+        }
+        if let Some(hidden) = name.strip_prefix(b".wh.") {
+            return self.whiteout(&parent, hidden, entry);
+        }
+        match entry.kind {
+            Kind::Directory => self.directory(&parent, &place, entry),
+            Kind::File => self.file(&parent, &place.name, entry, reader),
+            Kind::HardLink => self.hard_link(&parent, &place.name, entry),
+            Kind::Symlink => {
+                let target = symlink_text(entry)?;
+                self.replacing(&parent, &place.name, entry, "symlink", |parent, name| {
+                    symlinkat(&target, parent, name)
+                })?;
+                self.describe_node(&parent, &place.name, entry)
+            }
+            Kind::Fifo => self.node(&parent, &place.name, entry, FileType::Fifo),
+            Kind::CharDevice => self.node(&parent, &place.name, entry, FileType::CharacterDevice),
+            Kind::BlockDevice => self.node(&parent, &place.name, entry, FileType::BlockDevice),
+            Kind::Other(flag) => {
+                Err(refused(&entry.path, format!("an entry of the unknown type {:?}", char::from(flag))))
+            }
+        }
+    }
+
+    /// Directory times, last of all.
+    fn finish(mut self) -> Result<()> {
+        for (path, mtime) in std::mem::take(&mut self.directories) {
+            let times = times(mtime);
+            let done = match place(&path, &path)? {
+                None => futimens(self.root, &times),
+                Some(place) => match self.existing_parent(&place.parent) {
+                    Ok(parent) if is_directory(&parent, &place.name) => {
+                        utimensat(&*parent, &place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
+                    }
+                    // Replaced by something else further on in the archive.
+                    Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+                    Err(errno) => Err(errno),
+                },
+            };
+            done.map_err(|errno| failed(&path, "utimensat", errno))?;
+        }
+        Ok(())
+    }
+
+    /// The directory of this name, made where it is missing: archives need not name every parent.
+    fn open_parent(&mut self, path: &[u8], entry: &[u8]) -> Result<Rc<OwnedFd>> {
+        let directory = match self.existing_parent(path) {
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                self.make_parents(path, entry)?;
+                self.existing_parent(path)
+            }
+            done => done,
+        };
+        directory.map_err(|errno| failed(entry, "openat2", errno))
+    }
+
+    fn existing_parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, Errno> {
+        if let Some((cached, directory)) = &self.parent
+            && cached == path
+        {
+            return Ok(Rc::clone(directory));
+        }
+        let directory = Rc::new(self.resolve(path)?);
+        self.parent = Some((path.to_vec(), Rc::clone(&directory)));
+        Ok(directory)
+    }
+
+    /// Opens a directory with links resolved inside the root.
+    fn resolve(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        let path = if path.is_empty() { b"." } else { path };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        loop {
+            // A rename anywhere on the host while `..` of a link is resolved makes the kernel start over (openat2(2)).
+            match openat2(self.root, path, flags, Mode::empty(), resolve) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn make_parents(&mut self, path: &[u8], entry: &[u8]) -> Result<()> {
+        let ends =
+            path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()]);
+        let mut parent = self.resolve(b"").map_err(|errno| failed(entry, "openat2", errno))?;
+        let mut start = 0;
+        for end in ends {
+            let name = c_string(&path[start..end], entry)?;
+            start = end + 1;
+            let made = match mkdirat(&parent, &name, Mode::from_raw_mode(0o755)) {
+                Err(Errno::EXIST) => match stat(&parent, &name) {
+                    // The layer removed the lower one and now has a new one.
+                    Ok(Some(stat)) if is_whiteout(&stat) => {
+                        self.remove(&parent, &name, entry)?;
+                        let made = mkdirat(&parent, &name, Mode::from_raw_mode(0o755));
+                        if made.is_ok() {
+                            self.set_opaque(&parent, &name, entry)?;
+                        }
+                        made.map(|()| true)
+                    }
+                    _ => Ok(false),
+                },
+                done => done.map(|()| true),
+            };
+            if made.map_err(|errno| failed(entry, "mkdirat", errno))? {
+                // Not the umask's, and not a set-group-ID parent's.
+                let directory =
+                    open_directory(&parent, &name).map_err(|errno| failed(entry, "openat", errno))?;
+                self.own(&directory, 0, 0, 0o755).map_err(|errno| failed(entry, "fchmod", errno))?;
+            }
+            parent = self.resolve(&path[..end]).map_err(|errno| failed(entry, "openat2", errno))?;
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, parent: &OwnedFd, place: &Place, entry: &Entry) -> Result<()> {
+        let name = &place.name;
+        let mut opaque = false;
+        if let Err(errno) = mkdirat(parent, name, Mode::RWXU) {
+            let there = if errno == Errno::EXIST { stat(parent, name) } else { Err(errno) };
+            let there = there.map_err(|errno| failed(&entry.path, "mkdirat", errno))?;
+            if !there.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir()) {
+                opaque = there.is_some_and(|stat| is_whiteout(&stat));
+                self.remove(parent, name, &entry.path)?;
+                mkdirat(parent, name, Mode::RWXU).map_err(|errno| failed(&entry.path, "mkdirat", errno))?;
+            }
+        }
+        if opaque {
+            self.set_opaque(parent, name, &entry.path)?;
+        }
+        let directory = open_directory(parent, name).map_err(|errno| failed(&entry.path, "openat", errno))?;
+        let mut path = place.parent.clone();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name.to_bytes());
+        self.describe_directory(&directory, entry, path)
+    }
+
+    fn describe_directory(&mut self, directory: &OwnedFd, entry: &Entry, path: Vec<u8>) -> Result<()> {
+        // An ordinary user must be able to write into it, and to remove it one day.
+        let mode = if self.ownership == Ownership::Caller { entry.mode | 0o700 } else { entry.mode };
+        self.own(directory, entry.uid, entry.gid, mode)
+            .map_err(|errno| failed(&entry.path, "fchown", errno))?;
+        set_xattrs(directory, entry)?;
+        if self.directories.len() >= MAX_DIRECTORIES {
+            return Err(refused(&entry.path, format!("a layer of more than {MAX_DIRECTORIES} directories")));
+        }
+        self.directories.push((path, entry.mtime));
+        Ok(())
+    }
+
+    fn file<R: Read>(
+        &mut self,
+        parent: &OwnedFd,
+        name: &CStr,
+        entry: &Entry,
+        reader: &mut Reader<R>,
+    ) -> Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = self.replacing(parent, name, entry, "openat", |parent, name| {
+            openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
+        })?;
+        let fail = |errno| failed(&entry.path, "write", errno);
+        match &entry.regions {
+            None => self.copy(&file, 0, entry.size, entry, reader)?,
+            Some(regions) => {
+                for region in regions {
+                    self.copy(&file, region.offset, region.length, entry, reader)?;
+                }
+                ftruncate(&file, entry.size).map_err(fail)?;
+            }
+        }
+        // Writing and changing the owner take set-user-ID bits and capabilities away, so these come after.
+        if self.ownership == Ownership::Image {
+            fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))).map_err(fail)?;
+        }
+        set_xattrs(&file, entry)?;
+        fchmod(&file, Mode::from_raw_mode(entry.mode)).map_err(fail)?;
+        futimens(&file, &times(entry.mtime)).map_err(fail)
+    }
+
+    fn copy<R: Read>(
+        &mut self,
+        file: &OwnedFd,
+        mut offset: u64,
+        mut length: u64,
+        entry: &Entry,
+        reader: &mut Reader<R>,
+    ) -> Result<()> {
+        while length > 0 {
+            let wanted = usize::try_from(length).unwrap_or(usize::MAX).min(self.buffer.len());
+            let count = reader.data(&mut self.buffer[..wanted])?;
+            self.unchecked += count as u64;
+            if self.unchecked >= SPACE_CHECK {
+                self.unchecked = 0;
+                let space = fstatvfs(self.root).map_err(|errno| failed(&entry.path, "fstatvfs", errno))?;
+                if space.f_bavail < space.f_blocks / RESERVE {
+                    return Err(full().cause("less than a hundredth of it is free"));
+                }
+            }
+            let mut rest = &self.buffer[..count];
+            while !rest.is_empty() {
+                match rustix::io::pwrite(file, rest, offset) {
+                    Ok(written) => {
+                        offset += written as u64;
+                        rest = &rest[written..];
+                    }
+                    Err(Errno::INTR) => {}
+                    Err(errno) => return Err(failed(&entry.path, "write", errno)),
+                }
+            }
+            length -= count as u64;
+        }
+        Ok(())
+    }
+
+    /// A second name of a file of this layer. The target's last component is not followed, so the link is to what the
+    /// layer holds there, be it a symbolic link.
+    fn hard_link(&mut self, parent: &Rc<OwnedFd>, name: &CStr, entry: &Entry) -> Result<()> {
+        let target = place(&entry.link, &entry.path)?
+            .ok_or_else(|| refused(&entry.path, "a hard link to the root"))?;
+        let missing = || {
+            refused(
+                &entry.path,
+                format!(
+                    "a hard link to {:?}, which the layer does not hold",
+                    String::from_utf8_lossy(&entry.link)
+                ),
+            )
+        };
+        let directory = self.existing_parent(&target.parent).map_err(|_| missing())?;
+        let there = stat(&directory, &target.name).ok().flatten().ok_or_else(missing)?;
+        if FileType::from_raw_mode(there.st_mode).is_dir() {
+            return Err(refused(&entry.path, "a hard link to a directory"));
+        }
+        if is_whiteout(&there) {
+            return Err(missing());
+        }
+        if let Ok(Some(already)) = stat(parent, name)
+            && (already.st_dev, already.st_ino) == (there.st_dev, there.st_ino)
+        {
+            return Ok(());
+        }
+        self.replacing(parent, name, entry, "linkat", |parent, name| {
+            linkat(&*directory, &target.name, parent, name, AtFlags::empty())
+        })
+    }
+
+    fn node(&mut self, parent: &OwnedFd, name: &CStr, entry: &Entry, kind: FileType) -> Result<()> {
+        let device = if kind == FileType::Fifo { 0 } else { makedev(entry.device.0, entry.device.1) };
+        let made = if kind != FileType::Fifo && self.ownership == Ownership::Caller {
+            Err(Errno::PERM)
+        } else {
+            self.remove_if_there(parent, name, entry)?;
+            mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device)
+        };
+        match made {
+            // Only root makes devices; a container has those that it is given, so it misses nothing.
+            Err(Errno::PERM) if kind != FileType::Fifo => {
+                tracing::debug!(entry = %String::from_utf8_lossy(&entry.path), "passed over: a device node");
+                Ok(())
+            }
+            Err(errno) => Err(failed(&entry.path, "mknodat", errno)),
+            Ok(()) => self.describe_node(parent, name, entry),
+        }
+    }
+
+    /// Owner, mode and time of what cannot be opened. Attributes are only on files and directories: the kernel refuses
+    /// `user.*` elsewhere (xattr(7)), and a capability makes no sense there.
+    fn describe_node(&self, parent: &OwnedFd, name: &CStr, entry: &Entry) -> Result<()> {
+        let fail = |errno| failed(&entry.path, "fchownat", errno);
+        if self.ownership == Ownership::Image {
+            let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+            chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
+        }
+        if entry.kind != Kind::Symlink {
+            // The store's temporary directory is ours alone: nobody can put a link here meanwhile.
+            rustix::fs::chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
+                .map_err(fail)?;
+        }
+        utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)
+    }
+
+    /// `.wh.NAME`: the lower layers' NAME is gone (OCI image specification, layer.md, "Whiteouts"). It does not touch
+    /// what this layer itself holds of that name, before or after.
+    fn whiteout(&mut self, parent: &OwnedFd, hidden: &[u8], entry: &Entry) -> Result<()> {
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(refused(&entry.path, "a whiteout of no name"));
+        }
+        let name = c_string(hidden, &entry.path)?;
+        match mknodat(parent, &name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
+            Err(Errno::EXIST) if is_directory(parent, &name) => self.set_opaque(parent, &name, &entry.path),
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(errno @ (Errno::PERM | Errno::OPNOTSUPP)) => {
+                Err(Error::new(Code::Store, "the image store's filesystem takes no whiteouts")
+                    .cause(format!("mknodat: {errno}"))
+                    .fix(
+                        "put the store (GPURUN_STORE) on a local filesystem such as ext4, xfs or btrfs; \
+                          without root the kernel must be 5.11 or newer",
+                    ))
+            }
+            Err(errno) => Err(failed(&entry.path, "mknodat", errno)),
+        }
+    }
+
+    /// Hides the lower layers' directory of this name, so that only this layer's content shows (overlayfs
+    /// documentation, "whiteouts and opaque directories").
+    fn set_opaque(&self, parent: &OwnedFd, name: &CStr, entry: &[u8]) -> Result<()> {
+        let attribute = match self.ownership {
+            Ownership::Image => c"trusted.overlay.opaque",
+            Ownership::Caller => c"user.overlay.opaque",
+        };
+        let directory = open_directory(parent, name).map_err(|errno| failed(entry, "openat", errno))?;
+        fsetxattr(&directory, attribute, b"y", XattrFlags::empty()).map_err(|errno| {
+            Error::new(Code::Store, "the image store's filesystem takes no overlay attributes")
+                .cause(format!("fsetxattr {}: {errno}", attribute.to_string_lossy()))
+                .fix("put the store (GPURUN_STORE) on a local filesystem such as ext4, xfs or btrfs")
+        })
+    }
+
+    /// Makes something that must not be there yet; what an earlier entry made gives way, as with every engine.
+    fn replacing<T>(
+        &mut self,
+        parent: &OwnedFd,
+        name: &CStr,
+        entry: &Entry,
+        call: &str,
+        make: impl Fn(&OwnedFd, &CStr) -> rustix::io::Result<T>,
+    ) -> Result<T> {
+        let made = match make(parent, name) {
+            Err(Errno::EXIST) => {
+                self.remove(parent, name, &entry.path)?;
+                make(parent, name)
+            }
+            done => done,
+        };
+        made.map_err(|errno| failed(&entry.path, call, errno))
+    }
+
+    fn remove_if_there(&mut self, parent: &OwnedFd, name: &CStr, entry: &Entry) -> Result<()> {
+        match stat(parent, name) {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => self.remove(parent, name, &entry.path),
+            Err(errno) => Err(failed(&entry.path, "fstatat", errno)),
+        }
+    }
+
+    fn remove(&mut self, parent: &OwnedFd, name: &CStr, entry: &[u8]) -> Result<()> {
+        // The open parent may be what goes, or lie beneath it, or its name may have led over it.
+        self.parent = None;
+        tree::remove(parent, name).map_err(|errno| failed(entry, "unlinkat", errno))
+    }
+
+    fn own(&self, directory: &OwnedFd, uid: u32, gid: u32, mode: u32) -> rustix::io::Result<()> {
+        if self.ownership == Ownership::Image {
+            fchown(directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        }
+        fchmod(directory, Mode::from_raw_mode(mode))
+    }
+}
+
+/// The name in its two parts; `None` for the root. Absolute names are meant in the root, and so are `./` and doubled
+/// slashes; a name that climbs is refused, since nobody writes one in good faith.
+fn place(path: &[u8], entry: &[u8]) -> Result<Option<Place>> {
+    if path.len() > MAX_PATH {
+        return Err(refused(
+            entry,
+            format!("a name of {} bytes; at most {MAX_PATH} can be used", path.len()),
+        ));
+    }
+    let mut parts: Vec<&[u8]> =
+        path.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
+    if parts.contains(&&b".."[..]) {
+        return Err(refused(entry, "a name with \"..\" leaves the image's root"));
+    }
+    if path.contains(&0) {
+        return Err(refused(entry, "a name with a NUL"));
+    }
+    let Some(name) = parts.pop() else { return Ok(None) };
+    if parts.iter().any(|part| part.starts_with(b".wh.") && !part.starts_with(b".wh..wh.")) {
+        return Err(refused(entry, "something inside a whiteout"));
+    }
+    Ok(Some(Place { parent: parts.join(&b'/'), name: c_string(name, entry)? }))
+}
+
+/// Files by which aufs kept house and that old layers carry along; Docker passes over them too.
+fn aufs_metadata(name: &[u8]) -> bool {
+    name.starts_with(b".wh..wh.") && name != b".wh..wh..opq"
+}
+
+fn symlink_text(entry: &Entry) -> Result<CString> {
+    if entry.link.is_empty() || entry.link.len() > MAX_PATH {
+        return Err(refused(&entry.path, "a symbolic link to nothing or to a name that is too long"));
+    }
+    c_string(&entry.link, &entry.path)
+}
+
+fn c_string(bytes: &[u8], entry: &[u8]) -> Result<CString> {
+    CString::new(bytes).map_err(|_| refused(entry, "a name with a NUL"))
+}
+
+fn open_directory(parent: impl AsFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
+    openat(parent, name, tree::DIRECTORY, Mode::empty())
+}
+
+fn stat(parent: impl AsFd, name: &CStr) -> rustix::io::Result<Option<Stat>> {
+    match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => Ok(None),
+        done => done.map(Some),
+    }
+}
+
+fn is_directory(parent: impl AsFd, name: &CStr) -> bool {
+    matches!(stat(parent, name), Ok(Some(stat)) if FileType::from_raw_mode(stat.st_mode).is_dir())
+}
+
+/// A character device 0:0 is overlayfs' whiteout.
+fn is_whiteout(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == makedev(0, 0)
+}
+
+fn times(mtime: Timespec) -> Timestamps {
+    Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: mtime }
+}
+
+fn set_xattrs(file: &OwnedFd, entry: &Entry) -> Result<()> {
+    for (name, value) in &entry.xattrs {
+        let allowed = |(allowed, _): &(&[u8], &str)| {
+            if allowed.ends_with(b".") { name.starts_with(allowed) } else { name == allowed }
+        };
+        let set = if !XATTRS.iter().any(allowed) || name.starts_with(USER_OVERLAY) {
+            Err(Errno::PERM)
+        } else {
+            fsetxattr(file, c_string(name, &entry.path)?, value, XattrFlags::empty())
+        };
+        match set {
+            Ok(()) => {}
+            // Not the image's to say, not this user's, or not this filesystem's.
+            Err(Errno::PERM | Errno::OPNOTSUPP) => tracing::debug!(
+                entry = %String::from_utf8_lossy(&entry.path),
+                name = %String::from_utf8_lossy(name),
+                "passed over: an extended attribute"
+            ),
+            Err(errno) => return Err(failed(&entry.path, "fsetxattr", errno)),
+        }
+    }
+    Ok(())
+}
