@@ -29,7 +29,10 @@ fn main() {
         contender("gpurun, no GPU", gpurun(&host, &[], &root)),
         contender("gpurun as a user, 8 GPUs", gpurun_as_user(&host, &root)),
         contender("runc run, no GPU", runtime(Command::new("runc"), bundles.path(), "runc", &root, &[])),
-        contender("crun run, no GPU", runtime(crun(&namespace), bundles.path(), "crun", &root, &["--cgroup-manager=disabled"])),
+        contender(
+            "crun run, no GPU",
+            runtime(crun(&namespace), bundles.path(), "crun", &root, &["--cgroup-manager=disabled"]),
+        ),
         contender("/bin/true itself", Command::new("/bin/true")),
     ];
     for round in 0..rounds + 3 {
@@ -50,7 +53,9 @@ fn main() {
         times[times.len() / 2].as_secs_f64() * 1000.0
     };
     let [runc, crun] = [3, 4].map(|n| median(&contenders[n]));
-    println!("| start to exit of /bin/true, median of {rounds} | ms | of runc | of crun |\n|---|---|---|---|");
+    println!(
+        "| start to exit of /bin/true, median of {rounds} | ms | of runc | of crun |\n|---|---|---|---|"
+    );
     for contender in &contenders {
         let ms = median(contender);
         println!("| {} | {ms:.1} | {:.2} | {:.2} |", contender.name, ms / runc, ms / crun);
@@ -79,7 +84,8 @@ fn gpurun_as_user(host: &TestHost, root: &Path) -> Command {
 /// one is taken away; the way there is one system call, no program.
 fn crun(namespace: &Namespace) -> Command {
     let mut command = Command::new(cached("crun/usr/bin/crun"));
-    let mounts = fs::File::open(format!("/proc/{}/ns/mnt", namespace.0.id())).expect("the namespace's process lives");
+    let mounts =
+        fs::File::open(format!("/proc/{}/ns/mnt", namespace.0.id())).expect("the namespace's process lives");
     // SAFETY: between fork and exec the closure makes one system call and touches no lock and no heap.
     unsafe {
         command.pre_exec(move || Ok(nix::sched::setns(&mounts, nix::sched::CloneFlags::CLONE_NEWNS)?));
@@ -117,7 +123,8 @@ fn runtime(mut command: Command, bundles: &Path, name: &str, root: &Path, option
     let made = Command::new("runc").arg("spec").current_dir(&bundle).status().expect("runc starts");
     assert!(made.success());
     let config = bundle.join("config.json");
-    let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config).expect("config.json")).expect("JSON");
+    let mut spec: serde_json::Value =
+        serde_json::from_slice(&fs::read(&config).expect("config.json")).expect("JSON");
     spec["root"]["path"] = root.display().to_string().into();
     spec["process"]["terminal"] = false.into();
     spec["process"]["args"] = serde_json::json!(["/bin/true"]);

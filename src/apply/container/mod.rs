@@ -103,12 +103,12 @@ fn start(
     };
     drop(theirs);
     let prepared =
-        container.id_map.as_ref().map_or(Ok(()), |map| user_namespace::write_id_map(pid, map)).and_then(|()| {
-            match (cgroup, rustix::process::Pid::from_raw(pid)) {
+        container.id_map.as_ref().map_or(Ok(()), |map| user_namespace::write_id_map(pid, map)).and_then(
+            |()| match (cgroup, rustix::process::Pid::from_raw(pid)) {
                 (Some(cgroup), Some(pid)) => cgroup.join(pid),
                 _ => Ok(()),
-            }
-        });
+            },
+        );
     let talked = prepared.and_then(|()| ours.go()).and_then(|()| {
         let mut terminal = None;
         loop {
@@ -165,7 +165,7 @@ fn refused(error: std::io::Error) -> Error {
 /// What the container's cgroup allows: the devices that every container has, and the GPU's. Without root there is no such
 /// rule, and no node can be made either: what is not mounted is not there.
 fn device_rules(container: &Container) -> Option<Vec<DeviceRule>> {
-    if container.id_map.is_some() {
+    if !container.privileged {
         return None;
     }
     let standard = assembly::STANDARD_DEVICES.iter().map(|&(_, major, minor)| (major, Some(minor)));

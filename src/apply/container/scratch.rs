@@ -64,8 +64,8 @@ fn sweep(all: &Path, id_map: Option<&IdMap>) {
     for entry in fs::read_dir(all).into_iter().flatten().flatten() {
         if let Some(_lock) = try_lock(&entry.path()) {
             let id = entry.file_name();
-            let result =
-                cgroup::Cgroup::remove_stale(&id.to_string_lossy()).map(|()| remove_tree(&entry.path(), id_map));
+            let result = cgroup::Cgroup::remove_stale(&id.to_string_lossy())
+                .map(|()| remove_tree(&entry.path(), id_map));
             tracing::debug!(id = %id.display(), ?result, "removed what a killed launcher left");
         }
     }
@@ -80,7 +80,8 @@ fn remove_tree(path: &Path, id_map: Option<&IdMap>) -> io::Result<()> {
             match (fs::remove_dir_all(path), id_map) {
                 (Err(_), Some(map)) if map.helpers => {
                     // The directory itself stays: its parent is nothing of the namespace's.
-                    let emptied = user_namespace::run_inside(map, || empty(path).is_ok()).map_err(io::Error::other)?;
+                    let emptied =
+                        user_namespace::run_inside(map, || empty(path).is_ok()).map_err(io::Error::other)?;
                     if emptied { fs::remove_dir_all(path) } else { Err(error) }
                 }
                 (result, _) => result,

@@ -57,8 +57,10 @@ pub fn run_inside(map: &IdMap, work: impl FnOnce() -> bool) -> Result<bool> {
             // Should the ids be refused, the child hears nothing and ends with a failure.
             let told = write_id_map(pid, map).and_then(|()| ours.go());
             drop((ours, theirs));
-            let status = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED))
-                .or_fail(Code::Internal, || "a child cannot be waited for")?;
+            let status = rustix::io::retry_on_intr(|| {
+                rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
+            })
+            .or_fail(Code::Internal, || "a child cannot be waited for")?;
             told.map(|()| status.is_some_and(|status| status.exit_status() == Some(0)))
         }
     }

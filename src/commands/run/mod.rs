@@ -16,7 +16,7 @@ use crate::{
     },
     cli::{Ipc, Network, Run},
     error::{Code, Error, OrFail, Result},
-    image::{Image, ImageReference, Store},
+    image::{Image, ImageReference, Ownership, Store},
     plan::{self, Injection},
     request::DeviceRequest,
     vocabulary::EnvVar,
@@ -35,7 +35,7 @@ pub fn run(context: &Context, args: Run) -> Result<u8> {
     }
     let lowers = image.root(&store)?;
     let layers = Layers::open(&lowers)?;
-    let container = container(context, args, &image, user_env, injection, lowers, &layers)?;
+    let container = container(context, args, &image, &store, user_env, injection, lowers, &layers)?;
     container::run(container, layers)
 }
 
@@ -53,10 +53,12 @@ pub fn injection(context: &Context, args: &Run, image: &Image, user_env: &[EnvVa
     plan::plan(&context.inventory()?, &request, &policy)
 }
 
+#[allow(clippy::too_many_arguments)]
 fn container(
     context: &Context,
     args: Run,
     image: &Image,
+    store: &Store,
     user_env: Vec<EnvVar>,
     injection: Injection,
     lowers: Vec<PathBuf>,
@@ -98,6 +100,7 @@ fn container(
         volumes,
         prepared: loader::prepare(layers, &injection)?,
         limits,
+        privileged: store.ownership() == Ownership::Image,
         id_map: rootless.then(|| identity::id_map(&user, &caller)),
         process: Process {
             env: process_environment(&config.env, &injection.env, user_env, args.tty),
