@@ -23,6 +23,7 @@ mod unpack;
 pub use digest::Digest;
 pub use reference::ImageReference;
 pub use store::{Store, StoredImage};
+pub use unpack::Ownership;
 
 use crate::{
     error::{Code, Error, OrFail, Result},

@@ -5,12 +5,13 @@
 use super::{
     driver,
     driver_root::OpenRoot,
-    elf, ldcache, procfs,
+    elf, procfs,
     snapshot::{Mtime, mtime},
     types::{ContainerPath, DriverFile, FileKind, Host, HostPath},
 };
 use crate::{
     error::{Code, Error, Result},
+    formats::ldcache,
     vocabulary::{DriverCapability as Cap, Version},
 };
 use rustix::fs::FileType;
@@ -437,15 +438,12 @@ impl Search<'_> {
         let path = Path::new("/etc/ld.so.cache");
         self.watch(path);
         let Some(bytes) = self.root.read(path, LDCACHE_LIMIT) else { return Vec::new() };
-        let entries = ldcache::parse(&bytes).unwrap_or_else(|cause| {
-            tracing::debug!("the driver root's ld.so.cache is not used: {cause}");
-            Vec::new()
-        });
+        let entries = ldcache::Cache::parse(&bytes).unwrap_or_default().entries;
         let ours = |name: &[u8]| name.starts_with(b"libcuda.so") || name.starts_with(b"libnvidia-ml.so");
         let dirs: BTreeSet<&Path> = entries
             .iter()
-            .filter(|entry| ours(entry.name))
-            .filter_map(|entry| Path::new(OsStr::from_bytes(entry.path)).parent())
+            .filter(|entry| ours(&entry.name))
+            .filter_map(|entry| Path::new(OsStr::from_bytes(&entry.path)).parent())
             .collect();
         dirs.into_iter().map(PathBuf::from).collect()
     }

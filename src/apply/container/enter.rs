@@ -149,11 +149,7 @@ fn mount_root(container: &Container, layers: &[OwnedFd]) -> Result<Root> {
     });
     mounted.map_err(|errno| {
         Error::new(Code::Mount, "the image's layers cannot be mounted as the container's root").cause(format!("overlay: {errno}")).fix(
-            if !container.privileged {
-                "overlayfs in a user namespace needs Linux 5.11 or newer; on an older kernel run gpurun as root"
-            } else {
-                "load the module: modprobe overlay"
-            },
+            if container.privileged { "load the module: modprobe overlay" } else { "overlayfs in a user namespace needs Linux 5.11 or newer; on an older kernel run gpurun as root" },
         )
     })?;
     let root = crate::apply::rootfs::open_host_directory(&scratch.join("root"))

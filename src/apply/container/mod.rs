@@ -91,8 +91,8 @@ fn start(
     cgroup: Option<&Cgroup>,
 ) -> Result<Started> {
     let container = entry.container;
-    let clone =
-        process::clone_into(namespaces(container), cgroup.and_then(Cgroup::dir_fd)).map_err(refused)?;
+    let clone = process::clone_into(namespaces(container), cgroup.and_then(Cgroup::dir_fd))
+        .map_err(|error| refused(&error))?;
     let (pidfd, pid) = match clone {
         Clone::Child => {
             let error = enter::enter(entry, &theirs);
@@ -149,7 +149,7 @@ fn namespaces(container: &Container) -> u64 {
     u64::from(flags.unsigned_abs())
 }
 
-fn refused(error: std::io::Error) -> Error {
+fn refused(error: &std::io::Error) -> Error {
     let what = Error::new(Code::Namespace, "the kernel refuses to make the container's namespaces");
     match error.raw_os_error() {
         Some(libc::EPERM) => what.cause(format!("clone3: {error}")).fix(
