@@ -10,6 +10,7 @@ mod relay;
 mod scratch;
 pub mod seccomp;
 pub mod spec;
+mod upper;
 mod user_namespace;
 
 use crate::{
@@ -48,7 +49,7 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
         steps: assembly::steps(&container, &cgroup_view(cgroup.as_ref()), host_files(&container)),
         seccomp,
         init,
-        layers: layers.descriptors(),
+        layers: &layers,
         container: &container,
     };
     let started = start(entry, &ours, theirs, cgroup.as_ref());
