@@ -57,7 +57,10 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     let Entry { container, layers, steps, seccomp, init } = entry;
     let process = &container.process;
     process::reset_signals();
-    channel.wait()?;
+    // Without ids nothing can be made here.
+    if container.id_map.is_some() {
+        channel.wait()?;
+    }
     rustix::process::umask(Mode::empty());
     // Here, not with clone3: that takes the launcher's cgroup for the root of the new namespace, not the one it starts in.
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
@@ -114,6 +117,10 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     }
     process.rlimits.iter().try_for_each(set_limit)?;
     process::close_on_exec_from(3).or_fail(Code::Internal, failed("close_range"))?;
+    // The launcher closes the cgroup to foreign devices meanwhile.
+    if container.id_map.is_none() {
+        channel.wait()?;
+    }
     drop_privileges(process, !container.privileged)?;
     // After the change of user, which clears it: a container dies with its launcher, however that ends.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
