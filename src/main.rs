@@ -91,7 +91,7 @@ fn dispatch(arguments: Vec<OsString>) -> Result<u8> {
     }
     let context = Context::new(cli.global)?;
     match cli.command {
-        Command::Run(args) => commands::run::run(&context, *args),
+        Command::Run(args) => commands::run::run(&context, &args),
         Command::Plan(args) => commands::plan::run(&context, &args),
         Command::Ls => commands::ls::run(&context),
         Command::Doctor => commands::doctor::run(&context),

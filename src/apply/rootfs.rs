@@ -244,7 +244,7 @@ impl Root {
             }
         }
         let (parent, name) = self.parent(path)?;
-        self.unlink_dangling(&parent, name)?;
+        unlink_dangling(&parent, name)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
         rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644))
             .or_fail(Code::Rootfs, || format!("{} cannot be made in the image", path.display()))
@@ -303,20 +303,21 @@ impl Root {
             _ => Err(Error::new(Code::Rootfs, format!("{} is not a path of a file", path.display()))),
         }
     }
-
-    fn unlink_dangling(&self, parent: &OwnedFd, name: &OsStr) -> Result<()> {
-        match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => {
-                Err(errno).or_fail(Code::Rootfs, || format!("the link {} leads nowhere", name.display()))
-            }
-        }
-    }
 }
 
 impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// Removes a link that leads nowhere.
+fn unlink_dangling(parent: &OwnedFd, name: &OsStr) -> Result<()> {
+    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => {
+            Err(errno).or_fail(Code::Rootfs, || format!("the link {} leads nowhere", name.display()))
+        }
     }
 }
 

@@ -82,7 +82,7 @@ pub fn run(context: &Context) -> Result<u8> {
             match &check.result {
                 Ok(what) => println!("ok    {:<16} {what}", check.name),
                 Err((code, what, fix)) => {
-                    println!("wrong {:<16} [{code}] {what}\n      fix: {fix}", check.name)
+                    println!("wrong {:<16} [{code}] {what}\n      fix: {fix}", check.name);
                 }
             }
         }

@@ -111,7 +111,7 @@ pub struct Defaults {
     #[serde(deserialize_with = "nullable")]
     pub labels: BTreeMap<String, String>,
     #[serde(deserialize_with = "nullable")]
-    pub volumes: BTreeMap<String, serde::de::IgnoredAny>,
+    pub volumes: BTreeMap<String, serde_json::Value>,
     #[serde(deserialize_with = "nullable")]
     pub stop_signal: String,
 }
@@ -177,7 +177,8 @@ pub fn from_oci(layout: &Layout, tag: Option<&str>) -> Result<Found> {
         let fix = if layout.has("manifest.json") {
             "there is a manifest.json: if `docker save` wrote it, name it docker-archive:FILE"
         } else {
-            "name what `skopeo copy … oci:DIR`, `podman save --format oci-archive` or `docker buildx build -o type=oci` wrote"
+            "name what `skopeo copy … oci:DIR`, `podman save --format oci-archive` or \
+             `docker buildx build -o type=oci` wrote"
         };
         return Err(Error::new(Code::ImageBroken, "there is no index.json, so this is no OCI image").fix(fix));
     }

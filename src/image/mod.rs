@@ -23,6 +23,7 @@ mod unpack;
 pub use digest::Digest;
 pub use reference::ImageReference;
 pub use store::{Store, StoredImage};
+pub use unpack::Ownership;
 
 use crate::{
     error::{Code, Error, OrFail, Result},
@@ -97,7 +98,8 @@ impl Image {
     pub fn open(reference: &ImageReference, store: &Store) -> Result<Self> {
         let version = match reference {
             ImageReference::Registry(name) => {
-                return Err(Error::new(Code::ImageNotFound, format!("{name:?} is not on this machine, and this build pulls nothing yet"))
+                let what = format!("{name:?} is not on this machine, and this build pulls nothing yet");
+                return Err(Error::new(Code::ImageNotFound, what)
                     .fix(format!(
                         "fetch it with `skopeo copy docker://{name} oci-archive:image.tar` and run oci-archive:image.tar, \
                          or with `docker save -o image.tar {name}` and run docker-archive:image.tar"
@@ -190,8 +192,10 @@ impl Image {
 
     fn directory(path: &Path) -> Result<Self> {
         let found = path.canonicalize().ok().filter(|path| path.is_dir()).ok_or_else(|| {
-            Error::new(Code::ImageNotFound, format!("there is no directory {}", path.display()))
-                .fix("rootfs: takes the top directory of an unpacked root; a tar file of an image is oci-archive: or docker-archive:")
+            Error::new(Code::ImageNotFound, format!("there is no directory {}", path.display())).fix(
+                "rootfs: takes the top directory of an unpacked root; \
+                      a tar file of an image is oci-archive: or docker-archive:",
+            )
         })?;
         let config = ImageConfig {
             env: vec![("PATH".into(), DEFAULT_PATH.into())],

@@ -148,11 +148,6 @@ impl<R: Read> Reader<R> {
         Ok(count)
     }
 
-    /// The source, wherever it stands.
-    pub fn into_source(self) -> R {
-        self.source
-    }
-
     fn entry(&mut self, flag: u8, header: &Header, size: u64, pax: Pax) -> Result<Entry> {
         let path = pax.path.unwrap_or_else(|| header.path_bytes().into_owned());
         let kind = match flag {
@@ -541,6 +536,36 @@ mod tests {
         header.set_size(1 << 40);
         header.set_cksum();
         assert!(walk(header.as_bytes()).unwrap_err().cause_line().contains("extended header"));
+    }
+
+    #[test]
+    fn a_sparse_map_fits_its_file() {
+        let sparse = |map: &str, length: &str, data: &str| {
+            let mut builder = tar::Builder::new(Vec::new());
+            let pax = [("GNU.sparse.map", map.as_bytes()), ("GNU.sparse.size", length.as_bytes())];
+            builder.append_pax_extensions(pax).unwrap();
+            let mut header = Header::new_ustar();
+            header.set_size(data.len() as u64);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, "f", data.as_bytes()).unwrap();
+            walk(&builder.into_inner().unwrap())
+        };
+        let entries = sparse("0,3,10,2", "12", "abcde").unwrap();
+        let regions = [Region { offset: 0, length: 3 }, Region { offset: 10, length: 2 }];
+        assert_eq!((entries[0].size, entries[0].regions.as_deref()), (12, Some(&regions[..])));
+        let most = u64::MAX.to_string();
+        for (map, length, data) in [
+            ("0,3,10,2", "12", "abcd"),
+            ("0,3,10,2", "12", "abcdef"),
+            ("0,3,10,2", "11", "abcde"),
+            ("0,3,2,2", "12", "abcde"),
+            ("10,2,0,3", "12", "abcde"),
+            ("0,3,10", "12", "abc"),
+            (&format!("{most},5"), &most, "abcde"),
+            (&format!("0,{most},1,{most}"), &most, "abcde"),
+        ] {
+            assert_eq!(sparse(map, length, data).unwrap_err().code(), Code::ImageBroken, "{map}");
+        }
     }
 
     proptest! {

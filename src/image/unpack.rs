@@ -154,7 +154,7 @@ impl Unpacker<'_> {
         }
         let parent = self.open_parent(&place.parent, &entry.path)?;
         if name == b".wh..wh..opq" {
-            return self.make_opaque(&parent, c".", entry);
+            return self.set_opaque(&parent, c".", &entry.path);
         }
         if let Some(hidden) = name.strip_prefix(b".wh.") {
             return self.whiteout(&parent, hidden, entry);
@@ -185,16 +185,14 @@ impl Unpacker<'_> {
             let times = times(mtime);
             let done = match place(&path, &path)? {
                 None => futimens(self.root, &times),
-                Some(place) => {
-                    let parent = self.open_parent(&place.parent, &path)?;
-                    match stat(&parent, &place.name) {
-                        Ok(Some(stat)) if FileType::from_raw_mode(stat.st_mode).is_dir() => {
-                            utimensat(&*parent, &place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
-                        }
-                        // Replaced by something else further on in the archive.
-                        _ => Ok(()),
+                Some(place) => match self.existing_parent(&place.parent) {
+                    Ok(parent) if is_directory(&parent, &place.name) => {
+                        utimensat(&*parent, &place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
                     }
-                }
+                    // Replaced by something else further on in the archive.
+                    Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+                    Err(errno) => Err(errno),
+                },
             };
             done.map_err(|errno| failed(&path, "utimensat", errno))?;
         }
@@ -203,19 +201,23 @@ impl Unpacker<'_> {
 
     /// The directory of this name, made where it is missing: archives need not name every parent.
     fn open_parent(&mut self, path: &[u8], entry: &[u8]) -> Result<Rc<OwnedFd>> {
+        let directory = match self.existing_parent(path) {
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                self.make_parents(path, entry)?;
+                self.existing_parent(path)
+            }
+            done => done,
+        };
+        directory.map_err(|errno| failed(entry, "openat2", errno))
+    }
+
+    fn existing_parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, Errno> {
         if let Some((cached, directory)) = &self.parent
             && cached == path
         {
             return Ok(Rc::clone(directory));
         }
-        let directory = match self.resolve(path) {
-            Err(Errno::NOENT | Errno::NOTDIR) => {
-                self.make_parents(path, entry)?;
-                self.resolve(path)
-            }
-            done => done,
-        };
-        let directory = Rc::new(directory.map_err(|errno| failed(entry, "openat2", errno))?);
+        let directory = Rc::new(self.resolve(path)?);
         self.parent = Some((path.to_vec(), Rc::clone(&directory)));
         Ok(directory)
     }
@@ -384,10 +386,7 @@ impl Unpacker<'_> {
                 ),
             )
         };
-        let directory = match &self.parent {
-            Some((cached, directory)) if *cached == target.parent => Rc::clone(directory),
-            _ => Rc::new(self.resolve(&target.parent).map_err(|_| missing())?),
-        };
+        let directory = self.existing_parent(&target.parent).map_err(|_| missing())?;
         let there = stat(&directory, &target.name).ok().flatten().ok_or_else(missing)?;
         if FileType::from_raw_mode(there.st_mode).is_dir() {
             return Err(refused(&entry.path, "a hard link to a directory"));
@@ -448,22 +447,18 @@ impl Unpacker<'_> {
         }
         let name = c_string(hidden, &entry.path)?;
         match mknodat(parent, &name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
-            Ok(()) => Ok(()),
-            Err(Errno::EXIST) => match stat(parent, &name) {
-                Ok(Some(stat)) if FileType::from_raw_mode(stat.st_mode).is_dir() => self.make_opaque(parent, &name, entry),
-                _ => Ok(()),
-            },
+            Err(Errno::EXIST) if is_directory(parent, &name) => self.set_opaque(parent, &name, &entry.path),
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(errno @ (Errno::PERM | Errno::OPNOTSUPP)) => {
-                Err(Error::new(Code::Store, "the image store's filesystem takes no whiteouts").cause(format!("mknodat: {errno}")).fix(
-                    "put the store (GPURUN_STORE) on a local filesystem such as ext4, xfs or btrfs; without root the kernel must be 5.11 or newer",
-                ))
+                Err(Error::new(Code::Store, "the image store's filesystem takes no whiteouts")
+                    .cause(format!("mknodat: {errno}"))
+                    .fix(
+                        "put the store (GPURUN_STORE) on a local filesystem such as ext4, xfs or btrfs; \
+                          without root the kernel must be 5.11 or newer",
+                    ))
             }
             Err(errno) => Err(failed(&entry.path, "mknodat", errno)),
         }
-    }
-
-    fn make_opaque(&self, parent: &OwnedFd, name: &CStr, entry: &Entry) -> Result<()> {
-        self.set_opaque(parent, name, &entry.path)
     }
 
     /// Hides the lower layers' directory of this name, so that only this layer's content shows (overlayfs
@@ -573,6 +568,10 @@ fn stat(parent: impl AsFd, name: &CStr) -> rustix::io::Result<Option<Stat>> {
     }
 }
 
+fn is_directory(parent: impl AsFd, name: &CStr) -> bool {
+    matches!(stat(parent, name), Ok(Some(stat)) if FileType::from_raw_mode(stat.st_mode).is_dir())
+}
+
 /// A character device 0:0 is overlayfs' whiteout.
 fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == makedev(0, 0)
@@ -596,7 +595,9 @@ fn set_xattrs(file: &OwnedFd, entry: &Entry) -> Result<()> {
             Ok(()) => {}
             // Not the image's to say, not this user's, or not this filesystem's.
             Err(Errno::PERM | Errno::OPNOTSUPP) => tracing::debug!(
-                entry = %String::from_utf8_lossy(&entry.path), name = %String::from_utf8_lossy(name), "passed over: an extended attribute"
+                entry = %String::from_utf8_lossy(&entry.path),
+                name = %String::from_utf8_lossy(name),
+                "passed over: an extended attribute"
             ),
             Err(errno) => return Err(failed(&entry.path, "fsetxattr", errno)),
         }

@@ -5,12 +5,13 @@
 use super::{
     driver,
     driver_root::OpenRoot,
-    elf, ldcache, procfs,
+    elf, procfs,
     snapshot::{Mtime, mtime},
     types::{ContainerPath, DriverFile, FileKind, Host, HostPath},
 };
 use crate::{
     error::{Code, Error, Result},
+    formats::ldcache,
     vocabulary::{DriverCapability as Cap, Version},
 };
 use rustix::fs::FileType;
@@ -127,7 +128,6 @@ const LIBRARIES: &[LibraryGroup] = &[
             "libGLESv1_CM_nvidia",
             "libnvidia-glvkspirv",
             "libnvidia-cbl",
-            "libnvidia-api",
             "libnvidia-vulkan-producer",
             "libGL",
             "libEGL",
@@ -135,6 +135,8 @@ const LIBRARIES: &[LibraryGroup] = &[
             "libGLESv2",
         ],
     },
+    // NVAPI has a version of its own, which is 1.
+    LibraryGroup { capabilities: GRAPHICS, versioned: Versioned::Alone(1), names: &["libnvidia-api"] },
     // EGL's external platforms are released on their own.
     LibraryGroup {
         capabilities: GRAPHICS,
@@ -258,7 +260,8 @@ const SOCKETS: &[(Cap, &str, FileType)] = &[
     (Cap::COMPUTE, "/tmp/nvidia-mps", FileType::Directory),
 ];
 
-/// X modules: where X servers have looked for them, and the modules. `{V}` is the driver's version.
+/// Where X servers look for modules. Debian's look into /usr/lib/nvidia, too, which leads to the last; those of other images
+/// do not, so what is found there goes to the first.
 const XORG_DIRS: &[&str] = &[
     "/usr/lib/xorg/modules",
     "/usr/lib64/xorg/modules",
@@ -267,11 +270,13 @@ const XORG_DIRS: &[&str] = &[
     "/usr/lib/nvidia/xorg",
     "/usr/X11R6/lib/modules",
     "/usr/X11R6/lib64/modules",
+    DEBIAN_XORG_DIR,
 ];
-const XORG_MODULES: &[(&str, &[&str])] = &[
-    ("nvidia_drv.so", &["drivers", "updates/drivers", ""]),
-    ("libglxserver_nvidia.so.{V}", &["extensions", "updates/extensions", ""]),
-];
+const DEBIAN_XORG_DIR: &str = "/usr/lib/nvidia/current";
+
+/// The X driver and the GLX extension, and the kind of module that each is. `{V}` is the driver's version.
+const XORG_MODULES: &[(&str, &str)] =
+    &[("nvidia_drv.so", "drivers"), ("libglxserver_nvidia.so.{V}", "extensions")];
 
 /// The GPU's own firmware, which the kernel module loads by this name below one of its firmware directories.
 const FIRMWARE: &str = "gsp";
@@ -433,15 +438,12 @@ impl Search<'_> {
         let path = Path::new("/etc/ld.so.cache");
         self.watch(path);
         let Some(bytes) = self.root.read(path, LDCACHE_LIMIT) else { return Vec::new() };
-        let entries = ldcache::parse(&bytes).unwrap_or_else(|cause| {
-            tracing::debug!("the driver root's ld.so.cache is not used: {cause}");
-            Vec::new()
-        });
+        let entries = ldcache::Cache::parse(&bytes).unwrap_or_default().entries;
         let ours = |name: &[u8]| name.starts_with(b"libcuda.so") || name.starts_with(b"libnvidia-ml.so");
         let dirs: BTreeSet<&Path> = entries
             .iter()
-            .filter(|entry| ours(entry.name))
-            .filter_map(|entry| Path::new(OsStr::from_bytes(entry.path)).parent())
+            .filter(|entry| ours(&entry.name))
+            .filter_map(|entry| Path::new(OsStr::from_bytes(&entry.path)).parent())
             .collect();
         dirs.into_iter().map(PathBuf::from).collect()
     }
@@ -515,16 +517,24 @@ impl Search<'_> {
     }
 
     fn xorg_modules(&mut self) {
-        for (module, below) in XORG_MODULES {
+        for (module, kind) in XORG_MODULES {
             let module = module.replace("{V}", self.version.as_str());
-            let paths =
-                XORG_DIRS.iter().flat_map(|dir| below.iter().map(move |below| Path::new(dir).join(below)));
-            for path in paths.map(|dir| dir.join(&module)) {
-                let found = self.root.find(&path).filter(|found| found.kind == FileType::RegularFile);
-                if let Some(found) = found {
-                    self.add(found.path, Cap::DISPLAY, FileKind::XorgModule(ContainerPath(path)));
-                    break;
-                }
+            let places = XORG_DIRS.iter().flat_map(|dir| {
+                let dir = Path::new(dir);
+                [dir.join(kind), dir.join("updates").join(kind), dir.into()]
+            });
+            for path in places.map(|place| place.join(&module)) {
+                let Some(found) = self.root.find(&path).filter(|found| found.kind == FileType::RegularFile)
+                else {
+                    continue;
+                };
+                let target = if path.starts_with(DEBIAN_XORG_DIR) {
+                    Path::new(XORG_DIRS[0]).join(kind).join(&module)
+                } else {
+                    path
+                };
+                self.add(found.path, Cap::DISPLAY, FileKind::XorgModule(ContainerPath(target)));
+                break;
             }
         }
     }
@@ -738,6 +748,7 @@ mod tests {
             ("libnvidia-allocator.so.550.163.01", "libnvidia-allocator.so.1"),
             ("libnvidia-egl-wayland.so.1.1.18", "libnvidia-egl-wayland.so.1"),
             ("libnvidia-something-new.so.550.163.01", "libnvidia-something-new.so.1"),
+            ("libnvidia-api.so.1", "libnvidia-api.so.1"),
             ("libGL.so.1.7.0", "libGL.so.1"),
             ("libnvidia-egl-wayland.so.1", "libnvidia-egl-wayland.so.1"),
         ] {
@@ -757,7 +768,8 @@ mod tests {
         );
         assert_eq!(fact("libnvidia-egl-wayland.so.1.1.18").0, GRAPHICS);
         assert_eq!(fact("libnvidia-something-new.so.550.163.01").0, UNLISTED);
-        assert_eq!(files.len(), 6, "GLVND's libGL and a platform with one number are not the driver's");
+        assert_eq!(fact("libnvidia-api.so.1").0, GRAPHICS);
+        assert_eq!(files.len(), 7, "GLVND's libGL and a platform with one number are not the driver's");
     }
 
     #[test]
@@ -785,7 +797,8 @@ mod tests {
         tree.file(&format!("/lib/firmware/nvidia/{V}/readme.txt"));
         tree.file("/lib/firmware/nvidia/535.216.03/gsp_ga10x.bin");
         tree.file("/usr/share/vulkan/icd.d/nvidia_icd.json");
-        tree.file("/usr/lib/xorg/modules/drivers/nvidia_drv.so");
+        tree.file("/usr/lib/nvidia/current/nvidia_drv.so");
+        tree.file(&format!("/usr/lib64/xorg/modules/extensions/libglxserver_nvidia.so.{V}"));
         fs::create_dir_all(tree.path("/run/nvidia-persistenced")).unwrap();
         let _socket = UnixListener::bind(tree.path("/run/nvidia-persistenced/socket")).unwrap();
         fs::create_dir_all(tree.path("/tmp")).unwrap();
@@ -802,6 +815,12 @@ mod tests {
             (GRAPHICS, FileKind::Config(at("/etc/vulkan/icd.d/nvidia_icd.json"))),
             (Cap::UTILITY, FileKind::Socket(at("/run/nvidia-persistenced/socket"))),
             (Cap::DISPLAY, FileKind::XorgModule(at("/usr/lib/xorg/modules/drivers/nvidia_drv.so"))),
+            (
+                Cap::DISPLAY,
+                FileKind::XorgModule(at(&format!(
+                    "/usr/lib64/xorg/modules/extensions/libglxserver_nvidia.so.{V}"
+                ))),
+            ),
         ];
         assert_eq!(kinds, wanted);
         assert_eq!(found.files[1].path.0, tree.path("/usr/lib/nvidia/current/nvidia-smi"));

@@ -1,7 +1,7 @@
 //! What the host has: driver, GPUs, files, device nodes. Reads and decides nothing.
 //!
 //! ```text
-//! driver        which kernel module is loaded ──► driver_files   its files, found in the driver_root (ldcache, elf)
+//! driver        which kernel module is loaded ──► driver_files   its files, found in the driver_root (elf)
 //!                                                  │
 //! gpu           GPUs with their nodes ◄── nvml ◄───┘   libnvidia-ml, loaded by the program gpurun-nvml
 //!               (device_node, mig, procfs)
@@ -15,7 +15,6 @@ mod driver_files;
 mod driver_root;
 mod elf;
 mod gpu;
-pub mod ldcache;
 mod mig;
 pub mod nvml;
 mod procfs;

@@ -77,7 +77,7 @@ pub enum CgroupView {
 
 /// The steps in their order: later ones lie on earlier ones.
 pub fn steps(container: &Container, cgroups: &CgroupView, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step> {
-    let rootless = container.id_map.is_some();
+    let rootless = !container.privileged;
     let mut steps = kernel_file_systems(container, rootless, cgroups);
     steps.extend(devices(container, rootless));
     steps.extend(READ_ONLY.map(|path| Step::ReadOnly { target: path.into() }));

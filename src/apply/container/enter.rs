@@ -107,7 +107,7 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     }
     process.rlimits.iter().try_for_each(set_limit)?;
     process::close_on_exec_from(3).or_fail(Code::Internal, failed("close_range"))?;
-    drop_privileges(process, container.id_map.is_some())?;
+    drop_privileges(process, !container.privileged)?;
     // After the change of user, which clears it: a container dies with its launcher, however that ends.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .or_fail(Code::Internal, failed("prctl"))?;
@@ -149,11 +149,7 @@ fn mount_root(container: &Container, layers: &[OwnedFd]) -> Result<Root> {
     });
     mounted.map_err(|errno| {
         Error::new(Code::Mount, "the image's layers cannot be mounted as the container's root").cause(format!("overlay: {errno}")).fix(
-            if container.id_map.is_some() {
-                "overlayfs in a user namespace needs Linux 5.11 or newer; on an older kernel run gpurun as root"
-            } else {
-                "load the module: modprobe overlay"
-            },
+            if container.privileged { "load the module: modprobe overlay" } else { "overlayfs in a user namespace needs Linux 5.11 or newer; on an older kernel run gpurun as root" },
         )
     })?;
     let root = crate::apply::rootfs::open_host_directory(&scratch.join("root"))
@@ -178,8 +174,8 @@ fn overlay(container: &Container, layers: &[OwnedFd], scratch: &Path) -> rustix:
     let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let layers: Vec<String> = lowers.iter().map(path).collect();
     // volatile: nothing of this upper layer outlives the container, so it is never synced; without it the end of a container
-    // waits for the disk. userxattr: trusted.* belongs to the host's root.
-    let user = if container.id_map.is_some() { ",userxattr" } else { "" };
+    // waits for the disk. userxattr: trusted.* belongs to the host's root, and the store marks its layers accordingly.
+    let user = if container.privileged { "" } else { ",userxattr" };
     let data = format!(
         "lowerdir={},upperdir={},workdir={},volatile{user}",
         layers.join(":"),

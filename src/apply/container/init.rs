@@ -25,9 +25,9 @@ pub fn run(argv: &[CString]) -> Result<u8> {
     };
     let mut all = SigSet::all();
     // Blocked, these would be faults that never end.
-    [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE]
-        .into_iter()
-        .for_each(|signal| all.remove(signal));
+    for signal in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE] {
+        all.remove(signal);
+    }
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None)
         .or_fail(Code::Internal, || "sigprocmask failed")?;
     let (_pidfd, child) = match process::clone_into(0, None)

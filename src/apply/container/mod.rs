@@ -10,6 +10,7 @@ mod relay;
 mod scratch;
 pub mod seccomp;
 pub mod spec;
+mod user_namespace;
 
 use crate::{
     apply::rootfs::Layers,
@@ -25,7 +26,7 @@ use channel::{Channel, Said};
 pub use init::INIT_NAME;
 use rustix::fd::OwnedFd;
 use scratch::Scratch;
-use spec::{Container, IdMap};
+use spec::Container;
 use std::path::PathBuf;
 
 /// Runs the container to its end. The command's exit code.
@@ -38,7 +39,7 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     let (ours, theirs) = Channel::pair()?;
     let signals = relay::Signals::block()?;
 
-    let scratch = Scratch::create(&container.scratch, &container.id)?;
+    let scratch = Scratch::create(&container.scratch, &container.id, container.id_map.clone())?;
     let cgroup = match Cgroup::create(&container.id, &container.limits, device_rules(&container).as_deref()) {
         Ok(cgroup) => cgroup,
         Err(error) => return Err(after(error, scratch.remove())),
@@ -90,8 +91,8 @@ fn start(
     cgroup: Option<&Cgroup>,
 ) -> Result<Started> {
     let container = entry.container;
-    let clone =
-        process::clone_into(namespaces(container), cgroup.and_then(Cgroup::dir_fd)).map_err(refused)?;
+    let clone = process::clone_into(namespaces(container), cgroup.and_then(Cgroup::dir_fd))
+        .map_err(|error| refused(&error))?;
     let (pidfd, pid) = match clone {
         Clone::Child => {
             let error = enter::enter(entry, &theirs);
@@ -102,12 +103,12 @@ fn start(
     };
     drop(theirs);
     let prepared =
-        container.id_map.as_ref().map_or(Ok(()), |map| write_id_map(pid, map)).and_then(|()| {
-            match (cgroup, rustix::process::Pid::from_raw(pid)) {
+        container.id_map.as_ref().map_or(Ok(()), |map| user_namespace::write_id_map(pid, map)).and_then(
+            |()| match (cgroup, rustix::process::Pid::from_raw(pid)) {
                 (Some(cgroup), Some(pid)) => cgroup.join(pid),
                 _ => Ok(()),
-            }
-        });
+            },
+        );
     let talked = prepared.and_then(|()| ours.go()).and_then(|()| {
         let mut terminal = None;
         loop {
@@ -148,7 +149,7 @@ fn namespaces(container: &Container) -> u64 {
     u64::from(flags.unsigned_abs())
 }
 
-fn refused(error: std::io::Error) -> Error {
+fn refused(error: &std::io::Error) -> Error {
     let what = Error::new(Code::Namespace, "the kernel refuses to make the container's namespaces");
     match error.raw_os_error() {
         Some(libc::EPERM) => what.cause(format!("clone3: {error}")).fix(
@@ -161,43 +162,10 @@ fn refused(error: std::io::Error) -> Error {
     }
 }
 
-/// Writes uid_map and gid_map (user_namespaces(7)), with the host's setuid helpers where there is more than one id.
-fn write_id_map(pid: i32, map: &IdMap) -> Result<()> {
-    let failed = || "the container's user namespace cannot be given its ids";
-    if map.helpers {
-        for (helper, ranges) in [("/usr/bin/newuidmap", &map.uids), ("/usr/bin/newgidmap", &map.gids)] {
-            let numbers = ranges
-                .iter()
-                .flat_map(|&(inside, outside, count)| [inside, outside, count])
-                .map(|n| n.to_string());
-            let output = std::process::Command::new(helper)
-                .arg(pid.to_string())
-                .args(numbers)
-                .output()
-                .or_fail(Code::Namespace, failed)?;
-            if !output.status.success() {
-                return Err(Error::new(Code::Namespace, failed())
-                    .cause(String::from_utf8_lossy(&output.stderr).trim())
-                    .fix("correct the caller's lines in /etc/subuid and /etc/subgid, or take them out: gpurun then maps one id"));
-            }
-        }
-        return Ok(());
-    }
-    let lines = |ranges: &[(u32, u32, u32)]| {
-        ranges.iter().map(|(i, o, n)| format!("{i} {o} {n}\n")).collect::<String>()
-    };
-    let write = |name: &str, content: &str| std::fs::write(format!("/proc/{pid}/{name}"), content);
-    // Since Linux 3.19 an ordinary user may write gid_map only after giving up setgroups(2).
-    write("setgroups", "deny")
-        .and_then(|()| write("uid_map", &lines(&map.uids)))
-        .and_then(|()| write("gid_map", &lines(&map.gids)))
-        .or_fail(Code::Namespace, failed)
-}
-
 /// What the container's cgroup allows: the devices that every container has, and the GPU's. Without root there is no such
 /// rule, and no node can be made either: what is not mounted is not there.
 fn device_rules(container: &Container) -> Option<Vec<DeviceRule>> {
-    if container.id_map.is_some() {
+    if !container.privileged {
         return None;
     }
     let standard = assembly::STANDARD_DEVICES.iter().map(|&(_, major, minor)| (major, Some(minor)));

@@ -37,7 +37,9 @@ impl Signals {
     /// Blocks them. Before the child is made: a signal that comes between is kept for it.
     pub fn block() -> Result<Self> {
         let mut set = SigSet::empty();
-        FORWARDED.into_iter().for_each(|signal| set.add(signal));
+        for signal in FORWARDED {
+            set.add(signal);
+        }
         let make = || {
             nix::sys::signal::sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None)?;
             SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)

@@ -3,11 +3,11 @@
 //! Every running launcher holds an exclusive flock(2) on its directory. The kernel releases it when the launcher
 //! is gone, however it went; so a directory whose lock can be had belongs to nobody, and the next start removes it.
 
-use super::cgroup;
+use super::{cgroup, spec::IdMap, user_namespace};
 use crate::error::{Code, OrFail, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::{
-    fs,
+    fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
@@ -18,14 +18,16 @@ pub struct Scratch {
     /// Where it is.
     pub path: PathBuf,
     lock: OwnedFd,
+    /// In a launcher without root: whose files may lie here.
+    id_map: Option<IdMap>,
 }
 
 impl Scratch {
     /// Makes the directory `id` beneath `all`, and removes what earlier launchers left there.
-    pub fn create(all: &Path, id: &str) -> Result<Self> {
+    pub fn create(all: &Path, id: &str, id_map: Option<IdMap>) -> Result<Self> {
         let failed = || format!("no scratch directory can be made in {}", all.display());
         fs::create_dir_all(all).or_fail(Code::Store, failed)?;
-        sweep(all);
+        sweep(all, id_map.as_ref());
         let path = all.join(id);
         loop {
             use std::os::unix::fs::DirBuilderExt;
@@ -37,14 +39,14 @@ impl Scratch {
                 for name in ["upper", "work", "root"] {
                     fs::create_dir(path.join(name)).or_fail(Code::Store, failed)?;
                 }
-                return Ok(Self { path, lock });
+                return Ok(Self { path, lock, id_map });
             }
         }
     }
 
     /// Removes the directory. The container must be gone.
     pub fn remove(self) -> Result<()> {
-        let removed = remove_tree(&self.path);
+        let removed = remove_tree(&self.path, self.id_map.as_ref());
         drop(self.lock);
         removed.or_fail(Code::Store, || format!("{} cannot be removed", self.path.display()))
     }
@@ -58,26 +60,39 @@ fn try_lock(path: &Path) -> Option<OwnedFd> {
 }
 
 /// Removes the directories and cgroups of launchers that are gone. What cannot be removed now stays for the next start.
-fn sweep(all: &Path) {
+fn sweep(all: &Path, id_map: Option<&IdMap>) {
     for entry in fs::read_dir(all).into_iter().flatten().flatten() {
         if let Some(_lock) = try_lock(&entry.path()) {
             let id = entry.file_name();
-            let result =
-                cgroup::Cgroup::remove_stale(&id.to_string_lossy()).map(|()| remove_tree(&entry.path()));
+            let result = cgroup::Cgroup::remove_stale(&id.to_string_lossy())
+                .map(|()| remove_tree(&entry.path(), id_map));
             tracing::debug!(id = %id.display(), ?result, "removed what a killed launcher left");
         }
     }
 }
 
-/// rm -rf. Directories that the container left without permissions are its owner's own and are opened first.
-fn remove_tree(path: &Path) -> std::io::Result<()> {
+/// rm -rf. Directories that the container left without permissions are opened first; files of the caller's subordinate ids
+/// are removed in a user namespace that has these.
+fn remove_tree(path: &Path, id_map: Option<&IdMap>) -> io::Result<()> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             open_up(path);
-            fs::remove_dir_all(path)
+            match (fs::remove_dir_all(path), id_map) {
+                (Err(_), Some(map)) if map.helpers => {
+                    // The directory itself stays: its parent is nothing of the namespace's.
+                    let emptied =
+                        user_namespace::run_inside(map, || empty(path).is_ok()).map_err(io::Error::other)?;
+                    if emptied { fs::remove_dir_all(path) } else { Err(error) }
+                }
+                (result, _) => result,
+            }
         }
         result => result,
     }
+}
+
+fn empty(path: &Path) -> io::Result<()> {
+    fs::read_dir(path)?.try_for_each(|entry| fs::remove_dir_all(entry?.path()))
 }
 
 fn open_up(path: &Path) {

@@ -37,6 +37,8 @@ pub struct Container {
     pub limits: Limits,
     /// User namespace, for a launcher without root.
     pub id_map: Option<IdMap>,
+    /// Whether the launcher has the rights of the host's root: not in a user namespace, its own or one around it.
+    pub privileged: bool,
 }
 
 /// The user's command.

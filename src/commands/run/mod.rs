@@ -16,7 +16,7 @@ use crate::{
     },
     cli::{Ipc, Network, Run},
     error::{Code, Error, OrFail, Result},
-    image::{Image, ImageReference, Store},
+    image::{Image, ImageReference, Ownership, Store},
     plan::{self, Injection},
     request::DeviceRequest,
     vocabulary::EnvVar,
@@ -24,12 +24,12 @@ use crate::{
 use std::path::PathBuf;
 
 /// Runs the container; the command's exit code.
-pub fn run(context: &Context, args: Run) -> Result<u8> {
+pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let store = Store::open(&context.store_dir)?;
     let image = Image::open(&ImageReference::parse(&args.image)?, &store)?;
     let user_env = options::environment(&args)?;
     // Whether the host can run the image is known before a layer is unpacked.
-    let injection = injection(context, &args, &image, &user_env)?;
+    let injection = injection(context, args, &image, &user_env)?;
     for warning in &injection.warnings {
         tracing::warn!("{warning}");
     }
@@ -55,7 +55,7 @@ pub fn injection(context: &Context, args: &Run, image: &Image, user_env: &[EnvVa
 
 fn container(
     context: &Context,
-    args: Run,
+    args: &Run,
     image: &Image,
     user_env: Vec<EnvVar>,
     injection: Injection,
@@ -67,7 +67,7 @@ fn container(
     let mut user = identity::resolve(&config.user, args.user.as_deref(), &caller, layers)?;
     user.groups.extend(args.group_add.iter().chain(&injection.groups));
     let rootless = caller.euid != 0;
-    let argv = options::command(&args, &config.entrypoint, &config.cmd).ok_or_else(|| {
+    let argv = options::command(args, &config.entrypoint, &config.cmd).ok_or_else(|| {
         Error::new(Code::Usage, "the image has no command of its own").fix("name one after the image")
     })?;
     let cwd =
@@ -79,7 +79,7 @@ fn container(
     };
     let mut volumes =
         if matches!(image_host(&args.image), HostRoot::Yes) { host_file_systems()? } else { Vec::new() };
-    volumes.extend(options::volumes(&args)?);
+    volumes.extend(options::volumes(args)?);
     if args.tty && args.interactive && !rustix::termios::isatty(rustix::stdio::stdin()) {
         return Err(
             Error::new(Code::Usage, "-i -t needs a terminal, and standard input is none").fix("leave out -t")
@@ -94,16 +94,17 @@ fn container(
         hostname: args.hostname.clone().or_else(|| (args.network == Network::None).then(|| "gpurun".into())),
         host_network: args.network == Network::Host,
         host_ipc: args.ipc == Ipc::Host,
-        shm_size: shm_size(context, &args, &limits)?,
+        shm_size: shm_size(context, args, &limits)?,
         volumes,
         prepared: loader::prepare(layers, &injection)?,
         limits,
+        privileged: Store::ownership() == Ownership::Image,
         id_map: rootless.then(|| identity::id_map(&user, &caller)),
         process: Process {
             env: process_environment(&config.env, &injection.env, user_env, args.tty),
             argv,
             cwd: cwd.unwrap_or_else(|| "/".into()),
-            capabilities: options::capabilities(&args, user.uid == 0)?,
+            capabilities: options::capabilities(args, user.uid == 0)?,
             user,
             tty: args.tty,
             interactive: args.interactive,

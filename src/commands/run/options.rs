@@ -167,7 +167,7 @@ fn mount(text: &str) -> Result<Volume> {
             ("readonly" | "ro", Some("false" | "0")) => read_only = false,
             ("tmpfs-size", Some(value)) => bytes = Some(size("--mount tmpfs-size", value)?),
             ("tmpfs-mode", Some(value)) => {
-                mode = octal(value).ok_or_else(|| bad("tmpfs-mode is not octal"))?
+                mode = octal(value).ok_or_else(|| bad("tmpfs-mode is not octal"))?;
             }
             ("bind-propagation", Some("rprivate" | "private")) | ("consistency", _) => {}
             _ => return Err(bad(&format!("{field:?} is not known"))),
@@ -194,7 +194,7 @@ fn tmpfs(text: &str) -> Result<Volume> {
             Some(("size", value)) => bytes = Some(size("--tmpfs size", value)?),
             Some(("mode", value)) => {
                 mode =
-                    octal(value).ok_or_else(|| usage(format!("--tmpfs {text:?}: the mode is not octal")))?
+                    octal(value).ok_or_else(|| usage(format!("--tmpfs {text:?}: the mode is not octal")))?;
             }
             None if option == "exec" => exec = true,
             None if option == "ro" => read_only = true,
