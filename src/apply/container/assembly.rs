@@ -41,6 +41,25 @@ pub enum Step {
     ReadOnlyRoot,
 }
 
+impl Step {
+    /// What it makes where there is nothing.
+    pub fn makes(&self) -> Option<&Path> {
+        match self {
+            Self::Mount { target: path, .. }
+            | Self::Bind { target: path, .. }
+            | Self::Directory { path, .. }
+            | Self::File { path, .. }
+            | Self::Symlink { link: path, .. } => Some(path),
+            // Nodes are made in the container's own /dev.
+            Self::Node { .. }
+            | Self::ReadOnly { .. }
+            | Self::Mask { .. }
+            | Self::Cover { .. }
+            | Self::ReadOnlyRoot => None,
+        }
+    }
+}
+
 /// Docker's `MaskedPaths` (daemon/pkg/oci/defaults.go).
 const MASKED: [&str; 12] = [
     "/proc/acpi",
@@ -75,7 +94,7 @@ pub enum CgroupView {
     Legacy(Vec<(PathBuf, PathBuf)>),
 }
 
-/// The steps in their order: later ones lie on earlier ones.
+/// The steps in their order: later ones lie on earlier ones. The volumes come after them, and after the user's home.
 pub fn steps(container: &Container, cgroups: &CgroupView, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step> {
     let rootless = !container.privileged;
     let mut steps = kernel_file_systems(container, rootless, cgroups);
@@ -84,10 +103,6 @@ pub fn steps(container: &Container, cgroups: &CgroupView, host_files: Vec<(PathB
     steps.extend(MASKED.map(|path| Step::Mask { target: path.into() }));
     steps.extend(files(container, host_files));
     steps.extend(driver(container));
-    steps.extend(container.volumes.iter().map(volume));
-    if container.read_only {
-        steps.push(Step::ReadOnlyRoot);
-    }
     steps
 }
 
@@ -243,6 +258,11 @@ fn driver(container: &Container) -> Vec<Step> {
         }),
     );
     steps
+}
+
+/// What the user mounts.
+pub fn volumes(container: &Container) -> Vec<Step> {
+    container.volumes.iter().map(volume).collect()
 }
 
 fn volume(volume: &Volume) -> Step {

@@ -4,6 +4,7 @@
 //! the launcher decided; after that it sees the container alone, and before anything of the image's runs its privileges are gone.
 
 use super::{
+    adopt,
     assembly::{self, Step},
     channel::Channel,
     identity::Identity,
@@ -37,8 +38,12 @@ pub struct Entry<'a> {
     pub container: &'a Container,
     /// Descriptors of its lower directories, topmost first.
     pub layers: &'a [OwnedFd],
+    /// Directories that the upper layer has from the start ([`super::adopt`]).
+    pub foreign: Vec<(PathBuf, Mode)>,
     /// What its root is made of.
     pub steps: Vec<Step>,
+    /// What the user mounts on it, and on his home.
+    pub volumes: Vec<Step>,
     /// The compiled system call filter.
     pub seccomp: Option<Vec<u8>>,
     /// gpurun itself, which is pid 1 with `--init`.
@@ -54,7 +59,7 @@ pub fn enter(entry: Entry<'_>, channel: &Channel) -> Error {
 }
 
 fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
-    let Entry { container, layers, steps, seccomp, init } = entry;
+    let Entry { container, layers, foreign, steps, volumes, seccomp, init } = entry;
     let process = &container.process;
     process::reset_signals();
     channel.wait()?;
@@ -66,12 +71,13 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .or_fail(Code::Mount, || "the container's mounts cannot be made private")?;
 
-    let root = mount_root(container, layers)?;
+    let root = mount_root(container, layers, &foreign)?;
     // The descriptor of --init's program must be of a read-only mount: /proc/1/exe would otherwise be a way to write the
     // host's own gpurun.
     let init = init.map(|program| read_only_clone(&program)).transpose()?;
     assembly::assemble(&root, steps)?;
     let home = home(&root, container)?;
+    assembly::assemble(&root, volumes)?;
     let terminal = if process.tty { Some(open_terminal(&root, process)?) } else { None };
     if let Some((master, _)) = &terminal {
         channel.send_terminal(master)?;
@@ -126,9 +132,9 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
 
 /// overlayfs over the image's layers, at the container's scratch directory. Its path is used by nobody but this mount
 /// namespace.
-fn mount_root(container: &Container, layers: &[OwnedFd]) -> Result<Root> {
+fn mount_root(container: &Container, layers: &[OwnedFd], foreign: &[(PathBuf, Mode)]) -> Result<Root> {
     let scratch = container.scratch.join(&container.id);
-    let mounted = overlay(container, layers, &scratch).or_else(|errno| match errno {
+    let mounted = overlay(container, layers, foreign, &scratch).or_else(|errno| match errno {
         // Not every file system can be an upper layer (another overlay, NFS, Lustre), nor one that is itself below: then what
         // the container writes into its root lies in memory.
         Errno::INVAL | Errno::LOOP | Errno::OPNOTSUPP | Errno::REMOTE => {
@@ -143,7 +149,7 @@ fn mount_root(container: &Container, layers: &[OwnedFd]) -> Result<Root> {
             for name in ["upper", "work", "root"] {
                 rustix::fs::mkdirat(&memory, name, Mode::from_raw_mode(0o755))?;
             }
-            overlay(container, layers, &scratch)
+            overlay(container, layers, foreign, &scratch)
         }
         errno => Err(errno),
     });
@@ -157,10 +163,16 @@ fn mount_root(container: &Container, layers: &[OwnedFd]) -> Result<Root> {
     Ok(Root::new(root))
 }
 
-fn overlay(container: &Container, layers: &[OwnedFd], scratch: &Path) -> rustix::io::Result<()> {
+fn overlay(
+    container: &Container,
+    layers: &[OwnedFd],
+    foreign: &[(PathBuf, Mode)],
+    scratch: &Path,
+) -> rustix::io::Result<()> {
     use std::os::fd::AsRawFd;
     let open = |name| crate::apply::rootfs::open_host_directory(&scratch.join(name));
     let (upper, work) = (open("upper")?, open("work")?);
+    adopt::make(&upper, foreign)?;
     // By descriptor: no character needs escaping, and 128 layers fit into the one page that mount(2) takes. The launcher's own
     // descriptors belong to the host's mount namespace, which overlayfs refuses (clone_private_mount), so each is opened again
     // and must be the same directory.
@@ -210,10 +222,12 @@ fn read_only_clone(program: &OwnedFd) -> Result<OwnedFd> {
 /// A directory that the user can write: his own, or one that is made for him.
 fn home(root: &Root, container: &Container) -> Result<PathBuf> {
     let user = &container.process.user;
+    let volume = |path: &Path| container.volumes.iter().any(|v| v.target() == path);
     let own = root.open(&user.home, OFlags::RDONLY | OFlags::DIRECTORY);
     let usable = match &own {
+        _ if volume(&user.home) => true,
         Ok(fd) => user.home != Path::new("/") && is_writable(fd, user),
-        Err(_) => true,
+        Err(errno) => *errno == Errno::NOENT,
     };
     let home = if usable { user.home.clone() } else { PathBuf::from("/home").join(&user.name) };
     if container.read_only {
@@ -225,7 +239,7 @@ fn home(root: &Root, container: &Container) -> Result<PathBuf> {
             &options,
             Flags { nosuid: true, nodev: true, ..Flags::default() },
         )?;
-        if !container.volumes.iter().any(|v| v.target() == home) {
+        if !volume(&home) {
             assembly::attach(&memory, &root.directory(&home)?, &home)?;
         }
     } else {
@@ -235,15 +249,18 @@ fn home(root: &Root, container: &Container) -> Result<PathBuf> {
 }
 
 fn is_writable(directory: &OwnedFd, user: &Identity) -> bool {
-    user.uid == 0
-        || rustix::fs::fstat(directory).is_ok_and(|s| {
-            let shift = match s {
-                s if s.st_uid == user.uid => 6,
-                s if s.st_gid == user.gid || user.groups.contains(&s.st_gid) => 3,
-                _ => 0,
-            };
-            s.st_mode >> shift & 0o3 == 0o3
-        })
+    // Also root's is asked: in a user namespace not every file is its own.
+    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    rustix::fs::accessat(directory, ".", access, rustix::fs::AtFlags::EACCESS).is_ok()
+        && (user.uid == 0
+            || rustix::fs::fstat(directory).is_ok_and(|s| {
+                let shift = match s {
+                    s if s.st_uid == user.uid => 6,
+                    s if s.st_gid == user.gid || user.groups.contains(&s.st_gid) => 3,
+                    _ => 0,
+                };
+                s.st_mode >> shift & 0o3 == 0o3
+            }))
 }
 
 /// A pseudo-terminal of the container's own devpts, so that its name is true inside.

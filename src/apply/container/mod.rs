@@ -1,5 +1,6 @@
 //! Our own container, in this process: no daemon, no other runtime, one fork.
 
+mod adopt;
 mod assembly;
 pub mod cgroup;
 mod channel;
@@ -44,8 +45,12 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
         Ok(cgroup) => cgroup,
         Err(error) => return Err(after(error, scratch.remove())),
     };
+    let steps = assembly::steps(&container, &cgroup_view(cgroup.as_ref()), host_files(&container));
+    let volumes = assembly::volumes(&container);
     let entry = enter::Entry {
-        steps: assembly::steps(&container, &cgroup_view(cgroup.as_ref()), host_files(&container)),
+        foreign: adopt::foreign(&container, &[&steps, &volumes], &layers),
+        steps,
+        volumes,
         seccomp,
         init,
         layers: layers.descriptors(),
