@@ -65,7 +65,8 @@ fn every_form_of_an_image_runs_the_job() {
 
 #[test]
 fn an_image_without_shell_or_cache_loads_the_driver() {
-    let host = TestHost::with_driver("t4", 550, "debian");
+    // The stand-ins, because the real libcuda wants libm, which this image lacks.
+    let host = TestHost::new("t4");
     for caller in Caller::EACH {
         let words = ["/app/probe", "libcuda.so.1", "libnvidia-ml.so.1"];
         let ended = run(&mut host.command(caller, "--gpus all", &rootfs("distroless"), &words));
