@@ -27,7 +27,7 @@ use std::path::PathBuf;
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let store = Store::open(&context.store_dir)?;
     let image = Image::open(&ImageReference::parse(&args.image)?, &store)?;
-    let user_env = options::environment(&args)?;
+    let user_env = options::environment(args)?;
     // Whether the host can run the image is known before a layer is unpacked.
     let injection = injection(context, args, &image, &user_env)?;
     for warning in &injection.warnings {
