@@ -25,11 +25,13 @@ pub fn foreign(container: &Container, steps: &[&[Step]], image: &Layers) -> Vec<
     let user = &container.process.user;
     let other_home = Path::new("/home").join(&user.name);
     let mut foreign = BTreeMap::new();
-    for path in
-        steps.iter().copied().flatten().filter_map(Step::makes).chain([user.home.as_path(), &other_home])
-    {
+    for path in steps.iter().copied().flatten().filter_map(Step::makes).chain([
+        user.home.as_path(),
+        &other_home,
+        Path::new("/var/tmp"),
+    ]) {
         // The nearest directory that is there is where the others are made.
-        let Some(directory) = path.ancestors().skip(1).find_map(|path| directory(image, path)) else {
+        let Some(directory) = path.ancestors().find_map(|path| directory(image, path)) else {
             continue;
         };
         for path in directory.ancestors() {
