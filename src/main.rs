@@ -30,9 +30,9 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             if json {
-                eprintln!("{}", error.to_json())
+                eprintln!("{}", error.to_json());
             } else {
-                eprintln!("{error}")
+                eprintln!("{error}");
             }
             ExitCode::from(error.code().exit_code())
         }
@@ -60,7 +60,7 @@ fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
                 .iter()
                 .any(|option| word.strip_prefix(option).is_some_and(|rest| rest.starts_with('='))) =>
             {
-                at += 1
+                at += 1;
             }
             _ => break,
         }

@@ -60,7 +60,7 @@ fn exit_codes_are_dockers() {
             }
         }
     }
-    for options in ["--nonsense", "--cpus many", "--memory lots", "--network bridge", "-v x", "--gpus"] {
+    for options in ["--nonsense", "--cpus many", "--memory lots", "--network bridge", "-v x"] {
         let ended = run(&mut host.command(Caller::Root, options, &image, &["true"]));
         assert!(ended.code == 125 && ended.err.starts_with("error[GPU-0001]: "), "{options}: {ended:?}");
     }

@@ -54,6 +54,11 @@ impl Layers {
         &self.0
     }
 
+    /// The same layers beneath another directory.
+    pub fn beneath(&self, top: &OwnedFd) -> std::io::Result<Self> {
+        [top].into_iter().chain(&self.0).map(OwnedFd::try_clone).collect::<std::io::Result<_>>().map(Self)
+    }
+
     /// Where `path` leads, as the mounted overlay would say: its name after all links, and what is there.
     /// `None` if there is nothing, or a link that leads nowhere.
     pub fn find(&self, path: &str) -> Option<(PathBuf, Found)> {

@@ -5,7 +5,7 @@ use crate::{
     apply::rootfs::Root,
     error::{Code, Error, OrFail, Result},
     inventory::DeviceNode,
-    plan::DRIVER_DIR,
+    plan::{DRIVER_DIR, Symlink},
     sys::mount::{Flags, restrict},
 };
 use rustix::{
@@ -25,6 +25,8 @@ pub enum Step {
     Bind { source: PathBuf, target: PathBuf, flags: Flags, recursive: bool },
     /// A path of the container's own, read-only from here on; nothing where it is absent.
     ReadOnly { target: PathBuf },
+    /// A mount of an earlier step, read-only from here on.
+    Seal { target: PathBuf },
     /// A path of the container's that must not be seen: /dev/null over a file, an empty directory over a directory.
     Mask { target: PathBuf },
     /// A character device in the container's /dev.
@@ -37,27 +39,6 @@ pub enum Step {
     Cover { path: PathBuf, content: Vec<u8> },
     /// A link.
     Symlink { link: PathBuf, target: PathBuf },
-    /// The whole root becomes read-only; what is mounted on it keeps its own flags.
-    ReadOnlyRoot,
-}
-
-impl Step {
-    /// What it makes where there is nothing.
-    pub fn makes(&self) -> Option<&Path> {
-        match self {
-            Self::Mount { target: path, .. }
-            | Self::Bind { target: path, .. }
-            | Self::Directory { path, .. }
-            | Self::File { path, .. }
-            | Self::Symlink { link: path, .. } => Some(path),
-            // Nodes are made in the container's own /dev.
-            Self::Node { .. }
-            | Self::ReadOnly { .. }
-            | Self::Mask { .. }
-            | Self::Cover { .. }
-            | Self::ReadOnlyRoot => None,
-        }
-    }
 }
 
 /// Docker's `MaskedPaths` (daemon/pkg/oci/defaults.go).
@@ -94,16 +75,31 @@ pub enum CgroupView {
     Legacy(Vec<(PathBuf, PathBuf)>),
 }
 
-/// The steps in their order: later ones lie on earlier ones. The volumes come after them, and after the user's home.
-pub fn steps(container: &Container, cgroups: &CgroupView, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step> {
+/// The work on a container's root.
+#[derive(Debug)]
+pub struct Steps {
+    /// What is laid down in the image before the root is mounted.
+    pub image: Vec<Step>,
+    /// What is mounted on it, in its order: later ones lie on earlier ones.
+    pub mounts: Vec<Step>,
+}
+
+/// All of it.
+pub fn steps(container: &Container, cgroups: &CgroupView, host_files: Vec<(PathBuf, Vec<u8>)>) -> Steps {
     let rootless = !container.privileged;
-    let mut steps = kernel_file_systems(container, rootless, cgroups);
-    steps.extend(devices(container, rootless));
-    steps.extend(READ_ONLY.map(|path| Step::ReadOnly { target: path.into() }));
-    steps.extend(MASKED.map(|path| Step::Mask { target: path.into() }));
-    steps.extend(files(container, host_files));
-    steps.extend(driver(container));
-    steps
+    let mut mounts = kernel_file_systems(container, rootless, cgroups);
+    mounts.extend(devices(container, rootless));
+    mounts.extend(READ_ONLY.map(|path| Step::ReadOnly { target: path.into() }));
+    mounts.extend(MASKED.map(|path| Step::Mask { target: path.into() }));
+    let mut image = files(container, host_files);
+    let links = container.prepared.symlinks.iter();
+    let link = |s: &Symlink| Step::Symlink { link: s.link.0.clone(), target: s.target.clone() };
+    let (beside_driver, in_image): (Vec<_>, Vec<_>) =
+        links.partition(|s| s.link.0.starts_with(DRIVER_DIR) || s.link.0.starts_with("/dev"));
+    image.extend(in_image.into_iter().map(link));
+    mounts.extend(driver(container, beside_driver.into_iter().map(link)));
+    mounts.extend(container.volumes.iter().map(volume));
+    Steps { image, mounts }
 }
 
 fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupView) -> Vec<Step> {
@@ -150,7 +146,7 @@ fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupVi
         CgroupView::Legacy(directories) => {
             steps.push(mount("tmpfs", "/sys/fs/cgroup", NOTHING, &[("mode", "0755"), ("size", "64k")]));
             steps.extend(directories.iter().map(|(source, target)| bind(source, target, read_only, false)));
-            steps.push(Step::ReadOnly { target: "/sys/fs/cgroup".into() });
+            steps.push(Step::Seal { target: "/sys/fs/cgroup".into() });
         }
     }
     steps
@@ -218,7 +214,7 @@ fn files(container: &Container, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step
     steps
 }
 
-fn driver(container: &Container) -> Vec<Step> {
+fn driver(container: &Container, links: impl Iterator<Item = Step>) -> Vec<Step> {
     let injection = &container.injection;
     let under_driver = |path: &Path| path.starts_with(DRIVER_DIR);
     let any = injection.mounts.iter().any(|m| under_driver(&m.target.0));
@@ -241,15 +237,9 @@ fn driver(container: &Container) -> Vec<Step> {
             recursive: false,
         });
     }
-    steps.extend(
-        container
-            .prepared
-            .symlinks
-            .iter()
-            .map(|s| Step::Symlink { link: s.link.0.clone(), target: s.target.clone() }),
-    );
+    steps.extend(links);
     if any {
-        steps.push(Step::ReadOnly { target: DRIVER_DIR.into() });
+        steps.push(Step::Seal { target: DRIVER_DIR.into() });
     }
     steps.extend(
         injection.files.iter().map(|file| Step::Cover {
@@ -258,11 +248,6 @@ fn driver(container: &Container) -> Vec<Step> {
         }),
     );
     steps
-}
-
-/// What the user mounts.
-pub fn volumes(container: &Container) -> Vec<Step> {
-    container.volumes.iter().map(volume).collect()
 }
 
 fn volume(volume: &Volume) -> Step {
@@ -317,6 +302,11 @@ fn perform(root: &Root, step: Step) -> Result<()> {
                 .or_fail(Code::Mount, || format!("{} cannot be made read-only", target.display()))?;
             attach(&mount, &own, &target)
         }
+        Step::Seal { target } => {
+            let Some(own) = existing(root, &target)? else { return Ok(()) };
+            restrict(own.as_fd(), Flags { read_only: true, ..Flags::default() }, false)
+                .or_fail(Code::Mount, || format!("{} cannot be made read-only", target.display()))
+        }
         Step::Mask { target } => {
             let Some(own) = existing(root, &target)? else { return Ok(()) };
             let is_directory =
@@ -335,8 +325,6 @@ fn perform(root: &Root, step: Step) -> Result<()> {
             attach(&mount, &own, &target)
         }
         Step::Node { node } => make_node(root, &node),
-        Step::Directory { path, mode, owner } => make_directory(root, &path, mode, owner),
-        Step::File { path, content, mode } => root.write(&path, &content, mode),
         Step::Cover { path, content } => {
             let Some(point) = existing(root, &path)? else { return Ok(()) };
             let flags = Flags { read_only: false, ..NOTHING };
@@ -353,8 +341,8 @@ fn perform(root: &Root, step: Step) -> Result<()> {
             attach(&mount, &point, &path)
         }
         Step::Symlink { link, target } => root.symlink(&link, &target),
-        Step::ReadOnlyRoot => restrict(root.as_fd(), Flags { read_only: true, ..Flags::default() }, false)
-            .or_fail(Code::Mount, || "the container's root cannot be made read-only"),
+        // Laid down before the root was mounted.
+        Step::File { .. } | Step::Directory { .. } => Ok(()),
     }
 }
 
@@ -362,6 +350,8 @@ fn perform(root: &Root, step: Step) -> Result<()> {
 pub fn new_filesystem(filesystem: &str, options: &[(&str, String)], flags: Flags) -> Result<OwnedFd> {
     let make = || {
         let context = rustix::mount::fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        // What df and mount show as the device.
+        rustix::mount::fsconfig_set_string(&context, "source", filesystem)?;
         for (key, value) in options {
             if value.is_empty() {
                 rustix::mount::fsconfig_set_flag(&context, *key)?;
@@ -481,22 +471,4 @@ fn make_node(root: &Root, node: &DeviceNode) -> Result<()> {
             format!("the device node {} cannot be made", path.display())
         }),
     }
-}
-
-/// Makes a directory that is absent; one that is there stays as it is.
-pub fn make_directory(root: &Root, path: &Path, mode: u32, (uid, gid): (u32, u32)) -> Result<()> {
-    match root.open(path, OFlags::PATH) {
-        Ok(_) => return Ok(()),
-        Err(Errno::NOENT) => {}
-        Err(errno) => {
-            return Err(errno)
-                .or_fail(Code::Rootfs, || format!("{} of the image cannot be opened", path.display()));
-        }
-    }
-    root.directory(path)?;
-    let failed = || format!("{} cannot be given to its user", path.display());
-    let made = root.open(path, OFlags::RDONLY | OFlags::DIRECTORY).or_fail(Code::Rootfs, failed)?;
-    rustix::fs::fchown(&made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-        .or_fail(Code::Rootfs, failed)?;
-    rustix::fs::fchmod(&made, Mode::from_raw_mode(mode)).or_fail(Code::Rootfs, failed)
 }

@@ -4,20 +4,19 @@
 //! the launcher decided; after that it sees the container alone, and before anything of the image's runs its privileges are gone.
 
 use super::{
-    adopt,
-    assembly::{self, Step},
+    assembly::{self, Steps},
     channel::Channel,
-    identity::Identity,
     spec::{Container, Process, Rlimit},
+    upper::Upper,
 };
 use crate::{
-    apply::rootfs::Root,
+    apply::rootfs::{Layers, Root, open_host_directory},
     error::{Code, Error, OrFail, Result},
     sys::{mount::Flags, process},
 };
 use caps::{CapSet, Capability};
 use rustix::{
-    fd::OwnedFd,
+    fd::{AsFd, OwnedFd},
     fs::{CWD, Mode, OFlags},
     io::Errno,
     mount::{MountFlags, MountPropagationFlags, UnmountFlags},
@@ -37,15 +36,13 @@ pub struct Entry<'a> {
     /// The container.
     pub container: &'a Container,
     /// Descriptors of its lower directories, topmost first.
-    pub layers: &'a [OwnedFd],
-    /// Directories that the upper layer has from the start ([`super::adopt`]).
-    pub foreign: Vec<(PathBuf, Mode)>,
+    pub layers: &'a Layers,
     /// What its root is made of.
-    pub steps: Vec<Step>,
-    /// What the user mounts on it, and on his home.
-    pub volumes: Vec<Step>,
+    pub steps: Steps,
     /// The compiled system call filter.
     pub seccomp: Option<Vec<u8>>,
+    /// gpurun itself, which is pid 1 with `--init`.
+    pub init: Option<OwnedFd>,
 }
 
 /// Becomes the user's command. Returns only its failure.
@@ -57,7 +54,7 @@ pub fn enter(entry: Entry<'_>, channel: &Channel) -> Error {
 }
 
 fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
-    let Entry { container, layers, foreign, steps, volumes, seccomp } = entry;
+    let Entry { container, layers, steps, seccomp, init } = entry;
     let process = &container.process;
     process::reset_signals();
     channel.wait()?;
@@ -69,17 +66,30 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .or_fail(Code::Mount, || "the container's mounts cannot be made private")?;
 
-    let root = mount_root(container, layers, &foreign)?;
-    let init = if process.init { Some(own_program()?) } else { None };
-    assembly::assemble(&root, steps)?;
-    let home = home(&root, container)?;
-    assembly::assemble(&root, volumes)?;
+    let (root, home) = mount_root(container, layers, &steps)?;
+    // The descriptor of --init's program must be of a read-only mount: /proc/1/exe would otherwise be a way to write the
+    // host's own gpurun.
+    let init = init.map(|program| read_only_clone(&program)).transpose()?;
+    assembly::assemble(&root, steps.mounts)?;
+    if container.read_only && !container.volumes.iter().any(|volume| volume.target() == home) {
+        // Caches of CUDA, Triton and Hugging Face go there, whatever the root is.
+        let user = &process.user;
+        let options =
+            [("mode", "0700".to_owned()), ("uid", user.uid.to_string()), ("gid", user.gid.to_string())];
+        let memory = assembly::new_filesystem(
+            "tmpfs",
+            &options,
+            Flags { nosuid: true, nodev: true, ..Flags::default() },
+        )?;
+        assembly::attach(&memory, &root.directory(&home)?, &home)?;
+    }
     let terminal = if process.tty { Some(open_terminal(&root, process)?) } else { None };
     if let Some((master, _)) = &terminal {
         channel.send_terminal(master)?;
     }
     if container.read_only {
-        assembly::assemble(&root, vec![Step::ReadOnlyRoot])?;
+        crate::sys::mount::restrict(root.as_fd(), Flags { read_only: true, ..Flags::default() }, false)
+            .or_fail(Code::Mount, || "the container's root cannot be made read-only")?;
     }
 
     let failed = |what: &'static str| move || format!("{what} failed while entering the container");
@@ -126,53 +136,60 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     Err(execute(process, &home, init.as_ref()))
 }
 
-/// overlayfs over the image's layers, at the container's scratch directory. Its path is used by nobody but this mount
-/// namespace.
-fn mount_root(container: &Container, layers: &[OwnedFd], foreign: &[(PathBuf, Mode)]) -> Result<Root> {
+/// overlayfs over the image's layers, at the container's scratch directory, with what gpurun adds laid down; and the user's
+/// home. The mount's path is used by nobody but this mount namespace.
+fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(Root, PathBuf)> {
     let scratch = container.scratch.join(&container.id);
-    let mounted = overlay(container, layers, foreign, &scratch).or_else(|errno| match errno {
+    let open = |name| {
+        open_host_directory(&scratch.join(name))
+            .or_fail(Code::Mount, || format!("{} cannot be opened", scratch.display()))
+    };
+    let populate = || {
+        let upper = Upper::new(open("upper")?, layers, container.privileged)?;
+        upper.populate(&steps.image, &steps.mounts)?;
+        upper.home(&container.process.user)
+    };
+    let home = populate()?;
+    match overlay(container, layers, &scratch) {
+        Ok(()) => {}
         // Not every file system can be an upper layer (another overlay, NFS, Lustre), nor one that is itself below: then what
         // the container writes into its root lies in memory.
-        Errno::INVAL | Errno::LOOP | Errno::OPNOTSUPP | Errno::REMOTE => {
-            let memory = assembly::new_filesystem(
-                "tmpfs",
-                &[("mode", "0700".into())],
-                Flags { nodev: true, ..Flags::default() },
-            )
-            .map_err(|_| errno)?;
-            let here = crate::apply::rootfs::open_host_directory(&scratch)?;
-            assembly::attach(&memory, &here, &scratch).map_err(|_| errno)?;
+        Err(Errno::INVAL | Errno::LOOP | Errno::OPNOTSUPP | Errno::REMOTE) => {
+            let flags = Flags { nodev: true, ..Flags::default() };
+            let memory = assembly::new_filesystem("tmpfs", &[("mode", "0700".into())], flags)?;
+            let here = open_host_directory(&scratch)
+                .or_fail(Code::Mount, || format!("{} cannot be opened", scratch.display()))?;
+            assembly::attach(&memory, &here, &scratch)?;
             for name in ["upper", "work", "root"] {
-                rustix::fs::mkdirat(&memory, name, Mode::from_raw_mode(0o755))?;
+                rustix::fs::mkdirat(&memory, name, Mode::from_raw_mode(0o755))
+                    .or_fail(Code::Mount, || "a directory in memory cannot be made")?;
             }
-            overlay(container, layers, foreign, &scratch)
+            populate()?;
+            overlay(container, layers, &scratch).map_err(|errno| no_overlay(container, errno))?;
         }
-        errno => Err(errno),
-    });
-    mounted.map_err(|errno| {
-        Error::new(Code::Mount, "the image's layers cannot be mounted as the container's root").cause(format!("overlay: {errno}")).fix(
-            if container.privileged { "load the module: modprobe overlay" } else { "overlayfs in a user namespace needs Linux 5.11 or newer; on an older kernel run gpurun as root" },
-        )
-    })?;
-    let root = crate::apply::rootfs::open_host_directory(&scratch.join("root"))
-        .or_fail(Code::Mount, || "the container's root cannot be opened")?;
-    Ok(Root::new(root))
+        Err(errno) => return Err(no_overlay(container, errno)),
+    }
+    Ok((Root::new(open("root")?), home))
 }
 
-fn overlay(
-    container: &Container,
-    layers: &[OwnedFd],
-    foreign: &[(PathBuf, Mode)],
-    scratch: &Path,
-) -> rustix::io::Result<()> {
+fn no_overlay(container: &Container, errno: Errno) -> Error {
+    Error::new(Code::Mount, "the image's layers cannot be mounted as the container's root")
+        .cause(format!("overlay: {errno}"))
+        .fix(if container.privileged {
+            "load the module: modprobe overlay"
+        } else {
+            "overlayfs in a user namespace needs Linux 5.11 or newer; on an older kernel run gpurun as root"
+        })
+}
+
+fn overlay(container: &Container, layers: &Layers, scratch: &Path) -> rustix::io::Result<()> {
     use std::os::fd::AsRawFd;
-    let open = |name| crate::apply::rootfs::open_host_directory(&scratch.join(name));
-    let (upper, work) = (open("upper")?, open("work")?);
-    adopt::make(&upper, foreign)?;
+    let (upper, work) =
+        (open_host_directory(&scratch.join("upper"))?, open_host_directory(&scratch.join("work"))?);
     // By descriptor: no character needs escaping, and 128 layers fit into the one page that mount(2) takes. The launcher's own
     // descriptors belong to the host's mount namespace, which overlayfs refuses (clone_private_mount), so each is opened again
     // and must be the same directory.
-    let lowers = container.lowers.iter().zip(layers).map(|(path, known)| {
+    let lowers = container.lowers.iter().zip(layers.descriptors()).map(|(path, known)| {
         let again =
             rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let identity = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| (s.st_dev, s.st_ino));
@@ -180,42 +197,26 @@ fn overlay(
     });
     let lowers = lowers.collect::<rustix::io::Result<Vec<_>>>()?;
     let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let layers: Vec<String> = lowers.iter().map(path).collect();
+    let lowerdir: Vec<String> = lowers.iter().map(path).collect();
     // volatile: nothing of this upper layer outlives the container, so it is never synced; without it the end of a container
     // waits for the disk. userxattr: trusted.* belongs to the host's root, and the store marks its layers accordingly.
     let user = if container.privileged { "" } else { ",userxattr" };
     let data = format!(
         "lowerdir={},upperdir={},workdir={},volatile{user}",
-        layers.join(":"),
+        lowerdir.join(":"),
         path(&upper),
         path(&work)
     );
     let data = CString::new(data).map_err(|_| Errno::INVAL)?;
-    rustix::mount::mount(
-        "overlay",
-        scratch.join("root"),
-        "overlay",
-        MountFlags::empty(),
-        Some(data.as_c_str()),
-    )
+    rustix::mount::mount("overlay", scratch.join("root"), "overlay", MountFlags::NODEV, Some(data.as_c_str()))
 }
 
-/// gpurun's own file, which is pid 1 with `--init`, as a read-only mount: /proc/1/exe would otherwise be a way to write the
-/// host's.
-fn own_program() -> Result<OwnedFd> {
-    use rustix::{fd::AsFd, mount::OpenTreeFlags};
-    let own = Path::new("/proc/self/exe");
-    let failed = || "gpurun's own file cannot be cloned";
-    // By its path: the link itself leads into the mount namespace of the launcher, which nothing can be cloned from here.
-    let path = std::fs::read_link(own).or_fail(Code::Mount, failed)?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let clone = rustix::mount::open_tree(CWD, &path, flags).or_fail(Code::Mount, failed)?;
-    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-    let known = rustix::fs::stat(own).map(identity).or_fail(Code::Mount, failed)?;
-    if rustix::fs::fstat(&clone).map(identity) != Ok(known) {
-        return Err(Error::new(Code::Mount, format!("{} was replaced while it ran", path.display()))
-            .fix("start it again"));
-    }
+fn read_only_clone(program: &OwnedFd) -> Result<OwnedFd> {
+    use rustix::mount::OpenTreeFlags;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let clone = rustix::mount::open_tree(program, "", flags)
+        .or_fail(Code::Mount, || "gpurun's own file cannot be cloned")?;
     crate::sys::mount::restrict(
         clone.as_fd(),
         Flags { read_only: true, nosuid: true, nodev: true, noexec: false },
@@ -223,50 +224,6 @@ fn own_program() -> Result<OwnedFd> {
     )
     .or_fail(Code::Mount, || "gpurun's own file cannot be made read-only")?;
     Ok(clone)
-}
-
-/// A directory that the user can write: his own, or one that is made for him.
-fn home(root: &Root, container: &Container) -> Result<PathBuf> {
-    let user = &container.process.user;
-    let volume = |path: &Path| container.volumes.iter().any(|v| v.target() == path);
-    let own = root.open(&user.home, OFlags::RDONLY | OFlags::DIRECTORY);
-    let usable = match &own {
-        _ if volume(&user.home) => true,
-        Ok(fd) => user.home != Path::new("/") && is_writable(fd, user),
-        Err(errno) => *errno == Errno::NOENT,
-    };
-    let home = if usable { user.home.clone() } else { PathBuf::from("/home").join(&user.name) };
-    if container.read_only {
-        // Caches of CUDA, Triton and Hugging Face go there, whatever the root is.
-        let options =
-            [("mode", "0700".to_owned()), ("uid", user.uid.to_string()), ("gid", user.gid.to_string())];
-        let memory = assembly::new_filesystem(
-            "tmpfs",
-            &options,
-            Flags { nosuid: true, nodev: true, ..Flags::default() },
-        )?;
-        if !volume(&home) {
-            assembly::attach(&memory, &root.directory(&home)?, &home)?;
-        }
-    } else {
-        assembly::make_directory(root, &home, 0o750, (user.uid, user.gid))?;
-    }
-    Ok(home)
-}
-
-fn is_writable(directory: &OwnedFd, user: &Identity) -> bool {
-    // Also root's is asked: in a user namespace not every file is its own.
-    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
-    rustix::fs::accessat(directory, ".", access, rustix::fs::AtFlags::EACCESS).is_ok()
-        && (user.uid == 0
-            || rustix::fs::fstat(directory).is_ok_and(|s| {
-                let shift = match s {
-                    s if s.st_uid == user.uid => 6,
-                    s if s.st_gid == user.gid || user.groups.contains(&s.st_gid) => 3,
-                    _ => 0,
-                };
-                s.st_mode >> shift & 0o3 == 0o3
-            }))
 }
 
 /// A pseudo-terminal of the container's own devpts, so that its name is true inside.
@@ -376,7 +333,6 @@ fn execute(process: &Process, home: &Path, init: Option<&OwnedFd>) -> Error {
     match prepare(process, home) {
         Err(error) => error,
         Ok((argv, env, candidates)) => {
-            use rustix::fd::AsFd;
             if let Some(program) = init {
                 let argv: Vec<CString> = [super::INIT_NAME.into()].into_iter().chain(argv).collect();
                 let error = process::fexecve(program.as_fd(), &argv, &env);

@@ -1,6 +1,5 @@
 //! Our own container, in this process: no daemon, no other runtime, one fork.
 
-mod adopt;
 mod assembly;
 pub mod cgroup;
 mod channel;
@@ -11,11 +10,12 @@ mod relay;
 mod scratch;
 pub mod seccomp;
 pub mod spec;
+mod upper;
 mod user_namespace;
 
 use crate::{
     apply::rootfs::Layers,
-    error::{Code, Error, Result},
+    error::{Code, Error, OrFail, Result},
     sys::{
         bpf::{DeviceKind, DeviceRule},
         process::{self, Clone},
@@ -36,6 +36,7 @@ use std::path::PathBuf;
 /// When the command does not come to run; then nothing of the container is left.
 pub fn run(container: Container, layers: Layers) -> Result<u8> {
     let seccomp = container.process.seccomp.then(|| seccomp::filter(container.process.capabilities));
+    let init = if container.process.init { Some(own_program()?) } else { None };
     let (ours, theirs) = Channel::pair()?;
     let signals = relay::Signals::block()?;
 
@@ -44,14 +45,11 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
         Ok(cgroup) => cgroup,
         Err(error) => return Err(after(error, scratch.remove())),
     };
-    let steps = assembly::steps(&container, &cgroup_view(cgroup.as_ref()), host_files(&container));
-    let volumes = assembly::volumes(&container);
     let entry = enter::Entry {
-        foreign: adopt::foreign(&container, &[&steps, &volumes], &layers),
-        steps,
-        volumes,
+        steps: assembly::steps(&container, &cgroup_view(cgroup.as_ref()), host_files(&container)),
         seccomp,
-        layers: layers.descriptors(),
+        init,
+        layers: &layers,
         container: &container,
     };
     let started = start(entry, &ours, theirs, cgroup.as_ref());
@@ -216,4 +214,13 @@ fn host_files(container: &Container) -> Vec<(PathBuf, Vec<u8>)> {
     }
     files.push(("/etc/hostname".into(), (name + "\n").into_bytes()));
     files
+}
+
+fn own_program() -> Result<OwnedFd> {
+    rustix::fs::open(
+        "/proc/self/exe",
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .or_fail(Code::Internal, || "gpurun cannot open its own file")
 }

@@ -1,0 +1,289 @@
+//! What gpurun writes into a container's root, laid down in the overlay's upper directory before it is mounted.
+//!
+//! Written through the mounted overlay, each file would first have its directories copied up, which costs more than the
+//! write; and a launcher without root could not write at all where the image's directories belong to somebody else.
+
+use super::{assembly::Step, identity::Identity};
+use crate::{
+    apply::rootfs::{Found, Layers},
+    error::{Code, Error, OrFail, Result},
+};
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid},
+    io::Errno,
+};
+use std::path::{Path, PathBuf};
+
+/// The upper directory, seen together with the image beneath it.
+#[derive(Debug)]
+pub struct Upper {
+    directory: OwnedFd,
+    /// The upper directory first.
+    layers: Layers,
+    /// Whether directories get the owners that they have in the image.
+    owners: bool,
+}
+
+impl Upper {
+    /// `directory` is empty and nobody else's.
+    pub fn new(directory: OwnedFd, image: &Layers, owners: bool) -> Result<Self> {
+        let layers =
+            image.beneath(&directory).or_fail(Code::Internal, || "a descriptor cannot be duplicated")?;
+        Ok(Self { directory, layers, owners })
+    }
+
+    /// Lays down files, links and directories, and mount points for the mounts to come. Steps beneath a mount point are left
+    /// for when that is mounted.
+    pub fn populate(&self, image: &[Step], mounts: &[Step]) -> Result<()> {
+        for step in image {
+            match step {
+                Step::File { path, content, mode } => self.file(path, content, *mode)?,
+                Step::Symlink { link, target } => self.symlink(link, target)?,
+                Step::Directory { path, mode, owner } => self.new_directory(path, *mode, *owner)?,
+                _ => {}
+            }
+        }
+        let mut covered: Vec<&Path> = Vec::new();
+        for step in mounts {
+            let (target, directory) = match step {
+                Step::Mount { target, .. } => (target, true),
+                Step::Bind { source, target, .. } => (target, source.is_dir()),
+                _ => continue,
+            };
+            if !covered.iter().any(|mount| target.starts_with(mount)) && self.find(target).is_none() {
+                if directory {
+                    self.directory(target)?;
+                } else {
+                    self.file(target, b"", 0o644)?;
+                }
+            }
+            covered.push(target);
+        }
+        Ok(())
+    }
+
+    /// A directory that the user can write: his own, or one that is made for him.
+    pub fn home(&self, user: &Identity) -> Result<PathBuf> {
+        let usable = match self.find(&user.home) {
+            None => true,
+            Some(Found::Directory(merged)) => {
+                user.home != Path::new("/") && merged.first().is_some_and(|top| is_writable(top, user))
+            }
+            Some(_) => false,
+        };
+        let home = if usable { user.home.clone() } else { PathBuf::from("/home").join(&user.name) };
+        self.new_directory(&home, 0o750, (user.uid, user.gid))?;
+        Ok(home)
+    }
+
+    fn find(&self, path: &Path) -> Option<Found> {
+        self.layers.find(path.to_str()?).map(|(_, found)| found)
+    }
+
+    /// The upper directory's own directory for `path` of the image, its parents too; made where the image has none.
+    fn directory(&self, path: &Path) -> Result<OwnedFd> {
+        let failed = || format!("{} cannot be made in the container's root", path.display());
+        match path.to_str().and_then(|path| self.layers.find(path)) {
+            Some((resolved, Found::Directory(_))) => self.copy(&resolved).or_fail(Code::Rootfs, failed),
+            Some(_) => Err(Error::new(Code::Rootfs, failed())
+                .cause(format!("{} of the image is not a directory", path.display()))
+                .fix("build the image without a file in that place")),
+            None => {
+                let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+                    return Err(Error::new(Code::Rootfs, failed()));
+                };
+                let parent = self.directory(parent)?;
+                // A link of the image's that leads nowhere is hidden by it.
+                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
+                    .and_then(|()| open(&parent, name))
+                    .or_fail(Code::Rootfs, failed)
+            }
+        }
+    }
+
+    /// A directory of the image's in the upper directory, with the permissions that it has there.
+    fn copy(&self, resolved: &Path) -> rustix::io::Result<OwnedFd> {
+        let mut here = self.directory.try_clone().map_err(|_| Errno::MFILE)?;
+        let mut prefix = PathBuf::from("/");
+        for name in resolved.iter().skip(1) {
+            prefix.push(name);
+            here = match open(&here, name) {
+                Err(Errno::NOENT) => {
+                    let Some(Found::Directory(merged)) = self.find(&prefix) else {
+                        return Err(Errno::NOTDIR);
+                    };
+                    let stat = rustix::fs::fstat(merged.first().ok_or(Errno::NOTDIR)?)?;
+                    rustix::fs::mkdirat(&here, name, Mode::from_raw_mode(0o700))?;
+                    let made = open(&here, name)?;
+                    if self.owners {
+                        rustix::fs::fchown(
+                            &made,
+                            Some(Uid::from_raw(stat.st_uid)),
+                            Some(Gid::from_raw(stat.st_gid)),
+                        )?;
+                    }
+                    rustix::fs::fchmod(&made, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+                    made
+                }
+                opened => opened?,
+            };
+        }
+        Ok(here)
+    }
+
+    fn parent<'a>(&self, path: &'a Path) -> Result<(OwnedFd, &'a std::ffi::OsStr)> {
+        match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) => Ok((self.directory(parent)?, name)),
+            _ => Err(Error::new(Code::Rootfs, format!("{} is not a path of a file", path.display()))),
+        }
+    }
+
+    fn file(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
+        let failed = || format!("{} cannot be written in the container's root", path.display());
+        let (parent, name) = self.parent(path)?;
+        let write = || {
+            clear(&parent, name)?;
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+            rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(mode))
+        };
+        let file = write().or_fail(Code::Rootfs, failed)?;
+        std::io::Write::write_all(&mut std::fs::File::from(file), content).or_fail(Code::Rootfs, failed)
+    }
+
+    fn symlink(&self, link: &Path, target: &Path) -> Result<()> {
+        let (parent, name) = self.parent(link)?;
+        clear(&parent, name)
+            .and_then(|()| rustix::fs::symlinkat(target, &parent, name))
+            .or_fail(Code::Rootfs, || {
+                format!("the link {} cannot be made in the container's root", link.display())
+            })
+    }
+
+    /// A directory with an owner of its own; one that the image has stays as it is.
+    fn new_directory(&self, path: &Path, mode: u32, (uid, gid): (u32, u32)) -> Result<()> {
+        if self.find(path).is_some() {
+            return Ok(());
+        }
+        let made = self.directory(path)?;
+        rustix::fs::fchown(&made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+            .and_then(|()| rustix::fs::fchmod(&made, Mode::from_raw_mode(mode)))
+            .or_fail(Code::Rootfs, || format!("{} cannot be given to its user", path.display()))
+    }
+}
+
+fn open(at: &OwnedFd, name: &std::ffi::OsStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(at, name, flags, Mode::empty())
+}
+
+/// Removes what gpurun itself has put there before.
+fn clear(parent: &OwnedFd, name: &std::ffi::OsStr) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn is_writable(directory: &impl AsFd, user: &Identity) -> bool {
+    user.uid == 0
+        || rustix::fs::fstat(directory).is_ok_and(|s| {
+            let shift = match s {
+                s if s.st_uid == user.uid => 6,
+                s if s.st_gid == user.gid || user.groups.contains(&s.st_gid) => 3,
+                _ => 0,
+            };
+            FileType::from_raw_mode(s.st_mode).is_dir() && s.st_mode >> shift & 0o3 == 0o3
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apply::rootfs::open_host_directory;
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    };
+
+    fn tree() -> (tempfile::TempDir, Upper) {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, upper, outside) =
+            (dir.path().join("image"), dir.path().join("upper"), dir.path().join("outside"));
+        for path in ["image/etc", "image/usr/lib/deep", "upper", "outside"] {
+            fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        fs::set_permissions(image.join("usr/lib"), fs::Permissions::from_mode(0o711)).unwrap();
+        fs::write(image.join("etc/passwd"), "image").unwrap();
+        symlink("usr/lib", image.join("lib")).unwrap();
+        symlink(&outside, image.join("absolute")).unwrap();
+        symlink("../../outside", image.join("relative")).unwrap();
+        symlink("../run/stub.conf", image.join("etc/resolv.conf")).unwrap();
+        let layers = Layers::open(&[image]).unwrap();
+        let upper =
+            Upper::new(open_host_directory(&upper).unwrap(), &layers, rustix::process::geteuid().is_root())
+                .unwrap();
+        (dir, upper)
+    }
+
+    #[test]
+    fn what_is_written_lies_where_the_image_leads_and_nowhere_else() {
+        let (dir, upper) = tree();
+        let in_upper = |path: &str| dir.path().join("upper").join(path);
+        upper.file(Path::new("/lib/libx"), b"ours", 0o644).unwrap();
+        assert_eq!(
+            fs::read(in_upper("usr/lib/libx")).unwrap(),
+            b"ours",
+            "the image's link is followed inside"
+        );
+        assert_eq!(
+            in_upper("usr/lib").metadata().unwrap().mode() & 0o7777,
+            0o711,
+            "directories keep their mode"
+        );
+        upper.file(Path::new("/etc/resolv.conf"), b"ours", 0o644).unwrap();
+        assert_eq!(
+            fs::read(in_upper("etc/resolv.conf")).unwrap(),
+            b"ours",
+            "a link in the last place is replaced"
+        );
+        upper.symlink(Path::new("/usr/lib/l"), Path::new("a")).unwrap();
+        upper.symlink(Path::new("/usr/lib/l"), Path::new("b")).unwrap();
+        assert_eq!(fs::read_link(in_upper("usr/lib/l")).unwrap(), Path::new("b"));
+        for path in ["/absolute/file", "/relative/file", "/absolute/new/file"] {
+            upper.file(Path::new(path), b"hostile", 0o644).unwrap();
+        }
+        assert_eq!(fs::read_dir(dir.path().join("outside")).unwrap().count(), 0);
+        assert!(
+            upper
+                .file(Path::new("/etc/passwd/x"), b"", 0o644)
+                .unwrap_err()
+                .to_string()
+                .contains("not a directory")
+        );
+    }
+
+    #[test]
+    fn a_home_is_the_users_own_or_made_for_him() {
+        let (dir, upper) = tree();
+        let user = |home: &str, uid| Identity {
+            uid,
+            gid: uid,
+            groups: Vec::new(),
+            name: "me".into(),
+            home: home.into(),
+            passwd: None,
+            group: None,
+        };
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: giving a directory away needs root");
+            return;
+        }
+        assert_eq!(upper.home(&user("/nonexistent", 7)).unwrap(), Path::new("/nonexistent"));
+        assert_eq!(dir.path().join("upper/nonexistent").metadata().unwrap().uid(), 7);
+        for home in ["/", "/etc", "/etc/passwd"] {
+            assert_eq!(upper.home(&user(home, 7)).unwrap(), Path::new("/home/me"), "{home}");
+        }
+        assert_eq!(upper.home(&user("/etc", 0)).unwrap(), Path::new("/etc"));
+    }
+}
