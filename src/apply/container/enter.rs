@@ -41,8 +41,6 @@ pub struct Entry<'a> {
     pub steps: Steps,
     /// The compiled system call filter.
     pub seccomp: Option<Vec<u8>>,
-    /// gpurun itself, which is pid 1 with `--init`.
-    pub init: Option<OwnedFd>,
 }
 
 /// Becomes the user's command. Returns only its failure.
@@ -54,7 +52,7 @@ pub fn enter(entry: Entry<'_>, channel: &Channel) -> Error {
 }
 
 fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
-    let Entry { container, layers, steps, seccomp, init } = entry;
+    let Entry { container, layers, steps, seccomp } = entry;
     let process = &container.process;
     process::reset_signals();
     channel.wait()?;
@@ -67,9 +65,7 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         .or_fail(Code::Mount, || "the container's mounts cannot be made private")?;
 
     let (root, home) = mount_root(container, layers, &steps)?;
-    // The descriptor of --init's program must be of a read-only mount: /proc/1/exe would otherwise be a way to write the
-    // host's own gpurun.
-    let init = init.map(|program| read_only_clone(&program)).transpose()?;
+    let init = if process.init { Some(own_program()?) } else { None };
     assembly::assemble(&root, steps.mounts)?;
     if container.read_only && !container.volumes.iter().any(|volume| volume.target() == home) {
         // Caches of CUDA, Triton and Hugging Face go there, whatever the root is.
@@ -83,6 +79,7 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         )?;
         assembly::attach(&memory, &root.directory(&home)?, &home)?;
     }
+    assembly::assemble(&root, steps.volumes)?;
     let terminal = if process.tty { Some(open_terminal(&root, process)?) } else { None };
     if let Some((master, _)) = &terminal {
         channel.send_terminal(master)?;
@@ -146,7 +143,7 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
     };
     let populate = || {
         let upper = Upper::new(open("upper")?, layers, container.privileged)?;
-        upper.populate(&steps.image, &steps.mounts)?;
+        upper.populate(&steps.image, steps.mounts.iter().chain(&steps.volumes))?;
         upper.home(&container.process.user)
     };
     let home = populate()?;
@@ -211,12 +208,22 @@ fn overlay(container: &Container, layers: &Layers, scratch: &Path) -> rustix::io
     rustix::mount::mount("overlay", scratch.join("root"), "overlay", MountFlags::NODEV, Some(data.as_c_str()))
 }
 
-fn read_only_clone(program: &OwnedFd) -> Result<OwnedFd> {
+/// gpurun's own file, which is pid 1 with `--init`, as a read-only mount: /proc/1/exe would otherwise be a way to write the
+/// host's.
+fn own_program() -> Result<OwnedFd> {
     use rustix::mount::OpenTreeFlags;
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let clone = rustix::mount::open_tree(program, "", flags)
-        .or_fail(Code::Mount, || "gpurun's own file cannot be cloned")?;
+    let own = Path::new("/proc/self/exe");
+    let failed = || "gpurun's own file cannot be cloned";
+    // By its path: the link itself leads into the mount namespace of the launcher, which nothing can be cloned from here.
+    let path = std::fs::read_link(own).or_fail(Code::Mount, failed)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let clone = rustix::mount::open_tree(CWD, &path, flags).or_fail(Code::Mount, failed)?;
+    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    let known = rustix::fs::stat(own).map(identity).or_fail(Code::Mount, failed)?;
+    if rustix::fs::fstat(&clone).map(identity) != Ok(known) {
+        return Err(Error::new(Code::Mount, format!("{} was replaced while it ran", path.display()))
+            .fix("start it again"));
+    }
     crate::sys::mount::restrict(
         clone.as_fd(),
         Flags { read_only: true, nosuid: true, nodev: true, noexec: false },
