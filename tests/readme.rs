@@ -1,0 +1,40 @@
+//! The README is the manual's front: what it says of codes and options is what the program has.
+
+use clap::CommandFactory;
+use gpurun::{cli::Cli, error::Code};
+
+const README: &str = include_str!("../README.md");
+
+#[test]
+fn every_error_code_is_explained() {
+    for code in Code::ALL {
+        let row = format!("| {code} | {} | {} |", code.exit_code(), code.meaning());
+        assert!(README.contains(&row), "README.md lacks the row\n{row}");
+    }
+}
+
+#[test]
+fn every_verb_and_every_option_that_is_named_exists() {
+    let command = Cli::command();
+    for verb in command.get_subcommands() {
+        let name = verb.get_name();
+        assert!(
+            name == "run" || README.contains(&format!("gpurun {name}")),
+            "README.md does not show `gpurun {name}`"
+        );
+    }
+    let run = command.find_subcommand("run").unwrap();
+    let known: Vec<&str> =
+        run.get_arguments().chain(command.get_arguments()).filter_map(clap::Arg::get_long).collect();
+    for word in README.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')) {
+        if let Some(option) =
+            word.strip_prefix("--").filter(|o| o.starts_with(|c: char| c.is_ascii_lowercase()))
+        {
+            let elsewhere = ["keep", "help", "rm", "all"];
+            assert!(
+                known.contains(&option) || elsewhere.contains(&option),
+                "README.md names --{option}, which does not exist"
+            );
+        }
+    }
+}
