@@ -284,11 +284,30 @@ fn become_user(uid: u32, gid: u32) -> Result<()> {
         .or_fail(Code::User, || format!("gpurun cannot become {}:{}", uid.as_raw(), gid.as_raw()))
 }
 
+/// Gives the user the pipes that he gets from root: without, `echo > /dev/stdout` is refused to him, which opens them again.
+/// Files and terminals stay the host's.
+fn own_pipes(uid: u32) {
+    /// linux/magic.h
+    const PIPEFS_MAGIC: i64 = 0x5049_5045;
+    for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        // `f_type`'s own type differs between the C libraries.
+        #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
+        let is_pipe = rustix::fs::fstatfs(fd).is_ok_and(|found| found.f_type as i64 == PIPEFS_MAGIC);
+        if is_pipe {
+            // A pipe that cannot be given away can still be read and written.
+            let _ = rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None);
+        }
+    }
+}
+
 /// Capabilities, groups, ids, no_new_privs: in the order in which each still may be changed (capabilities(7)).
 fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
     let user = &process.user;
-    let wanted = capability_set(process.capabilities);
     let failed = |what: &'static str| move || format!("{what} failed while dropping privileges");
+    // Nobody can give what he does not have: root of an enclosing container lacks some, and so may `--cap-add ALL`'s.
+    let own = caps::read(None, CapSet::Permitted).or_fail(Code::Internal, failed("capget"))?;
+    let wanted: caps::CapsHashSet =
+        capability_set(process.capabilities).intersection(&own).copied().collect();
     for capability in caps::all() {
         if !wanted.contains(&capability) {
             // EINVAL: this kernel is older than the capability, so nobody has it.
@@ -312,6 +331,9 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
     let keeps = user.uid == 0;
     if keeps {
         rustix::thread::set_keep_capabilities(true).or_fail(Code::Internal, failed("prctl"))?;
+    }
+    if !rootless {
+        own_pipes(user.uid);
     }
     become_user(user.uid, user.gid)?;
     let kept = if keeps { wanted } else { caps::CapsHashSet::new() };
