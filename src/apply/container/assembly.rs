@@ -126,7 +126,10 @@ fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupVi
     ];
     if container.host_ipc {
         steps.push(bind(Path::new("/dev/shm"), Path::new("/dev/shm"), NOTHING, false));
-        steps.push(bind(Path::new("/dev/mqueue"), Path::new("/dev/mqueue"), NOTHING, false));
+        // Not every host mounts it.
+        if Path::new("/dev/mqueue").is_dir() {
+            steps.push(bind(Path::new("/dev/mqueue"), Path::new("/dev/mqueue"), NOTHING, false));
+        }
     } else {
         steps.push(mount(
             "tmpfs",

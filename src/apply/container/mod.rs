@@ -179,7 +179,16 @@ fn device_rules(container: &Container) -> Option<Vec<DeviceRule>> {
         write: true,
         mknod: true,
     };
-    Some(standard.chain(terminals).chain(gpus).map(rule).collect())
+    // As Docker has it, any node may be made: package managers and debootstrap do so. Not that it could be opened.
+    let nodes = [DeviceKind::Char, DeviceKind::Block].map(|kind| DeviceRule {
+        kind,
+        major: None,
+        minor: None,
+        read: false,
+        write: false,
+        mknod: true,
+    });
+    Some(standard.chain(terminals).chain(gpus).map(rule).chain(nodes).collect())
 }
 
 /// How the container sees its cgroup.
