@@ -51,11 +51,40 @@ pub fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Clon
     }
 }
 
-/// Marks every descriptor from `first` on close-on-exec, those too that somebody else's program left open.
-pub fn close_on_exec_from(first: u32) -> io::Result<()> {
-    // SAFETY: CLOSE_RANGE_CLOEXEC closes nothing; it only sets a flag on descriptors.
-    let result = unsafe { libc::close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// fork(2): the child's pid, or 0 in the child. For where [`clone_into`] is refused: Docker's system call filter answers
+/// clone3(2) with ENOSYS, because it cannot look at flags in memory.
+///
+/// # Errors
+/// The kernel's; and `EBUSY` when the process has more than one thread, because the child would inherit their locks.
+pub fn fork() -> io::Result<i32> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    // SAFETY: this process has one thread (checked above), so in the child's copy nobody else holds a lock.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(pid),
+    }
+}
+
+/// Closes every descriptor above 2 but these, whoever opened them. For a process that is about to become another program:
+/// what owns them here never runs again.
+///
+/// Close-on-exec alone would leave them open for what comes before the execve: a working directory or a command that an image
+/// calls `/proc/self/fd/N` would lead through one of them to the host (CVE-2024-21626).
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).chain([2]).collect();
+    kept.sort_unstable();
+    let ends = kept.iter().skip(1).map(|&next| next - 1).chain([u32::MAX]);
+    for (&before, end) in kept.iter().zip(ends) {
+        let first = before + 1;
+        // SAFETY: the caller's process becomes another program or ends; no owner of a closed descriptor uses or closes it
+        // afterwards.
+        if first <= end && unsafe { libc::close_range(first, end, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Gives every signal its default action and blocks none: ignored signals and the mask survive execve(2), and std ignores

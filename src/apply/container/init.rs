@@ -3,7 +3,7 @@
 use super::enter;
 use crate::{
     error::{Code, Error, OrFail, Result},
-    sys::process::{self, Clone},
+    sys::process,
 };
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::{io::Errno, process::WaitOptions};
@@ -30,31 +30,25 @@ pub fn run(argv: &[CString]) -> Result<u8> {
     }
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None)
         .or_fail(Code::Internal, || "sigprocmask failed")?;
-    let (_pidfd, child) = match process::clone_into(0, None)
-        .or_fail(Code::Internal, || "the command's process cannot be made")?
-    {
-        Clone::Parent(pidfd, pid) => (pidfd, pid),
-        Clone::Child => {
-            // A process group of its own in the terminal's foreground, so that Ctrl-C reaches the command and not this one twice.
-            // Without a terminal there is none to take. SIGTTOU is still blocked here.
-            let own = nix::unistd::getpid();
-            let _ = nix::unistd::setpgid(own, own);
-            let _ = nix::unistd::tcsetpgrp(rustix::stdio::stdin(), own);
-            process::reset_signals();
-            let env: Vec<CString> = std::env::vars_os()
-                .filter_map(|(name, value)| {
-                    CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
-                })
-                .collect();
-            let path = std::env::var("PATH").unwrap_or_default();
-            let name = command.to_string_lossy();
-            let candidates: Vec<CString> =
-                enter::candidates(&name, &path).into_iter().filter_map(|c| CString::new(c).ok()).collect();
-            let error = enter::run_first(&name, &candidates, argv, &env);
-            eprintln!("{error}");
-            process::exit_now(i32::from(error.code().exit_code()));
-        }
-    };
+    let child = process::fork().or_fail(Code::Internal, || "the command's process cannot be made")?;
+    if child == 0 {
+        // A process group of its own in the terminal's foreground, so that Ctrl-C reaches the command and not this one twice.
+        // Without a terminal there is none to take. SIGTTOU is still blocked here.
+        let own = nix::unistd::getpid();
+        let _ = nix::unistd::setpgid(own, own);
+        let _ = nix::unistd::tcsetpgrp(rustix::stdio::stdin(), own);
+        process::reset_signals();
+        let env: Vec<CString> = std::env::vars_os()
+            .filter_map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok())
+            .collect();
+        let path = std::env::var("PATH").unwrap_or_default();
+        let name = command.to_string_lossy();
+        let candidates: Vec<CString> =
+            enter::candidates(&name, &path).into_iter().filter_map(|c| CString::new(c).ok()).collect();
+        let error = enter::run_first(&name, &candidates, argv, &env);
+        eprintln!("{error}");
+        process::exit_now(i32::from(error.code().exit_code()));
+    }
     loop {
         let signal = all.wait().or_fail(Code::Internal, || "sigwait failed")?;
         if signal != Signal::SIGCHLD {
