@@ -161,7 +161,7 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
     let home = layer.home(&container.process.user)?;
     directory_in(&memory, "root")?;
 
-    let lowers = lower_directories(container, layers, layer).map_err(|errno| no_overlay(container, errno))?;
+    let lowers = lower_directories(layers, layer).map_err(|errno| no_overlay(container, errno))?;
     let mount = |upper: Option<&OwnedFd>| -> Result<rustix::io::Result<()>> {
         let writable =
             upper.map(|at| Ok((directory_in(at, "upper")?, directory_in(at, "work")?))).transpose()?;
@@ -190,12 +190,8 @@ fn directory_in(at: &OwnedFd, name: &str) -> Result<OwnedFd> {
 
 /// The lower directories, topmost first. The launcher's own descriptors belong to the host's mount namespace, which overlayfs
 /// refuses (clone_private_mount), so each is opened again and must be the same directory.
-fn lower_directories(
-    container: &Container,
-    layers: &Layers,
-    added: Layer,
-) -> rustix::io::Result<Vec<OwnedFd>> {
-    let again = container.lowers.iter().zip(layers.descriptors()).map(|(path, known)| {
+fn lower_directories(layers: &Layers, added: Layer) -> rustix::io::Result<Vec<OwnedFd>> {
+    let again = layers.lowers().map(|(path, known)| {
         let again =
             rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let identity = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| (s.st_dev, s.st_ino));

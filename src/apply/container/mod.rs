@@ -11,7 +11,7 @@ mod relay;
 mod scratch;
 pub mod seccomp;
 pub mod spec;
-mod user_namespace;
+pub mod user_namespace;
 
 use crate::{
     apply::rootfs::Layers,

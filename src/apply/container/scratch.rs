@@ -3,7 +3,10 @@
 //! Every running launcher holds an exclusive flock(2) on its directory. The kernel releases it when the launcher
 //! is gone, however it went; so a directory whose lock can be had belongs to nobody, and the next start removes it.
 
-use super::{cgroup, spec::IdMap, user_namespace};
+use super::{
+    cgroup,
+    user_namespace::{self, IdMap},
+};
 use crate::error::{Code, OrFail, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::{
