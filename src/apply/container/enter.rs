@@ -6,8 +6,8 @@
 use super::{
     assembly::{self, Steps},
     channel::Channel,
+    layer::Layer,
     spec::{Container, Process, Rlimit},
-    upper::Upper,
 };
 use crate::{
     apply::rootfs::{Layers, Root, open_host_directory},
@@ -84,11 +84,6 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     if let Some((master, _)) = &terminal {
         channel.send_terminal(master)?;
     }
-    if container.read_only {
-        crate::sys::mount::restrict(root.as_fd(), Flags { read_only: true, ..Flags::default() }, false)
-            .or_fail(Code::Mount, || "the container's root cannot be made read-only")?;
-    }
-
     let failed = |what: &'static str| move || format!("{what} failed while entering the container");
     rustix::process::fchdir(&root).or_fail(Code::Mount, failed("fchdir"))?;
     // pivot_root(2), NOTES: with both the same, the old root lies on the new one and is taken off it.
@@ -133,40 +128,64 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     Err(execute(process, &home, init.as_ref()))
 }
 
-/// overlayfs over the image's layers, at the container's scratch directory, with what gpurun adds laid down; and the user's
-/// home. The mount's path is used by nobody but this mount namespace.
+/// overlayfs over the image's layers and the one that gpurun adds, at the container's scratch directory; and the user's home.
+/// The mount's path is used by nobody but this mount namespace.
 fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(Root, PathBuf)> {
-    let scratch = container.scratch.join(&container.id);
-    let open = |name| {
-        open_host_directory(&scratch.join(name))
-            .or_fail(Code::Mount, || format!("{} cannot be opened", scratch.display()))
+    let path = container.scratch.join(&container.id);
+    let scratch =
+        open_host_directory(&path).or_fail(Code::Mount, || format!("{} cannot be opened", path.display()))?;
+    // On the scratch directory lies a file system in memory, with gpurun's layer and the root's mount point.
+    let flags = Flags { nodev: true, ..Flags::default() };
+    let memory = assembly::new_filesystem("tmpfs", &[("mode", "0700".into())], flags)?;
+    assembly::attach(&memory, &scratch, &path)?;
+    let added = directory_in(&memory, "layer")?;
+    let layer = Layer::new(added, layers, container.privileged)?;
+    // Before the mount points: a volume below the home must not make it root's.
+    let home = layer.home(&container.process.user, &container.volumes)?;
+    layer.populate(&steps.image, steps.mounts.iter().chain(&steps.volumes))?;
+    directory_in(&memory, "root")?;
+
+    let lowers = lower_directories(container, layers, layer).map_err(|errno| no_overlay(container, errno))?;
+    let mount = |upper: Option<&OwnedFd>| -> Result<rustix::io::Result<()>> {
+        let writable =
+            upper.map(|at| Ok((directory_in(at, "upper")?, directory_in(at, "work")?))).transpose()?;
+        Ok(overlay(container, &lowers, writable.as_ref(), &path.join("root")))
     };
-    let populate = || {
-        let upper = Upper::new(open("upper")?, layers, container.privileged)?;
-        upper.populate(&steps.image, steps.mounts.iter().chain(&steps.volumes))?;
-        upper.home(&container.process.user)
-    };
-    let home = populate()?;
-    match overlay(container, layers, &scratch) {
-        Ok(()) => {}
+    let mounted = match mount((!container.read_only).then_some(&scratch))? {
         // Not every file system can be an upper layer (another overlay, NFS, Lustre), nor one that is itself below: then what
         // the container writes into its root lies in memory.
-        Err(Errno::INVAL | Errno::LOOP | Errno::OPNOTSUPP | Errno::REMOTE) => {
-            let flags = Flags { nodev: true, ..Flags::default() };
-            let memory = assembly::new_filesystem("tmpfs", &[("mode", "0700".into())], flags)?;
-            let here = open_host_directory(&scratch)
-                .or_fail(Code::Mount, || format!("{} cannot be opened", scratch.display()))?;
-            assembly::attach(&memory, &here, &scratch)?;
-            for name in ["upper", "work", "root"] {
-                rustix::fs::mkdirat(&memory, name, Mode::from_raw_mode(0o755))
-                    .or_fail(Code::Mount, || "a directory in memory cannot be made")?;
-            }
-            populate()?;
-            overlay(container, layers, &scratch).map_err(|errno| no_overlay(container, errno))?;
+        Err(Errno::INVAL | Errno::LOOP | Errno::OPNOTSUPP | Errno::REMOTE) if !container.read_only => {
+            mount(Some(&memory))?
         }
-        Err(errno) => return Err(no_overlay(container, errno)),
-    }
-    Ok((Root::new(open("root")?), home))
+        result => result,
+    };
+    mounted.map_err(|errno| no_overlay(container, errno))?;
+    let root = open_host_directory(&path.join("root"))
+        .or_fail(Code::Mount, || "the container's root cannot be opened")?;
+    Ok((Root::new(root), home))
+}
+
+fn directory_in(at: &OwnedFd, name: &str) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755))
+        .and_then(|()| rustix::fs::openat(at, name, flags, Mode::empty()))
+        .or_fail(Code::Store, || "a directory of the container's root cannot be made")
+}
+
+/// The lower directories, topmost first. The launcher's own descriptors belong to the host's mount namespace, which overlayfs
+/// refuses (clone_private_mount), so each is opened again and must be the same directory.
+fn lower_directories(
+    container: &Container,
+    layers: &Layers,
+    added: Layer,
+) -> rustix::io::Result<Vec<OwnedFd>> {
+    let again = container.lowers.iter().zip(layers.descriptors()).map(|(path, known)| {
+        let again =
+            rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let identity = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| (s.st_dev, s.st_ino));
+        if identity(&again)? == identity(known)? { Ok(again) } else { Err(Errno::STALE) }
+    });
+    std::iter::once(Ok(added.into_directory())).chain(again).collect()
 }
 
 fn no_overlay(container: &Container, errno: Errno) -> Error {
@@ -179,33 +198,29 @@ fn no_overlay(container: &Container, errno: Errno) -> Error {
         })
 }
 
-fn overlay(container: &Container, layers: &Layers, scratch: &Path) -> rustix::io::Result<()> {
+/// Without `writable` (upper and work directory) the root cannot be written, and nothing is made on the disk.
+fn overlay(
+    container: &Container,
+    lowers: &[OwnedFd],
+    writable: Option<&(OwnedFd, OwnedFd)>,
+    target: &Path,
+) -> rustix::io::Result<()> {
     use std::os::fd::AsRawFd;
-    let (upper, work) =
-        (open_host_directory(&scratch.join("upper"))?, open_host_directory(&scratch.join("work"))?);
-    // By descriptor: no character needs escaping, and 128 layers fit into the one page that mount(2) takes. The launcher's own
-    // descriptors belong to the host's mount namespace, which overlayfs refuses (clone_private_mount), so each is opened again
-    // and must be the same directory.
-    let lowers = container.lowers.iter().zip(layers.descriptors()).map(|(path, known)| {
-        let again =
-            rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let identity = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| (s.st_dev, s.st_ino));
-        if identity(&again)? == identity(known)? { Ok(again) } else { Err(Errno::STALE) }
-    });
-    let lowers = lowers.collect::<rustix::io::Result<Vec<_>>>()?;
+    // By descriptor: no character needs escaping, and 128 layers fit into the one page that mount(2) takes.
     let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let lowerdir: Vec<String> = lowers.iter().map(path).collect();
-    // volatile: nothing of this upper layer outlives the container, so it is never synced; without it the end of a container
-    // waits for the disk. userxattr: trusted.* belongs to the host's root, and the store marks its layers accordingly.
-    let user = if container.privileged { "" } else { ",userxattr" };
-    let data = format!(
-        "lowerdir={},upperdir={},workdir={},volatile{user}",
-        lowerdir.join(":"),
-        path(&upper),
-        path(&work)
-    );
+    let mut data = format!("lowerdir={}", lowerdir.join(":"));
+    if let Some((upper, work)) = writable {
+        // volatile: nothing of this upper layer outlives the container, so it is never synced; without it the end of a
+        // container waits for the disk.
+        data = format!("{data},upperdir={},workdir={},volatile", path(upper), path(work));
+    }
+    if !container.privileged {
+        // trusted.* belongs to the host's root, and the store marks its layers accordingly.
+        data += ",userxattr";
+    }
     let data = CString::new(data).map_err(|_| Errno::INVAL)?;
-    rustix::mount::mount("overlay", scratch.join("root"), "overlay", MountFlags::NODEV, Some(data.as_c_str()))
+    rustix::mount::mount("overlay", target, "overlay", MountFlags::NODEV, Some(data.as_c_str()))
 }
 
 /// gpurun's own file, which is pid 1 with `--init`, as a read-only mount: /proc/1/exe would otherwise be a way to write the

@@ -6,11 +6,11 @@ mod channel;
 mod enter;
 pub mod identity;
 pub mod init;
+mod layer;
 mod relay;
 mod scratch;
 pub mod seccomp;
 pub mod spec;
-mod upper;
 mod user_namespace;
 
 use crate::{

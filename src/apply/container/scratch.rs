@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A directory of one container's: `upper` and `work` of its overlay, `root` as its mount point.
+/// A directory of one container's: `upper` and `work` of its overlay, and the place where its own mount namespace mounts the root.
 #[derive(Debug)]
 pub struct Scratch {
     /// Where it is.
@@ -36,9 +36,6 @@ impl Scratch {
             if let Some(lock) = try_lock(&path)
                 && path.exists()
             {
-                for name in ["upper", "work", "root"] {
-                    fs::create_dir(path.join(name)).or_fail(Code::Store, failed)?;
-                }
                 return Ok(Self { path, lock, id_map });
             }
         }

@@ -1,9 +1,10 @@
-//! What gpurun writes into a container's root, laid down in the overlay's upper directory before it is mounted.
+//! What gpurun adds to a container's root: an overlay layer of its own in memory, above the image's.
 //!
-//! Written through the mounted overlay, each file would first have its directories copied up, which costs more than the
-//! write; and a launcher without root could not write at all where the image's directories belong to somebody else.
+//! Written through the mounted overlay, each file would first have its directories copied up to the disk, which costs far more
+//! than the write (and ext4 gets slower with each file that was deleted in the last minutes); and a launcher without root could
+//! not write at all where the image's directories belong to somebody else.
 
-use super::{assembly::Step, identity::Identity};
+use super::{assembly::Step, identity::Identity, spec::Volume};
 use crate::{
     apply::rootfs::{Found, Layers},
     error::{Code, Error, OrFail, Result},
@@ -15,17 +16,17 @@ use rustix::{
 };
 use std::path::{Path, PathBuf};
 
-/// The upper directory, seen together with the image beneath it.
+/// The layer, seen together with the image beneath it.
 #[derive(Debug)]
-pub struct Upper {
+pub struct Layer {
     directory: OwnedFd,
-    /// The upper directory first.
+    /// This one first.
     layers: Layers,
     /// Whether directories get the owners that they have in the image.
     owners: bool,
 }
 
-impl Upper {
+impl Layer {
     /// `directory` is empty and nobody else's.
     pub fn new(directory: OwnedFd, image: &Layers, owners: bool) -> Result<Self> {
         let layers =
@@ -64,8 +65,10 @@ impl Upper {
     }
 
     /// A directory that the user can write: his own, or one that is made for him.
-    pub fn home(&self, user: &Identity) -> Result<PathBuf> {
+    pub fn home(&self, user: &Identity, volumes: &[Volume]) -> Result<PathBuf> {
         let usable = match self.find(&user.home) {
+            // Who mounts something there wants to use it.
+            _ if volumes.iter().any(|volume| volume.target() == user.home) => true,
             None => true,
             Some(Found::Directory(merged)) => {
                 user.home != Path::new("/") && merged.first().is_some_and(|top| is_writable(top, user))
@@ -77,11 +80,16 @@ impl Upper {
         Ok(home)
     }
 
+    /// Its directory.
+    pub fn into_directory(self) -> OwnedFd {
+        self.directory
+    }
+
     fn find(&self, path: &Path) -> Option<Found> {
         self.layers.find(path.to_str()?).map(|(_, found)| found)
     }
 
-    /// The upper directory's own directory for `path` of the image, its parents too; made where the image has none.
+    /// The layer's own directory for `path` of the image, its parents too; made where the image has none.
     fn directory(&self, path: &Path) -> Result<OwnedFd> {
         let failed = || format!("{} cannot be made in the container's root", path.display());
         match path.to_str().and_then(|path| self.layers.find(path)) {
@@ -108,7 +116,7 @@ impl Upper {
         }
     }
 
-    /// A directory of the image's in the upper directory, with the permissions that it has there.
+    /// A directory of the image's in this layer, with the permissions that it has there.
     fn copy(&self, resolved: &Path) -> rustix::io::Result<OwnedFd> {
         let mut here = self.directory.try_clone().map_err(|_| Errno::MFILE)?;
         let mut prefix = PathBuf::from("/");
@@ -226,11 +234,11 @@ mod tests {
         os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     };
 
-    fn tree() -> (tempfile::TempDir, Upper) {
+    fn tree() -> (tempfile::TempDir, Layer) {
         let dir = tempfile::tempdir().unwrap();
-        let (image, upper, outside) =
-            (dir.path().join("image"), dir.path().join("upper"), dir.path().join("outside"));
-        for path in ["image/etc", "image/usr/lib/deep", "upper", "outside"] {
+        let (image, layer, outside) =
+            (dir.path().join("image"), dir.path().join("layer"), dir.path().join("outside"));
+        for path in ["image/etc", "image/usr/lib/deep", "layer", "outside"] {
             fs::create_dir_all(dir.path().join(path)).unwrap();
         }
         fs::set_permissions(image.join("usr/lib"), fs::Permissions::from_mode(0o711)).unwrap();
@@ -240,42 +248,41 @@ mod tests {
         symlink("../../outside", image.join("relative")).unwrap();
         symlink("../run/stub.conf", image.join("etc/resolv.conf")).unwrap();
         let layers = Layers::open(&[image]).unwrap();
-        let upper =
-            Upper::new(open_host_directory(&upper).unwrap(), &layers, rustix::process::geteuid().is_root())
-                .unwrap();
-        (dir, upper)
+        let directory = open_host_directory(&layer).unwrap();
+        let made = Layer::new(directory, &layers, rustix::process::geteuid().is_root()).unwrap();
+        (dir, made)
     }
 
     #[test]
     fn what_is_written_lies_where_the_image_leads_and_nowhere_else() {
-        let (dir, upper) = tree();
-        let in_upper = |path: &str| dir.path().join("upper").join(path);
-        upper.file(Path::new("/lib/libx"), b"ours", 0o644).unwrap();
+        let (dir, layer) = tree();
+        let in_layer = |path: &str| dir.path().join("layer").join(path);
+        layer.file(Path::new("/lib/libx"), b"ours", 0o644).unwrap();
         assert_eq!(
-            fs::read(in_upper("usr/lib/libx")).unwrap(),
+            fs::read(in_layer("usr/lib/libx")).unwrap(),
             b"ours",
             "the image's link is followed inside"
         );
         assert_eq!(
-            in_upper("usr/lib").metadata().unwrap().mode() & 0o7777,
+            in_layer("usr/lib").metadata().unwrap().mode() & 0o7777,
             0o711,
             "directories keep their mode"
         );
-        upper.file(Path::new("/etc/resolv.conf"), b"ours", 0o644).unwrap();
+        layer.file(Path::new("/etc/resolv.conf"), b"ours", 0o644).unwrap();
         assert_eq!(
-            fs::read(in_upper("etc/resolv.conf")).unwrap(),
+            fs::read(in_layer("etc/resolv.conf")).unwrap(),
             b"ours",
             "a link in the last place is replaced"
         );
-        upper.symlink(Path::new("/usr/lib/l"), Path::new("a")).unwrap();
-        upper.symlink(Path::new("/usr/lib/l"), Path::new("b")).unwrap();
-        assert_eq!(fs::read_link(in_upper("usr/lib/l")).unwrap(), Path::new("b"));
+        layer.symlink(Path::new("/usr/lib/l"), Path::new("a")).unwrap();
+        layer.symlink(Path::new("/usr/lib/l"), Path::new("b")).unwrap();
+        assert_eq!(fs::read_link(in_layer("usr/lib/l")).unwrap(), Path::new("b"));
         for path in ["/absolute/file", "/relative/file", "/absolute/new/file"] {
-            upper.file(Path::new(path), b"hostile", 0o644).unwrap();
+            layer.file(Path::new(path), b"hostile", 0o644).unwrap();
         }
         assert_eq!(fs::read_dir(dir.path().join("outside")).unwrap().count(), 0);
         assert!(
-            upper
+            layer
                 .file(Path::new("/etc/passwd/x"), b"", 0o644)
                 .unwrap_err()
                 .to_string()
@@ -285,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_home_is_the_users_own_or_made_for_him() {
-        let (dir, upper) = tree();
+        let (dir, layer) = tree();
         let user = |home: &str, uid| Identity {
             uid,
             gid: uid,
@@ -299,11 +306,11 @@ mod tests {
             eprintln!("skipped: giving a directory away needs root");
             return;
         }
-        assert_eq!(upper.home(&user("/nonexistent", 7)).unwrap(), Path::new("/nonexistent"));
-        assert_eq!(dir.path().join("upper/nonexistent").metadata().unwrap().uid(), 7);
+        assert_eq!(layer.home(&user("/nonexistent", 7), &[]).unwrap(), Path::new("/nonexistent"));
+        assert_eq!(dir.path().join("layer/nonexistent").metadata().unwrap().uid(), 7);
         for home in ["/", "/etc", "/etc/passwd"] {
-            assert_eq!(upper.home(&user(home, 7)).unwrap(), Path::new("/home/me"), "{home}");
+            assert_eq!(layer.home(&user(home, 7), &[]).unwrap(), Path::new("/home/me"), "{home}");
         }
-        assert_eq!(upper.home(&user("/etc", 0)).unwrap(), Path::new("/etc"));
+        assert_eq!(layer.home(&user("/etc", 0), &[]).unwrap(), Path::new("/etc"));
     }
 }
