@@ -157,8 +157,9 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
     assembly::attach(&memory, &scratch, &path)?;
     let added = directory_in(&memory, "layer")?;
     let layer = Layer::new(added, layers, container.privileged)?;
+    // Before the mount points: a volume below the home must not make it root's.
+    let home = layer.home(&container.process.user, &container.volumes)?;
     layer.populate(&steps.image, steps.mounts.iter().chain(&steps.volumes))?;
-    let home = layer.home(&container.process.user)?;
     directory_in(&memory, "root")?;
 
     let lowers = lower_directories(layers, layer).map_err(|errno| no_overlay(container, errno))?;

@@ -5,7 +5,7 @@ use crate::{
     apply::rootfs::Layers,
     error::{Code, Error, Result},
 };
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 /// A user of the container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,11 +120,18 @@ fn find(wanted: &str, passwd: &[u8], group: &[u8]) -> Result<Ids> {
     Ok(Ids { uid, gid })
 }
 
+/// Whether a home can be there: accounts of services have /dev/null, too.
+fn can_be_made(home: &Path) -> bool {
+    home.is_absolute()
+        && !home.components().any(|component| component == Component::ParentDir)
+        && !["/dev", "/proc", "/sys"].iter().any(|kernels| home.starts_with(kernels))
+}
+
 fn complete(uid: u32, gid: u32, passwd: &[u8], group: &[u8]) -> Identity {
     let known = lines(passwd).find(|f| id(f, 2) == Some(uid));
     let name =
         known.as_ref().and_then(|f| f.first()).map_or_else(|| "user".to_owned(), |name| (*name).to_owned());
-    let home = known.as_ref().and_then(|f| f.get(5)).filter(|home| home.starts_with('/')).map(PathBuf::from);
+    let home = known.as_ref().and_then(|f| f.get(5)).map(PathBuf::from).filter(|home| can_be_made(home));
     let groups = lines(group)
         .filter(|f| {
             f.get(3).is_some_and(|members| members.split(',').any(|member| member == name)) && known.is_some()

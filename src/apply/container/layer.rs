@@ -4,7 +4,7 @@
 //! than the write (and ext4 gets slower with each file that was deleted in the last minutes); and a launcher without root could
 //! not write at all where the image's directories belong to somebody else.
 
-use super::{assembly::Step, identity::Identity};
+use super::{assembly::Step, identity::Identity, spec::Volume};
 use crate::{
     apply::rootfs::{Found, Layers},
     error::{Code, Error, OrFail, Result},
@@ -65,8 +65,10 @@ impl Layer {
     }
 
     /// A directory that the user can write: his own, or one that is made for him.
-    pub fn home(&self, user: &Identity) -> Result<PathBuf> {
+    pub fn home(&self, user: &Identity, volumes: &[Volume]) -> Result<PathBuf> {
         let usable = match self.find(&user.home) {
+            // Who mounts something there wants to use it.
+            _ if volumes.iter().any(|volume| volume.target() == user.home) => true,
             None => true,
             Some(Found::Directory(merged)) => {
                 user.home != Path::new("/") && merged.first().is_some_and(|top| is_writable(top, user))
@@ -304,11 +306,11 @@ mod tests {
             eprintln!("skipped: giving a directory away needs root");
             return;
         }
-        assert_eq!(layer.home(&user("/nonexistent", 7)).unwrap(), Path::new("/nonexistent"));
+        assert_eq!(layer.home(&user("/nonexistent", 7), &[]).unwrap(), Path::new("/nonexistent"));
         assert_eq!(dir.path().join("layer/nonexistent").metadata().unwrap().uid(), 7);
         for home in ["/", "/etc", "/etc/passwd"] {
-            assert_eq!(layer.home(&user(home, 7)).unwrap(), Path::new("/home/me"), "{home}");
+            assert_eq!(layer.home(&user(home, 7), &[]).unwrap(), Path::new("/home/me"), "{home}");
         }
-        assert_eq!(layer.home(&user("/etc", 0)).unwrap(), Path::new("/etc"));
+        assert_eq!(layer.home(&user("/etc", 0), &[]).unwrap(), Path::new("/etc"));
     }
 }
