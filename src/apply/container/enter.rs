@@ -64,8 +64,17 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
         .or_fail(Code::Namespace, || "no cgroup namespace can be made")?;
     // Nothing that is mounted from here on reaches the host.
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .or_fail(Code::Mount, || "the container's mounts cannot be made private")?;
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(
+        |errno| {
+            let error = Error::new(Code::Mount, "the container's mounts cannot be made private").cause(errno);
+            match errno {
+                Errno::INVAL => error.fix(
+                    "gpurun is in a chroot whose / is no mount point: mount --bind DIR DIR before chroot DIR",
+                ),
+                _ => error,
+            }
+        },
+    )?;
 
     let (root, home) = mount_root(container, layers, &steps)?;
     let init = if process.init { Some(own_program()?) } else { None };
