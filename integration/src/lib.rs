@@ -4,15 +4,40 @@
 
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};
 use std::{
-    env, fs,
+    env, fs, io,
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 use tempfile::TempDir;
 
 /// The ordinary user that tests become: in no /etc/passwd, without subordinate ids.
 pub const USER: u32 = 54321;
+
+/// Who starts gpurun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    /// root
+    Root,
+    /// [`USER`]
+    User,
+}
+
+impl Caller {
+    /// Both: most of what a container does must not depend on it.
+    pub const EACH: [Self; 2] = [Self::Root, Self::User];
+
+    /// Its uid.
+    pub fn uid(self) -> u32 {
+        match self {
+            Self::Root => 0,
+            Self::User => USER,
+        }
+    }
+}
 
 fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("integration/ lies in the project")
@@ -45,6 +70,49 @@ pub fn driver_packages(branch: u32, layout: &str) -> PathBuf {
 /// A form of a test image: `root`, `oci`, `oci.tar`, `docker.tar`, `docker.tar.gz` or `docker.tar.zst`.
 pub fn image(name: &str, form: &str) -> PathBuf {
     cached(&format!("images/{name}/{form}"))
+}
+
+/// A test image's unpacked root, as gpurun takes it.
+pub fn rootfs(name: &str) -> String {
+    format!("rootfs:{}", image(name, "root").display())
+}
+
+/// A temporary directory that ordinary users reach, on the file system of the cache, so that files of it may be linked.
+pub fn temporary() -> TempDir {
+    let cache = cached("images");
+    let dir = tempfile::Builder::new().prefix(".test-").tempdir_in(cache).expect("a temporary directory");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("the directory is ours");
+    dir
+}
+
+/// A root of a test image's files that a test may add to and remove from; files that it shares with the image must be
+/// replaced, not written.
+pub fn copy_of_root(name: &str) -> TempDir {
+    let dir = temporary();
+    let source = image(name, "root").join(".");
+    must(Command::new("cp").arg("-al").arg(source).arg(dir.path()));
+    dir
+}
+
+/// Packs a root with options of `integration/pack-image`; the result has every form of an image.
+pub fn pack(root: &Path, options: &[&str]) -> TempDir {
+    let dir = temporary();
+    must(
+        Command::new(project().join("integration/pack-image"))
+            .args(["--name", "test"])
+            .args(options)
+            .arg(root)
+            .arg(dir.path().join("packed")),
+    );
+    must(Command::new("chmod").args(["-R", "a+rX"]).arg(dir.path()));
+    dir
+}
+
+/// Runs a command that a test needs to succeed.
+pub fn must(command: &mut Command) -> String {
+    let ended = run(command);
+    assert_eq!(ended.code, 0, "{command:?}: {ended:?}");
+    ended.out
 }
 
 /// A description from `integration/hosts`.
@@ -132,6 +200,52 @@ impl TestHost {
         self.with_environment(command, USER)
     }
 
+    /// `gpurun` on this host, as root or as [`USER`].
+    pub fn gpurun_of(&self, caller: Caller) -> Command {
+        match caller {
+            Caller::Root => self.gpurun(),
+            Caller::User => self.gpurun_as_user(),
+        }
+    }
+
+    /// `gpurun run OPTIONS IMAGE COMMAND…`; the options are words with blanks between them.
+    pub fn command(&self, caller: Caller, options: &str, image: &str, command: &[&str]) -> Command {
+        let mut gpurun = self.gpurun_of(caller);
+        gpurun.arg("run").args(options.split_whitespace()).arg(image).args(command);
+        gpurun
+    }
+
+    /// The same with a shell script, to its end.
+    pub fn sh(&self, caller: Caller, options: &str, image: &str, script: &str) -> Ended {
+        run(&mut self.command(caller, options, image, &["sh", "-c", script]))
+    }
+
+    /// What the script wrote; it must succeed.
+    pub fn ok(&self, caller: Caller, options: &str, image: &str, script: &str) -> String {
+        let ended = self.sh(caller, options, image, script);
+        assert_eq!(ended.code, 0, "{caller:?} {options} {script}: {ended:?}");
+        ended.out
+    }
+
+    /// The failure of a container that must not start; the code that it must have, `GPU-0021`.
+    pub fn refused(&self, caller: Caller, options: &str, image: &str, code: &str) -> String {
+        let ended = self.sh(caller, options, image, "echo it ran");
+        assert!(ended.code == 125 && ended.out.is_empty(), "{caller:?} {options}: {ended:?}");
+        assert!(ended.err.starts_with(&format!("error[{code}]: ")), "{caller:?} {options}: {ended:?}");
+        ended.err
+    }
+
+    /// What gpurun keeps of containers that run, and of those whose launcher was killed.
+    pub fn scratch(&self, caller: Caller) -> Vec<String> {
+        let entries = fs::read_dir(self.store(caller.uid()).join("scratch"));
+        entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect()
+    }
+
     fn with_environment(&self, mut command: Command, uid: u32) -> Command {
         let home = self.own_dir("home", uid);
         command
@@ -157,14 +271,80 @@ pub struct Ended {
     pub err: String,
 }
 
-/// Runs a command to its end.
+/// A command that does not end within this time hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs a command to its end, without input.
 pub fn run(command: &mut Command) -> Ended {
-    use std::os::unix::process::ExitStatusExt;
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ended {
-        code: output.status.code().or_else(|| Some(128 + output.status.signal()?)).unwrap_or(-1),
-        out: text(output.stdout),
-        err: text(output.stderr),
+    finish(command.stdin(Stdio::null()).spawn_piped())
+}
+
+/// Starts a command whose output is wanted.
+pub trait SpawnPiped {
+    /// Standard output and error are pipes.
+    fn spawn_piped(&mut self) -> Child;
+}
+
+impl SpawnPiped for Command {
+    fn spawn_piped(&mut self) -> Child {
+        let spawned = self.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        spawned.unwrap_or_else(|error| panic!("{self:?}: {error}"))
     }
+}
+
+/// Waits for the end of a command and of its output; kills it and fails the test if it hangs.
+pub fn finish(mut child: Child) -> Ended {
+    use std::os::unix::process::ExitStatusExt;
+    fn reader(pipe: Option<impl io::Read + Send + 'static>) -> thread::JoinHandle<String> {
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
+            String::from_utf8_lossy(&bytes).into_owned()
+        })
+    }
+    let (out, err) = (reader(child.stdout.take()), reader(child.stderr.take()));
+    let started = Instant::now();
+    let (status, hung) = loop {
+        if let Some(status) = child.try_wait().expect("our own child") {
+            break (status, false);
+        }
+        if started.elapsed() > PATIENCE {
+            child.kill().expect("our own child");
+            break (child.wait().expect("our own child"), true);
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    let ended = Ended {
+        code: status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(-1),
+        out: out.join().expect("a reader does not panic"),
+        err: err.join().expect("a reader does not panic"),
+    };
+    assert!(!hung, "it did not end by itself: {ended:?}");
+    ended
+}
+
+/// Waits until it is so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < PATIENCE, "never came: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A name that no other test has, in this process or another.
+pub fn unique() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("gpurun-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The processes that have this word in their environment.
+pub fn processes_with(word: &str) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").expect("/proc").flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    ids.filter(|id| {
+        let environment = fs::read(format!("/proc/{id}/environ")).unwrap_or_default();
+        environment.windows(word.len()).any(|window| window == word.as_bytes())
+    })
+    .collect()
 }

@@ -51,6 +51,22 @@ pub fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Clon
     }
 }
 
+/// fork(2): the child's pid, or 0 in the child. For where [`clone_into`] is refused: Docker's system call filter answers
+/// clone3(2) with ENOSYS, because it cannot look at flags in memory.
+///
+/// # Errors
+/// The kernel's; and `EBUSY` when the process has more than one thread, because the child would inherit their locks.
+pub fn fork() -> io::Result<i32> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    // SAFETY: this process has one thread (checked above), so in the child's copy nobody else holds a lock.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(pid),
+    }
+}
+
 /// Marks every descriptor from `first` on close-on-exec, those too that somebody else's program left open.
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: CLOSE_RANGE_CLOEXEC closes nothing; it only sets a flag on descriptors.

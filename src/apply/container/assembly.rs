@@ -82,6 +82,8 @@ pub struct Steps {
     pub image: Vec<Step>,
     /// What is mounted on it, in its order: later ones lie on earlier ones.
     pub mounts: Vec<Step>,
+    /// What the user mounts, also on his home.
+    pub volumes: Vec<Step>,
 }
 
 /// All of it.
@@ -98,8 +100,8 @@ pub fn steps(container: &Container, cgroups: &CgroupView, host_files: Vec<(PathB
         links.partition(|s| s.link.0.starts_with(DRIVER_DIR) || s.link.0.starts_with("/dev"));
     image.extend(in_image.into_iter().map(link));
     mounts.extend(driver(container, beside_driver.into_iter().map(link)));
-    mounts.extend(container.volumes.iter().map(volume));
-    Steps { image, mounts }
+    let volumes = container.volumes.iter().map(volume).collect();
+    Steps { image, mounts, volumes }
 }
 
 fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupView) -> Vec<Step> {
@@ -124,7 +126,10 @@ fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupVi
     ];
     if container.host_ipc {
         steps.push(bind(Path::new("/dev/shm"), Path::new("/dev/shm"), NOTHING, false));
-        steps.push(bind(Path::new("/dev/mqueue"), Path::new("/dev/mqueue"), NOTHING, false));
+        // Not every host mounts it.
+        if Path::new("/dev/mqueue").is_dir() {
+            steps.push(bind(Path::new("/dev/mqueue"), Path::new("/dev/mqueue"), NOTHING, false));
+        }
     } else {
         steps.push(mount(
             "tmpfs",
@@ -202,8 +207,10 @@ fn files(container: &Container, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step
         content: content.clone(),
         mode: *mode,
     }));
-    // /tmp is what programs expect, and images built FROM scratch do not have it.
-    steps.push(Step::Directory { path: "/tmp".into(), mode: 0o1777, owner: (0, 0) });
+    // What programs expect, and images built FROM scratch do not have.
+    for path in ["/tmp", "/var/tmp"] {
+        steps.push(Step::Directory { path: path.into(), mode: 0o1777, owner: (0, 0) });
+    }
     if container.process.cwd != Path::new("/") {
         steps.push(Step::Directory {
             path: container.process.cwd.clone(),

@@ -41,8 +41,6 @@ pub struct Entry<'a> {
     pub steps: Steps,
     /// The compiled system call filter.
     pub seccomp: Option<Vec<u8>>,
-    /// gpurun itself, which is pid 1 with `--init`.
-    pub init: Option<OwnedFd>,
 }
 
 /// Becomes the user's command. Returns only its failure.
@@ -54,7 +52,7 @@ pub fn enter(entry: Entry<'_>, channel: &Channel) -> Error {
 }
 
 fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
-    let Entry { container, layers, steps, seccomp, init } = entry;
+    let Entry { container, layers, steps, seccomp } = entry;
     let process = &container.process;
     process::reset_signals();
     channel.wait()?;
@@ -67,9 +65,7 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         .or_fail(Code::Mount, || "the container's mounts cannot be made private")?;
 
     let (root, home) = mount_root(container, layers, &steps)?;
-    // The descriptor of --init's program must be of a read-only mount: /proc/1/exe would otherwise be a way to write the
-    // host's own gpurun.
-    let init = init.map(|program| read_only_clone(&program)).transpose()?;
+    let init = if process.init { Some(own_program()?) } else { None };
     assembly::assemble(&root, steps.mounts)?;
     if container.read_only && !container.volumes.iter().any(|volume| volume.target() == home) {
         // Caches of CUDA, Triton and Hugging Face go there, whatever the root is.
@@ -83,6 +79,7 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         )?;
         assembly::attach(&memory, &root.directory(&home)?, &home)?;
     }
+    assembly::assemble(&root, steps.volumes)?;
     let terminal = if process.tty { Some(open_terminal(&root, process)?) } else { None };
     if let Some((master, _)) = &terminal {
         channel.send_terminal(master)?;
@@ -143,7 +140,7 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
     assembly::attach(&memory, &scratch, &path)?;
     let added = directory_in(&memory, "layer")?;
     let layer = Layer::new(added, layers, container.privileged)?;
-    layer.populate(&steps.image, &steps.mounts)?;
+    layer.populate(&steps.image, steps.mounts.iter().chain(&steps.volumes))?;
     let home = layer.home(&container.process.user)?;
     directory_in(&memory, "root")?;
 
@@ -225,12 +222,22 @@ fn overlay(
     rustix::mount::mount("overlay", target, "overlay", MountFlags::NODEV, Some(data.as_c_str()))
 }
 
-fn read_only_clone(program: &OwnedFd) -> Result<OwnedFd> {
+/// gpurun's own file, which is pid 1 with `--init`, as a read-only mount: /proc/1/exe would otherwise be a way to write the
+/// host's.
+fn own_program() -> Result<OwnedFd> {
     use rustix::mount::OpenTreeFlags;
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let clone = rustix::mount::open_tree(program, "", flags)
-        .or_fail(Code::Mount, || "gpurun's own file cannot be cloned")?;
+    let own = Path::new("/proc/self/exe");
+    let failed = || "gpurun's own file cannot be cloned";
+    // By its path: the link itself leads into the mount namespace of the launcher, which nothing can be cloned from here.
+    let path = std::fs::read_link(own).or_fail(Code::Mount, failed)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let clone = rustix::mount::open_tree(CWD, &path, flags).or_fail(Code::Mount, failed)?;
+    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    let known = rustix::fs::stat(own).map(identity).or_fail(Code::Mount, failed)?;
+    if rustix::fs::fstat(&clone).map(identity) != Ok(known) {
+        return Err(Error::new(Code::Mount, format!("{} was replaced while it ran", path.display()))
+            .fix("start it again"));
+    }
     crate::sys::mount::restrict(
         clone.as_fd(),
         Flags { read_only: true, nosuid: true, nodev: true, noexec: false },
@@ -291,11 +298,30 @@ fn become_user(uid: u32, gid: u32) -> Result<()> {
         .or_fail(Code::User, || format!("gpurun cannot become {}:{}", uid.as_raw(), gid.as_raw()))
 }
 
+/// Gives the user the pipes that he gets from root: without, `echo > /dev/stdout` is refused to him, which opens them again.
+/// Files and terminals stay the host's.
+fn own_pipes(uid: u32) {
+    /// linux/magic.h
+    const PIPEFS_MAGIC: i64 = 0x5049_5045;
+    for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        // `f_type`'s own type differs between the C libraries.
+        #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
+        let is_pipe = rustix::fs::fstatfs(fd).is_ok_and(|found| found.f_type as i64 == PIPEFS_MAGIC);
+        if is_pipe {
+            // A pipe that cannot be given away can still be read and written.
+            let _ = rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None);
+        }
+    }
+}
+
 /// Capabilities, groups, ids, no_new_privs: in the order in which each still may be changed (capabilities(7)).
 fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
     let user = &process.user;
-    let wanted = capability_set(process.capabilities);
     let failed = |what: &'static str| move || format!("{what} failed while dropping privileges");
+    // Nobody can give what he does not have: root of an enclosing container lacks some, and so may `--cap-add ALL`'s.
+    let own = caps::read(None, CapSet::Permitted).or_fail(Code::Internal, failed("capget"))?;
+    let wanted: caps::CapsHashSet =
+        capability_set(process.capabilities).intersection(&own).copied().collect();
     for capability in caps::all() {
         if !wanted.contains(&capability) {
             // EINVAL: this kernel is older than the capability, so nobody has it.
@@ -319,6 +345,9 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
     let keeps = user.uid == 0;
     if keeps {
         rustix::thread::set_keep_capabilities(true).or_fail(Code::Internal, failed("prctl"))?;
+    }
+    if !rootless {
+        own_pipes(user.uid);
     }
     become_user(user.uid, user.gid)?;
     let kept = if keeps { wanted } else { caps::CapsHashSet::new() };

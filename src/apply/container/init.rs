@@ -3,7 +3,7 @@
 use super::enter;
 use crate::{
     error::{Code, Error, OrFail, Result},
-    sys::process::{self, Clone},
+    sys::process,
 };
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::{io::Errno, process::WaitOptions};
@@ -30,11 +30,9 @@ pub fn run(argv: &[CString]) -> Result<u8> {
     }
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None)
         .or_fail(Code::Internal, || "sigprocmask failed")?;
-    let (_pidfd, child) = match process::clone_into(0, None)
-        .or_fail(Code::Internal, || "the command's process cannot be made")?
-    {
-        Clone::Parent(pidfd, pid) => (pidfd, pid),
-        Clone::Child => {
+    let child = match process::fork().or_fail(Code::Internal, || "the command's process cannot be made")? {
+        child @ 1.. => child,
+        _ => {
             // A process group of its own in the terminal's foreground, so that Ctrl-C reaches the command and not this one twice.
             // Without a terminal there is none to take. SIGTTOU is still blocked here.
             let own = nix::unistd::getpid();

@@ -11,7 +11,7 @@ use crate::{
 };
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid},
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags},
     io::Errno,
 };
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ impl Layer {
 
     /// Lays down files, links and directories, and mount points for the mounts to come. Steps beneath a mount point are left
     /// for when that is mounted.
-    pub fn populate(&self, image: &[Step], mounts: &[Step]) -> Result<()> {
+    pub fn populate<'a>(&self, image: &[Step], mounts: impl Iterator<Item = &'a Step>) -> Result<()> {
         for step in image {
             match step {
                 Step::File { path, content, mode } => self.file(path, content, *mode)?,
@@ -101,9 +101,15 @@ impl Layer {
                 };
                 let parent = self.directory(parent)?;
                 // A link of the image's that leads nowhere is hidden by it.
-                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
+                let made = rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
                     .and_then(|()| open(&parent, name))
-                    .or_fail(Code::Rootfs, failed)
+                    .or_fail(Code::Rootfs, failed)?;
+                if !self.owners {
+                    // The image may have a directory there that the caller may not look into (/root): merged with it, this one
+                    // could not be read either. Where the file system takes no such attribute there is nothing to lose.
+                    let _ = rustix::fs::fsetxattr(&made, "user.overlay.opaque", b"y", XattrFlags::empty());
+                }
+                Ok(made)
             }
         }
     }
@@ -166,13 +172,27 @@ impl Layer {
             })
     }
 
-    /// A directory with an owner of its own; one that the image has stays as it is.
+    /// A directory with an owner of its own; one that the image has stays as it is, but for its owner where that is nobody.
     fn new_directory(&self, path: &Path, mode: u32, (uid, gid): (u32, u32)) -> Result<()> {
-        if self.find(path).is_some() {
-            return Ok(());
+        match path.to_str().and_then(|path| self.layers.find(path)) {
+            None => {}
+            // Without root, a directory of somebody else's cannot be copied up by overlayfs, even where everyone may write.
+            Some((resolved, Found::Directory(_))) if !self.owners => {
+                return self
+                    .copy(&resolved)
+                    .map(drop)
+                    .or_fail(Code::Rootfs, || format!("{} cannot be made writable", path.display()));
+            }
+            Some(_) => return Ok(()),
         }
         let made = self.directory(path)?;
-        rustix::fs::fchown(&made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+        // Without root everything is made by the caller, who is the container's user; other ids may not exist for him.
+        let owned = if self.owners {
+            rustix::fs::fchown(&made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+        } else {
+            Ok(())
+        };
+        owned
             .and_then(|()| rustix::fs::fchmod(&made, Mode::from_raw_mode(mode)))
             .or_fail(Code::Rootfs, || format!("{} cannot be given to its user", path.display()))
     }

@@ -15,7 +15,7 @@ mod user_namespace;
 
 use crate::{
     apply::rootfs::Layers,
-    error::{Code, Error, OrFail, Result},
+    error::{Code, Error, Result},
     sys::{
         bpf::{DeviceKind, DeviceRule},
         process::{self, Clone},
@@ -36,7 +36,6 @@ use std::path::PathBuf;
 /// When the command does not come to run; then nothing of the container is left.
 pub fn run(container: Container, layers: Layers) -> Result<u8> {
     let seccomp = container.process.seccomp.then(|| seccomp::filter(container.process.capabilities));
-    let init = if container.process.init { Some(own_program()?) } else { None };
     let (ours, theirs) = Channel::pair()?;
     let signals = relay::Signals::block()?;
 
@@ -48,7 +47,6 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     let entry = enter::Entry {
         steps: assembly::steps(&container, &cgroup_view(cgroup.as_ref()), host_files(&container)),
         seccomp,
-        init,
         layers: &layers,
         container: &container,
     };
@@ -181,7 +179,16 @@ fn device_rules(container: &Container) -> Option<Vec<DeviceRule>> {
         write: true,
         mknod: true,
     };
-    Some(standard.chain(terminals).chain(gpus).map(rule).collect())
+    // As Docker has it, any node may be made: package managers and debootstrap do so. Not that it could be opened.
+    let nodes = [DeviceKind::Char, DeviceKind::Block].map(|kind| DeviceRule {
+        kind,
+        major: None,
+        minor: None,
+        read: false,
+        write: false,
+        mknod: true,
+    });
+    Some(standard.chain(terminals).chain(gpus).map(rule).chain(nodes).collect())
 }
 
 /// How the container sees its cgroup.
@@ -214,13 +221,4 @@ fn host_files(container: &Container) -> Vec<(PathBuf, Vec<u8>)> {
     }
     files.push(("/etc/hostname".into(), (name + "\n").into_bytes()));
     files
-}
-
-fn own_program() -> Result<OwnedFd> {
-    rustix::fs::open(
-        "/proc/self/exe",
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )
-    .or_fail(Code::Internal, || "gpurun cannot open its own file")
 }

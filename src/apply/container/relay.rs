@@ -73,12 +73,14 @@ pub fn relay(pidfd: &OwnedFd, signals: &Signals, terminal: Option<OwnedFd>, inte
         if signalled {
             forward(pidfd, signals, terminal.as_ref());
         }
-        if let Some(terminal) = &mut terminal {
+        if let Some(open) = &mut terminal {
             if input {
-                terminal.copy_input();
+                open.copy_input();
             }
-            if output {
-                terminal.copy_output();
+            // Nobody shows what the command writes, or it has closed its side: to go on polling would be to spin. The command
+            // sees its terminal hung up, as when a remote login breaks.
+            if output && !open.copy_output() {
+                terminal = None;
             }
         }
         if ended {
