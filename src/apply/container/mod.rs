@@ -4,6 +4,7 @@ mod assembly;
 pub mod cgroup;
 mod channel;
 mod enter;
+pub mod handover;
 pub mod identity;
 pub mod init;
 mod layer;
@@ -24,6 +25,7 @@ use crate::{
 use assembly::CgroupView;
 use cgroup::{Cgroup, Layout};
 use channel::{Channel, Said};
+pub use handover::HANDOVER_NAME;
 pub use init::INIT_NAME;
 use rustix::fd::OwnedFd;
 use scratch::Scratch;
