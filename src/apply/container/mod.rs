@@ -50,7 +50,7 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
         layers: &layers,
         container: &container,
     };
-    let started = start(entry, &ours, theirs, cgroup.as_ref());
+    let started = start(entry, ours, theirs, cgroup.as_ref());
     // What the start needed is not needed to wait: the launcher of a container that runs for weeks stays small.
     let interactive = container.process.interactive;
     drop((container, layers));
@@ -85,7 +85,7 @@ struct Started {
 
 fn start(
     entry: enter::Entry<'_>,
-    ours: &Channel,
+    ours: Channel,
     theirs: Channel,
     cgroup: Option<&Cgroup>,
 ) -> Result<Started> {
@@ -94,6 +94,8 @@ fn start(
         .map_err(|error| refused(&error))?;
     let (pidfd, pid) = match clone {
         Clone::Child => {
+            // Its own copy of the launcher's end would keep it from seeing that the launcher is gone.
+            drop(ours);
             let error = enter::enter(entry, &theirs);
             theirs.send_failure(&error);
             process::exit_now(i32::from(error.code().exit_code()));
