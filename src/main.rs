@@ -21,10 +21,10 @@ fn main() -> ExitCode {
         .first()
         .map_or("", |name| Path::new(name).file_name().and_then(|n| n.to_str()).unwrap_or(""));
     let json = arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json");
-    let result = if called.as_bytes() == container::INIT_NAME.to_bytes() {
-        init(&arguments)
-    } else {
-        dispatch(with_verb(arguments))
+    let result = match called.as_bytes() {
+        name if name == container::INIT_NAME.to_bytes() => container::init::run(&words(&arguments)),
+        name if name == container::HANDOVER_NAME.to_bytes() => container::handover::run(&words(&arguments)),
+        _ => dispatch(with_verb(arguments)),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -39,10 +39,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn init(arguments: &[OsString]) -> Result<u8> {
-    let argv: Vec<CString> =
-        arguments[1..].iter().filter_map(|a| CString::new(a.as_bytes().to_vec()).ok()).collect();
-    container::init::run(&argv)
+/// The words behind the name, as execve(2) takes them.
+fn words(arguments: &[OsString]) -> Vec<CString> {
+    arguments.iter().skip(1).filter_map(|word| CString::new(word.as_bytes()).ok()).collect()
 }
 
 /// `gpurun --gpus all IMAGE` is `gpurun run --gpus all IMAGE`: where no verb stands first, it is `run`.

@@ -20,7 +20,7 @@ use rustix::{
 use std::{
     fs::{self, File},
     io::{self, BufReader, BufWriter, Write},
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -43,7 +43,7 @@ pub enum DriverFiles<'a> {
     Unpacked(&'a Path),
 }
 
-/// Lays out a simulated host in `dir`, which must be empty or absent. `stand_ins` is the directory with
+/// Lays out a simulated host in `dir`, which must be empty and the caller's own, or absent. `stand_ins` is the directory with
 /// `libsimulated_nvml.so`, `libsimulated_cuda.so` and `simulated-nvidia-smi`, as `packaging/build` leaves them in `dist`.
 ///
 /// Who may not make device nodes gets links to /dev/null in their place, which is a character device, too.
@@ -52,11 +52,11 @@ pub enum DriverFiles<'a> {
 /// [`Code::Inventory`] when the description holds what cannot be a name, or when a file cannot be written.
 pub fn lay_out(dir: &Path, description: &Description, stand_ins: &Path, driver: DriverFiles) -> Result<()> {
     check_names(description)?;
-    fs::create_dir_all(dir)
-        .and_then(|()| match fs::read_dir(dir)?.next() {
-            None => dir.canonicalize(),
-            Some(_) => Err(io::ErrorKind::DirectoryNotEmpty.into()),
-        })
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(dir)
+        .and_then(|()| own_and_empty(dir))
         .and_then(|dir| {
             let driver_root = dir.join("driver");
             let description = Description { driver_root: Some(driver_root.clone()), ..description.clone() };
@@ -71,6 +71,19 @@ pub fn lay_out(dir: &Path, description: &Description, stand_ins: &Path, driver: 
             sysfs(&dir.join("sys"), &description)
         })
         .or_fail(Code::Inventory, || format!("no simulated host can be laid out in {}", dir.display()))
+}
+
+/// The directory's real name. Whoever else may change it could put a library of his own there, which is loaded.
+fn own_and_empty(dir: &Path) -> io::Result<PathBuf> {
+    let real = dir.canonicalize()?;
+    let stat = real.metadata()?;
+    if stat.uid() != rustix::process::geteuid().as_raw() || stat.mode() & 0o022 != 0 {
+        return Err(io::Error::other("it belongs to somebody else, or others may write to it"));
+    }
+    match fs::read_dir(&real)?.next() {
+        None => Ok(real),
+        Some(_) => Err(io::ErrorKind::DirectoryNotEmpty.into()),
+    }
 }
 
 /// What becomes part of a path must be a name and nothing else.

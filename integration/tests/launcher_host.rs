@@ -21,7 +21,8 @@ fn replace(host: &TestHost, description: &Description, driver: DriverFiles) {
 
 #[test]
 fn an_upgraded_driver_is_seen_at_the_next_start() {
-    let host = TestHost::new("t4");
+    let old = Description { driver: "550.163.01".into(), cuda: "12.4".into(), ..description("t4") };
+    let host = TestHost::with(&old, DriverFiles::StandIns);
     for caller in Caller::EACH {
         let libraries = || host.ok(caller, "--gpus all", &busybox(), "ls /usr/local/nvidia/lib64");
         assert!(libraries().contains("libcuda.so.550.163.01"));
@@ -33,7 +34,7 @@ fn an_upgraded_driver_is_seen_at_the_next_start() {
         assert!(
             host.ok(caller, "--gpus all", &debian(), "ldconfig -p; nvidia-smi -L 2>&1").contains("Tesla T4")
         );
-        replace(&host, &description("t4"), DriverFiles::StandIns);
+        replace(&host, &old, DriverFiles::StandIns);
         assert!(libraries().contains("libcuda.so.550.163.01"));
     }
 }
@@ -95,9 +96,9 @@ fn libraries_of_another_version_than_the_module_are_refused() {
     let host = TestHost::new("t4");
     host.ok(Caller::Root, "--gpus all", &busybox(), "true");
     // The package was upgraded, the module was not.
-    fs::write(host.path().join("sys/module/nvidia/version"), "535.216.03\n").unwrap();
+    fs::write(host.path().join("sys/module/nvidia/version"), "550.163.01\n").unwrap();
     let version = host.path().join("proc/driver/nvidia/version");
-    let text = fs::read_to_string(&version).unwrap().replace("550.163.01", "535.216.03");
+    let text = fs::read_to_string(&version).unwrap().replace("535.216.03", "550.163.01");
     fs::write(&version, text).unwrap();
     for caller in Caller::EACH {
         let error = host.refused(caller, "--gpus all", &busybox(), "GPU-0013");

@@ -21,7 +21,10 @@ const MAX_LINKS: u32 = 40;
 
 /// An image's root before it is mounted: overlayfs layers, topmost first.
 #[derive(Debug)]
-pub struct Layers(Vec<OwnedFd>);
+pub struct Layers {
+    paths: Vec<PathBuf>,
+    descriptors: Vec<OwnedFd>,
+}
 
 /// What a path leads to.
 #[derive(Debug)]
@@ -41,22 +44,23 @@ enum Looked {
 
 impl Layers {
     /// Opens the lower directories of an overlay, topmost first.
-    pub fn open(lowers: &[PathBuf]) -> Result<Self> {
+    pub fn open(lowers: Vec<PathBuf>) -> Result<Self> {
         let open = |path: &PathBuf| {
             rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .or_fail(Code::Store, || format!("the image's directory {} cannot be opened", path.display()))
         };
-        Ok(Self(lowers.iter().map(open).collect::<Result<_>>()?))
+        Ok(Self { descriptors: lowers.iter().map(open).collect::<Result<_>>()?, paths: lowers })
     }
 
-    /// Descriptors of the layers, topmost first.
-    pub fn descriptors(&self) -> &[OwnedFd] {
-        &self.0
+    /// The directories and their descriptors, topmost first.
+    pub fn lowers(&self) -> impl Iterator<Item = (&Path, &OwnedFd)> {
+        self.paths.iter().map(PathBuf::as_path).zip(&self.descriptors)
     }
 
-    /// The same layers beneath another directory.
+    /// The same layers beneath a directory that has no path.
     pub fn beneath(&self, top: &OwnedFd) -> std::io::Result<Self> {
-        [top].into_iter().chain(&self.0).map(OwnedFd::try_clone).collect::<std::io::Result<_>>().map(Self)
+        let descriptors = [top].into_iter().chain(&self.descriptors).map(OwnedFd::try_clone);
+        Ok(Self { paths: Vec::new(), descriptors: descriptors.collect::<std::io::Result<_>>()? })
     }
 
     /// Where `path` leads, as the mounted overlay would say: its name after all links, and what is there.
@@ -129,7 +133,7 @@ impl Layers {
     }
 
     fn top(&self) -> Option<Vec<OwnedFd>> {
-        self.0.iter().map(|fd| fd.try_clone().ok()).collect()
+        self.descriptors.iter().map(|fd| fd.try_clone().ok()).collect()
     }
 
     fn walk(&self, names: &[OsString]) -> Option<Vec<OwnedFd>> {
@@ -369,7 +373,7 @@ mod tests {
         symlink("usr/lib", lower.join("lib")).unwrap();
         symlink("/../../../../etc/group", upper.join("etc/abs")).unwrap();
         symlink("loop", upper.join("etc/loop")).unwrap();
-        let layers = Layers::open(&[upper, lower]).unwrap();
+        let layers = Layers::open(vec![upper, lower]).unwrap();
         (dir, layers)
     }
 

@@ -93,10 +93,12 @@ impl Simulated {
         })?;
         let description: Description =
             serde_json::from_str(text).or_fail(Code::Internal, || "the description is damaged")?;
-        let dir = keep.map_or_else(
-            || std::env::temp_dir().join(format!("gpurun-demo-{}", std::process::id())),
-            Path::to_path_buf,
-        );
+        let dir = match keep {
+            Some(dir) => dir.to_path_buf(),
+            // With a name that nobody can guess and closed to others: what is loaded from there runs as the caller.
+            None => nix::unistd::mkdtemp(&std::env::temp_dir().join("gpurun-demo-XXXXXX"))
+                .or_fail(Code::Internal, || "no temporary directory can be made")?,
+        };
         let simulated = Self { dir, temporary: keep.is_none() };
         lay_out(&simulated.dir, &description, stand_ins, DriverFiles::StandIns)?;
         Ok(simulated)

@@ -53,9 +53,26 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
-fn text_at(bytes: &[u8], at: u32) -> Option<Vec<u8>> {
-    let rest = bytes.get(at as usize..)?;
-    Some(rest[..rest.iter().position(|&b| b == 0)?].to_vec())
+
+/// The strings of a cache. Entries may share them (glibc lets a name be the end of its path), so a hostile file could name one
+/// long string in each of its entries and come to terabytes: what is read is bounded by the file's own length.
+struct Strings<'a> {
+    bytes: &'a [u8],
+    left: usize,
+}
+
+impl<'a> Strings<'a> {
+    fn of(bytes: &'a [u8]) -> Self {
+        Self { bytes, left: bytes.len().saturating_mul(4) }
+    }
+
+    fn at(&mut self, at: u32) -> Option<Vec<u8>> {
+        let rest = self.bytes.get(at as usize..)?;
+        let rest = &rest[..rest.len().min(self.left)];
+        let text = &rest[..rest.iter().position(|&b| b == 0)?];
+        self.left -= text.len();
+        Some(text.to_vec())
+    }
 }
 
 impl Cache {
@@ -77,20 +94,22 @@ impl Cache {
         if count.checked_mul(ENTRY)?.checked_add(HEADER)? > bytes.len() {
             return None;
         }
+        let mut strings = Strings::of(bytes);
         let entries = (0..count)
             .map(|n| {
                 let at = HEADER + n * ENTRY;
                 Some(Entry {
                     flags: u32_at(bytes, at)?,
-                    name: text_at(bytes, u32_at(bytes, at + 4)?)?,
-                    path: text_at(bytes, u32_at(bytes, at + 8)?)?,
+                    name: strings.at(u32_at(bytes, at + 4)?)?,
+                    path: strings.at(u32_at(bytes, at + 8)?)?,
                     os_version: u32_at(bytes, at + 12)?,
                     hwcap: u64_at(bytes, at + 16)?,
                 })
             })
             .collect::<Option<Vec<_>>>()?;
         let extension = u32_at(bytes, 32)?;
-        let hwcaps = if extension == 0 { Vec::new() } else { hwcaps(bytes, extension as usize)? };
+        let hwcaps =
+            if extension == 0 { Vec::new() } else { hwcaps(bytes, &mut strings, extension as usize)? };
         Some(Self { entries, hwcaps })
     }
 
@@ -154,7 +173,7 @@ fn length(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-fn hwcaps(bytes: &[u8], at: usize) -> Option<Vec<Vec<u8>>> {
+fn hwcaps(bytes: &[u8], strings: &mut Strings<'_>, at: usize) -> Option<Vec<Vec<u8>>> {
     if u32_at(bytes, at)? != EXTENSION_MAGIC {
         return None;
     }
@@ -164,7 +183,7 @@ fn hwcaps(bytes: &[u8], at: usize) -> Option<Vec<Vec<u8>>> {
             let (offset, size) =
                 (u32_at(bytes, section + 8)? as usize, u32_at(bytes, section + 12)? as usize);
             let names = bytes.get(offset..offset.checked_add(size)?)?;
-            return names.chunks_exact(4).map(|at| text_at(bytes, u32_at(at, 0)?)).collect();
+            return names.chunks_exact(4).map(|at| strings.at(u32_at(at, 0)?)).collect();
         }
     }
     Some(Vec::new())
@@ -249,6 +268,26 @@ mod tests {
             "{listed}"
         );
         assert!(listed.contains("libc.so.6 (libc6,x86-64) => /ours/libc.so.6"), "{listed}");
+    }
+
+    #[test]
+    fn a_string_that_every_entry_names_does_not_fill_the_memory() {
+        let mut cache = Cache::default();
+        cache.replace((0..200_000).map(|_| entry("", "")).collect());
+        let mut bytes = cache.to_bytes();
+        let strings = u32::try_from(bytes.len()).unwrap();
+        bytes.extend(vec![b'a'; 1 << 20]);
+        bytes.push(0);
+        for entry in bytes[HEADER..HEADER + 200_000 * ENTRY].chunks_exact_mut(ENTRY) {
+            entry[4..8].copy_from_slice(&strings.to_ne_bytes());
+        }
+        // 200 GB, if it were read.
+        assert_eq!(Cache::parse(&bytes), None);
+        let mut shared = Cache::default();
+        shared.replace(
+            (0..100).map(|n| entry(&format!("lib{n}.so.1"), &format!("/lib/lib{n}.so.1"))).collect(),
+        );
+        assert_eq!(Cache::parse(&shared.to_bytes()), Some(shared));
     }
 
     proptest! {

@@ -67,11 +67,47 @@ pub fn fork() -> io::Result<i32> {
     }
 }
 
-/// Marks every descriptor from `first` on close-on-exec, those too that somebody else's program left open.
-pub fn close_on_exec_from(first: u32) -> io::Result<()> {
-    // SAFETY: CLOSE_RANGE_CLOEXEC closes nothing; it only sets a flag on descriptors.
-    let result = unsafe { libc::close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// Closes every descriptor but standard input, output and error and those of `kept`, those too that somebody else's program
+/// left open. Close-on-exec would be too late: as long as a descriptor is open, a path of the image's (a working directory,
+/// a command, the interpreter of a script) may lead through it, /proc/self/fd/N/../.., out of the container.
+///
+/// For the container's first process alone, whose next step is execve(2) or _exit(2): whoever owned a closed descriptor must
+/// not use it any more.
+pub fn close_others(kept: &mut [BorrowedFd<'_>]) -> io::Result<()> {
+    let close = |first: u32, last: u32| {
+        if first > last {
+            return Ok(());
+        }
+        // SAFETY: no memory is touched; that the owners of these descriptors are never heard of again is the caller's word.
+        let result = unsafe { libc::close_range(first, last, 0) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    kept.sort_by_key(AsRawFd::as_raw_fd);
+    let mut first = 3;
+    for fd in kept {
+        let fd = fd.as_raw_fd().unsigned_abs();
+        if fd > first {
+            close(first, fd - 1)?;
+        }
+        first = first.max(fd + 1);
+    }
+    close(first, u32::MAX)
+}
+
+/// The descriptor of this number, which the program that started this one left open for it; closed on exec from here on.
+///
+/// # Errors
+/// EBADF where there is none, and for standard input, output and error, which are everybody's.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    if number < 3 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: fcntl with F_SETFD changes a flag, and fails where the number is no descriptor.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and nobody in this program owns it: only a program's first steps take what was left for it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Gives every signal its default action and blocks none: ignored signals and the mask survive execve(2), and std ignores

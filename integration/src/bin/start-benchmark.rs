@@ -31,7 +31,7 @@ fn main() {
         contender("runc run, no GPU", runtime(Command::new("runc"), bundles.path(), "runc", &root, &[])),
         contender(
             "crun run, no GPU",
-            runtime(crun(&namespace), bundles.path(), "crun", &root, &["--cgroup-manager=disabled"]),
+            runtime(crun(&namespace), bundles.path(), "crun", &root, &["--cgroup-manager=cgroupfs"]),
         ),
         contender("/bin/true itself", Command::new("/bin/true")),
     ];

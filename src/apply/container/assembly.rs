@@ -66,6 +66,10 @@ pub const STANDARD_DEVICES: [(&str, u32, u32); 6] =
 const NOTHING: Flags = Flags { read_only: false, nosuid: true, nodev: true, noexec: true };
 const DEVICES: Flags = Flags { read_only: false, nosuid: true, nodev: false, noexec: true };
 
+/// A device node of the host's. Read-only is the node, not the device: it can be written through, but no chmod(2) of the
+/// container's root changes who may use the device on the host.
+const HOST_NODE: Flags = Flags { read_only: true, nosuid: true, nodev: false, noexec: true };
+
 /// What the container sees at /sys/fs/cgroup.
 #[derive(Debug)]
 pub enum CgroupView {
@@ -161,12 +165,7 @@ fn devices(container: &Container, rootless: bool) -> Vec<Step> {
     // Without root there is no mknod: the host's own nodes are mounted.
     let node = |path: &Path, target: &Path, node: Option<DeviceNode>| match node {
         Some(node) if !rootless => Step::Node { node },
-        _ => Step::Bind {
-            source: path.into(),
-            target: target.into(),
-            flags: Flags::default(),
-            recursive: false,
-        },
+        _ => Step::Bind { source: path.into(), target: target.into(), flags: HOST_NODE, recursive: false },
     };
     let standard = STANDARD_DEVICES.iter().map(|&(name, major, minor)| {
         let path = Path::new("/dev").join(name);
@@ -236,7 +235,9 @@ fn driver(container: &Container, links: impl Iterator<Item = Step>) -> Vec<Step>
         });
     }
     for mount in &injection.mounts {
-        let flags = Flags { read_only: mount.read_only, nosuid: true, nodev: true, noexec: false };
+        // A socket is connected to on a read-only mount, too; the host's own must not be closed to others by chmod(2).
+        let read_only = mount.read_only || !mount.source.0.is_dir();
+        let flags = Flags { read_only, nosuid: true, nodev: true, noexec: false };
         steps.push(Step::Bind {
             source: mount.source.0.clone(),
             target: mount.target.0.clone(),
@@ -322,7 +323,7 @@ fn perform(root: &Root, step: Step) -> Result<()> {
                 new_filesystem("tmpfs", &[("size", "0".into())], Flags { read_only: true, ..NOTHING })?
             } else {
                 // The host's own null device, by its numbers: what lies in the container's /dev is not trusted to be one.
-                let null = clone_of_host(Path::new("/dev/null"), false, Flags::default())?;
+                let null = clone_of_host(Path::new("/dev/null"), false, HOST_NODE)?;
                 let stat = rustix::fs::fstat(&null).or_fail(Code::Mount, || "/dev/null cannot be read")?;
                 if stat.st_rdev != rustix::fs::makedev(1, 3) {
                     return Err(Error::new(Code::Mount, "the host's /dev/null is not the null device"));
@@ -463,7 +464,7 @@ fn make_node(root: &Root, node: &DeviceNode) -> Result<()> {
     match made {
         // Root of an enclosing container may not make nodes: the host's is mounted, if it is the right one.
         Err(Errno::PERM) => {
-            let mount = clone_of_host(&node.path.0, false, Flags::default())?;
+            let mount = clone_of_host(&node.path.0, false, HOST_NODE)?;
             let stat = rustix::fs::fstat(&mount)
                 .or_fail(Code::DeviceNodeMissing, || format!("{} cannot be read", node.path.0.display()))?;
             if stat.st_rdev != device {

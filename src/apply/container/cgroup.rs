@@ -176,6 +176,8 @@ impl Controller {
 #[derive(Debug)]
 pub struct Cgroup {
     layout: Layout,
+    /// Where it is beneath the cgroup that we start from.
+    directory: PathBuf,
     /// The directory in cgroup v2, open for CLONE_INTO_CGROUP.
     unified: Option<(PathBuf, OwnedFd)>,
     /// Directories in v1 hierarchies.
@@ -183,21 +185,21 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the container's cgroup with these limits, open to the devices of `rules` alone (`None`: to all). `None`
-    /// where nothing was asked for and there is no cgroup that we may write, as for most ordinary users.
+    /// Makes the container's cgroup with these limits. `None` where nothing was asked for and there is no cgroup that we may
+    /// write, as for most ordinary users; where [`Cgroup::restrict`] is to follow there is always one.
     ///
     /// # Errors
-    /// [`Code::Limit`] where a limit cannot be honoured, [`Code::Cgroup`] where the cgroup or its device rules cannot be
-    /// made. Nothing is left behind then.
-    pub fn create(id: &str, limits: &Limits, rules: Option<&[DeviceRule]>) -> Result<Option<Self>> {
+    /// [`Code::Limit`] where a limit cannot be honoured, [`Code::Cgroup`] where the cgroup cannot be made. Nothing is left
+    /// behind then.
+    pub fn create(id: &str, limits: &Limits, restricted: bool) -> Result<Option<Self>> {
         let directory = directory(id)?;
         if limits.cpus.is_some_and(|cpus| !(cpus.is_finite() && cpus >= 0.01)) {
             // The kernel's least quota is a millisecond in 100.
             return Err(Controller::Cpu.failed("the kernel takes 0.01 processors or more"));
         }
-        let mut cgroup = Self { layout: Layout::current(), unified: None, legacy: Vec::new() };
-        match cgroup.fill(&directory, limits, rules) {
-            Ok(()) if cgroup.unified.is_none() && cgroup.legacy.is_empty() => Ok(None),
+        let mut cgroup = Self { layout: Layout::current(), directory, unified: None, legacy: Vec::new() };
+        match cgroup.fill(limits) {
+            Ok(()) if cgroup.unified.is_none() && cgroup.legacy.is_empty() && !restricted => Ok(None),
             Ok(()) => Ok(Some(cgroup)),
             Err(error) => {
                 // What went wrong first is what the user must know.
@@ -207,7 +209,8 @@ impl Cgroup {
         }
     }
 
-    fn fill(&mut self, directory: &Path, limits: &Limits, rules: Option<&[DeviceRule]>) -> Result<()> {
+    fn fill(&mut self, limits: &Limits) -> Result<()> {
+        let directory = &self.directory.clone();
         let own = Own::read();
         let mut left: Vec<Controller> = Controller::ALL.into();
         left.retain(|controller| !controller.settings(limits, true).is_empty());
@@ -219,14 +222,6 @@ impl Cgroup {
                 left.into_iter().partition(|one| offered.split_whitespace().any(|name| name == one.name()));
             left = elsewhere;
             self.fill_unified(start, directory, &here, limits)?;
-        }
-        match (&self.unified, rules) {
-            (_, None) => {}
-            (Some((path, fd)), Some(rules)) => restrict_devices(fd.as_fd(), rules)
-                .or_fail(Code::Cgroup, || {
-                    format!("the devices of the cgroup {} cannot be restricted", path.display())
-                })?,
-            (None, Some(rules)) => self.restrict_legacy(&own, directory, rules)?,
         }
         for controller in left {
             let name = controller.name();
@@ -263,6 +258,20 @@ impl Cgroup {
             set(&path, *controller, &controller.settings(limits, true))?;
         }
         Ok(())
+    }
+
+    /// Opens the cgroup to the devices of `rules` alone. Until then it is open to all, so nothing of the container's may run:
+    /// the kernel checks the program while the container's root is being made.
+    ///
+    /// # Errors
+    /// [`Code::Cgroup`] where the rules cannot be made.
+    pub fn restrict(&mut self, rules: &[DeviceRule]) -> Result<()> {
+        match &self.unified {
+            Some((path, fd)) => restrict_devices(fd.as_fd(), rules).or_fail(Code::Cgroup, || {
+                format!("the devices of the cgroup {} cannot be restricted", path.display())
+            }),
+            None => self.restrict_legacy(&Own::read(), &self.directory.clone(), rules),
+        }
     }
 
     /// Device rules where no cgroup v2 is mounted (Documentation/admin-guide/cgroup-v1/devices.rst).
@@ -585,7 +594,7 @@ mod tests {
             return;
         }
         let limits = Limits { memory: Some(48 << 20), ..Limits::default() };
-        let cgroup = Cgroup::create(&id("memory"), &limits, None).unwrap().unwrap();
+        let cgroup = Cgroup::create(&id("memory"), &limits, false).unwrap().unwrap();
         let allocate = |size| format!("dd if=/dev/zero of=/dev/null bs={size} count=1; echo survived: $?");
         let said = |output: Output| String::from_utf8(output.stdout).unwrap();
         assert_eq!(said(run(&cgroup, &allocate("8M"))), "survived: 0\n");
@@ -599,7 +608,7 @@ mod tests {
             return;
         }
         let limits = Limits { pids: Some(3), ..Limits::default() };
-        let cgroup = Cgroup::create(&id("pids"), &limits, None).unwrap().unwrap();
+        let cgroup = Cgroup::create(&id("pids"), &limits, false).unwrap().unwrap();
         assert!(run(&cgroup, "sleep 0 & sleep 0 & wait").status.success());
         assert!(!run(&cgroup, "sleep 1 & sleep 1 & sleep 1 & wait").status.success());
         cgroup.remove().unwrap();
@@ -611,7 +620,7 @@ mod tests {
             return;
         }
         let limits = Limits { cpus: Some(1.5), ..Limits::default() };
-        let cgroup = Cgroup::create(&id("cpus"), &limits, None).unwrap().unwrap();
+        let cgroup = Cgroup::create(&id("cpus"), &limits, false).unwrap().unwrap();
         let written: Vec<String> = paths(&cgroup)
             .iter()
             .flat_map(|path| {
@@ -623,7 +632,7 @@ mod tests {
         cgroup.remove().unwrap();
         for nonsense in [0.0, -1.0, f64::NAN, f64::INFINITY, 0.001] {
             let limits = Limits { cpus: Some(nonsense), ..Limits::default() };
-            assert_eq!(Cgroup::create(&id("cpus"), &limits, None).unwrap_err().code(), Code::Limit);
+            assert_eq!(Cgroup::create(&id("cpus"), &limits, false).unwrap_err().code(), Code::Limit);
         }
     }
 
@@ -648,7 +657,8 @@ mod tests {
             write: false,
             mknod: false,
         };
-        let cgroup = Cgroup::create(&id("devices"), &Limits::default(), Some(&[read_zero])).unwrap().unwrap();
+        let mut cgroup = Cgroup::create(&id("devices"), &Limits::default(), true).unwrap().unwrap();
+        cgroup.restrict(&[read_zero]).unwrap();
         assert!(cgroup.dir_fd().is_some() || cgroup.layout == Layout::Legacy);
         let works = |script: &str| run(&cgroup, script).status.success();
         assert!(works(&format!(": < {zero}")));
@@ -656,7 +666,7 @@ mod tests {
         assert!(!works(&format!(": < {null}")));
         assert!(!works(&format!("mknod {}/full c 1 7", directory.path().display())));
         cgroup.remove().unwrap();
-        let bare = Cgroup::create(&id("devices"), &Limits::default(), None).unwrap().unwrap();
+        let bare = Cgroup::create(&id("devices"), &Limits::default(), false).unwrap().unwrap();
         assert!(run(&bare, &format!(": < {null}")).status.success());
         bare.remove().unwrap();
     }
@@ -670,7 +680,8 @@ mod tests {
             eprintln!("devices of v1: skipped, no such hierarchy is mounted");
             return;
         }
-        let mut cgroup = Cgroup { layout: Layout::Legacy, unified: None, legacy: Vec::new() };
+        let directory = directory(&id("legacy")).unwrap();
+        let mut cgroup = Cgroup { layout: Layout::Legacy, directory, unified: None, legacy: Vec::new() };
         let mut rules = [DeviceRule {
             kind: DeviceKind::All,
             major: Some(1),
@@ -680,7 +691,7 @@ mod tests {
             mknod: false,
         }; 2];
         rules[1].read = false;
-        cgroup.restrict_legacy(&Own::read(), &directory(&id("legacy")).unwrap(), &rules).unwrap();
+        cgroup.restrict(&rules).unwrap();
         assert_eq!(read(&cgroup.legacy[0].join("devices.list")), "c 1:* r\nb 1:* r\n");
         assert!(run(&cgroup, ": < /dev/zero").status.success());
         assert!(!run(&cgroup, ": > /dev/zero").status.success());
@@ -697,8 +708,8 @@ mod tests {
         }
         let id = id("stale");
         let limits = Limits { pids: Some(100), memory: Some(1 << 30), ..Limits::default() };
-        let cgroup = Cgroup::create(&id, &limits, None).unwrap().unwrap();
-        let again = Cgroup::create(&id, &limits, None).unwrap_err();
+        let cgroup = Cgroup::create(&id, &limits, false).unwrap().unwrap();
+        let again = Cgroup::create(&id, &limits, false).unwrap_err();
         assert_eq!(again.code(), Code::Cgroup, "an id is used once");
         let mut shell = start(&cgroup, "echo ready; sleep 1000 & sleep 1000");
         std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
@@ -722,7 +733,7 @@ mod tests {
         let id = id("failure");
         // The kernel takes no such number of processes.
         let limits = Limits { pids: Some(u64::MAX), memory: Some(1 << 30), ..Limits::default() };
-        let error = Cgroup::create(&id, &limits, None).unwrap_err();
+        let error = Cgroup::create(&id, &limits, false).unwrap_err();
         assert_eq!(error.code(), Code::Limit);
         assert!(error.what().contains("--pids-limit"), "{error}");
         let mut mounts =
@@ -739,9 +750,9 @@ mod tests {
             return;
         }
         let id = id("user");
-        assert!(Cgroup::create(&id, &Limits::default(), None).unwrap().is_none());
+        assert!(Cgroup::create(&id, &Limits::default(), false).unwrap().is_none());
         let limits = Limits { memory: Some(1 << 30), ..Limits::default() };
-        let error = Cgroup::create(&id, &limits, None).unwrap_err();
+        let error = Cgroup::create(&id, &limits, false).unwrap_err();
         assert_eq!(error.code(), Code::Limit);
         assert!(error.fix_line().contains("Delegate=yes"), "{error}");
         Cgroup::remove_stale(&id).unwrap();

@@ -1,7 +1,10 @@
 //! What launcher and child tell each other until the command runs: "go", the terminal, a failure. The child's end closes
 //! with its execve, so silence means that the command runs.
 
-use crate::error::{Code, Error, OrFail, Result};
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    sys::process,
+};
 use rustix::{
     event::{PollFd, PollFlags},
     fd::{AsFd, BorrowedFd, OwnedFd},
@@ -31,7 +34,18 @@ pub enum Said {
 /// A failure's paragraph is shorter.
 const MAX_MESSAGE: usize = 16 << 10;
 
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Channel {
+    /// The end that another program left open for this one.
+    pub fn inherited(number: i32) -> Result<Self> {
+        process::inherited(number).map(Self).or_fail(Code::Internal, || "there is no launcher to talk to")
+    }
+
     /// Both ends.
     pub fn pair() -> Result<(Self, Self)> {
         let (a, b) =

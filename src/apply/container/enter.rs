@@ -6,6 +6,7 @@
 use super::{
     assembly::{self, Steps},
     channel::Channel,
+    handover,
     layer::Layer,
     spec::{Container, Process, Rlimit},
 };
@@ -16,7 +17,7 @@ use crate::{
 };
 use caps::{CapSet, Capability};
 use rustix::{
-    fd::{AsFd, OwnedFd},
+    fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{CWD, Mode, OFlags},
     io::Errno,
     mount::{MountFlags, MountPropagationFlags, UnmountFlags},
@@ -55,17 +56,29 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     let Entry { container, layers, steps, seccomp } = entry;
     let process = &container.process;
     process::reset_signals();
-    channel.wait()?;
+    // Without ids nothing can be made here.
+    if container.id_map.is_some() {
+        channel.wait()?;
+    }
     rustix::process::umask(Mode::empty());
     // Here, not with clone3: that takes the launcher's cgroup for the root of the new namespace, not the one it starts in.
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
         .or_fail(Code::Namespace, || "no cgroup namespace can be made")?;
     // Nothing that is mounted from here on reaches the host.
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .or_fail(Code::Mount, || "the container's mounts cannot be made private")?;
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(
+        |errno| {
+            let error = Error::new(Code::Mount, "the container's mounts cannot be made private").cause(errno);
+            match errno {
+                Errno::INVAL => error.fix(
+                    "gpurun is in a chroot whose / is no mount point: mount --bind DIR DIR before chroot DIR",
+                ),
+                _ => error,
+            }
+        },
+    )?;
 
     let (root, home) = mount_root(container, layers, &steps)?;
-    let init = if process.init { Some(own_program()?) } else { None };
+    let own = if process.init || may_change_own_program(process)? { Some(own_program()?) } else { None };
     assembly::assemble(&root, steps.mounts)?;
     if container.read_only && !container.volumes.iter().any(|volume| volume.target() == home) {
         // Caches of CUDA, Triton and Hugging Face go there, whatever the root is.
@@ -110,7 +123,12 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         None => {}
     }
     process.rlimits.iter().try_for_each(set_limit)?;
-    process::close_on_exec_from(3).or_fail(Code::Internal, failed("close_range"))?;
+    let mut kept: Vec<BorrowedFd<'_>> = own.iter().map(AsFd::as_fd).chain([channel.as_fd()]).collect();
+    process::close_others(&mut kept).or_fail(Code::Internal, failed("close_range"))?;
+    // The launcher closes the cgroup to foreign devices meanwhile.
+    if container.id_map.is_none() {
+        channel.wait()?;
+    }
     drop_privileges(process, !container.privileged)?;
     // After the change of user, which clears it: a container dies with its launcher, however that ends.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
@@ -119,13 +137,20 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         process::exit_now(137);
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    rustix::process::chdir(&process.cwd).or_fail(Code::CannotRun, || {
+    enter_directory(&process.cwd).or_fail(Code::CannotRun, || {
         format!("the working directory {} cannot be entered", process.cwd.display())
     })?;
     if let Some(filter) = seccomp {
         crate::sys::seccomp::install(&filter).or_fail(Code::Seccomp, failed("seccomp"))?;
     }
-    Err(execute(process, &home, init.as_ref()))
+    Err(execute(process, &home, own.as_ref(), channel))
+}
+
+/// Changes to a directory that the image or a volume may have made a link: one of /proc leads to whatever is open
+/// (CVE-2024-21626), so it is not followed.
+fn enter_directory(path: &Path) -> rustix::io::Result<()> {
+    let root = Root::new(open_host_directory(Path::new("/"))?);
+    rustix::process::fchdir(root.open(path, OFlags::PATH | OFlags::DIRECTORY)?)
 }
 
 /// overlayfs over the image's layers and the one that gpurun adds, at the container's scratch directory; and the user's home.
@@ -145,7 +170,7 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
     layer.populate(&steps.image, steps.mounts.iter().chain(&steps.volumes))?;
     directory_in(&memory, "root")?;
 
-    let lowers = lower_directories(container, layers, layer).map_err(|errno| no_overlay(container, errno))?;
+    let lowers = lower_directories(layers, layer).map_err(|errno| no_overlay(container, errno))?;
     let mount = |upper: Option<&OwnedFd>| -> Result<rustix::io::Result<()>> {
         let writable =
             upper.map(|at| Ok((directory_in(at, "upper")?, directory_in(at, "work")?))).transpose()?;
@@ -174,12 +199,8 @@ fn directory_in(at: &OwnedFd, name: &str) -> Result<OwnedFd> {
 
 /// The lower directories, topmost first. The launcher's own descriptors belong to the host's mount namespace, which overlayfs
 /// refuses (clone_private_mount), so each is opened again and must be the same directory.
-fn lower_directories(
-    container: &Container,
-    layers: &Layers,
-    added: Layer,
-) -> rustix::io::Result<Vec<OwnedFd>> {
-    let again = container.lowers.iter().zip(layers.descriptors()).map(|(path, known)| {
+fn lower_directories(layers: &Layers, added: Layer) -> rustix::io::Result<Vec<OwnedFd>> {
+    let again = layers.lowers().map(|(path, known)| {
         let again =
             rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let identity = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| (s.st_dev, s.st_ino));
@@ -223,8 +244,18 @@ fn overlay(
     rustix::mount::mount("overlay", target, "overlay", MountFlags::NODEV, Some(data.as_c_str()))
 }
 
-/// gpurun's own file, which is pid 1 with `--init`, as a read-only mount: /proc/1/exe would otherwise be a way to write the
-/// host's.
+/// Whether the container's user could write gpurun's own file, or make it setuid, if he got at it: while this process execs
+/// the command, /proc/self/exe is that file, and a command or script that says `#!/proc/self/exe` opens it (CVE-2019-5736).
+fn may_change_own_program(process: &Process) -> Result<bool> {
+    let stat =
+        rustix::fs::stat("/proc/self/exe").or_fail(Code::Internal, || "gpurun's own file is not there")?;
+    let user = &process.user;
+    // The owner as this user namespace has it. The group's bits also bound those of access control lists.
+    Ok(user.uid == 0 || stat.st_uid == user.uid || stat.st_mode & 0o022 != 0)
+}
+
+/// gpurun's own file as a read-only mount, for what may run as the container's pid 1 or exec its command: /proc/1/exe would
+/// otherwise be a way to write the host's.
 fn own_program() -> Result<OwnedFd> {
     use rustix::mount::OpenTreeFlags;
     let own = Path::new("/proc/self/exe");
@@ -372,19 +403,21 @@ fn c_string(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| Error::new(Code::CannotRun, format!("{text:?} holds a NUL character")))
 }
 
-/// execve(2), with the command looked up in PATH as a shell does it.
-fn execute(process: &Process, home: &Path, init: Option<&OwnedFd>) -> Error {
-    match prepare(process, home) {
+/// execve(2), with the command looked up in PATH as a shell does it; by way of gpurun's own file where that is given.
+fn execute(process: &Process, home: &Path, own: Option<&OwnedFd>, channel: &Channel) -> Error {
+    let through_own = |program: &OwnedFd, argv: Vec<CString>, env: &[CString]| {
+        let before = if process.init { vec![super::INIT_NAME.into()] } else { handover::words(channel)? };
+        let argv: Vec<CString> = before.into_iter().chain(argv).collect();
+        Err(process::fexecve(program.as_fd(), &argv, env))
+            .or_fail(Code::CannotRun, || "gpurun cannot start itself in the container")
+    };
+    let executed: Result<Infallible> = prepare(process, home).and_then(|(argv, env, candidates)| match own {
+        Some(program) => through_own(program, argv, &env),
+        None => Err(run_first(&process.argv[0], &candidates, &argv, &env)),
+    });
+    match executed {
         Err(error) => error,
-        Ok((argv, env, candidates)) => {
-            if let Some(program) = init {
-                let argv: Vec<CString> = [super::INIT_NAME.into()].into_iter().chain(argv).collect();
-                let error = process::fexecve(program.as_fd(), &argv, &env);
-                return Error::new(Code::CannotRun, "gpurun cannot start itself as the container's init")
-                    .cause(error);
-            }
-            run_first(&process.argv[0], &candidates, &argv, &env)
-        }
+        Ok(never) => match never {},
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who the command runs as: the image's USER, `-u`, the caller; and what a user namespace must be told of it.
 
-use super::spec::IdMap;
+use super::user_namespace::IdMap;
 use crate::{
     apply::rootfs::Layers,
     error::{Code, Error, Result},

@@ -1,16 +1,13 @@
 //! `--init`: pid 1 of the container, which starts the command, hands it every signal and reaps what nobody waits for.
 
-use super::enter;
+use super::handover;
 use crate::{
     error::{Code, Error, OrFail, Result},
     sys::process,
 };
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::{io::Errno, process::WaitOptions};
-use std::{
-    ffi::{CStr, CString},
-    os::unix::ffi::OsStrExt,
-};
+use std::ffi::{CStr, CString};
 
 /// As what gpurun is called when it is a container's pid 1.
 pub const INIT_NAME: &CStr = c"gpurun-init";
@@ -20,9 +17,9 @@ pub const INIT_NAME: &CStr = c"gpurun-init";
 /// # Errors
 /// When the command cannot be run.
 pub fn run(argv: &[CString]) -> Result<u8> {
-    let Some(command) = argv.first() else {
+    if argv.is_empty() {
         return Err(Error::new(Code::Usage, "there is no command to run"));
-    };
+    }
     let mut all = SigSet::all();
     // Blocked, these would be faults that never end.
     for signal in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE] {
@@ -30,29 +27,18 @@ pub fn run(argv: &[CString]) -> Result<u8> {
     }
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None)
         .or_fail(Code::Internal, || "sigprocmask failed")?;
-    let child = match process::fork().or_fail(Code::Internal, || "the command's process cannot be made")? {
-        child @ 1.. => child,
-        _ => {
-            // A process group of its own in the terminal's foreground, so that Ctrl-C reaches the command and not this one twice.
-            // Without a terminal there is none to take. SIGTTOU is still blocked here.
-            let own = nix::unistd::getpid();
-            let _ = nix::unistd::setpgid(own, own);
-            let _ = nix::unistd::tcsetpgrp(rustix::stdio::stdin(), own);
-            process::reset_signals();
-            let env: Vec<CString> = std::env::vars_os()
-                .filter_map(|(name, value)| {
-                    CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
-                })
-                .collect();
-            let path = std::env::var("PATH").unwrap_or_default();
-            let name = command.to_string_lossy();
-            let candidates: Vec<CString> =
-                enter::candidates(&name, &path).into_iter().filter_map(|c| CString::new(c).ok()).collect();
-            let error = enter::run_first(&name, &candidates, argv, &env);
-            eprintln!("{error}");
-            process::exit_now(i32::from(error.code().exit_code()));
-        }
-    };
+    let child = process::fork().or_fail(Code::Internal, || "the command's process cannot be made")?;
+    if child == 0 {
+        // A process group of its own in the terminal's foreground, so that Ctrl-C reaches the command and not this one twice.
+        // Without a terminal there is none to take. SIGTTOU is still blocked here.
+        let own = nix::unistd::getpid();
+        let _ = nix::unistd::setpgid(own, own);
+        let _ = nix::unistd::tcsetpgrp(rustix::stdio::stdin(), own);
+        process::reset_signals();
+        let error = handover::become_command(argv);
+        eprintln!("{error}");
+        process::exit_now(i32::from(error.code().exit_code()));
+    }
     loop {
         let signal = all.wait().or_fail(Code::Internal, || "sigwait failed")?;
         if signal != Signal::SIGCHLD {

@@ -247,7 +247,7 @@ mod tests {
         symlink(&outside, image.join("absolute")).unwrap();
         symlink("../../outside", image.join("relative")).unwrap();
         symlink("../run/stub.conf", image.join("etc/resolv.conf")).unwrap();
-        let layers = Layers::open(&[image]).unwrap();
+        let layers = Layers::open(vec![image]).unwrap();
         let directory = open_host_directory(&layer).unwrap();
         let made = Layer::new(directory, &layers, rustix::process::geteuid().is_root()).unwrap();
         (dir, made)

@@ -4,6 +4,7 @@ mod assembly;
 pub mod cgroup;
 mod channel;
 mod enter;
+pub mod handover;
 pub mod identity;
 pub mod init;
 mod layer;
@@ -11,7 +12,7 @@ mod relay;
 mod scratch;
 pub mod seccomp;
 pub mod spec;
-mod user_namespace;
+pub mod user_namespace;
 
 use crate::{
     apply::rootfs::Layers,
@@ -24,6 +25,7 @@ use crate::{
 use assembly::CgroupView;
 use cgroup::{Cgroup, Layout};
 use channel::{Channel, Said};
+pub use handover::HANDOVER_NAME;
 pub use init::INIT_NAME;
 use rustix::fd::OwnedFd;
 use scratch::Scratch;
@@ -40,7 +42,7 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     let signals = relay::Signals::block()?;
 
     let scratch = Scratch::create(&container.scratch, &container.id, container.id_map.clone())?;
-    let cgroup = match Cgroup::create(&container.id, &container.limits, device_rules(&container).as_deref()) {
+    let mut cgroup = match Cgroup::create(&container.id, &container.limits, container.privileged) {
         Ok(cgroup) => cgroup,
         Err(error) => return Err(after(error, scratch.remove())),
     };
@@ -50,7 +52,7 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
         layers: &layers,
         container: &container,
     };
-    let started = start(entry, ours, theirs, cgroup.as_ref());
+    let started = start(entry, ours, theirs, cgroup.as_mut());
     // What the start needed is not needed to wait: the launcher of a container that runs for weeks stays small.
     let interactive = container.process.interactive;
     drop((container, layers));
@@ -87,10 +89,10 @@ fn start(
     entry: enter::Entry<'_>,
     ours: Channel,
     theirs: Channel,
-    cgroup: Option<&Cgroup>,
+    cgroup: Option<&mut Cgroup>,
 ) -> Result<Started> {
     let container = entry.container;
-    let clone = process::clone_into(namespaces(container), cgroup.and_then(Cgroup::dir_fd))
+    let clone = process::clone_into(namespaces(container), cgroup.as_deref().and_then(Cgroup::dir_fd))
         .map_err(|error| refused(&error))?;
     let (pidfd, pid) = match clone {
         Clone::Child => {
@@ -103,13 +105,8 @@ fn start(
         Clone::Parent(pidfd, pid) => (pidfd, pid),
     };
     drop(theirs);
-    let prepared =
-        container.id_map.as_ref().map_or(Ok(()), |map| user_namespace::write_id_map(pid, map)).and_then(
-            |()| match (cgroup, rustix::process::Pid::from_raw(pid)) {
-                (Some(cgroup), Some(pid)) => cgroup.join(pid),
-                _ => Ok(()),
-            },
-        );
+    // What only the launcher can do for the child, while that makes its root.
+    let prepared = prepare(container, pid, cgroup);
     let talked = prepared.and_then(|()| ours.go()).and_then(|()| {
         let mut terminal = None;
         loop {
@@ -134,6 +131,19 @@ fn start(
             Err(error)
         }
     }
+}
+
+fn prepare(container: &Container, pid: i32, cgroup: Option<&mut Cgroup>) -> Result<()> {
+    if let Some(map) = &container.id_map {
+        user_namespace::write_id_map(pid, map)?;
+    }
+    if let (Some(cgroup), Some(pid)) = (cgroup, rustix::process::Pid::from_raw(pid)) {
+        if container.privileged {
+            cgroup.restrict(&device_rules(container))?;
+        }
+        cgroup.join(pid)?;
+    }
+    Ok(())
 }
 
 fn namespaces(container: &Container) -> u64 {
@@ -165,10 +175,7 @@ fn refused(error: &std::io::Error) -> Error {
 
 /// What the container's cgroup allows: the devices that every container has, and the GPU's. Without root there is no such
 /// rule, and no node can be made either: what is not mounted is not there.
-fn device_rules(container: &Container) -> Option<Vec<DeviceRule>> {
-    if !container.privileged {
-        return None;
-    }
+fn device_rules(container: &Container) -> Vec<DeviceRule> {
     let standard = assembly::STANDARD_DEVICES.iter().map(|&(_, major, minor)| (major, Some(minor)));
     // 136 is the first of the pseudo-terminals, 5:2 is ptmx.
     let terminals = [(5, Some(2)), (136, None)];
@@ -190,7 +197,7 @@ fn device_rules(container: &Container) -> Option<Vec<DeviceRule>> {
         write: false,
         mknod: true,
     });
-    Some(standard.chain(terminals).chain(gpus).map(rule).chain(nodes).collect())
+    standard.chain(terminals).chain(gpus).map(rule).chain(nodes).collect()
 }
 
 /// How the container sees its cgroup.

@@ -1,6 +1,6 @@
 //! A container as a plain value: everything is decided, nothing is done yet.
 
-use super::{cgroup::Limits, identity::Identity};
+use super::{cgroup::Limits, identity::Identity, user_namespace::IdMap};
 use crate::{plan::Injection, vocabulary::EnvVar};
 use std::path::PathBuf;
 
@@ -9,8 +9,6 @@ use std::path::PathBuf;
 pub struct Container {
     /// 12 hexadecimal digits: names its scratch directory and its cgroup.
     pub id: String,
-    /// overlayfs' lower directories, topmost first.
-    pub lowers: Vec<PathBuf>,
     /// `--read-only`: nothing but the mounts can be written.
     pub read_only: bool,
     /// Where files are kept that the container writes into its root.
@@ -115,15 +113,4 @@ impl Volume {
             Self::Bind { target, .. } | Self::Tmpfs { target, .. } => target,
         }
     }
-}
-
-/// How the container's ids are called on the host: ranges as in uid_map (user_namespaces(7)).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IdMap {
-    /// inside, outside, count
-    pub uids: Vec<(u32, u32, u32)>,
-    /// inside, outside, count
-    pub gids: Vec<(u32, u32, u32)>,
-    /// Whether newuidmap and newgidmap write them; one id each a process may write itself.
-    pub helpers: bool,
 }

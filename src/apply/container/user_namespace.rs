@@ -1,6 +1,6 @@
 //! A user namespace's ids, and work that must be done inside one.
 
-use super::{channel::Channel, spec::IdMap};
+use super::channel::Channel;
 use crate::{
     error::{Code, Error, OrFail, Result},
     sys::process::{self, Clone},
@@ -9,6 +9,17 @@ use rustix::{
     fd::AsFd,
     process::{WaitId, WaitIdOptions},
 };
+
+/// How the container's ids are called on the host: ranges as in uid_map (user_namespaces(7)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMap {
+    /// inside, outside, count
+    pub uids: Vec<(u32, u32, u32)>,
+    /// inside, outside, count
+    pub gids: Vec<(u32, u32, u32)>,
+    /// Whether newuidmap and newgidmap write them; one id each a process may write itself.
+    pub helpers: bool,
+}
 
 /// Writes uid_map and gid_map (user_namespaces(7)), with the host's setuid helpers where there is more than one id.
 pub fn write_id_map(pid: i32, map: &IdMap) -> Result<()> {

@@ -26,16 +26,18 @@ use std::path::PathBuf;
 /// Runs the container; the command's exit code.
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let store = Store::open(&context.store_dir)?;
-    let image = Image::open(&ImageReference::parse(&args.image)?, &store)?;
+    let reference = ImageReference::parse(&args.image)?;
+    let image = Image::open(&reference, &store)?;
     let user_env = options::environment(args)?;
     // Whether the host can run the image is known before a layer is unpacked.
     let injection = injection(context, args, &image, &user_env)?;
     for warning in &injection.warnings {
         tracing::warn!("{warning}");
     }
-    let lowers = image.root(&store)?;
-    let layers = Layers::open(&lowers)?;
-    let container = container(context, args, &image, user_env, injection, lowers, &layers)?;
+    let mut volumes = if reference == ImageReference::Host { host_file_systems()? } else { Vec::new() };
+    volumes.extend(options::volumes(args)?);
+    let layers = Layers::open(image.root(&store)?)?;
+    let container = container(context, args, &image, user_env, volumes, injection, &layers)?;
     container::run(container, layers)
 }
 
@@ -58,8 +60,8 @@ fn container(
     args: &Run,
     image: &Image,
     user_env: Vec<EnvVar>,
+    volumes: Vec<Volume>,
     injection: Injection,
-    lowers: Vec<PathBuf>,
     layers: &Layers,
 ) -> Result<Container> {
     let config = image.config();
@@ -77,9 +79,6 @@ fn container(
         cpus: args.cpus,
         pids: args.pids_limit.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0),
     };
-    let mut volumes =
-        if matches!(image_host(&args.image), HostRoot::Yes) { host_file_systems()? } else { Vec::new() };
-    volumes.extend(options::volumes(args)?);
     if args.tty && args.interactive && !rustix::termios::isatty(rustix::stdio::stdin()) {
         return Err(
             Error::new(Code::Usage, "-i -t needs a terminal, and standard input is none").fix("leave out -t")
@@ -87,7 +86,6 @@ fn container(
     }
     Ok(Container {
         id: new_id()?,
-        lowers,
         read_only: args.read_only,
         scratch: context.store_dir.join("scratch"),
         state_dir: context.state_dir.clone(),
@@ -154,19 +152,6 @@ fn new_id() -> Result<String> {
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .or_fail(Code::Internal, || "getrandom failed")?;
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
-}
-
-enum HostRoot {
-    Yes,
-    No,
-}
-
-fn image_host(image: &str) -> HostRoot {
-    if ImageReference::parse(image).is_ok_and(|reference| reference == ImageReference::Host) {
-        HostRoot::Yes
-    } else {
-        HostRoot::No
-    }
 }
 
 /// `host:` is the host's whole tree, and overlayfs shows of a lower directory only what lies on its own file system: the
