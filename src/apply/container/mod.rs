@@ -52,7 +52,7 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
         layers: &layers,
         container: &container,
     };
-    let started = start(entry, &ours, theirs, cgroup.as_mut());
+    let started = start(entry, ours, theirs, cgroup.as_mut());
     // What the start needed is not needed to wait: the launcher of a container that runs for weeks stays small.
     let interactive = container.process.interactive;
     drop((container, layers));
@@ -87,7 +87,7 @@ struct Started {
 
 fn start(
     entry: enter::Entry<'_>,
-    ours: &Channel,
+    ours: Channel,
     theirs: Channel,
     cgroup: Option<&mut Cgroup>,
 ) -> Result<Started> {
@@ -96,6 +96,8 @@ fn start(
         .map_err(|error| refused(&error))?;
     let (pidfd, pid) = match clone {
         Clone::Child => {
+            // Its own copy of the launcher's end would keep it from seeing that the launcher is gone.
+            drop(ours);
             let error = enter::enter(entry, &theirs);
             theirs.send_failure(&error);
             process::exit_now(i32::from(error.code().exit_code()));

@@ -35,10 +35,8 @@ impl Scratch {
         loop {
             use std::os::unix::fs::DirBuilderExt;
             fs::DirBuilder::new().mode(0o700).create(&path).or_fail(Code::Store, failed)?;
-            // Another launcher may have taken the new directory for a stale one before it was locked.
-            if let Some(lock) = try_lock(&path)
-                && path.exists()
-            {
+            // Another launcher may take the new directory for a stale one before it is locked; it is gone then.
+            if let Some(lock) = lock(&path, FlockOperation::LockExclusive) {
                 return Ok(Self { path, lock, id_map });
             }
         }
@@ -52,17 +50,21 @@ impl Scratch {
     }
 }
 
-fn try_lock(path: &Path) -> Option<OwnedFd> {
+/// The directory's lock, if the directory is still there when it is had.
+fn lock(path: &Path, how: FlockOperation) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::open(path, flags, Mode::empty()).ok()?;
-    rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).ok()?;
-    Some(fd)
+    rustix::io::retry_on_intr(|| rustix::fs::flock(&fd, how)).ok()?;
+    // Whoever had it before may have removed it, and its owner made it again.
+    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    let locked = rustix::fs::fstat(&fd).map(identity).ok()?;
+    (rustix::fs::lstat(path).map(identity).ok()? == locked).then_some(fd)
 }
 
 /// Removes the directories and cgroups of launchers that are gone. What cannot be removed now stays for the next start.
 fn sweep(all: &Path, id_map: Option<&IdMap>) {
     for entry in fs::read_dir(all).into_iter().flatten().flatten() {
-        if let Some(_lock) = try_lock(&entry.path()) {
+        if let Some(_lock) = lock(&entry.path(), FlockOperation::NonBlockingLockExclusive) {
             let id = entry.file_name();
             let result = cgroup::Cgroup::remove_stale(&id.to_string_lossy())
                 .map(|()| remove_tree(&entry.path(), id_map));
