@@ -4,11 +4,18 @@
 //! is gone, however it went; so a directory whose lock can be had belongs to nobody, and the next start removes it.
 
 use super::{cgroup, spec::IdMap, user_namespace};
-use crate::error::{Code, OrFail, Result};
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use crate::{
+    error::{Code, OrFail, Result},
+    image::tree,
+};
+use rustix::{
+    fs::{FlockOperation, Mode, OFlags},
+    io::Errno,
+};
 use std::{
+    ffi::CString,
     fs, io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
 };
 
@@ -32,11 +39,12 @@ impl Scratch {
         loop {
             use std::os::unix::fs::DirBuilderExt;
             fs::DirBuilder::new().mode(0o700).create(&path).or_fail(Code::Store, failed)?;
-            // Another launcher may have taken the new directory for a stale one before it was locked.
-            if let Some(lock) = try_lock(&path)
-                && path.exists()
-            {
-                return Ok(Self { path, lock, id_map });
+            // Another launcher may take the new directory for a stale one before it is locked; then it is waited for, and
+            // what it has removed is made again.
+            match lock(&path, FlockOperation::LockExclusive) {
+                Ok(lock) if path.exists() => return Ok(Self { path, lock, id_map }),
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno).or_fail(Code::Store, failed),
             }
         }
     }
@@ -49,17 +57,17 @@ impl Scratch {
     }
 }
 
-fn try_lock(path: &Path) -> Option<OwnedFd> {
+fn lock(path: &Path, how: FlockOperation) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).ok()?;
-    rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).ok()?;
-    Some(fd)
+    let fd = rustix::fs::open(path, flags, Mode::empty())?;
+    rustix::io::retry_on_intr(|| rustix::fs::flock(&fd, how))?;
+    Ok(fd)
 }
 
 /// Removes the directories and cgroups of launchers that are gone. What cannot be removed now stays for the next start.
 fn sweep(all: &Path, id_map: Option<&IdMap>) {
     for entry in fs::read_dir(all).into_iter().flatten().flatten() {
-        if let Some(_lock) = try_lock(&entry.path()) {
+        if let Ok(_lock) = lock(&entry.path(), FlockOperation::NonBlockingLockExclusive) {
             let id = entry.file_name();
             let result = cgroup::Cgroup::remove_stale(&id.to_string_lossy())
                 .map(|()| remove_tree(&entry.path(), id_map));
@@ -68,36 +76,21 @@ fn sweep(all: &Path, id_map: Option<&IdMap>) {
     }
 }
 
-/// rm -rf. Directories that the container left without permissions are opened first; files of the caller's subordinate ids
-/// are removed in a user namespace that has these.
+/// rm -rf of what a hostile process may have made. Files of the caller's subordinate ids are removed in a user namespace that
+/// has these.
 fn remove_tree(path: &Path, id_map: Option<&IdMap>) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path);
-            match (fs::remove_dir_all(path), id_map) {
-                (Err(_), Some(map)) if map.helpers => {
-                    // The directory itself stays: its parent is nothing of the namespace's.
-                    let emptied =
-                        user_namespace::run_inside(map, || empty(path).is_ok()).map_err(io::Error::other)?;
-                    if emptied { fs::remove_dir_all(path) } else { Err(error) }
-                }
-                (result, _) => result,
-            }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let name = CString::new(name.as_bytes())?;
+    let parent = rustix::fs::open(parent, tree::DIRECTORY, Mode::empty())?;
+    match (tree::remove(&parent, &name), id_map) {
+        (Err(Errno::ACCESS | Errno::PERM), Some(map)) if map.helpers => {
+            // The directory itself stays: its parent is nothing of the namespace's.
+            let inside = || tree::empty(&parent, &name).is_ok();
+            user_namespace::run_inside(map, inside).map_err(io::Error::other)?;
+            Ok(tree::remove(&parent, &name)?)
         }
-        result => result,
-    }
-}
-
-fn empty(path: &Path) -> io::Result<()> {
-    fs::read_dir(path)?.try_for_each(|entry| fs::remove_dir_all(entry?.path()))
-}
-
-fn open_up(path: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let _ = fs::set_permissions(path, fs::Permissions::from_mode(0o700));
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            open_up(&entry.path());
-        }
+        (removed, _) => Ok(removed?),
     }
 }
