@@ -457,7 +457,7 @@ mod tests {
             symlink(format!("{there_and_back}/l{}", n + 1), dir.path().join(format!("l{n}"))).unwrap();
         }
         fs::write(dir.path().join("l39"), "end").unwrap();
-        let layers = Layers::open(&[dir.path().into()]).unwrap();
+        let layers = Layers::open(vec![dir.path().into()]).unwrap();
         assert_eq!(layers.read(&format!("/{deep}/../a/file"), 9).unwrap(), b"x");
         assert_eq!(layers.read("/l39", 9).unwrap(), b"end");
         assert!(layers.find("/l38").is_none(), "20,000 names for one link");
