@@ -392,4 +392,19 @@ mod tests {
         }
         assert!(Description::read_from(&mut Cursor::new(b"{}\x02\0\0\0\0\0\0\0GPURUNSM")).is_err());
     }
+
+    #[test]
+    fn a_directory_that_others_can_change_is_not_laid_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = dir.path().join("host");
+        fs::create_dir(&host).unwrap();
+        fs::set_permissions(&host, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(own_and_empty(&host).is_err(), "anyone may write");
+        fs::set_permissions(&host, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(own_and_empty(&host).is_ok());
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&host, Some(1234), None).unwrap();
+            assert!(own_and_empty(&host).is_err(), "somebody else's");
+        }
+    }
 }

@@ -79,3 +79,106 @@ fn the_hosts_gpurun_cannot_be_changed_from_a_container() {
         assert!(ended.err.starts_with(r#"{"error":"GPU-0061""#), "{ended:?}");
     }
 }
+
+/// What is masked in /proc, and every device of a container without root, is a node of the host's.
+#[test]
+fn nobody_changes_the_hosts_device_nodes() {
+    let host = TestHost::new("t4");
+    let nodes = ["/dev/null", "/dev/zero", "/dev/tty"].map(|path| (path, fs::metadata(path).unwrap()));
+    for caller in Caller::EACH {
+        let out = host.ok(
+            caller,
+            "-u 0",
+            &busybox(),
+            "for f in $(awk '$5 ~ \"^/(proc|dev)/\" { print $5 }' /proc/self/mountinfo); do test -c $f && chmod 600 $f && echo $f; done
+             echo x >/dev/null && head -c 1 /dev/zero | wc -c",
+        );
+        for (path, before) in &nodes {
+            let after = fs::metadata(path).unwrap();
+            if after.mode() != before.mode() {
+                fs::set_permissions(path, before.permissions()).unwrap();
+            }
+            assert_eq!(after.mode(), before.mode(), "{caller:?}: {path}");
+        }
+        assert_eq!(out.trim(), "1", "{caller:?}: no node of the host's, and devices can be written and read");
+    }
+}
+
+/// A directory that is deeper than a stack, a path or the number of descriptors, and one that its owner has closed.
+#[test]
+fn no_tree_that_a_container_leaves_stays() {
+    let host = TestHost::new("t4");
+    for caller in Caller::EACH {
+        let script = "mkdir -p /tmp/t && cd /tmp/t
+            # One more level on top each time, because a name longer than a page cannot be entered.
+            for i in $(seq 40); do
+              path=$(seq -s / 100 | tr -d ' ')
+              mkdir -p n/$path && { test -d d && mv d n/$path/d; mv n d; }
+            done
+            mkdir -p closed/inner/file && chmod 0 closed/inner closed
+            find . -maxdepth 5 | wc -l";
+        host.ok(caller, "", &busybox(), script);
+        assert!(host.scratch(caller).is_empty(), "{caller:?}: {:?}", host.scratch(caller));
+    }
+}
+
+/// 13 MB of cache that name the same 8 MB in each entry: 3 TB.
+#[test]
+fn an_image_does_not_make_the_launcher_read_more_than_it_holds() {
+    let host = TestHost::new("t4");
+    let image = copy_of_root("busybox");
+    let (entries, length) = (200_000_u32, 8_u32 << 20);
+    let strings = 48 + entries * 24;
+    let mut cache = b"glibc-ld.so.cache1.1".to_vec();
+    for word in [entries, length + 1, 2, 0, 0, 0, 0] {
+        cache.extend(word.to_ne_bytes());
+    }
+    for _ in 0..entries {
+        for word in [0x303, strings, strings, 0, 0, 0] {
+            cache.extend(word.to_ne_bytes());
+        }
+    }
+    cache.resize(cache.len() + length as usize, b'a');
+    cache.push(0);
+    let path = image.path().join("etc/ld.so.cache");
+    let _ = fs::remove_file(&path);
+    fs::write(&path, cache).unwrap();
+    let image = format!("rootfs:{}", image.path().display());
+    let mut command = std::process::Command::new("prlimit");
+    let gpurun = host.command(Caller::Root, "--gpus all", &image, &["true"]);
+    command.arg("--as=1000000000").arg(gpurun.get_program()).args(gpurun.get_args());
+    command.env_clear().envs(gpurun.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let ended = gpurun_integration::run(&mut command);
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""));
+}
+
+/// Whoever makes a directory of the demo's first owns the library that root then loads.
+#[test]
+fn the_demo_takes_no_directory_that_somebody_else_made() {
+    let host = TestHost::new("t4");
+    let theirs = temporary();
+    let dir = theirs.path().join("demo");
+    fs::create_dir(&dir).unwrap();
+    std::os::unix::fs::chown(&dir, Some(gpurun_integration::USER), None).unwrap();
+    let mut command = host.gpurun();
+    let ended = gpurun_integration::run(command.args(["demo", "--keep"]).arg(&dir));
+    assert_eq!(ended.code, 125, "{ended:?}");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+}
+
+/// A store is cleaned of what is in its `tmp`; `/` and many a home have a `tmp`, too.
+#[test]
+fn a_directory_that_is_no_store_is_not_cleaned() {
+    let host = TestHost::new("t4");
+    let dir = temporary();
+    fs::create_dir(dir.path().join("tmp")).unwrap();
+    fs::write(dir.path().join("tmp/precious"), "x").unwrap();
+    let ended = gpurun_integration::run(
+        host.command(Caller::Root, "", &busybox(), &["true"]).env("GPURUN_STORE", dir.path()),
+    );
+    assert_eq!(ended.code, 125, "{ended:?}");
+    assert!(dir.path().join("tmp/precious").exists());
+    let mut command = host.command(Caller::User, "", &busybox(), &["true"]);
+    let ended = gpurun_integration::run(command.env_remove("HOME").env_remove("GPURUN_STORE"));
+    assert!(ended.code == 125 && ended.err.contains("HOME"), "{ended:?}");
+}

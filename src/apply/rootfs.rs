@@ -18,6 +18,11 @@ use std::{
 
 /// How many links one path may go through: the kernel's own limit (MAXSYMLINKS, path_resolution(7)).
 const MAX_LINKS: u32 = 40;
+/// How many names may be looked up for one path, again after each `..`: paths that are meant well have a dozen, and links that
+/// lead up and down the longest possible paths have a million.
+const MAX_LOOKS: usize = 1000;
+/// How many names of a directory's are read in each layer.
+const MAX_LISTED: usize = 10_000;
 
 /// An image's root before it is mounted: overlayfs layers, topmost first.
 #[derive(Debug)]
@@ -66,13 +71,20 @@ impl Layers {
     /// Where `path` leads, as the mounted overlay would say: its name after all links, and what is there.
     /// `None` if there is nothing, or a link that leads nowhere.
     pub fn find(&self, path: &str) -> Option<(PathBuf, Found)> {
-        let mut links = 0;
+        let (mut links, mut looks) = (0, 0);
         let mut todo = names(Path::new(path));
         let mut done: Vec<OsString> = Vec::new();
         let mut here = self.top()?;
         while let Some(name) = todo.pop() {
+            looks += 1;
             if name == ".." {
                 done.pop();
+                looks += done.len();
+            }
+            if looks > MAX_LOOKS {
+                return None;
+            }
+            if name == ".." {
                 here = self.walk(&done)?;
                 continue;
             }
@@ -123,7 +135,10 @@ impl Layers {
         for layer in &layers {
             let Ok(directory) = rustix::fs::Dir::read_from(layer) else { continue };
             names.extend(
-                directory.flatten().map(|entry| OsString::from_vec(entry.file_name().to_bytes().to_vec())),
+                directory
+                    .flatten()
+                    .take(MAX_LISTED)
+                    .map(|entry| OsString::from_vec(entry.file_name().to_bytes().to_vec())),
             );
         }
         names.sort();
@@ -428,5 +443,23 @@ mod tests {
         fd.symlink(Path::new("/link"), Path::new("elsewhere")).unwrap();
         assert_eq!(fs::read_link(root.join("link")).unwrap(), Path::new("elsewhere"));
         assert!(fd.kernel_mount_point(Path::new("/etc")).is_err());
+    }
+
+    #[test]
+    fn links_up_and_down_end_the_search_and_deep_paths_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = ["a"; 200].join("/");
+        fs::create_dir_all(dir.path().join(&deep)).unwrap();
+        fs::write(dir.path().join(&deep).join("file"), "x").unwrap();
+        // 40 times 200 names down and up again, each step up a walk of its own: 800,000 names.
+        let there_and_back = format!("/{deep}{}", "/..".repeat(200));
+        for n in 0..39 {
+            symlink(format!("{there_and_back}/l{}", n + 1), dir.path().join(format!("l{n}"))).unwrap();
+        }
+        fs::write(dir.path().join("l39"), "end").unwrap();
+        let layers = Layers::open(&[dir.path().into()]).unwrap();
+        assert_eq!(layers.read(&format!("/{deep}/../a/file"), 9).unwrap(), b"x");
+        assert_eq!(layers.read("/l39", 9).unwrap(), b"end");
+        assert!(layers.find("/l38").is_none(), "20,000 names for one link");
     }
 }

@@ -12,7 +12,7 @@ pub mod run;
 use crate::{
     cli::Global,
     config::Config,
-    error::Result,
+    error::{Code, Error, Result},
     inventory::{Host, Inventory},
 };
 use std::path::PathBuf;
@@ -52,15 +52,25 @@ impl Context {
                     .filter(|d| d.is_absolute())
                     .map(|d| d.join("gpurun"))
             };
-            let home =
-                || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into())).join(user_dir);
-            named.unwrap_or_else(|| if root { root_dir.into() } else { user().unwrap_or_else(home) })
+            let home = || {
+                let home = std::env::var_os("HOME").map(PathBuf::from).filter(|d| d.is_absolute());
+                home.map(|d| d.join(user_dir)).ok_or_else(|| {
+                    // Not /tmp: whoever makes a directory there first can exchange what is below it.
+                    Error::new(Code::Usage, "there is no place for what gpurun keeps: HOME is not set")
+                        .fix(format!("set HOME, or name a directory in {key}"))
+                })
+            };
+            match named {
+                Some(dir) => Ok(dir),
+                None if root => Ok(root_dir.into()),
+                None => user().map_or_else(home, Ok),
+            }
         };
         Ok(Self {
             host,
             config,
-            state_dir: dir("GPURUN_STATE_DIR", "/run/gpurun", "XDG_RUNTIME_DIR", ".cache/gpurun"),
-            store_dir: dir("GPURUN_STORE", "/var/lib/gpurun", "XDG_DATA_HOME", ".local/share/gpurun"),
+            state_dir: dir("GPURUN_STATE_DIR", "/run/gpurun", "XDG_RUNTIME_DIR", ".cache/gpurun")?,
+            store_dir: dir("GPURUN_STORE", "/var/lib/gpurun", "XDG_DATA_HOME", ".local/share/gpurun")?,
             json: global.json,
         })
     }

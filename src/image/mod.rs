@@ -17,7 +17,7 @@ mod manifest;
 mod reference;
 mod store;
 mod tar;
-mod tree;
+pub mod tree;
 mod unpack;
 
 pub use digest::Digest;

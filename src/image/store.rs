@@ -127,7 +127,7 @@ impl Store {
 
     /// Whether a layer is there, whole.
     pub fn has_layer(&self, diff_id: &Digest) -> bool {
-        statat(&self.directory, format!("layers/{}", short(diff_id)), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        self.exists(&format!("layers/{}", short(diff_id)))
     }
 
     /// Makes a layer's directory with what `fill` puts into it; nothing, if it is there already. Another process that
@@ -285,6 +285,11 @@ impl Store {
             }
             done => done.map_err(|errno| failed("tmp cannot be opened", errno))?,
         };
+        // The last that a new store gets: without the others it is somebody's home, or `/`, and nothing there is ours to remove.
+        if ["layers", "blobs", "images"].iter().any(|name| !self.exists(name)) {
+            let what = format!("{} has a directory tmp and is no store", self.path.display());
+            return Err(Error::new(Code::Store, what).fix("name a directory of its own in GPURUN_STORE"));
+        }
         for entry in Dir::read_from(&temporary).map_err(|errno| failed("tmp", errno))? {
             let entry = entry.map_err(|errno| failed("tmp", errno))?;
             let name = entry.file_name();
@@ -300,6 +305,10 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    fn exists(&self, path: &str) -> bool {
+        statat(&self.directory, path, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
     /// Whether this name still is this file: between opening and locking it, its owner may have finished.

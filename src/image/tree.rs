@@ -2,7 +2,7 @@
 
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, openat, renameat_with, unlinkat},
+    fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, chmodat, fchmod, fstat, openat, renameat_with, unlinkat},
     io::{Errno, Result},
 };
 use std::ffi::CStr;
@@ -13,15 +13,25 @@ pub const DIRECTORY: OFlags =
 
 /// Removes a file or a directory with all that is in it; what is not there is no error. No link is followed.
 ///
-/// Layers can hold directories deeper than a stack or a path: instead of descending, the contents of each directory are
-/// moved up to the top one, once, so two descriptors are enough.
+/// There can be directories deeper than a stack or a path: instead of descending, the contents of each directory are moved up
+/// to the top one, once, so two descriptors are enough. Directories without permissions are given them: their owner removes
+/// them. Nobody else may be changing the tree.
+///
+/// # Errors
+/// The kernel's; EACCES and EPERM where something belongs to somebody else.
 pub fn remove(parent: impl AsFd, name: &CStr) -> Result<()> {
     match unlinkat(&parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR) => {}
         Err(error) => return Err(error),
     }
-    let top = openat(&parent, name, DIRECTORY, Mode::empty())?;
+    empty(&parent, name)?;
+    unlinkat(&parent, name, AtFlags::REMOVEDIR)
+}
+
+/// Removes all that is in a directory, as [`remove`] does.
+pub fn empty(parent: impl AsFd, name: &CStr) -> Result<()> {
+    let top = open(&parent, name)?;
     let mut moved = 0;
     loop {
         let mut empty = true;
@@ -30,7 +40,7 @@ pub fn remove(parent: impl AsFd, name: &CStr) -> Result<()> {
             remove_or_lift(&top, child, &mut moved)
         })?;
         if empty {
-            return unlinkat(&parent, name, AtFlags::REMOVEDIR);
+            return Ok(());
         }
     }
 }
@@ -44,17 +54,36 @@ fn remove_or_lift(top: &OwnedFd, name: &CStr, moved: &mut u64) -> Result<()> {
         Err(Errno::NOTEMPTY | Errno::EXIST) => {}
         done => return done,
     }
-    let inner = openat(top, name, DIRECTORY, Mode::empty())?;
+    let inner = open(top, name)?;
     each(&inner, |child| match unlinkat(&inner, child, AtFlags::empty()) {
         Err(Errno::ISDIR) => loop {
             *moved += 1;
             match renameat_with(&inner, child, top, format!(".lifted-{moved}"), RenameFlags::NOREPLACE) {
                 Err(Errno::EXIST) => {}
+                // A directory that moves has its `..` written.
+                Err(Errno::ACCESS) => {
+                    open(&inner, child)?;
+                }
                 done => break done,
             }
         },
         done => done,
     })
+}
+
+/// Opens a directory that its owner may read, enter and change from then on.
+fn open(parent: impl AsFd, name: &CStr) -> Result<OwnedFd> {
+    let directory = match openat(&parent, name, DIRECTORY, Mode::empty()) {
+        Err(Errno::ACCESS) => {
+            chmodat(&parent, name, Mode::RWXU, AtFlags::empty())?;
+            openat(&parent, name, DIRECTORY, Mode::empty())?
+        }
+        opened => opened?,
+    };
+    if !Mode::from_raw_mode(fstat(&directory)?.st_mode).contains(Mode::RWXU) {
+        fchmod(&directory, Mode::RWXU)?;
+    }
+    Ok(directory)
 }
 
 fn each(directory: &OwnedFd, mut visit: impl FnMut(&CStr) -> Result<()>) -> Result<()> {
@@ -82,10 +111,12 @@ mod tests {
         let mut current = openat(&top, "t", DIRECTORY, Mode::empty()).unwrap();
         for depth in 0..3000 {
             rustix::fs::symlinkat(outside.path(), &current, "link").unwrap();
+            mkdirat(&current, "closed", Mode::empty()).unwrap();
             mkdirat(&current, ".lifted-3", Mode::RWXU).unwrap();
             mkdirat(&current, "d", Mode::RWXU).unwrap();
             current = openat(&current, "d", DIRECTORY, Mode::empty())
                 .unwrap_or_else(|error| panic!("{depth}: {error}"));
+            fchmod(&current, if depth % 2 == 0 { Mode::RWXU } else { Mode::XUSR | Mode::WUSR }).unwrap();
         }
         remove(&top, c"t").unwrap();
         remove(&top, c"t").unwrap();

@@ -183,6 +183,20 @@ pub fn loopback_up() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A session keyring of this process's own (keyctl(2), KEYCTL_JOIN_SESSION_KEYRING): the caller's holds his Kerberos tickets
+/// and file system keys. A kernel without keyrings has none to leave.
+pub fn leave_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: a null name asks for an anonymous keyring; nothing is read or written.
+    let result = unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
+    };
+    match io::Error::last_os_error() {
+        error if result < 0 && error.raw_os_error() != Some(libc::ENOSYS) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Gives freed memory back to the kernel: what waits for a container should hold little.
 pub fn release_memory() {
     #[cfg(target_env = "gnu")]

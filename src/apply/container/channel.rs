@@ -102,19 +102,16 @@ impl Channel {
         let mut bytes = vec![0; MAX_MESSAGE];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = rustix::io::retry_on_intr(|| {
-            rustix::net::recvmsg(
-                &self.0,
-                &mut [IoSliceMut::new(&mut bytes)],
-                &mut control,
-                RecvFlags::CMSG_CLOEXEC,
-            )
-        });
-        let length = match received {
-            Ok(message) => message.bytes,
-            Err(Errno::CONNRESET) => 0,
-            Err(errno) => {
-                return Err(errno).or_fail(Code::Internal, || "the container's process cannot be heard");
+        let length = loop {
+            let mut buffers = [IoSliceMut::new(&mut bytes)];
+            match rustix::net::recvmsg(&self.0, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Ok(message) => break message.bytes,
+                // A child that ended with our "go" unread makes the kernel say so once (unix_release_sock), before it hands out
+                // what the child said.
+                Err(Errno::CONNRESET | Errno::INTR) => {}
+                Err(errno) => {
+                    return Err(errno).or_fail(Code::Internal, || "the container's process cannot be heard");
+                }
             }
         };
         let terminal = control.drain().find_map(|message| match message {
@@ -139,5 +136,21 @@ impl Channel {
         let mut poll = [PollFd::new(&self.0, PollFlags::empty())];
         let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut poll, Some(&now)).is_ok() && poll[0].revents().contains(PollFlags::HUP)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_of_a_child_that_did_not_listen_is_heard() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        ours.go().unwrap();
+        theirs.send_failure(&Error::new(Code::Rootfs, "it failed"));
+        drop(theirs);
+        assert!(matches!(ours.receive().unwrap(), Said::Failure(error) if error.what() == "it failed"));
+        assert!(matches!(ours.receive().unwrap(), Said::Nothing));
+        ours.go().unwrap();
     }
 }

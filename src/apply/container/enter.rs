@@ -140,8 +140,12 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     enter_directory(&process.cwd).or_fail(Code::CannotRun, || {
         format!("the working directory {} cannot be entered", process.cwd.display())
     })?;
-    if let Some(filter) = seccomp {
-        crate::sys::seccomp::install(&filter).or_fail(Code::Seccomp, failed("seccomp"))?;
+    match seccomp {
+        Some(filter) => {
+            crate::sys::seccomp::install(&filter).or_fail(Code::Seccomp, failed("seccomp"))?;
+        }
+        // The filter lets nobody at the keys.
+        None => process::leave_keyring().or_fail(Code::Internal, failed("keyctl"))?,
     }
     Err(execute(process, &home, own.as_ref(), channel))
 }

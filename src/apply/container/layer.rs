@@ -92,6 +92,10 @@ impl Layer {
     /// The layer's own directory for `path` of the image, its parents too; made where the image has none.
     fn directory(&self, path: &Path) -> Result<OwnedFd> {
         let failed = || format!("{} cannot be made in the container's root", path.display());
+        // PATH_MAX: an image may name a working directory of any length, and each part is a step deeper here.
+        if path.as_os_str().len() >= 4096 {
+            return Err(Errno::NAMETOOLONG).or_fail(Code::Rootfs, || "a path of the image is too long");
+        }
         match path.to_str().and_then(|path| self.layers.find(path)) {
             Some((resolved, Found::Directory(_))) => self.copy(&resolved).or_fail(Code::Rootfs, failed),
             Some(_) => Err(Error::new(Code::Rootfs, failed())
@@ -312,5 +316,13 @@ mod tests {
             assert_eq!(layer.home(&user(home, 7), &[]).unwrap(), Path::new("/home/me"), "{home}");
         }
         assert_eq!(layer.home(&user("/etc", 0), &[]).unwrap(), Path::new("/etc"));
+    }
+
+    #[test]
+    fn a_path_that_no_program_could_name_is_refused() {
+        let (_dir, layer) = tree();
+        let error = layer.directory(Path::new(&"/a".repeat(1 << 20))).unwrap_err();
+        assert!(error.to_string().contains("too long"), "{error}");
+        layer.directory(Path::new(&"/a".repeat(2000))).unwrap();
     }
 }

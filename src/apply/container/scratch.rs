@@ -7,11 +7,18 @@ use super::{
     cgroup,
     user_namespace::{self, IdMap},
 };
-use crate::error::{Code, OrFail, Result};
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use crate::{
+    error::{Code, OrFail, Result},
+    image::tree,
+};
+use rustix::{
+    fs::{FlockOperation, Mode, OFlags},
+    io::Errno,
+};
 use std::{
+    ffi::CString,
     fs, io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
 };
 
@@ -35,9 +42,12 @@ impl Scratch {
         loop {
             use std::os::unix::fs::DirBuilderExt;
             fs::DirBuilder::new().mode(0o700).create(&path).or_fail(Code::Store, failed)?;
-            // Another launcher may take the new directory for a stale one before it is locked; it is gone then.
-            if let Some(lock) = lock(&path, FlockOperation::LockExclusive) {
-                return Ok(Self { path, lock, id_map });
+            // Another launcher may take the new directory for a stale one before it is locked; then it is waited for, and
+            // what it has removed is made again.
+            match lock(&path, FlockOperation::LockExclusive) {
+                Ok(lock) => return Ok(Self { path, lock, id_map }),
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno).or_fail(Code::Store, failed),
             }
         }
     }
@@ -50,21 +60,21 @@ impl Scratch {
     }
 }
 
-/// The directory's lock, if the directory is still there when it is had.
-fn lock(path: &Path, how: FlockOperation) -> Option<OwnedFd> {
+/// The directory's lock; ENOENT if the directory is not there any more when it is had.
+fn lock(path: &Path, how: FlockOperation) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).ok()?;
-    rustix::io::retry_on_intr(|| rustix::fs::flock(&fd, how)).ok()?;
+    let fd = rustix::fs::open(path, flags, Mode::empty())?;
+    rustix::io::retry_on_intr(|| rustix::fs::flock(&fd, how))?;
     // Whoever had it before may have removed it, and its owner made it again.
     let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-    let locked = rustix::fs::fstat(&fd).map(identity).ok()?;
-    (rustix::fs::lstat(path).map(identity).ok()? == locked).then_some(fd)
+    let locked = rustix::fs::fstat(&fd).map(identity)?;
+    if rustix::fs::lstat(path).map(identity)? == locked { Ok(fd) } else { Err(Errno::NOENT) }
 }
 
 /// Removes the directories and cgroups of launchers that are gone. What cannot be removed now stays for the next start.
 fn sweep(all: &Path, id_map: Option<&IdMap>) {
     for entry in fs::read_dir(all).into_iter().flatten().flatten() {
-        if let Some(_lock) = lock(&entry.path(), FlockOperation::NonBlockingLockExclusive) {
+        if let Ok(_lock) = lock(&entry.path(), FlockOperation::NonBlockingLockExclusive) {
             let id = entry.file_name();
             let result = cgroup::Cgroup::remove_stale(&id.to_string_lossy())
                 .map(|()| remove_tree(&entry.path(), id_map));
@@ -73,36 +83,21 @@ fn sweep(all: &Path, id_map: Option<&IdMap>) {
     }
 }
 
-/// rm -rf. Directories that the container left without permissions are opened first; files of the caller's subordinate ids
-/// are removed in a user namespace that has these.
+/// rm -rf of what a hostile process may have made. Files of the caller's subordinate ids are removed in a user namespace that
+/// has these.
 fn remove_tree(path: &Path, id_map: Option<&IdMap>) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path);
-            match (fs::remove_dir_all(path), id_map) {
-                (Err(_), Some(map)) if map.helpers => {
-                    // The directory itself stays: its parent is nothing of the namespace's.
-                    let emptied =
-                        user_namespace::run_inside(map, || empty(path).is_ok()).map_err(io::Error::other)?;
-                    if emptied { fs::remove_dir_all(path) } else { Err(error) }
-                }
-                (result, _) => result,
-            }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let name = CString::new(name.as_bytes())?;
+    let parent = rustix::fs::open(parent, tree::DIRECTORY, Mode::empty())?;
+    match (tree::remove(&parent, &name), id_map) {
+        (Err(Errno::ACCESS | Errno::PERM), Some(map)) if map.helpers => {
+            // The directory itself stays: its parent is nothing of the namespace's.
+            let inside = || tree::empty(&parent, &name).is_ok();
+            user_namespace::run_inside(map, inside).map_err(io::Error::other)?;
+            Ok(tree::remove(&parent, &name)?)
         }
-        result => result,
-    }
-}
-
-fn empty(path: &Path) -> io::Result<()> {
-    fs::read_dir(path)?.try_for_each(|entry| fs::remove_dir_all(entry?.path()))
-}
-
-fn open_up(path: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let _ = fs::set_permissions(path, fs::Permissions::from_mode(0o700));
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            open_up(&entry.path());
-        }
+        (removed, _) => Ok(removed?),
     }
 }
