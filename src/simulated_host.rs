@@ -67,7 +67,8 @@ pub fn lay_out(dir: &Path, description: &Description, stand_ins: &Path, driver: 
                 }
             }?;
             device_nodes(&dir.join("dev"), &description)?;
-            procfs(&dir.join("proc"), &description)?;
+            let unified_memory = rustix::fs::major(fs::metadata(dir.join("dev/nvidia-uvm"))?.rdev());
+            procfs(&dir.join("proc"), &description, unified_memory)?;
             sysfs(&dir.join("sys"), &description)
         })
         .or_fail(Code::Inventory, || format!("no simulated host can be laid out in {}", dir.display()))
@@ -191,14 +192,14 @@ fn migs(gpu: &SimulatedGpu) -> &[SimulatedMig] {
 
 /// What the driver's README and NVIDIA's MIG guide say of /proc/driver/nvidia, /proc/driver/nvidia-caps; and two files of
 /// the kernel's own that say whether the host is the one that it was.
-fn procfs(proc: &Path, description: &Description) -> io::Result<()> {
+fn procfs(proc: &Path, description: &Description, unified_memory: u32) -> io::Result<()> {
     let put = |name: PathBuf, text: String| put(&proc.join(name), &text);
     let version = &description.driver;
     put(
         "devices".into(),
         format!(
             "Character devices:\n  1 mem\n{NVIDIA} nvidia\n{NVIDIA} nvidia-modeset\n{NVIDIA} nvidiactl\n{DRM} drm\n\
-             {NVIDIA_CAPS} nvidia-caps\n{NVIDIA_UVM} nvidia-uvm\n\nBlock devices:\n  7 loop\n"
+             {NVIDIA_CAPS} nvidia-caps\n{unified_memory} nvidia-uvm\n\nBlock devices:\n  7 loop\n"
         ),
     )?;
     put("sys/kernel/random/boot_id".into(), fs::read_to_string("/proc/sys/kernel/random/boot_id")?)?;
@@ -274,10 +275,7 @@ fn make_parent(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{
-        io::Cursor,
-        os::unix::fs::{FileTypeExt, MetadataExt},
-    };
+    use std::{io::Cursor, os::unix::fs::FileTypeExt};
 
     const HOSTS: [&str; 6] = [
         include_str!("../integration/hosts/8xh100.json"),

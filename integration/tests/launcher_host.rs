@@ -1,7 +1,7 @@
 //! The host changes between two starts, or is not what it should be; and the host itself as the image.
 
 use gpurun::simulated_host::{Description, DriverFiles, InitError, SimulatedMig};
-use gpurun_integration::{Caller, Ended, TestHost, description, must, rootfs, run, temporary};
+use gpurun_integration::{Caller, Ended, TestHost, description, must, rootfs, run};
 use std::{fs, os::unix::fs::symlink, process::Command};
 
 fn busybox() -> String {
@@ -197,5 +197,27 @@ fn the_host_itself_is_an_image() {
         }
         assert_eq!(on_host(&host, caller, "", "exit 9").code, 9);
     }
-    drop(temporary());
+}
+
+#[test]
+fn the_host_as_a_read_only_image() {
+    let host = TestHost::new("8xh100");
+    for caller in Caller::EACH {
+        let script = "nvidia-smi -L 2>/dev/null | wc -l; touch /x /etc/x /usr/x /tmp/x 2>/dev/null; ls /x /etc/x /usr/x /tmp/x 2>/dev/null; touch $HOME/x && echo home";
+        let ended = on_host(&host, caller, "--gpus all --read-only", script);
+        assert_eq!((ended.code, ended.out.as_str()), (0, "8\nhome\n"), "{caller:?} {ended:?}");
+    }
+}
+
+#[test]
+fn the_demo_runs_for_everyone() {
+    let host = TestHost::new("t4");
+    for caller in Caller::EACH {
+        let ended = run(host
+            .gpurun_of(caller)
+            .args(["demo", "--simulate", "8xh100"])
+            .env_remove("GPURUN_SIMULATED_HOST"));
+        assert_eq!(ended.code, 0, "{caller:?} {ended:?}");
+        assert!(ended.out.contains("GPU 7") && ended.out.contains("GPU-8cefbf6e"), "{ended:?}");
+    }
 }

@@ -385,7 +385,7 @@ pub fn new_filesystem(filesystem: &str, options: &[(&str, String)], flags: Flags
 }
 
 /// A detached copy of what is mounted at a host path, restricted before anyone can see it.
-fn clone_of_host(source: &Path, recursive: bool, flags: Flags) -> Result<OwnedFd> {
+pub fn clone_of_host(source: &Path, recursive: bool, flags: Flags) -> Result<OwnedFd> {
     let how = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
     let mount = open_tree(CWD, how, source, source)?;
     restrict(mount.as_fd(), flags, recursive)

@@ -6,7 +6,7 @@
 use super::{
     assembly::{self, Steps},
     channel::Channel,
-    handover,
+    handover, host_root,
     layer::Layer,
     spec::{Container, Process, Rlimit},
 };
@@ -174,6 +174,14 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
     layer.populate(&steps.image, steps.mounts.iter().chain(&steps.volumes))?;
     directory_in(&memory, "root")?;
 
+    let is_host = layers.lowers().any(|(path, _)| path == Path::new("/"));
+    if is_host && !container.privileged {
+        let writable = (!container.read_only).then_some(&scratch);
+        host_root::mount(container, &layer.into_directory(), writable, &path.join("root"))?;
+        let root = open_host_directory(&path.join("root"))
+            .or_fail(Code::Mount, || "the container's root cannot be opened")?;
+        return Ok((Root::new(root), home));
+    }
     let lowers = lower_directories(layers, layer).map_err(|errno| no_overlay(container, errno))?;
     let mount = |upper: Option<&OwnedFd>| -> Result<rustix::io::Result<()>> {
         let writable =
@@ -194,10 +202,10 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
     Ok((Root::new(root), home))
 }
 
-fn directory_in(at: &OwnedFd, name: &str) -> Result<OwnedFd> {
+pub fn directory_in(at: impl AsFd, name: &str) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755))
-        .and_then(|()| rustix::fs::openat(at, name, flags, Mode::empty()))
+    rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))
+        .and_then(|()| rustix::fs::openat(&at, name, flags, Mode::empty()))
         .or_fail(Code::Store, || "a directory of the container's root cannot be made")
 }
 
@@ -224,7 +232,7 @@ fn no_overlay(container: &Container, errno: Errno) -> Error {
 }
 
 /// Without `writable` (upper and work directory) the root cannot be written, and nothing is made on the disk.
-fn overlay(
+pub fn overlay(
     container: &Container,
     lowers: &[OwnedFd],
     writable: Option<&(OwnedFd, OwnedFd)>,

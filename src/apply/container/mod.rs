@@ -5,6 +5,7 @@ pub mod cgroup;
 mod channel;
 mod enter;
 pub mod handover;
+mod host_root;
 pub mod identity;
 pub mod init;
 mod layer;
