@@ -43,11 +43,7 @@ fn mounted(host: &TestHost) -> bool {
 fn nothing_is_left(host: &TestHost, caller: Caller, ids: &[String], mark: &str) {
     until("the end of the container's processes", || processes_with(mark).is_empty());
     assert_eq!(host.scratch(caller), [""; 0]);
-<<<<<<< HEAD
     assert!(cgroups(ids).is_empty(), "{:?}", cgroups(ids));
-=======
-    assert!(cgroups(ids).is_empty());
->>>>>>> main
     assert!(!mounted(host));
 }
 
