@@ -27,20 +27,18 @@ pub fn run(argv: &[CString]) -> Result<u8> {
     }
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None)
         .or_fail(Code::Internal, || "sigprocmask failed")?;
-    let child = match process::fork().or_fail(Code::Internal, || "the command's process cannot be made")? {
-        child @ 1.. => child,
-        _ => {
-            // A process group of its own in the terminal's foreground, so that Ctrl-C reaches the command and not this one twice.
-            // Without a terminal there is none to take. SIGTTOU is still blocked here.
-            let own = nix::unistd::getpid();
-            let _ = nix::unistd::setpgid(own, own);
-            let _ = nix::unistd::tcsetpgrp(rustix::stdio::stdin(), own);
-            process::reset_signals();
-            let error = handover::become_command(argv);
-            eprintln!("{error}");
-            process::exit_now(i32::from(error.code().exit_code()));
-        }
-    };
+    let child = process::fork().or_fail(Code::Internal, || "the command's process cannot be made")?;
+    if child == 0 {
+        // A process group of its own in the terminal's foreground, so that Ctrl-C reaches the command and not this one twice.
+        // Without a terminal there is none to take. SIGTTOU is still blocked here.
+        let own = nix::unistd::getpid();
+        let _ = nix::unistd::setpgid(own, own);
+        let _ = nix::unistd::tcsetpgrp(rustix::stdio::stdin(), own);
+        process::reset_signals();
+        let error = handover::become_command(argv);
+        eprintln!("{error}");
+        process::exit_now(i32::from(error.code().exit_code()));
+    }
     loop {
         let signal = all.wait().or_fail(Code::Internal, || "sigwait failed")?;
         if signal != Signal::SIGCHLD {
