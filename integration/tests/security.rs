@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::Path,
+    process::Command,
 };
 
 fn busybox() -> String {
@@ -14,6 +15,15 @@ fn busybox() -> String {
 fn script(path: &Path, text: &str) {
     fs::write(path, text).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// The same command under a limit of prlimit(1).
+fn limited(limit: &str, command: &Command) -> Command {
+    let mut limited = Command::new("prlimit");
+    limited.arg(limit).arg(command.get_program()).args(command.get_args());
+    limited.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    limited.current_dir(command.get_current_dir().unwrap_or(Path::new("/")));
+    limited
 }
 
 /// CVE-2024-21626: until the command runs, its process has directories of the host's open, and paths of the image's and of
@@ -29,6 +39,21 @@ fn no_path_leads_through_a_descriptor_to_the_host() {
             let ended = host.sh(caller, &options, &busybox(), "ls -d ../../../../../../../../work; pwd");
             assert_eq!(ended.code, 126, "{caller:?} {descriptor}: {ended:?}");
             assert!(ended.out.is_empty() && ended.err.contains("working directory"), "{ended:?}");
+
+            // Standard input is the container's null device, whatever a volume lies over.
+            let image = copy_of_root("busybox");
+            symlink("/dev", image.path().join("data")).unwrap();
+            let volume = temporary();
+            symlink(format!("/proc/self/fd/{descriptor}"), volume.path().join("null")).unwrap();
+            let options = format!("-u 0 -v {}:/data", volume.path().display());
+            let image = format!("rootfs:{}", image.path().display());
+            let ended =
+                host.sh(caller, &options, &image, "readlink /proc/self/fd/0; test -c /proc/self/fd/0");
+            assert_eq!(
+                (ended.code, ended.out.as_str()),
+                (0, "/dev/null\n"),
+                "{caller:?} {descriptor}: {ended:?}"
+            );
 
             let command = format!("/proc/self/fd/{descriptor}/../../../../../../../../../../bin/sh");
             let image = copy_of_root("busybox");
@@ -111,13 +136,14 @@ fn no_tree_that_a_container_leaves_stays() {
     for caller in Caller::EACH {
         let script = "mkdir -p /tmp/t && cd /tmp/t
             # One more level on top each time, because a name longer than a page cannot be entered.
-            for i in $(seq 40); do
+            for i in $(seq 15); do
               path=$(seq -s / 100 | tr -d ' ')
               mkdir -p n/$path && { test -d d && mv d n/$path/d; mv n d; }
             done
-            mkdir -p closed/inner/file && chmod 0 closed/inner closed
-            find . -maxdepth 5 | wc -l";
-        host.ok(caller, "", &busybox(), script);
+            mkdir -p closed/inner/file && chmod 0 closed/inner closed";
+        let gpurun = host.command(caller, "", &busybox(), &["sh", "-c", script]);
+        let ended = gpurun_integration::run(&mut limited("--nofile=1024:20000", &gpurun));
+        assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{caller:?}");
         assert!(host.scratch(caller).is_empty(), "{caller:?}: {:?}", host.scratch(caller));
     }
 }
@@ -144,11 +170,8 @@ fn an_image_does_not_make_the_launcher_read_more_than_it_holds() {
     let _ = fs::remove_file(&path);
     fs::write(&path, cache).unwrap();
     let image = format!("rootfs:{}", image.path().display());
-    let mut command = std::process::Command::new("prlimit");
     let gpurun = host.command(Caller::Root, "--gpus all", &image, &["true"]);
-    command.arg("--as=1000000000").arg(gpurun.get_program()).args(gpurun.get_args());
-    command.env_clear().envs(gpurun.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let ended = gpurun_integration::run(&mut command);
+    let ended = gpurun_integration::run(&mut limited("--as=1000000000", &gpurun));
     assert_eq!((ended.code, ended.err.as_str()), (0, ""));
 }
 

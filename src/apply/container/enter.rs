@@ -92,8 +92,10 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         )?;
         assembly::attach(&memory, &root.directory(&home)?, &home)?;
     }
-    assembly::assemble(&root, steps.volumes)?;
+    // Before the volumes, which a link of the image's may lead over /dev: what lies there then is a stranger's.
     let terminal = if process.tty { Some(open_terminal(&root, process)?) } else { None };
+    let no_input = if process.interactive { None } else { Some(open_null(&root)?) };
+    assembly::assemble(&root, steps.volumes)?;
     if let Some((master, _)) = &terminal {
         channel.send_terminal(master)?;
     }
@@ -113,14 +115,10 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         loopback_up()?;
     }
     rustix::process::setsid().or_fail(Code::Internal, failed("setsid"))?;
-    match terminal {
-        Some((_, slave)) => use_terminal(&slave)?,
-        None if !process.interactive => {
-            let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .or_fail(Code::Internal, failed("open of /dev/null"))?;
-            rustix::stdio::dup2_stdin(&null).or_fail(Code::Internal, failed("dup2"))?;
-        }
-        None => {}
+    match (terminal, no_input) {
+        (Some((_, slave)), _) => use_terminal(&slave)?,
+        (None, Some(null)) => rustix::stdio::dup2_stdin(&null).or_fail(Code::Internal, failed("dup2"))?,
+        (None, None) => {}
     }
     process.rlimits.iter().try_for_each(set_limit)?;
     let mut kept: Vec<BorrowedFd<'_>> = own.iter().map(AsFd::as_fd).chain([channel.as_fd()]).collect();
@@ -289,6 +287,18 @@ fn own_program() -> Result<OwnedFd> {
     )
     .or_fail(Code::Mount, || "gpurun's own file cannot be made read-only")?;
     Ok(clone)
+}
+
+/// The container's null device. A link in its place, to a descriptor of the host's, would be standard input.
+fn open_null(root: &Root) -> Result<OwnedFd> {
+    let failed = || "the container's /dev/null cannot be opened";
+    let null = root
+        .open(Path::new("/dev/null"), OFlags::RDONLY | OFlags::NONBLOCK)
+        .or_fail(Code::Internal, failed)?;
+    match rustix::fs::fstat(&null) {
+        Ok(stat) if stat.st_rdev == rustix::fs::makedev(1, 3) => Ok(null),
+        _ => Err(Error::new(Code::Internal, failed()).cause("it is not the null device")),
+    }
 }
 
 /// A pseudo-terminal of the container's own devpts, so that its name is true inside.

@@ -21,7 +21,7 @@ use crate::{
     request::DeviceRequest,
     vocabulary::EnvVar,
 };
-use std::path::PathBuf;
+use std::{collections::HashMap, path::PathBuf};
 
 /// Runs the container; the command's exit code.
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
@@ -119,12 +119,16 @@ fn process_environment(image: &[EnvVar], driver: &[EnvVar], user: Vec<EnvVar>, t
     let path = ("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
     let terminal = tty.then(|| ("TERM".to_owned(), "xterm".to_owned()));
     let mut all: Vec<EnvVar> = Vec::new();
+    // An image may name a million.
+    let mut places: HashMap<String, usize> = HashMap::new();
     for (name, value) in
         [path].into_iter().chain(terminal).chain(image.iter().chain(driver).cloned()).chain(user)
     {
-        match all.iter_mut().find(|(known, _)| *known == name) {
-            Some(entry) => entry.1 = value,
-            None => all.push((name, value)),
+        if let Some(&place) = places.get(&name) {
+            all[place].1 = value;
+        } else {
+            places.insert(name.clone(), all.len());
+            all.push((name, value));
         }
     }
     all
