@@ -20,6 +20,9 @@ fn main() -> ExitCode {
     let called = arguments
         .first()
         .map_or("", |name| Path::new(name).file_name().and_then(|n| n.to_str()).unwrap_or(""));
+    if commands::runtime::NAMES.contains(&called) {
+        return ExitCode::from(commands::runtime::run(arguments.get(1..).unwrap_or_default()));
+    }
     let json = arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json");
     let result = if called.as_bytes() == container::INIT_NAME.to_bytes() {
         init(&arguments)
@@ -30,9 +33,9 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             if json {
-                eprintln!("{}", error.to_json())
+                eprintln!("{}", error.to_json());
             } else {
-                eprintln!("{error}")
+                eprintln!("{error}");
             }
             ExitCode::from(error.code().exit_code())
         }
@@ -60,7 +63,7 @@ fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
                 .iter()
                 .any(|option| word.strip_prefix(option).is_some_and(|rest| rest.starts_with('='))) =>
             {
-                at += 1
+                at += 1;
             }
             _ => break,
         }
