@@ -550,3 +550,33 @@ fn annotations_and_mounts_ask_before_the_environment() {
     assert_eq!(devices(&mounts, accepted), 2);
     assert_eq!(devices(&annotation, accepted), 3);
 }
+
+#[test]
+fn shared_memory_of_an_engines_own_grows_unless_somebody_chose_its_size() {
+    let host = TestHost::new("t4");
+    let bundle = Bundle::of("busybox");
+    let shm = bundle.dir.path().join("shm");
+    fs::create_dir(&shm).unwrap();
+    let size_with = |options: &str, configuration: &str| {
+        let options = format!("mode=1777,size={options}");
+        let mounted = run(Command::new("mount").args(["-t", "tmpfs", "shm", "-o", &options]).arg(&shm));
+        assert_eq!(mounted.code, 0, "{mounted:?}");
+        let mut spec =
+            bundle.configure(&["NVIDIA_VISIBLE_DEVICES=0"], &["sh", "-c", "df -m /dev/shm | tail -1"]);
+        for mount in spec["mounts"].as_array_mut().unwrap() {
+            if mount["destination"] == "/dev/shm" {
+                *mount = json!({"destination": "/dev/shm", "type": "bind", "source": shm, "options": ["rbind", "rprivate"]});
+            }
+        }
+        bundle.write(&spec);
+        let ended = bundle.run(&host, configuration);
+        run(Command::new("umount").arg(&shm));
+        assert_eq!(ended.code, 0, "{ended:?}");
+        ended.out.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    assert!(size_with("64m", "") > 500);
+    assert_eq!(size_with("64m", "shm-size = \"300m\""), 300);
+    assert_eq!(size_with("64000k", "shm-size = \"300m\""), 300);
+    assert_eq!(size_with("64m", "shm-size = \"keep\""), 64);
+    assert_eq!(size_with("100m", ""), 100);
+}

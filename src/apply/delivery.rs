@@ -16,7 +16,7 @@
 use super::{
     bundle::ContainerRoot,
     loader::Prepared,
-    oci_spec::{Bind, BindKind},
+    oci_spec::{Bind, BindKind, DEFAULT_SHM_SIZES},
     rootfs::{Found, Layers, Root},
     tree::Tree,
 };
@@ -25,7 +25,10 @@ use crate::{
     plan::{DRIVER_DIR, Injection},
 };
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
-use rustix::fs::Mode;
+use rustix::{
+    fs::{CWD, Mode},
+    mount::FsPickFlags,
+};
 use std::{collections::BTreeMap, path::Path};
 
 /// Does it, and says which mounts the container needs for it. `owner` is the host's uid and gid of the container's root, where
@@ -122,6 +125,33 @@ fn put(
         }
     }
     Ok(binds)
+}
+
+/// Gives a tmpfs that an engine mounted for one container or pod this size, if it has an engine's default.
+///
+/// # Errors
+/// [`Code::Mount`] when the kernel refuses it.
+pub fn grow_shm(source: &Path, size: u64) -> Result<()> {
+    /// TMPFS_MAGIC (linux/magic.h)
+    const TMPFS: u64 = 0x0102_1994;
+    let failed = || format!("{} cannot be given another size", source.display());
+    let Ok(fs) = rustix::fs::statfs(source) else { return Ok(()) };
+    // Fields as wide as the machine's word.
+    let number = |value: i64| u64::try_from(value).unwrap_or_default();
+    #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
+    let (kind, total) =
+        (number(fs.f_type as i64), u64::from(fs.f_blocks).saturating_mul(number(fs.f_bsize as i64)));
+    let is_hosts = |stat: rustix::fs::Stat| {
+        rustix::fs::stat("/dev/shm")
+            .is_ok_and(|host| (host.st_dev, host.st_ino) == (stat.st_dev, stat.st_ino))
+    };
+    if kind != TMPFS || !DEFAULT_SHM_SIZES.contains(&total) || rustix::fs::stat(source).is_ok_and(is_hosts) {
+        return Ok(());
+    }
+    let picked =
+        rustix::mount::fspick(CWD, source, FsPickFlags::FSPICK_CLOEXEC).or_fail(Code::Mount, failed)?;
+    rustix::mount::fsconfig_set_string(&picked, "size", size.to_string()).or_fail(Code::Mount, failed)?;
+    rustix::mount::fsconfig_reconfigure(&picked).or_fail(Code::Mount, failed)
 }
 
 /// The mounts for which a file system that nobody can write to has a place.

@@ -174,7 +174,7 @@ fn allow_device(spec: &mut Spec, node: &DeviceNode) -> Result<()> {
 }
 
 /// What Docker and containerd (64 MiB) and Podman (64000 kB) give where nobody says otherwise.
-const DEFAULT_SHM_SIZES: [u64; 2] = [64 << 20, 64_000 << 10];
+pub(super) const DEFAULT_SHM_SIZES: [u64; 2] = [64 << 20, 64_000 << 10];
 
 /// Gives /dev/shm this size, if it is the container's own and has an engine's default.
 ///
@@ -195,6 +195,14 @@ pub fn resize_shm(spec: &mut Spec, size: u64) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The host directory that the container gets as /dev/shm, where the engine mounted one itself: Podman, a pod, Docker's
+/// `--ipc shareable`.
+pub fn engines_shm(spec: &Spec) -> Option<&Path> {
+    let is_shm = |mount: &&Value| mount["destination"] == "/dev/shm" && mount["type"] != "tmpfs";
+    let source = spec.list(&["mounts"]).iter().rfind(is_shm)?["source"].as_str()?;
+    Some(Path::new(source)).filter(|source| source.is_absolute())
 }
 
 /// A tmpfs' `size=` in bytes; `None` also for a percentage, which is nobody's default. (tmpfs(5), memparse of the kernel.)
@@ -336,6 +344,7 @@ mod tests {
             let before = spec.clone();
             resize_shm(&mut spec, 1 << 30).unwrap();
             assert_eq!(spec != before, resized, "{options}");
+            assert_eq!(engines_shm(&spec), None, "there is no source");
             assert!(!resized || spec.list(&["mounts"])[1]["options"][0] == "size=1073741824");
         }
     }

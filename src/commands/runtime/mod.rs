@@ -85,6 +85,10 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context) -> Result<()> {
     oci_spec::edit(&mut spec, &injection, &binds)?;
     if let Some(size) = shm_size(&spec, context.config.shm_size.as_deref())? {
         oci_spec::resize_shm(&mut spec, size)?;
+        let grown = oci_spec::engines_shm(&spec).map_or(Ok(()), |source| delivery::grow_shm(source, size));
+        if let Err(error) = grown {
+            log::write(args, Level::Warning, &error.to_string());
+        }
     }
     bundle.replace(&spec)?;
     log::write(
