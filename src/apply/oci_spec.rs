@@ -51,19 +51,18 @@ const PEER_HOOKS: [&str; 2] = ["nvidia-container-runtime-hook", "nvidia-containe
 /// The hooks in which they may stand.
 const HOOKS: [&str; 2] = ["prestart", "createRuntime"];
 
-/// The edit: `binds` in their order, then what the injection says itself.
+/// The edit: `binds` in their order, then what the injection says itself. `may_make_nodes` is whether the low-level runtime can
+/// make device nodes, which it cannot in a user namespace.
 ///
 /// # Errors
 /// [`crate::error::Code::Bundle`] where the configuration has something else in the place of a list.
-pub fn edit(spec: &mut Spec, injection: &Injection, binds: &[Bind]) -> Result<()> {
-    let user_namespace = spec.has_user_namespace();
+pub fn edit(spec: &mut Spec, injection: &Injection, binds: &[Bind], may_make_nodes: bool) -> Result<()> {
     remove_peer_hooks(spec)?;
     set_environment(spec, &injection.env)?;
     add_groups(spec, &injection.groups)?;
-    // In a user namespace no node can be made, and low-level runtimes mount the host's node of the same name instead, which is
-    // right unless the host has it elsewhere.
-    let (bound, made): (Vec<_>, Vec<_>) =
-        injection.devices.iter().partition(|node| user_namespace && node.path.0 != node.container_path.0);
+    // Where it cannot, it mounts the host's node of the same name instead, which is right unless the host has it elsewhere.
+    let (made, bound): (Vec<_>, Vec<_>) =
+        injection.devices.iter().partition(|node| may_make_nodes || node.path.0 == node.container_path.0);
     let bound = bound.into_iter().map(|node| Bind {
         source: node.path.0.clone(),
         target: node.container_path.0.clone(),
@@ -293,7 +292,7 @@ mod tests {
     #[test]
     fn an_edited_configuration() {
         let mut spec = engines();
-        edit(&mut spec, &injection(), &binds()).unwrap();
+        edit(&mut spec, &injection(), &binds(), true).unwrap();
         resize_shm(&mut spec, 1 << 30).unwrap();
         insta::assert_snapshot!(pretty(&spec));
     }
@@ -301,10 +300,10 @@ mod tests {
     #[test]
     fn twice_is_once() {
         let mut once = engines();
-        edit(&mut once, &injection(), &binds()).unwrap();
+        edit(&mut once, &injection(), &binds(), true).unwrap();
         resize_shm(&mut once, 1 << 30).unwrap();
         let mut twice = once.clone();
-        edit(&mut twice, &injection(), &binds()).unwrap();
+        edit(&mut twice, &injection(), &binds(), true).unwrap();
         resize_shm(&mut twice, 1 << 30).unwrap();
         assert_eq!(pretty(&once), pretty(&twice));
     }
@@ -312,8 +311,7 @@ mod tests {
     #[test]
     fn in_a_user_namespace_a_node_that_lies_elsewhere_is_mounted() {
         let mut spec = engines();
-        spec.list_mut(&["linux", "namespaces"]).unwrap().push(json!({"type": "user"}));
-        edit(&mut spec, &injection(), &[]).unwrap();
+        edit(&mut spec, &injection(), &[], false).unwrap();
         let devices = spec.list(&["linux", "devices"]);
         assert!(devices.len() == 1 && devices[0]["path"] == "/dev/nvidia0", "{devices:?}");
         let mount = spec.list(&["mounts"]).last().unwrap();
@@ -358,7 +356,11 @@ mod tests {
             json!({"linux": {"devices": {}}}),
         ] {
             let mut spec = Spec::parse(broken.to_string().as_bytes()).unwrap();
-            assert_eq!(edit(&mut spec, &injection(), &binds()).unwrap_err().code(), Code::Bundle, "{broken}");
+            assert_eq!(
+                edit(&mut spec, &injection(), &binds(), true).unwrap_err().code(),
+                Code::Bundle,
+                "{broken}"
+            );
         }
     }
 }

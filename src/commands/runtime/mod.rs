@@ -54,7 +54,7 @@ fn become_runtime(args: &RuntimeArgs, words: &[OsString]) -> Result<std::convert
 /// Where things are, from the engine's environment and the configuration: the command line is the low-level runtime's.
 fn context() -> Result<Context> {
     let path = |key| std::env::var_os(key).map(PathBuf::from);
-    Context::new(Global {
+    let mut context = Context::new(Global {
         driver_root: path("GPURUN_DRIVER_ROOT"),
         dev_root: path("GPURUN_DEV_ROOT"),
         simulated_host: path("GPURUN_SIMULATED_HOST"),
@@ -62,7 +62,13 @@ fn context() -> Result<Context> {
         log: tracing::level_filters::LevelFilter::OFF,
         log_format: LogFormat::Text,
         json: false,
-    })
+    })?;
+    // Podman without root calls its runtime as root of a user namespace, who may not write where root keeps its state.
+    let users = path("XDG_RUNTIME_DIR").filter(|dir| dir.is_absolute()).map(|dir| dir.join("gpurun"));
+    if let (Some(users), None, true) = (users, path("GPURUN_STATE_DIR"), in_user_namespace()) {
+        context.state_dir = users;
+    }
+    Ok(context)
 }
 
 /// Gives the container what it asks for; one that asks for nothing is not touched.
@@ -82,7 +88,8 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context) -> Result<()> {
     let prepared = loader::prepare(&image, &injection)?;
     let binds =
         delivery::deliver(&root, &image, spec.mapped_root(), &injection, &prepared, &context.state_dir)?;
-    oci_spec::edit(&mut spec, &injection, &binds)?;
+    let may_make_nodes = !spec.has_user_namespace() && !in_user_namespace();
+    oci_spec::edit(&mut spec, &injection, &binds, may_make_nodes)?;
     if let Some(size) = shm_size(&spec, context.config.shm_size.as_deref())? {
         oci_spec::resize_shm(&mut spec, size)?;
         let grown = oci_spec::engines_shm(&spec).map_or(Ok(()), |source| delivery::grow_shm(source, size));
@@ -106,6 +113,13 @@ fn may_run_as(uid: u64, nonroot: Nonroot) -> Result<()> {
     Err(Error::new(Code::NotAllowed, "a GPU container must not run as root on this host")
         .cause("its user is uid 0, and the administrator set nonroot = \"require\"")
         .fix("name another user: docker run --user 1000, `user: \"1000\"` in a compose file, runAsUser in a pod"))
+}
+
+/// Whether the engine is rootless: every id of the host is mapped to itself in the first user namespace alone
+/// (user_namespaces(7)).
+fn in_user_namespace() -> bool {
+    let first = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
+    !std::fs::read_to_string("/proc/self/uid_map").is_ok_and(first)
 }
 
 /// The size that a /dev/shm nobody chose gets; `None`: what the engine gave.
