@@ -465,7 +465,7 @@ fn a_root_on_a_read_only_file_system_gets_it_if_it_has_the_directory() {
     fs::create_dir(bundle.root().join("usr/local/nvidia")).unwrap();
     read_only();
     bundle.configure(
-        &["NVIDIA_VISIBLE_DEVICES=2"],
+        &["NVIDIA_VISIBLE_DEVICES=2", "NVIDIA_DRIVER_CAPABILITIES=all"],
         &[
             "python3",
             "-c",
@@ -582,4 +582,25 @@ fn shared_memory_of_an_engines_own_grows_unless_somebody_chose_its_size() {
     assert_eq!(size_with("64000k", "shm-size = \"300m\""), 300);
     assert_eq!(size_with("64m", "shm-size = \"keep\""), 64);
     assert_eq!(size_with("100m", ""), 100);
+}
+
+#[test]
+fn what_draws_gets_the_nodes_the_links_and_the_profile() {
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    let bundle = Bundle::of("debian-python");
+    let script = "cd /dev/dri/by-path && for link in *; do test -c $link && echo $link; done; \
+                  cat /etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf; id -G";
+    for _ in 0..2 {
+        bundle.configure(
+            &["NVIDIA_VISIBLE_DEVICES=2", "NVIDIA_DRIVER_CAPABILITIES=all"],
+            &["sh", "-c", script],
+        );
+        let ended = bundle.run(&host, "");
+        let gpu = &gpurun_integration::description("8xh100").gpus[2];
+        assert_eq!(ended.code, 0, "{ended:?}");
+        for kind in ["card", "render"] {
+            assert!(ended.out.contains(&format!("{}-{kind}\n", gpu.pci)), "{ended:?}");
+        }
+        assert!(ended.out.contains(&format!("EGLVisibleDGPUDevices\",{:#x}]", 1 << gpu.minor)), "{ended:?}");
+    }
 }
