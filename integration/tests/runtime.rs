@@ -448,9 +448,17 @@ fn a_read_only_root_gets_the_driver_too() {
     has_gpu_2(&probed(&bundle.run(&host, "")), "550.163.01");
 }
 
+/// A file of the driver's that lies outside its own directory in the container.
+fn add_configuration(host: &TestHost) {
+    let file = host.driver("usr/share/glvnd/egl_vendor.d/10_nvidia.json");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(file, "vendor").unwrap();
+}
+
 #[test]
 fn a_root_on_a_read_only_file_system_gets_it_if_it_has_the_directory() {
     let host = TestHost::with_driver("8xh100", 550, "debian");
+    add_configuration(&host);
     let bundle = Bundle::of("debian-python");
     let read_only = || {
         let done = run(Command::new("mount").args(["-o", "remount,ro"]).arg(bundle.root()));
@@ -587,9 +595,10 @@ fn shared_memory_of_an_engines_own_grows_unless_somebody_chose_its_size() {
 #[test]
 fn what_draws_gets_the_nodes_the_links_and_the_profile() {
     let host = TestHost::with_driver("8xh100", 550, "debian");
+    add_configuration(&host);
     let bundle = Bundle::of("debian-python");
     let script = "cd /dev/dri/by-path && for link in *; do test -c $link && echo $link; done; \
-                  cat /etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf; id -G";
+                  cat /etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf; cat /usr/share/glvnd/egl_vendor.d/10_nvidia.json";
     for _ in 0..2 {
         bundle.configure(
             &["NVIDIA_VISIBLE_DEVICES=2", "NVIDIA_DRIVER_CAPABILITIES=all"],
@@ -598,6 +607,7 @@ fn what_draws_gets_the_nodes_the_links_and_the_profile() {
         let ended = bundle.run(&host, "");
         let gpu = &gpurun_integration::description("8xh100").gpus[2];
         assert_eq!(ended.code, 0, "{ended:?}");
+        assert!(ended.out.ends_with("vendor"), "{ended:?}");
         for kind in ["card", "render"] {
             assert!(ended.out.contains(&format!("{}-{kind}\n", gpu.pci)), "{ended:?}");
         }
