@@ -4,6 +4,7 @@
 use crate::{
     error::{Code, OrFail, Result},
     plan::Policy,
+    request::Accepted,
     vocabulary::DriverCapability,
 };
 use serde::Deserialize;
@@ -20,12 +21,36 @@ pub struct Config {
     pub driver_root: Option<PathBuf>,
     /// Where its device nodes are.
     pub dev_root: Option<PathBuf>,
-    /// Size of /dev/shm where nobody says otherwise: a size, or `auto` for half of memory.
+    /// Size of /dev/shm where nobody says otherwise: a size, `auto` for half of memory (the default), or `keep` for what the
+    /// engine chose (64 MB, as a rule).
     pub shm_size: Option<String>,
     /// Driver capabilities that containers may have: `compute,utility`; `all` is the default.
     pub supported_driver_capabilities: Option<String>,
     /// Whether `NVIDIA_REQUIRE_*` and CUDA versions go unchecked.
     pub disable_require: bool,
+    /// Low-level OCI runtimes, by path or by name in PATH; the first that is there is used. `runc`, then `crun` by default.
+    pub runtimes: Option<Vec<String>>,
+    /// Whether a container's own environment may ask for GPUs if it is not privileged. An image can say
+    /// `NVIDIA_VISIBLE_DEVICES=all` to an engine by itself, so a cluster that shares nodes says no; the default is yes.
+    pub accept_nvidia_visible_devices_envvar_when_unprivileged: Option<bool>,
+    /// Whether mounts of /dev/null below /var/run/nvidia-container-devices ask for GPUs: a user of a cluster can name a variable
+    /// but not such a mount.
+    pub accept_nvidia_visible_devices_as_volume_mounts: bool,
+    /// What the keys of annotations that ask for GPUs begin with; `cdi.k8s.io/` by default.
+    pub annotation_prefixes: Option<Vec<String>>,
+    /// Whether an engine's GPU container may run as uid 0.
+    pub nonroot: Nonroot,
+}
+
+/// `nonroot`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Nonroot {
+    /// It runs as whom the engine says.
+    #[default]
+    Keep,
+    /// One that would run as uid 0 is refused.
+    Require,
 }
 
 impl Config {
@@ -49,6 +74,18 @@ impl Config {
                 .cause(error.message())
                 .fix("gpurun's README lists the keys")
         })
+    }
+
+    /// Who may ask an engine's container for GPUs.
+    pub fn accepted(&self) -> Accepted {
+        let default = Accepted::default();
+        Accepted {
+            annotation_prefixes: self.annotation_prefixes.clone().unwrap_or(default.annotation_prefixes),
+            volume_mounts: self.accept_nvidia_visible_devices_as_volume_mounts,
+            unprivileged_environment: self
+                .accept_nvidia_visible_devices_envvar_when_unprivileged
+                .unwrap_or(default.unprivileged_environment),
+        }
     }
 
     /// What the administrator allows.

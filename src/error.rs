@@ -60,6 +60,8 @@ codes! {
     Volume = 55, 125, "a volume or its source cannot be used";
     Limit = 56, 125, "a resource limit cannot be set";
     Rootfs = 57, 125, "the container's root holds something that stands in the way";
+    Bundle = 58, 125, "the container's bundle, made by the engine, cannot be used";
+    NoRuntime = 59, 125, "no low-level OCI runtime can be run";
     CannotRun = 60, 126, "the command cannot be run";
     CommandNotFound = 61, 127, "the command was not found in the container";
     Internal = 90, 125, "a system call failed that should not have";

@@ -20,6 +20,9 @@ fn main() -> ExitCode {
     let called = arguments
         .first()
         .map_or("", |name| Path::new(name).file_name().and_then(|n| n.to_str()).unwrap_or(""));
+    if commands::runtime::NAMES.contains(&called) {
+        return ExitCode::from(commands::runtime::run(arguments.get(1..).unwrap_or_default()));
+    }
     let json = arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json");
     let result = match called.as_bytes() {
         name if name == container::INIT_NAME.to_bytes() => container::init::run(&words(&arguments)),

@@ -9,10 +9,14 @@ use crate::{
     error::Result,
     formats::{cuda_compat, ldcache},
     inventory::ContainerPath,
-    plan::{CachedLibrary, ForwardCompat, Injection, Symlink, cuda, forward_compat},
+    plan::{CachedLibrary, DRIVER_DIR, ForwardCompat, Injection, Symlink, cuda, forward_compat},
     vocabulary::Version,
 };
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
 
 /// Small files and links that must lie in the container's root.
 #[derive(Debug, Default)]
@@ -82,6 +86,8 @@ pub fn prepare(image: &Layers, injection: &Injection) -> Result<Prepared> {
     if glibc {
         let old = image.read(LD_SO_CACHE, MAX_CACHE).and_then(|bytes| ldcache::Cache::parse(&bytes));
         let mut cache = old.unwrap_or_default();
+        // What a start on another driver left in a root that is used again, or committed as an image.
+        cache.entries.retain(|entry| !Path::new(OsStr::from_bytes(&entry.path)).starts_with(DRIVER_DIR));
         cache.replace(libraries.iter().map(entry).collect());
         files.push((LD_SO_CACHE.into(), cache.to_bytes(), 0o644));
         let listed: String = directories.iter().map(|d| format!("{}\n", d.display())).collect();
@@ -96,11 +102,13 @@ pub fn prepare(image: &Layers, injection: &Injection) -> Result<Prepared> {
         let old = image
             .read(machine::MUSL_PATH, 64 << 10)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        let mut path = old.unwrap_or_else(|| "/lib:/usr/local/lib:/usr/lib".into()).trim_end().to_owned();
-        for directory in &directories {
-            path = format!("{path}:{}", directory.display());
-        }
-        files.push((machine::MUSL_PATH.into(), (path + "\n").into_bytes(), 0o644));
+        let old = old.unwrap_or_else(|| "/lib:/usr/local/lib:/usr/lib".into());
+        let own =
+            |word: &&str| !directories.contains(&Path::new(word)) && !Path::new(word).starts_with(DRIVER_DIR);
+        let images = old.split([':', '\n']).filter(|word| !word.is_empty()).filter(own).map(str::to_owned);
+        let all: Vec<String> =
+            images.chain(directories.iter().map(|directory| directory.display().to_string())).collect();
+        files.push((machine::MUSL_PATH.into(), (all.join(":") + "\n").into_bytes(), 0o644));
     }
     Ok(Prepared { files, symlinks, compat: compat.map(|(directory, _)| directory) })
 }

@@ -293,7 +293,7 @@ impl Root {
     pub fn write(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
         let failed = || format!("{} cannot be written in the container's root", path.display());
         let (parent, name) = self.parent(path)?;
-        let temporary = temporary(name);
+        let temporary = temporary(&parent, name);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&parent, &temporary, flags, Mode::from_raw_mode(mode))
             .or_fail(Code::Rootfs, failed)?;
@@ -312,7 +312,7 @@ impl Root {
         let failed = || format!("the link {} cannot be made in the container's root", link.display());
         match rustix::fs::symlinkat(target, &parent, name) {
             Err(Errno::EXIST) => {
-                let temporary = temporary(name);
+                let temporary = temporary(&parent, name);
                 rustix::fs::symlinkat(target, &parent, &temporary).or_fail(Code::Rootfs, failed)?;
                 rustix::fs::renameat(&parent, &temporary, &parent, name).or_fail(Code::Rootfs, failed)
             }
@@ -345,10 +345,12 @@ fn unlink_dangling(parent: &OwnedFd, name: &OsStr) -> Result<()> {
     }
 }
 
-/// A name beside `name` that no image uses on purpose; O_EXCL finds out.
-fn temporary(name: &OsStr) -> OsString {
+/// A name beside `name` that no image uses on purpose. What is there was left by a gpurun that was killed in a root that is
+/// used again; O_EXCL finds out if it is something else.
+fn temporary(parent: &OwnedFd, name: &OsStr) -> OsString {
     let mut temporary = OsString::from(".gpurun-");
     temporary.push(name);
+    let _ = rustix::fs::unlinkat(parent, &temporary, AtFlags::empty());
     temporary
 }
 

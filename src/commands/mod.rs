@@ -8,6 +8,7 @@ pub mod inventory;
 pub mod ls;
 pub mod plan;
 pub mod run;
+pub mod runtime;
 
 use crate::{
     cli::Global,

@@ -3,3 +3,4 @@
 
 pub mod cuda_compat;
 pub mod ldcache;
+pub mod oci;

@@ -83,27 +83,33 @@ impl<'a> Environment<'a> {
 
     /// `NVIDIA_IMEX_CHANNELS`: numbers of channels, without duplicates.
     pub(super) fn imex_channels(&self) -> Result<Vec<u32>> {
-        // NVIDIA's driver numbers channels with 20 bits.
-        const LAST: u32 = (1 << 20) - 1;
-        let list = self.get("NVIDIA_IMEX_CHANNELS").map(str::trim).unwrap_or_default();
-        let mut channels = Vec::new();
-        for word in list.split(',').map(str::trim).filter(|_| !list.is_empty()) {
-            let digits = word.bytes().all(|byte| byte.is_ascii_digit());
-            match word.parse::<u32>() {
-                Ok(channel) if digits && channel <= LAST => channels.push(channel),
-                _ => {
-                    return Err(Error::new(
-                        Code::BadRequest,
-                        format!("NVIDIA_IMEX_CHANNELS names {}, which is not an IMEX channel", quoted(word)),
-                    )
-                    .fix(format!("name channels by number, 0 to {LAST}, with commas between them")));
-                }
+        const NAME: &str = "NVIDIA_IMEX_CHANNELS";
+        imex_channels(self.get(NAME).unwrap_or_default(), NAME)
+    }
+}
+
+/// A list of IMEX channels, without duplicates; `source` is who says it.
+pub(super) fn imex_channels(list: &str, source: &str) -> Result<Vec<u32>> {
+    // NVIDIA's driver numbers channels with 20 bits.
+    const LAST: u32 = (1 << 20) - 1;
+    let list = list.trim();
+    let mut channels = Vec::new();
+    for word in list.split(',').map(str::trim).filter(|_| !list.is_empty()) {
+        let digits = word.bytes().all(|byte| byte.is_ascii_digit());
+        match word.parse::<u32>() {
+            Ok(channel) if digits && channel <= LAST => channels.push(channel),
+            _ => {
+                return Err(Error::new(
+                    Code::BadRequest,
+                    format!("{source} names {}, which is not an IMEX channel", quoted(word)),
+                )
+                .fix(format!("name channels by number, 0 to {LAST}, with commas between them")));
             }
         }
-        channels.sort_unstable();
-        channels.dedup();
-        Ok(channels)
     }
+    channels.sort_unstable();
+    channels.dedup();
+    Ok(channels)
 }
 
 /// The `12.4` of `12.4.1`: a CUDA driver knows releases, not updates.

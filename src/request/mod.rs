@@ -4,15 +4,19 @@
 //!  --gpus ─────────────► selection ──┐
 //!  -e NVIDIA_… ────────► env ────────┼─► cli ─► DeviceRequest
 //!  image's ENV, labels ► requirement ┘
+//!  config.json: annotation, mounts, environment ─► oci ─► DeviceRequest
 //! ```
 #![forbid(unsafe_code)]
 
+mod annotation;
 pub mod capability;
 mod cli;
 mod env;
+mod oci;
 mod requirement;
 mod selection;
 mod types;
+pub use oci::Accepted;
 pub use types::*;
 
 /// What somebody wrote, for a message: in quotes, and cut where it is too long to be read.

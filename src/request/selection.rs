@@ -1,7 +1,7 @@
 //! Which GPUs: Docker's grammar of `--gpus`, and the list of `NVIDIA_VISIBLE_DEVICES`, which is also what
 //! `--gpus device=` takes.
 
-use super::{DeviceId, DeviceSelection, GpuFilter, capability, quoted};
+use super::{DeviceId, DeviceSelection, GpuFilter, annotation, capability, quoted};
 use crate::{
     error::{Code, Error, OrFail, Result},
     vocabulary::{DriverCapability, Version},
@@ -173,8 +173,9 @@ fn csv_record(text: &str) -> Result<Vec<String>, &'static str> {
 /// Reads a list of devices, as `NVIDIA_VISIBLE_DEVICES` holds it; `source` is who says it. `None` is a container
 /// without GPUs: the list is empty, or `void` is anywhere in it.
 pub(super) fn visible_devices(list: &str, source: &str) -> Result<Option<DeviceSelection>> {
-    let words: Vec<&str> = list.split(',').map(str::trim).collect();
-    if words == [""] || words.contains(&"void") {
+    // `nvidia.com/gpu=0` is the same GPU as `0`, whoever says it.
+    let words: Vec<&str> = list.split(',').map(|word| annotation::gpu(word.trim())).collect();
+    if list.trim().is_empty() || words.contains(&"void") {
         return Ok(None);
     }
     let refuse = |cause: &str| {
@@ -366,6 +367,8 @@ mod tests {
             ("all,all", Some(All)),
             ("none", Some(DriverOnly)),
             (" 1 , 0,1", Some(Ids(vec![Index(1), Index(0)]))),
+            ("nvidia.com/gpu=1, runtime.nvidia.com/gpu=0:1", Some(Ids(vec![Index(1), Mig(0, 1)]))),
+            ("nvidia.com/gpu=all", Some(All)),
             ("mig-0a1b", Some(Ids(vec![Uuid("mig-0a1b".into())]))),
             ("00000000:65:00.0,0000:65:00.0,65:0.0", Some(Ids(vec![Pci("0000:65:00.0".into())]))),
             ("10000:E1:1f.7", Some(Ids(vec![Pci("10000:e1:1f.7".into())]))),
@@ -384,7 +387,9 @@ mod tests {
             ("-1", "`-1` is not a device's name"),
             ("GPU0", "`GPU0` is not a device's name"),
             ("0-3", "`0-3` is not a device's name"),
-            ("nvidia.com/gpu=0", "`nvidia.com/gpu=0` is not a device's name"),
+            ("amd.com/gpu=0", "`amd.com/gpu=0` is not a device's name"),
+            ("nvidia.com/gpu=", "between or after its commas a name is missing"),
+            ("nvidia.com/gpu=all,0", "`all` stands beside other names"),
             ("GPU-", "`GPU-` is not a UUID or the beginning of one"),
             ("GPU-xyz", "`GPU-xyz` is not a UUID or the beginning of one"),
             ("0:99999999999", "no GPU has a number as large as `99999999999`"),

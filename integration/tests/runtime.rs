@@ -1,0 +1,616 @@
+//! gpurun as an OCI runtime above real runc and crun, on bundles such as engines make: an overlay over an image's root.
+
+use gpurun_integration::{Ended, TestHost, cached, dist, image, run};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt, chown, symlink},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
+use tempfile::TempDir;
+
+/// A container's bundle. Its root is removed with it; what it wrote stays until then, as with a stopped container.
+struct Bundle {
+    dir: TempDir,
+    runtime: &'static str,
+    mounted: bool,
+}
+
+impl Bundle {
+    /// A container of an image of the cache: an overlay, whose upper directory is `upper`.
+    fn of(name: &str) -> Self {
+        let mut bundle = Self::empty();
+        let dir = bundle.dir.path().to_owned();
+        for part in ["upper", "work"] {
+            fs::create_dir(dir.join(part)).unwrap();
+        }
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            image(name, "root").display(),
+            dir.join("upper").display(),
+            dir.join("work").display()
+        );
+        let mounted =
+            run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(bundle.root()));
+        assert_eq!(mounted.code, 0, "{mounted:?}");
+        bundle.mounted = true;
+        bundle
+    }
+
+    /// A container whose root is an empty directory.
+    fn empty() -> Self {
+        let dir = tempfile::Builder::new().prefix("gpurun-bundle-").tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(dir.path().join("rootfs")).unwrap();
+        Self { dir, runtime: "runc", mounted: false }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("rootfs")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("config.json")
+    }
+
+    /// Writes config.json as an engine does before each start: runc's own template, with this.
+    fn configure(&self, env: &[&str], args: &[&str]) -> Value {
+        let _ = fs::remove_file(self.config());
+        let spec = run(Command::new("runc").args(["spec", "--bundle"]).arg(self.dir.path()));
+        assert_eq!(spec.code, 0, "{spec:?}");
+        let mut spec: Value = serde_json::from_slice(&fs::read(self.config()).unwrap()).unwrap();
+        let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        spec["process"]["env"] = [path].iter().chain(env).map(|one| Value::from(*one)).collect();
+        spec["process"]["args"] = json!(args);
+        spec["process"]["terminal"] = json!(false);
+        spec["root"] = json!({"path": "rootfs", "readonly": false});
+        spec["future"] = json!({"field": [1, null, 1.5]});
+        self.write(&spec);
+        spec
+    }
+
+    fn write(&self, spec: &Value) {
+        fs::write(self.config(), spec.to_string()).unwrap();
+    }
+
+    fn read(&self) -> Value {
+        serde_json::from_slice(&fs::read(self.config()).unwrap()).unwrap()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("log.json")
+    }
+
+    /// The last message of the log, as an engine takes it for its own.
+    fn logged(&self) -> (String, String) {
+        let log = fs::read_to_string(self.log()).unwrap();
+        let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+        (last["level"].as_str().unwrap().into(), last["msg"].as_str().unwrap().into())
+    }
+
+    /// `runtime run`, with what the administrator configured.
+    fn run(&self, host: &TestHost, configuration: &str) -> Ended {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let file = self.dir.path().join("gpurun.toml");
+        fs::write(&file, configuration).unwrap();
+        let id = format!("gpurun-test-{}-{number}", std::process::id());
+        let mut words: Vec<String> = ["--log-format", "json", "--log"].map(String::from).into();
+        words.push(self.log().display().to_string());
+        words.push(format!("--root={}", self.dir.path().join("state").display()));
+        words.extend(["run".into(), "--bundle".into(), self.dir.path().display().to_string(), id]);
+        let mut command = if self.runtime == "crun" {
+            // crun refuses a host with both hierarchies.
+            let mut unshare = Command::new("unshare");
+            unshare
+                .args([
+                    "-m",
+                    "sh",
+                    "-c",
+                    "umount /sys/fs/cgroup/unified 2>/dev/null; program=$1; shift; exec \"$program\" \"$@\"",
+                    "sh",
+                ])
+                .arg(self.link());
+            unshare
+        } else {
+            let mut command = Command::new(dist("gpurun"));
+            command.arg0("gpurun-runtime");
+            command
+        };
+        run(command
+            .args(words)
+            .env("GPURUN_SIMULATED_HOST", host.path())
+            .env("GPURUN_STATE_DIR", host.state_dir(0))
+            .env("GPURUN_CONFIG", file))
+    }
+
+    /// The program under the peer's name, as a link.
+    fn link(&self) -> PathBuf {
+        let link = self.dir.path().join("nvidia-container-runtime");
+        let _ = symlink(dist("gpurun"), &link);
+        link
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        if self.mounted {
+            let _ = Command::new("umount").arg("-l").arg(self.root()).status();
+        }
+    }
+}
+
+/// Prints what a program in a container can use, as JSON.
+const PROBE: &str = r#"
+import ctypes, json, os, subprocess
+def shell(command): return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
+def loaded(library):
+    ctypes.CDLL(library)
+    return sorted({line.split()[-1] for line in open("/proc/self/maps") if library[:-2] in line})
+nodes = sorted("/dev/" + name for name in os.listdir("/dev") if name.startswith("nvidia"))
+nodes = [node for node in nodes if not os.path.isdir(node)]
+shm = os.statvfs("/dev/shm")
+cached = lambda: [line.split()[-1] for line in shell("ldconfig -p").splitlines()[1:]]
+print(json.dumps({
+    "libcuda": loaded("libcuda.so.1"), "nvml": loaded("libnvidia-ml.so.1"),
+    "smi": shell("nvidia-smi -L"),
+    "nodes": {node: f"{os.major(os.stat(node).st_rdev)}:{os.minor(os.stat(node).st_rdev)}" for node in nodes},
+    "uid": os.getuid(), "groups": os.getgroups(), "visible": os.environ["NVIDIA_VISIBLE_DEVICES"],
+    "shm": shm.f_blocks * shm.f_frsize,
+    "files": sorted(os.listdir("/usr/local/nvidia/lib64")),
+    "write": shell("touch /usr/local/nvidia/x 2>&1"),
+    "cache": cached(), "cache_after_ldconfig": [shell("ldconfig"), cached()][1],
+    "after_ldconfig": shell("python3 -c 'import ctypes; ctypes.CDLL(\"libcuda.so.1\"); print(\"loaded\")'"),
+}))
+"#;
+
+const LIBRARIES: &str = "/usr/local/nvidia/lib64";
+
+fn asks(bundle: &Bundle, devices: &str) -> Value {
+    bundle.configure(
+        &[&format!("NVIDIA_VISIBLE_DEVICES={devices}"), "NVIDIA_DRIVER_CAPABILITIES=compute,utility"],
+        &["python3", "-c", PROBE],
+    )
+}
+
+fn probed(ended: &Ended) -> Value {
+    assert_eq!(ended.code, 0, "{ended:?}");
+    serde_json::from_str(&ended.out).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
+}
+
+/// What every container that asked for GPU 2 of the eight must see.
+fn has_gpu_2(saw: &Value, version: &str) {
+    assert_eq!(saw["libcuda"], json!([format!("{LIBRARIES}/libcuda.so.{version}")]));
+    assert_eq!(saw["nvml"], json!([format!("{LIBRARIES}/libnvidia-ml.so.{version}")]));
+    assert_eq!(saw["smi"].as_str().unwrap().lines().count(), 1, "{saw:#}");
+    let gpu = &gpurun_integration::description("8xh100").gpus[2];
+    assert!(saw["smi"].as_str().unwrap().contains(&gpu.uuid), "{saw:#}");
+    let node = format!("/dev/nvidia{}", gpu.minor);
+    assert_eq!(saw["nodes"][&node], json!(format!("195:{}", gpu.minor)));
+    assert_eq!(saw["nodes"].as_object().unwrap().len(), 4, "nvidiactl, uvm and its tools: {saw:#}");
+    assert_eq!(saw["visible"], "2");
+    assert_eq!(saw["after_ldconfig"], "loaded\n");
+}
+
+#[test]
+fn a_container_gets_the_gpu_that_it_asks_for() {
+    for runtime in ["runc", "crun"] {
+        let host = TestHost::with_driver("8xh100", 550, "debian");
+        let mut bundle = Bundle::of("debian-python");
+        bundle.runtime = runtime;
+        asks(&bundle, "2");
+        let saw = probed(&bundle.run(&host, &configuration(runtime)));
+        has_gpu_2(&saw, "550.163.01");
+        assert!(saw["write"].as_str().unwrap().contains("Read-only file system"), "{saw:#}");
+        assert!(saw["shm"].as_u64().unwrap() > 64 << 20, "{saw:#}");
+        assert_eq!(bundle.read()["future"], json!({"field": [1, null, 1.5]}), "unknown fields survive");
+        // The driver leaves nothing in the root but the directory that it was mounted on.
+        assert!(fs::read_dir(bundle.root().join("usr/local/nvidia")).unwrap().next().is_none());
+    }
+}
+
+fn configuration(runtime: &str) -> String {
+    let path = if runtime == "crun" { cached("crun/usr/bin/crun") } else { runtime.into() };
+    format!("runtimes = [{path:?}]\n")
+}
+
+#[test]
+fn the_images_own_libraries_keep_their_order() {
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    let bundle = Bundle::of("debian-python");
+    bundle.configure(&["NVIDIA_VISIBLE_DEVICES=void"], &["ldconfig", "-p"]);
+    let before = bundle.run(&host, "").out;
+    asks(&bundle, "2");
+    let saw = probed(&bundle.run(&host, ""));
+    let own = |list: &Value| -> Vec<String> {
+        let all = list.as_array().unwrap().iter().map(|one| one.as_str().unwrap().to_owned());
+        all.filter(|path| {
+            !path.starts_with(LIBRARIES) && !path.contains("libcuda") && !path.contains("libnvidia")
+        })
+        .collect()
+    };
+    let before: Vec<_> = before
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.rsplit_once("=> "))
+        .map(|(_, path)| path.to_owned())
+        .collect();
+    assert!(before.len() > 20);
+    // The last line names the program that wrote the cache.
+    let last = |mut list: Vec<String>| {
+        list.retain(|path| path.starts_with('/'));
+        list
+    };
+    assert_eq!(last(own(&saw["cache"])), before);
+    assert_eq!(last(own(&saw["cache_after_ldconfig"])), before);
+}
+
+#[test]
+fn a_container_that_is_started_again_gets_the_driver_of_that_day() {
+    let bundle = Bundle::of("debian-python");
+    for (branch, version) in [(535, "535.216.03"), (550, "550.163.01"), (535, "535.216.03")] {
+        let host = TestHost::with_driver("8xh100", branch, "debian");
+        asks(&bundle, "2");
+        let saw = probed(&bundle.run(&host, ""));
+        has_gpu_2(&saw, version);
+        let major = version.split('.').next().unwrap();
+        for list in ["files", "cache"] {
+            let others = saw[list].as_array().unwrap().iter().filter(|file| {
+                let file = file.as_str().unwrap();
+                file.contains("nvidia") && file.contains(".so.5") && !file.contains(&format!(".so.{major}"))
+            });
+            assert_eq!(others.count(), 0, "{list}: {saw:#}");
+        }
+        let dangling = saw["cache"].as_array().unwrap().iter().filter(|path| {
+            path.as_str()
+                .unwrap()
+                .strip_prefix(LIBRARIES)
+                .is_some_and(|name| !saw["files"].as_array().unwrap().contains(&name[1..].into()))
+        });
+        assert_eq!(dangling.count(), 0, "{saw:#}");
+    }
+}
+
+#[test]
+fn an_image_that_was_committed_from_a_gpu_container_of_another_toolkit_starts() {
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    let bundle = Bundle::of("debian-python");
+    let root = bundle.root();
+    // Empty files where mounts were, links to a driver that is gone, what a killed start left.
+    fs::create_dir_all(root.join("usr/local/nvidia/lib64")).unwrap();
+    for empty in [
+        "usr/bin/nvidia-smi",
+        "usr/lib/x86_64-linux-gnu/libcuda.so.535.216.03",
+        "usr/lib/x86_64-linux-gnu/libcuda.so.1",
+        "usr/local/nvidia/lib64/libcuda.so.535.216.03",
+        "etc/.gpurun-ld.so.cache",
+        "etc/ld.so.conf.d/.gpurun-00-gpurun.conf",
+    ] {
+        fs::write(root.join(empty), "").unwrap();
+    }
+    symlink("libcuda.so.535.216.03", root.join("usr/lib/x86_64-linux-gnu/libcuda.so")).unwrap();
+    symlink("libcuda.so.535.216.03", root.join("usr/local/nvidia/lib64/libcuda.so.1")).unwrap();
+    symlink("/nowhere/nvidia-ml", root.join("usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1")).unwrap();
+    asks(&bundle, "2");
+    has_gpu_2(&probed(&bundle.run(&host, "")), "550.163.01");
+}
+
+#[test]
+fn who_asks_for_nothing_is_not_touched() {
+    let host = TestHost::new("8xh100");
+    let bundle = Bundle::of("busybox");
+    for env in [&[][..], &["NVIDIA_VISIBLE_DEVICES=void"], &["NVIDIA_VISIBLE_DEVICES="]] {
+        bundle.configure(env, &["sh", "-c", "ls /dev"]);
+        let state = |path: &Path| {
+            (
+                fs::read(path).unwrap(),
+                fs::metadata(path).map(|m| (m.ino(), m.mtime(), m.mtime_nsec())).unwrap(),
+            )
+        };
+        let before = state(&bundle.config());
+        let ended = bundle.run(&host, "");
+        assert!(ended.code == 0 && ended.out.contains("null") && !ended.out.contains("nvidia"), "{ended:?}");
+        assert_eq!(state(&bundle.config()), before);
+        assert_eq!(fs::read_dir(host.state_dir(0)).unwrap().count(), 0, "the host is not looked at");
+    }
+    // An image's own word may not be enough.
+    bundle.configure(&["NVIDIA_VISIBLE_DEVICES=all"], &["sh", "-c", "ls /dev"]);
+    let ended = bundle.run(&host, "accept-nvidia-visible-devices-envvar-when-unprivileged = false\n");
+    assert!(ended.code == 0 && !ended.out.contains("nvidia"), "{ended:?}");
+}
+
+#[test]
+fn every_other_verb_goes_to_the_runtime_as_it_came() {
+    let host = TestHost::new("t4");
+    for words in [
+        &["--version"][..],
+        &["spec", "--help"],
+        &["state", "create"],
+        &["--root", "/run/gpurun-test-runc", "list"],
+    ] {
+        let own = run(Command::new(dist("gpurun"))
+            .arg0("gpurun-runtime")
+            .args(words)
+            .env("GPURUN_SIMULATED_HOST", host.path()));
+        let runc = run(Command::new("/usr/sbin/runc").args(words));
+        // runc's own errors have the time in them.
+        assert_eq!((own.code, &own.out), (runc.code, &runc.out), "{words:?}");
+    }
+    // A broken configuration stops no container from being stopped.
+    let file = host.path().join("broken.toml");
+    fs::write(&file, "nonsense").unwrap();
+    let ended = run(Command::new(dist("gpurun"))
+        .arg0("nvidia-container-runtime")
+        .arg("--version")
+        .env("GPURUN_CONFIG", &file));
+    assert!(ended.code == 0 && ended.out.contains("runc"), "{ended:?}");
+}
+
+#[test]
+fn a_refusal_is_one_paragraph_on_standard_error_and_in_the_log() {
+    let host = TestHost::new("8xh100");
+    let bundle = Bundle::of("busybox");
+    for (env, configuration, code) in [
+        (&["NVIDIA_VISIBLE_DEVICES=99"][..], "", "GPU-0021"),
+        (&["NVIDIA_VISIBLE_DEVICES=gpu0"], "", "GPU-0020"),
+        (&["NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_REQUIRE_CUDA=cuda>=99.0"], "", "GPU-0030"),
+        (
+            &["NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=video"],
+            "supported-driver-capabilities = \"compute\"",
+            "GPU-0022",
+        ),
+        (&["NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_MIG_CONFIG_DEVICES=all"], "", "GPU-0024"),
+        (&["NVIDIA_VISIBLE_DEVICES=all"], "nonroot = \"require\"", "GPU-0024"),
+        (&["NVIDIA_VISIBLE_DEVICES=all"], "nonrot = 1", "GPU-0002"),
+        (&["NVIDIA_VISIBLE_DEVICES=all"], "runtimes = [\"/nowhere\"]", "GPU-0059"),
+    ] {
+        bundle.configure(env, &["true"]);
+        let before = fs::read(bundle.config()).unwrap();
+        let ended = bundle.run(&host, configuration);
+        let paragraph = format!("error[{code}]: ");
+        assert!(
+            ended.code == 1 && ended.err.starts_with(&paragraph) && ended.out.is_empty(),
+            "{env:?} {ended:?}"
+        );
+        let (level, message) = bundle.logged();
+        assert_eq!((level.as_str(), message.as_str()), ("error", ended.err.trim_end()));
+        assert_eq!(fs::read(bundle.config()).unwrap(), before, "config.json is untouched");
+        assert_eq!(fs::read_dir(bundle.dir.path().join("upper")).unwrap().count(), 0, "so is the root");
+    }
+    let spec = bundle.configure(&["NVIDIA_VISIBLE_DEVICES=all"], &["true"]);
+    for broken in [
+        "{",
+        "[]",
+        &spec.to_string().replace("\"rootfs\"", "\"nowhere\""),
+        &spec.to_string().replace("\"rootfs\"", "\"/\""),
+    ] {
+        fs::write(bundle.config(), broken).unwrap();
+        let ended = bundle.run(&host, "");
+        assert!(ended.code == 1 && ended.err.starts_with("error[GPU-005"), "{ended:?}");
+        assert_eq!(fs::read_to_string(bundle.config()).unwrap(), broken);
+    }
+}
+
+#[test]
+fn a_hostile_root_reaches_nothing_outside() {
+    let host = TestHost::new("8xh100");
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("file"), "untouched").unwrap();
+    let out = outside.path().to_str().unwrap();
+    let deep = format!("../../../../../../../../../../..{out}");
+    let cases: [&[(&str, &str)]; 6] = [
+        &[("etc/ld.so.cache", &format!("{out}/file"))],
+        &[("etc/ld.so.cache", &format!("{deep}/file"))],
+        &[("etc", out)],
+        &[("etc", &deep)],
+        &[("etc/ld.so.conf.d", &deep), ("usr/bin", out)],
+        &[("etc/.gpurun-ld.so.cache", &format!("{out}/file")), ("usr/local", &deep)],
+    ];
+    for links in cases {
+        let bundle = Bundle::empty();
+        let root = bundle.root();
+        for part in ["lib64", "bin"] {
+            fs::create_dir_all(root.join(part)).unwrap();
+        }
+        fs::write(root.join("lib64/ld-linux-x86-64.so.2"), "").unwrap();
+        fs::copy(image("busybox", "root").join("bin/busybox"), root.join("bin/busybox")).unwrap();
+        for (link, target) in links {
+            let link = root.join(link);
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            symlink(target, link).unwrap();
+        }
+        bundle.configure(&["NVIDIA_VISIBLE_DEVICES=all"], &["/bin/busybox", "true"]);
+        // Whether it starts is the image's business.
+        let ended = bundle.run(&host, "");
+        assert_eq!(fs::read_dir(out).unwrap().count(), 1, "{links:?} {ended:?}");
+        assert_eq!(fs::read_to_string(outside.path().join("file")).unwrap(), "untouched", "{links:?}");
+    }
+    // A cache that nobody ever writes to must not be waited for.
+    let bundle = Bundle::of("debian-python");
+    fs::remove_file(bundle.root().join("etc/ld.so.cache")).unwrap();
+    assert_eq!(run(Command::new("mkfifo").arg(bundle.root().join("etc/ld.so.cache"))).code, 0);
+    asks(&bundle, "all");
+    assert_eq!(bundle.run(&host, "").code, 0);
+}
+
+#[test]
+fn a_read_only_root_gets_the_driver_too() {
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    let bundle = Bundle::of("debian-python");
+    let mut spec = asks(&bundle, "2");
+    spec["root"]["readonly"] = json!(true);
+    bundle.write(&spec);
+    has_gpu_2(&probed(&bundle.run(&host, "")), "550.163.01");
+}
+
+/// A file of the driver's that lies outside its own directory in the container.
+fn add_configuration(host: &TestHost) {
+    let file = host.driver("usr/share/glvnd/egl_vendor.d/10_nvidia.json");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(file, "vendor").unwrap();
+}
+
+#[test]
+fn a_root_on_a_read_only_file_system_gets_it_if_it_has_the_directory() {
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    add_configuration(&host);
+    let bundle = Bundle::of("debian-python");
+    let read_only = || {
+        let done = run(Command::new("mount").args(["-o", "remount,ro"]).arg(bundle.root()));
+        assert_eq!(done.code, 0, "{done:?}");
+    };
+    read_only();
+    asks(&bundle, "2");
+    let ended = bundle.run(&host, "");
+    assert!(ended.code == 1 && ended.err.contains("has no directory /usr/local/nvidia"), "{ended:?}");
+    let done = run(Command::new("mount").args(["-o", "remount,rw"]).arg(bundle.root()));
+    assert_eq!(done.code, 0, "{done:?}");
+    fs::create_dir(bundle.root().join("usr/local/nvidia")).unwrap();
+    read_only();
+    bundle.configure(
+        &["NVIDIA_VISIBLE_DEVICES=2", "NVIDIA_DRIVER_CAPABILITIES=all"],
+        &[
+            "python3",
+            "-c",
+            "import ctypes; ctypes.CDLL('libcuda.so.1'); ctypes.CDLL('libnvidia-ml.so.1'); print('loaded')",
+        ],
+    );
+    let ended = bundle.run(&host, "");
+    assert!(ended.code == 0 && ended.out == "loaded\n", "{ended:?}");
+}
+
+#[test]
+fn in_a_user_namespace_what_is_written_belongs_to_the_containers_root() {
+    const FIRST: u32 = 200_000;
+    let host = TestHost::new("8xh100");
+    let bundle = Bundle::empty();
+    let copied =
+        run(Command::new("cp").arg("-a").arg(image("distroless", "root").join(".")).arg(bundle.root()));
+    assert_eq!(copied.code, 0, "{copied:?}");
+    let chowned = run(Command::new("chown").args(["-hR", &format!("{FIRST}:{FIRST}")]).arg(bundle.root()));
+    assert_eq!(chowned.code, 0, "{chowned:?}");
+    chown(bundle.dir.path(), Some(FIRST), Some(FIRST)).unwrap();
+    let mut spec =
+        bundle.configure(&["NVIDIA_VISIBLE_DEVICES=2"], &["/app/probe", "libcuda.so.1", "libnvidia-ml.so.1"]);
+    let mapping = json!([{"containerID": 0, "hostID": FIRST, "size": 65536}]);
+    spec["linux"]["uidMappings"] = mapping.clone();
+    spec["linux"]["gidMappings"] = mapping;
+    spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    bundle.write(&spec);
+    let ended = bundle.run(&host, "");
+    assert!(ended.code == 0 && ended.out.contains("libcuda.so.1: loaded"), "{ended:?}");
+    let cache = fs::metadata(bundle.root().join("etc/ld.so.cache")).unwrap();
+    assert_eq!((cache.uid(), cache.gid(), cache.mode() & 0o777), (FIRST, FIRST, 0o644));
+    let minor = gpurun_integration::description("8xh100").gpus[2].minor;
+    let device = bundle.read()["mounts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|mount| mount["destination"] == json!(format!("/dev/nvidia{minor}")));
+    assert!(device, "the node lies elsewhere on the host, so it is mounted");
+}
+
+#[test]
+fn images_without_a_cache_or_without_a_loader() {
+    let host = TestHost::new("8xh100");
+    let bundle = Bundle::of("distroless");
+    bundle.configure(&["NVIDIA_VISIBLE_DEVICES=0"], &["/app/probe", "libcuda.so.1", "libnvidia-ml.so.1"]);
+    let ended = bundle.run(&host, "");
+    assert!(ended.code == 0 && ended.out.contains("libcuda.so.1: loaded"), "{ended:?}");
+    let bundle = Bundle::of("busybox");
+    bundle.configure(&["NVIDIA_VISIBLE_DEVICES=0"], &["ls", "/dev/nvidiactl", LIBRARIES]);
+    let ended = bundle.run(&host, "");
+    assert!(ended.code == 0 && ended.out.contains("libcuda.so.1"), "{ended:?}");
+}
+
+#[test]
+fn annotations_and_mounts_ask_before_the_environment() {
+    let host = TestHost::new("8xh100");
+    let bundle = Bundle::of("busybox");
+    let devices = |change: &dyn Fn(&mut Value), configuration: &str| {
+        let mut spec = bundle.configure(&["NVIDIA_VISIBLE_DEVICES=all"], &["ls", "/dev"]);
+        change(&mut spec);
+        bundle.write(&spec);
+        let ended = bundle.run(&host, configuration);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        let digits =
+            |name: &&str| name.strip_prefix("nvidia").is_some_and(|rest| rest.parse::<u32>().is_ok());
+        ended.out.lines().filter(digits).count()
+    };
+    let mounts = |spec: &mut Value| {
+        for name in ["0", "cdi/nvidia.com/gpu/1"] {
+            spec["mounts"].as_array_mut().unwrap().push(json!({
+                "destination": format!("/var/run/nvidia-container-devices/{name}"),
+                "type": "bind", "source": "/dev/null", "options": ["bind"],
+            }));
+        }
+    };
+    let annotation = |spec: &mut Value| {
+        mounts(spec);
+        spec["annotations"] =
+            json!({"cdi.k8s.io/plugin": "nvidia.com/gpu=3,nvidia.com/gpu=4,nvidia.com/gpu=5"});
+    };
+    let accepted = "accept-nvidia-visible-devices-as-volume-mounts = true\n";
+    assert_eq!(devices(&|_| (), ""), 8);
+    assert_eq!(devices(&mounts, ""), 8);
+    assert_eq!(devices(&mounts, accepted), 2);
+    assert_eq!(devices(&annotation, accepted), 3);
+}
+
+#[test]
+fn shared_memory_of_an_engines_own_grows_unless_somebody_chose_its_size() {
+    let host = TestHost::new("t4");
+    let bundle = Bundle::of("busybox");
+    let shm = bundle.dir.path().join("shm");
+    fs::create_dir(&shm).unwrap();
+    let size_with = |options: &str, configuration: &str| {
+        let options = format!("mode=1777,size={options}");
+        let mounted = run(Command::new("mount").args(["-t", "tmpfs", "shm", "-o", &options]).arg(&shm));
+        assert_eq!(mounted.code, 0, "{mounted:?}");
+        let mut spec =
+            bundle.configure(&["NVIDIA_VISIBLE_DEVICES=0"], &["sh", "-c", "df -m /dev/shm | tail -1"]);
+        for mount in spec["mounts"].as_array_mut().unwrap() {
+            if mount["destination"] == "/dev/shm" {
+                *mount = json!({"destination": "/dev/shm", "type": "bind", "source": shm, "options": ["rbind", "rprivate"]});
+            }
+        }
+        bundle.write(&spec);
+        let ended = bundle.run(&host, configuration);
+        run(Command::new("umount").arg(&shm));
+        assert_eq!(ended.code, 0, "{ended:?}");
+        ended.out.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    assert!(size_with("64m", "") > 500);
+    assert_eq!(size_with("64m", "shm-size = \"300m\""), 300);
+    assert_eq!(size_with("64000k", "shm-size = \"300m\""), 300);
+    assert_eq!(size_with("64m", "shm-size = \"keep\""), 64);
+    assert_eq!(size_with("100m", ""), 100);
+}
+
+#[test]
+fn what_draws_gets_the_nodes_the_links_and_the_profile() {
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    add_configuration(&host);
+    let bundle = Bundle::of("debian-python");
+    let script = "cd /dev/dri/by-path && for link in *; do test -c $link && echo $link; done; \
+                  cat /etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf; cat /usr/share/glvnd/egl_vendor.d/10_nvidia.json";
+    for _ in 0..2 {
+        bundle.configure(
+            &["NVIDIA_VISIBLE_DEVICES=2", "NVIDIA_DRIVER_CAPABILITIES=all"],
+            &["sh", "-c", script],
+        );
+        let ended = bundle.run(&host, "");
+        let gpu = &gpurun_integration::description("8xh100").gpus[2];
+        assert_eq!(ended.code, 0, "{ended:?}");
+        assert!(ended.out.ends_with("vendor"), "{ended:?}");
+        for kind in ["card", "render"] {
+            assert!(ended.out.contains(&format!("{}-{kind}\n", gpu.pci)), "{ended:?}");
+        }
+        assert!(ended.out.contains(&format!("EGLVisibleDGPUDevices\",{:#x}]", 1 << gpu.minor)), "{ended:?}");
+    }
+}

@@ -1,0 +1,174 @@
+//! An OCI bundle: the directory that an engine made for one container, with its config.json and its root.
+
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    formats::oci::Spec,
+};
+use rustix::{
+    fd::OwnedFd,
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid},
+};
+use std::{
+    fs::File,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+};
+
+const CONFIG: &str = "config.json";
+/// Engines write 10 to 100 kB; the environment of a process, which is the largest part, is bounded by the kernel at 6 MB.
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// A bundle that is open.
+#[derive(Debug)]
+pub struct Bundle {
+    path: PathBuf,
+    directory: OwnedFd,
+    mode: Mode,
+    owner: (Uid, Gid),
+}
+
+/// The root of a container that does not run yet.
+#[derive(Debug)]
+pub struct ContainerRoot {
+    /// Where it is on the host.
+    pub path: PathBuf,
+    /// Open for look-ups.
+    pub directory: OwnedFd,
+    /// Whether its file system can be written to at all.
+    pub writable: bool,
+}
+
+impl Bundle {
+    /// Opens a bundle and reads its configuration.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when it is none.
+    pub fn open(path: &Path) -> Result<(Self, Spec)> {
+        let failed = || format!("{} cannot be read", path.join(CONFIG).display());
+        let directory =
+            rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .or_fail(Code::Bundle, failed)?;
+        // A FIFO in its place must not block us.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file =
+            rustix::fs::openat(&directory, CONFIG, flags, Mode::empty()).or_fail(Code::Bundle, failed)?;
+        let stat = rustix::fs::fstat(&file).or_fail(Code::Bundle, failed)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Error::new(Code::Bundle, failed()).cause("it is not a regular file"));
+        }
+        let mut bytes = Vec::new();
+        File::from(file).take(MAX_CONFIG + 1).read_to_end(&mut bytes).or_fail(Code::Bundle, failed)?;
+        if bytes.len() as u64 > MAX_CONFIG {
+            return Err(Error::new(Code::Bundle, failed())
+                .cause(format!("it is larger than {} MiB", MAX_CONFIG >> 20)));
+        }
+        let bundle = Self {
+            path: path.into(),
+            directory,
+            mode: Mode::from_raw_mode(stat.st_mode),
+            owner: (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid)),
+        };
+        Ok((bundle, Spec::parse(&bytes)?))
+    }
+
+    /// Opens the container's root.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when there is none, [`Code::Rootfs`] when it is the host's own.
+    pub fn root(&self, spec: &Spec) -> Result<ContainerRoot> {
+        let named = spec.root_path().filter(|path| !path.is_empty()).ok_or_else(|| {
+            Error::new(Code::Bundle, "the container's config.json names no root").fix("set root.path there")
+        })?;
+        // An absolute path replaces the bundle's.
+        let path = self.path.join(named);
+        let failed = || format!("the container's root {} cannot be opened", path.display());
+        let directory =
+            rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .or_fail(Code::Bundle, failed)?;
+        let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let own = identity(rustix::fs::fstat(&directory).or_fail(Code::Bundle, failed)?);
+        if rustix::fs::stat("/").is_ok_and(|host| identity(host) == own) {
+            // The loader's cache that would be written is the host's.
+            return Err(Error::new(Code::Rootfs, "the container's root is the host's own")
+                .fix("leave out the request for GPUs: what the host has is there already"));
+        }
+        let writable =
+            rustix::fs::fstatvfs(&directory).is_ok_and(|fs| !fs.f_flag.contains(StatVfsMountFlags::RDONLY));
+        Ok(ContainerRoot { path, directory, writable })
+    }
+
+    /// Puts another configuration in the place of the one that is there: whoever reads sees the old one or the new one.
+    ///
+    /// It is not synced to disk: the engine makes it anew for the next start, and after a crash of the host nobody runs.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when it cannot be written; then the old one is there, untouched.
+    pub fn replace(&self, spec: &Spec) -> Result<()> {
+        let failed = || format!("{} cannot be replaced", self.path.join(CONFIG).display());
+        let temporary = format!(".{CONFIG}.gpurun-{}", std::process::id());
+        // Left by a process of our number that was killed.
+        let _ = rustix::fs::unlinkat(&self.directory, &temporary, AtFlags::empty());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let written = (|| {
+            let file = rustix::fs::openat(&self.directory, &temporary, flags, Mode::RUSR | Mode::WUSR)?;
+            let mut file = File::from(file);
+            file.write_all(&spec.to_bytes())?;
+            rustix::fs::fchown(&file, Some(self.owner.0), Some(self.owner.1))?;
+            rustix::fs::fchmod(&file, self.mode)?;
+            rustix::fs::renameat(&self.directory, &temporary, &self.directory, CONFIG)?;
+            Ok::<_, std::io::Error>(())
+        })();
+        if written.is_err() {
+            let _ = rustix::fs::unlinkat(&self.directory, &temporary, AtFlags::empty());
+        }
+        written.or_fail(Code::Bundle, failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    #[test]
+    fn a_configuration_is_replaced_with_its_owner_and_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join(CONFIG);
+        fs::write(&config, r#"{"root":{"path":"rootfs"}}"#).unwrap();
+        fs::set_permissions(&config, fs::Permissions::from_mode(0o640)).unwrap();
+        fs::create_dir(dir.path().join("rootfs")).unwrap();
+        let (bundle, mut spec) = Bundle::open(dir.path()).unwrap();
+        let root = bundle.root(&spec).unwrap();
+        assert_eq!((root.path, root.writable), (dir.path().join("rootfs"), true));
+        spec.list_mut(&["mounts"]).unwrap();
+        bundle.replace(&spec).unwrap();
+        assert_eq!(fs::read_to_string(&config).unwrap(), r#"{"root":{"path":"rootfs"},"mounts":[]}"#);
+        assert_eq!(fs::metadata(&config).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
+    }
+
+    #[test]
+    fn what_is_no_bundle_is_a_message() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join(CONFIG);
+        assert_eq!(Bundle::open(dir.path()).unwrap_err().code(), Code::Bundle);
+        rustix::fs::mknodat(rustix::fs::CWD, &config, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert_eq!(Bundle::open(dir.path()).unwrap_err().cause_line(), "it is not a regular file");
+        fs::remove_file(&config).unwrap();
+        fs::write(&config, r#"{"root":{"path":"/"}}"#).unwrap();
+        let (bundle, spec) = Bundle::open(dir.path()).unwrap();
+        assert_eq!(bundle.root(&spec).unwrap_err().code(), Code::Rootfs);
+        for text in [
+            "{}",
+            r#"{"root":{"path":""}}"#,
+            r#"{"root":{"path":"nowhere"}}"#,
+            r#"{"root":{"path":"config.json"}}"#,
+        ] {
+            fs::write(&config, text).unwrap();
+            let (bundle, spec) = Bundle::open(dir.path()).unwrap();
+            assert_eq!(bundle.root(&spec).unwrap_err().code(), Code::Bundle, "{text}");
+        }
+        File::create(&config).unwrap().set_len(MAX_CONFIG + 1).unwrap();
+        assert_eq!(Bundle::open(dir.path()).unwrap_err().cause_line(), "it is larger than 16 MiB");
+    }
+}

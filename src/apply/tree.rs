@@ -1,0 +1,195 @@
+//! Small directories of ours on the host, which containers get as one mount each: mount points, links and little files that
+//! need no place in the container's own root then.
+//!
+//! A tree is named by what is in it, made once, and shared by every container that wants the same. It is never changed and
+//! never removed while the host runs: removing a mount point takes the mount away from a container that has it. In /run it
+//! has some dozens of inodes for each version of the driver.
+
+use super::rootfs::{Root, open_host_directory};
+use crate::error::{Code, Error, OrFail, Result};
+use rustix::{
+    fs::{CWD, fstat},
+    io::Errno,
+    process::geteuid,
+};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
+    path::{Path, PathBuf},
+};
+
+/// What is in it, by its path below the tree.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Tree(BTreeMap<PathBuf, Entry>);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Entry {
+    File(Vec<u8>),
+    Link(PathBuf),
+}
+
+impl Tree {
+    /// Adds a file; an empty one is a mount point.
+    pub fn file(&mut self, path: &Path, content: &[u8]) {
+        self.0.insert(path.into(), Entry::File(content.into()));
+    }
+
+    /// Adds a link.
+    pub fn link(&mut self, path: &Path, target: &Path) {
+        self.0.insert(path.into(), Entry::Link(target.into()));
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Where it is below `state_dir`, made there if it was not.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when it cannot be made, or when others could have written what is there.
+    pub fn place(&self, state_dir: &Path) -> Result<PathBuf> {
+        let trees = state_dir.join("trees");
+        let place = trees.join(self.name());
+        match trusted(&place) {
+            Err(Errno::NOENT) => {}
+            Ok(true) if trusted(&trees) == Ok(true) && trusted(state_dir) == Ok(true) => return Ok(place),
+            result => return Err(untrusted(&place, result.err())),
+        }
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&trees)
+            .or_fail(Code::Bundle, || format!("{} cannot be made", trees.display()))?;
+        for directory in [state_dir, &trees] {
+            match trusted(directory) {
+                Ok(true) => {}
+                result => return Err(untrusted(directory, result.err())),
+            }
+        }
+        let new = trees.join(format!(".new-{}", std::process::id()));
+        let made = self.make(&new).and_then(|()| match std::fs::rename(&new, &place) {
+            // Another start made it meanwhile.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTEMPTY)) => {
+                std::fs::remove_dir_all(&new)
+                    .or_fail(Code::Bundle, || format!("{} cannot be removed", new.display()))
+            }
+            result => result.or_fail(Code::Bundle, || format!("{} cannot be made", place.display())),
+        });
+        if made.is_err() {
+            let _ = std::fs::remove_dir_all(&new);
+        }
+        made.map(|()| place)
+    }
+
+    fn make(&self, new: &Path) -> Result<()> {
+        let failed = || format!("{} cannot be made", new.display());
+        // Left by a process of our number that was killed.
+        match std::fs::remove_dir_all(new) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).or_fail(Code::Bundle, failed);
+            }
+            _ => {}
+        }
+        std::fs::DirBuilder::new().mode(0o755).create(new).or_fail(Code::Bundle, failed)?;
+        let root = Root::new(open_host_directory(new).or_fail(Code::Bundle, failed)?);
+        for (path, entry) in &self.0 {
+            let path = Path::new("/").join(path);
+            match entry {
+                Entry::File(content) => root.write(&path, content, 0o444)?,
+                Entry::Link(target) => root.symlink(&path, target)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        let mut hash = Sha256::new();
+        for (path, entry) in &self.0 {
+            let (kind, content) = match entry {
+                Entry::File(content) => ("file", content.as_slice()),
+                Entry::Link(target) => ("link", target.as_os_str().as_bytes()),
+            };
+            let path = path.as_os_str().as_bytes();
+            // Lengths first: no two trees are written the same.
+            hash.update(format!("{kind} {} {}\n", path.len(), content.len()));
+            hash.update(path);
+            hash.update(content);
+        }
+        let mut name = String::new();
+        for byte in hash.finalize().iter().take(16) {
+            let _ = write!(name, "{byte:02x}");
+        }
+        name
+    }
+}
+
+/// Whether a directory is our own and nobody else may write to it.
+fn trusted(path: &Path) -> rustix::io::Result<bool> {
+    let fd = rustix::fs::openat(
+        CWD,
+        path,
+        rustix::fs::OFlags::PATH
+            | rustix::fs::OFlags::DIRECTORY
+            | rustix::fs::OFlags::NOFOLLOW
+            | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    let stat = fstat(&fd)?;
+    Ok(stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o022 == 0)
+}
+
+fn untrusted(path: &Path, errno: Option<Errno>) -> Error {
+    let error = Error::new(Code::Bundle, format!("{} cannot be used", path.display()));
+    match errno {
+        Some(errno) => error.cause(errno),
+        None => error
+            .cause("it belongs to somebody else, or somebody else may write to it")
+            .fix(format!("remove {}: gpurun makes it anew", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    fn tree(link: &str) -> Tree {
+        let mut tree = Tree::default();
+        tree.file(Path::new("lib64/libcuda.so.550"), b"");
+        tree.link(Path::new("lib64/libcuda.so.1"), Path::new(link));
+        tree
+    }
+
+    #[test]
+    fn a_tree_is_made_once_and_another_one_beside_it() {
+        let state = tempfile::tempdir().unwrap();
+        let state_dir = state.path().join("deep/state");
+        let place = tree("libcuda.so.550").place(&state_dir).unwrap();
+        assert_eq!(fs::read(place.join("lib64/libcuda.so.1")).unwrap(), b"");
+        let before = fs::metadata(&place).unwrap().modified().unwrap();
+        assert_eq!(tree("libcuda.so.550").place(&state_dir).unwrap(), place);
+        assert_eq!(fs::metadata(&place).unwrap().modified().unwrap(), before);
+        let other = tree("libcuda.so.535").place(&state_dir).unwrap();
+        assert_eq!(fs::read_link(other.join("lib64/libcuda.so.1")).unwrap(), Path::new("libcuda.so.535"));
+        assert_eq!(fs::read_dir(state_dir.join("trees")).unwrap().count(), 2, "nothing is left over");
+    }
+
+    #[test]
+    fn what_others_could_have_written_is_refused() {
+        let state = tempfile::tempdir().unwrap();
+        let place = tree("x").place(state.path()).unwrap();
+        for path in [&place, &state.path().join("trees"), &state.path().to_path_buf()] {
+            let mode = fs::metadata(path).unwrap().permissions();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+            assert_eq!(tree("x").place(state.path()).unwrap_err().code(), Code::Bundle, "{}", path.display());
+            fs::set_permissions(path, mode).unwrap();
+        }
+        let aside = state.path().join("aside");
+        fs::rename(&place, &aside).unwrap();
+        std::os::unix::fs::symlink(&aside, &place).unwrap();
+        assert!(tree("x").place(state.path()).is_err(), "a link");
+    }
+}

@@ -1,0 +1,187 @@
+//! The config.json of an OCI bundle (runtime-spec, config.md and config-linux.md) as a JSON value: engines put fields there
+//! that the specification of today does not have, and all of them survive an edit.
+
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    vocabulary::EnvVar,
+};
+use serde_json::{Map, Value};
+
+/// A container's configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec(Value);
+
+/// One entry of `mounts`, as far as gpurun reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountEntry<'a> {
+    /// Where it appears.
+    pub destination: &'a str,
+    /// A host path, or any word for a file system without one.
+    pub source: &'a str,
+}
+
+impl Spec {
+    /// Reads a config.json.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when it is not a JSON object.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        match serde_json::from_slice(bytes) {
+            Ok(spec @ Value::Object(_)) => Ok(Self(spec)),
+            Ok(_) => Err(Error::new(Code::Bundle, "the container's config.json is not a JSON object")),
+            Err(error) => Err(error).or_fail(Code::Bundle, || "the container's config.json is not JSON"),
+        }
+    }
+
+    /// The file's bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.0.to_string().into_bytes()
+    }
+
+    /// What is at a path of keys; `None` also where JSON says null, which Go writes for an empty list.
+    pub fn at(&self, path: &[&str]) -> Option<&Value> {
+        path.iter().try_fold(&self.0, |value, key| value.get(key)).filter(|value| !value.is_null())
+    }
+
+    /// The entries of a list; none where it is absent.
+    pub fn list(&self, path: &[&str]) -> &[Value] {
+        self.at(path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    }
+
+    /// The list at a path of keys, made with the objects around it where it is absent.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when something else is in its place.
+    pub fn list_mut(&mut self, path: &[&str]) -> Result<&mut Vec<Value>> {
+        let mut here = &mut self.0;
+        for (depth, key) in path.iter().enumerate() {
+            let Value::Object(object) = here else { return Err(misplaced(&path[..depth], "an object")) };
+            here = object.entry(*key).or_insert(Value::Null);
+            if here.is_null() {
+                *here = if depth + 1 == path.len() {
+                    Value::Array(Vec::new())
+                } else {
+                    Value::Object(Map::new())
+                };
+            }
+        }
+        here.as_array_mut().ok_or_else(|| misplaced(path, "a list"))
+    }
+
+    /// `process.env`, split at the first `=`.
+    pub fn environment(&self) -> Vec<EnvVar> {
+        let variable = |entry: &Value| {
+            let (name, value) = entry.as_str()?.split_once('=')?;
+            Some((name.to_owned(), value.to_owned()))
+        };
+        self.list(&["process", "env"]).iter().filter_map(variable).collect()
+    }
+
+    /// `annotations`, sorted by key.
+    pub fn annotations(&self) -> Vec<(&str, &str)> {
+        let object = self.at(&["annotations"]).and_then(Value::as_object);
+        let mut all: Vec<_> = object
+            .into_iter()
+            .flatten()
+            .filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)))
+            .collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// `mounts`, in their order.
+    pub fn mounts(&self) -> impl Iterator<Item = MountEntry<'_>> {
+        self.list(&["mounts"]).iter().filter_map(|mount| {
+            Some(MountEntry {
+                destination: mount.get("destination")?.as_str()?,
+                source: mount.get("source").and_then(Value::as_str).unwrap_or_default(),
+            })
+        })
+    }
+
+    /// Whether the container's processes could ever have this capability (`CAP_SYS_ADMIN`).
+    pub fn is_bounded_by(&self, capability: &str) -> bool {
+        self.list(&["process", "capabilities", "bounding"]).iter().any(|one| one.as_str() == Some(capability))
+    }
+
+    /// `root.path`: absolute, or relative to the bundle.
+    pub fn root_path(&self) -> Option<&str> {
+        self.at(&["root", "path"])?.as_str()
+    }
+
+    /// The user that the container's first process runs as; the specification's default is 0.
+    pub fn uid(&self) -> u64 {
+        self.at(&["process", "user", "uid"]).and_then(Value::as_u64).unwrap_or(0)
+    }
+
+    /// The limit of the container's memory in bytes; `None` where there is none.
+    pub fn memory_limit(&self) -> Option<u64> {
+        self.at(&["linux", "resources", "memory", "limit"])?.as_u64().filter(|&limit| limit > 0)
+    }
+
+    /// Whether the container gets a user namespace of its own.
+    pub fn has_user_namespace(&self) -> bool {
+        self.list(&["linux", "namespaces"])
+            .iter()
+            .any(|one| one.get("type").and_then(Value::as_str) == Some("user"))
+    }
+
+    /// The host's uid and gid of the container's root, where the configuration maps them.
+    pub fn mapped_root(&self) -> Option<(u32, u32)> {
+        let id = |key: &str| {
+            let mapping = self
+                .list(&["linux", key])
+                .iter()
+                .find(|one| one.get("containerID").and_then(Value::as_u64) == Some(0))?;
+            mapping.get("hostID")?.as_u64()?.try_into().ok()
+        };
+        Some((id("uidMappings")?, id("gidMappings")?))
+    }
+}
+
+fn misplaced(path: &[&str], wanted: &str) -> Error {
+    Error::new(Code::Bundle, format!("{} of the container's config.json is not {wanted}", path.join(".")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_nobody_knows_survives_in_its_order() {
+        let text = r#"{"zeta":1.5,"ociVersion":"1.9.9","process":{"new":[null,{"a":18446744073709551615}]},"annotations":null}"#;
+        let spec = Spec::parse(text.as_bytes()).unwrap();
+        assert_eq!(String::from_utf8(spec.to_bytes()).unwrap(), text);
+    }
+
+    #[test]
+    fn lists_are_made_where_they_are_absent_and_nothing_is_overwritten() {
+        let mut spec = Spec::parse(br#"{"linux":{"devices":null},"hooks":7,"mounts":{}}"#).unwrap();
+        spec.list_mut(&["linux", "devices"]).unwrap().push(1.into());
+        spec.list_mut(&["process", "user", "additionalGids"]).unwrap();
+        assert_eq!(spec.list_mut(&["hooks", "prestart"]).unwrap_err().code(), Code::Bundle);
+        assert_eq!(spec.list_mut(&["mounts"]).unwrap_err().code(), Code::Bundle);
+        assert_eq!(
+            String::from_utf8(spec.to_bytes()).unwrap(),
+            r#"{"linux":{"devices":[1]},"hooks":7,"mounts":{},"process":{"user":{"additionalGids":[]}}}"#
+        );
+    }
+
+    #[test]
+    fn what_is_no_configuration_is_a_message() {
+        for bytes in [&b""[..], b"{", b"[]", b"null", b"\xff"] {
+            assert_eq!(Spec::parse(bytes).unwrap_err().code(), Code::Bundle, "{bytes:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_is_read(text in r#"\{("(process|linux|mounts|env|root|path|annotations)":(\{\}|\[\]|\[1,"a=b"\]|null|"x"|\{"env":\[3\]\})){0,1}\}"#) {
+            if let Ok(spec) = Spec::parse(text.as_bytes()) {
+                let _ = (spec.environment(), spec.annotations(), spec.mounts().count(), spec.root_path(), spec.uid());
+                let _ = (spec.memory_limit(), spec.has_user_namespace(), spec.mapped_root(), spec.is_bounded_by("CAP_SYS_ADMIN"));
+            }
+        }
+    }
+}
