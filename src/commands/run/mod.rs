@@ -136,7 +136,8 @@ fn process_environment(image: &[EnvVar], driver: &[EnvVar], user: Vec<EnvVar>, t
 
 /// What `--shm-size` says, else the configuration, else half of the memory that the container may use.
 fn shm_size(context: &Context, args: &Run, limits: &Limits) -> Result<u64> {
-    let configured = context.config.shm_size.as_deref().filter(|&size| size != "auto");
+    // `keep` speaks of what an engine chose; here there is none.
+    let configured = context.config.shm_size.as_deref().filter(|size| !["auto", "keep"].contains(size));
     match (args.shm_size.as_deref(), configured) {
         (Some(size), _) => options::size("--shm-size", size),
         (None, Some(size)) => options::size("shm-size", size),
