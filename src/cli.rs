@@ -1,5 +1,7 @@
 //! What was typed. What it means is decided elsewhere: nothing here looks at the world.
 #![forbid(unsafe_code)]
+// These comments are the help text, in which brackets mean "optional".
+#![allow(rustdoc::broken_intra_doc_links)]
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;

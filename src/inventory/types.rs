@@ -16,7 +16,7 @@ pub struct HostPath(pub PathBuf);
 pub struct ContainerPath(pub PathBuf);
 
 /// Where the driver's files are: `/`, or the root of a driver container (`/run/nvidia/driver`).
-/// Only it turns a [`HostPath`] into a [`ContainerPath`] and back; see [`super::driver_root`].
+/// Only it turns a [`HostPath`] into a [`ContainerPath`] and back; see `driver_root`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct DriverRoot(pub PathBuf);
@@ -185,7 +185,7 @@ pub struct Problem {
     pub fix: String,
 }
 
-/// What an inventory depends on. Checked by a handful of stats before each start; see [`super::snapshot`].
+/// What an inventory depends on. Checked by a handful of stats before each start; see `snapshot`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
     /// Which gpurun wrote it: another version may know more.

@@ -1,4 +1,4 @@
-//! The system call filter: [`profile`] turned into classic BPF for the kernel (`seccomp(2)`, SECCOMP_SET_MODE_FILTER).
+//! The system call filter: `profile` turned into classic BPF for the kernel (`seccomp(2)`, SECCOMP_SET_MODE_FILTER).
 //!
 //! A call that the profile does not allow fails with EPERM. One newer than every call that the profile knows fails with
 //! ENOSYS: the profile's authors could not judge it, and C libraries fall back to the older call on ENOSYS alone (runc
