@@ -48,9 +48,11 @@ fn existing(path: PathBuf) -> PathBuf {
     path
 }
 
-/// A program or library of `dist/`.
+/// A program or library of `dist/`; of its copy in the cache, where ordinary users cannot reach the project's directory.
 pub fn dist(name: &str) -> PathBuf {
-    existing(project().join("dist").join(name))
+    let enterable = |dir: &Path| fs::metadata(dir).is_ok_and(|stat| stat.permissions().mode() & 0o001 != 0);
+    let dist = project().join("dist");
+    if dist.ancestors().all(enterable) { existing(dist.join(name)) } else { cached("dist").join(name) }
 }
 
 /// A file or directory of the cache that the scripts in `integration/` fill.
