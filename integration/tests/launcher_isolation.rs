@@ -303,8 +303,8 @@ fn names_network_and_ipc() {
     for caller in Caller::EACH {
         assert_eq!(host.ok(caller, "", &busybox(), "hostname"), own);
         assert_eq!(
-            host.ok(caller, "--hostname alpha", &busybox(), "hostname; cat /etc/hostname"),
-            "alpha\nalpha\n"
+            host.ok(caller, "--hostname alpha", &busybox(), "hostname; cat /etc/hostname; echo $HOSTNAME"),
+            "alpha\nalpha\nalpha\n"
         );
         assert_eq!(
             host.ok(

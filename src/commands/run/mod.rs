@@ -84,12 +84,19 @@ fn container(
             Error::new(Code::Usage, "-i -t needs a terminal, and standard input is none").fix("leave out -t")
         );
     }
+    let hostname =
+        args.hostname.clone().or_else(|| (args.network == Network::None).then(|| "gpurun".to_owned()));
+    let host_name =
+        hostname.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+    if !rootless {
+        options::can_give(args)?;
+    }
     Ok(Container {
         id: new_id()?,
         read_only: args.read_only,
         scratch: context.store_dir.join("scratch"),
         state_dir: context.state_dir.clone(),
-        hostname: args.hostname.clone().or_else(|| (args.network == Network::None).then(|| "gpurun".into())),
+        hostname,
         host_network: args.network == Network::Host,
         host_ipc: args.ipc == Ipc::Host,
         shm_size: shm_size(context, args, &limits)?,
@@ -99,7 +106,7 @@ fn container(
         privileged: Store::ownership() == Ownership::Image,
         id_map: rootless.then(|| identity::id_map(&user, &caller)),
         process: Process {
-            env: process_environment(&config.env, &injection.env, user_env, args.tty),
+            env: process_environment(&host_name, &config.env, &injection.env, user_env, args.tty),
             argv,
             cwd: cwd.unwrap_or_else(|| "/".into()),
             capabilities: options::capabilities(args, user.uid == 0)?,
@@ -115,14 +122,21 @@ fn container(
 }
 
 /// The image's variables, the driver's, the user's: the last word is the user's.
-fn process_environment(image: &[EnvVar], driver: &[EnvVar], user: Vec<EnvVar>, tty: bool) -> Vec<EnvVar> {
+fn process_environment(
+    host_name: &str,
+    image: &[EnvVar],
+    driver: &[EnvVar],
+    user: Vec<EnvVar>,
+    tty: bool,
+) -> Vec<EnvVar> {
+    let host_name = ("HOSTNAME".to_owned(), host_name.to_owned());
     let path = ("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
     let terminal = tty.then(|| ("TERM".to_owned(), "xterm".to_owned()));
     let mut all: Vec<EnvVar> = Vec::new();
     // An image may name a million.
     let mut places: HashMap<String, usize> = HashMap::new();
     for (name, value) in
-        [path].into_iter().chain(terminal).chain(image.iter().chain(driver).cloned()).chain(user)
+        [path, host_name].into_iter().chain(terminal).chain(image.iter().chain(driver).cloned()).chain(user)
     {
         if let Some(&place) = places.get(&name) {
             all[place].1 = value;

@@ -321,6 +321,22 @@ pub fn capabilities(args: &Run, root: bool) -> Result<u64> {
     Ok(if all(&args.cap_drop) { mask(&args.cap_add)? } else { (default | added) & !dropped })
 }
 
+/// Refuses a capability that was asked for by name and that this process has not got itself; `ALL` is all that it has.
+pub fn can_give(args: &Run) -> Result<()> {
+    let own = caps::read(None, caps::CapSet::Permitted).or_fail(Code::Internal, || "capget failed")?;
+    let named = args.cap_add.iter().filter(|name| !name.eq_ignore_ascii_case("all"));
+    for name in named {
+        let full = name.to_ascii_uppercase();
+        let full = if full.starts_with("CAP_") { full } else { format!("CAP_{full}") };
+        if full.parse().is_ok_and(|capability| !own.contains(&capability)) {
+            return Err(Error::new(Code::User, format!("{full} cannot be given to the container"))
+                .cause("gpurun itself has not got it here")
+                .fix("start gpurun where root has it, or leave it out"));
+        }
+    }
+    Ok(())
+}
+
 /// Whether the system call filter is on.
 pub fn seccomp(options: &[String]) -> Result<bool> {
     let mut on = true;
