@@ -221,3 +221,20 @@ fn the_demo_runs_for_everyone() {
         assert!(ended.out.contains("GPU 7") && ended.out.contains("GPU-8cefbf6e"), "{ended:?}");
     }
 }
+
+#[test]
+fn a_host_with_file_systems_below_its_directories_is_an_image_for_a_user() {
+    let host = TestHost::new("t4");
+    // gpurun puts something of its own into /var, and a docker host has mounts below it.
+    let script = "ls /var/local /var/lib >/dev/null; cat /var/local/mounted; touch /tmp/x /var/tmp/x $HOME/x; echo written";
+    for options in ["", "-u 0", "--read-only --tmpfs /tmp --tmpfs /var/tmp"] {
+        let own = host.command(Caller::User, options, "host:", &["sh", "-ec", script]);
+        let mut inside = Command::new("unshare");
+        let mounts =
+            "mount -t tmpfs tmpfs /var/local; echo below > /var/local/mounted; cd \"$HOME\"; exec \"$@\"";
+        inside.args(["-m", "sh", "-ec", mounts, "sh"]).arg(own.get_program()).args(own.get_args());
+        inside.env_clear().envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let ended = run(&mut inside);
+        assert_eq!((ended.code, ended.out.as_str()), (0, "below\nwritten\n"), "{options}: {ended:?}");
+    }
+}

@@ -10,7 +10,7 @@ use crate::{
 };
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{FileType, OFlags},
+    fs::{FileType, Mode, OFlags},
     io::Errno,
 };
 use std::{collections::BTreeSet, ffi::OsString, path::Path};
@@ -36,7 +36,9 @@ pub fn mount(
     {
         let path = Path::new("/").join(name);
         let (ours, theirs) = (kind(added, name), kind(&host, name));
-        let from_host = theirs == Some(FileType::Directory) && !NOT_THE_HOSTS.iter().any(|own| name == own);
+        let from_host = theirs == Some(FileType::Directory)
+            && !NOT_THE_HOSTS.iter().any(|own| name == own)
+            && !is_opaque(added, name);
         match (ours, theirs) {
             (None, Some(FileType::Symlink)) => {
                 root.symlink(&path, &std::fs::read_link(&path).or_fail(Code::Mount, failed)?)?;
@@ -51,26 +53,12 @@ pub fn mount(
                 let lowers = sources.into_iter().filter(|(there, _)| *there);
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let mut lowers = lowers
-                    .map(|(_, at)| rustix::fs::openat(at, name, flags, rustix::fs::Mode::empty()))
+                    .map(|(_, at)| rustix::fs::openat(at, name, flags, Mode::empty()))
                     .collect::<rustix::io::Result<Vec<_>>>()
                     .or_fail(Code::Mount, failed)?;
                 // overlayfs wants two where it has no upper one.
                 lowers.push(empty.try_clone().or_fail(Code::Mount, failed)?);
-                let text = name.to_string_lossy();
-                let place = writable
-                    .map(|at| {
-                        Ok((
-                            directory_in(at, &format!("upper-{text}"))?,
-                            directory_in(at, &format!("work-{text}"))?,
-                        ))
-                    })
-                    .transpose()?;
-                if let (Some((upper, _)), Some(top)) = (&place, lowers.first()) {
-                    // /tmp is everyone's, a home its owner's: overlayfs shows the permissions of the upper directory.
-                    let mode = rustix::fs::fstat(top).or_fail(Code::Mount, failed)?.st_mode & 0o7777;
-                    rustix::fs::fchmod(upper, rustix::fs::Mode::from_raw_mode(mode | 0o700))
-                        .or_fail(Code::Mount, failed)?;
-                }
+                let place = place(writable, name, "", lowers.first())?;
                 let point = root.directory(&path)?;
                 match overlay(container, &lowers, place.as_ref(), &target.join(name)) {
                     Ok(()) => {}
@@ -79,6 +67,23 @@ pub fn mount(
                         let read_only = Flags { read_only: true, nosuid: true, nodev: true, noexec: false };
                         let tree = assembly::clone_of_host(&path, true, read_only)?;
                         assembly::attach(&tree, &point, &path)?;
+                    }
+                    Err(Errno::INVAL) => {
+                        let beside = mount_points(added, &host, name).or_fail(Code::Mount, failed)?;
+                        lowers.remove(1);
+                        // The first attempt has marked its work directory as in use.
+                        let place = self::place(writable, name, "again-", lowers.first())?;
+                        overlay(container, &lowers, place.as_ref(), &target.join(name))
+                            .or_fail(Code::Mount, failed)?;
+                        for child in beside {
+                            let read_only =
+                                Flags { read_only: true, nosuid: true, nodev: true, noexec: false };
+                            let tree = assembly::clone_of_host(&path.join(&child), true, read_only)?;
+                            let point = root
+                                .open(&path.join(&child), OFlags::PATH | OFlags::NOFOLLOW)
+                                .or_fail(Code::Mount, failed)?;
+                            assembly::attach(&tree, &point, &path.join(&child))?;
+                        }
                     }
                     Err(errno) => return Err(errno).or_fail(Code::Mount, failed),
                 }
@@ -91,6 +96,62 @@ pub fn mount(
             .or_fail(Code::Mount, failed)?;
     }
     Ok(())
+}
+
+/// Upper and work directory for `name`, with the permissions of the topmost lower directory: /tmp is everyone's, a home its
+/// owner's, and overlayfs shows those of the upper one.
+fn place(
+    writable: Option<&OwnedFd>,
+    name: &OsString,
+    mark: &str,
+    top: Option<&OwnedFd>,
+) -> Result<Option<(OwnedFd, OwnedFd)>> {
+    let (Some(at), Some(top)) = (writable, top) else { return Ok(None) };
+    let text = name.to_string_lossy();
+    let upper = directory_in(at, &format!("upper-{mark}{text}"))?;
+    let work = directory_in(at, &format!("work-{mark}{text}"))?;
+    rustix::fs::fstat(top)
+        .and_then(|stat| rustix::fs::fchmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777 | 0o700)))
+        .or_fail(Code::Mount, || "a directory of the container's root cannot be opened to its users")?;
+    Ok(Some((upper, work)))
+}
+
+/// For a directory of the host's that has mounts of its own and into which gpurun puts something: makes the places for the
+/// host's entries beside gpurun's, and says which are to be mounted there. Nothing, where the user may not list it.
+fn mount_points(added: &OwnedFd, host: &OwnedFd, name: &OsString) -> rustix::io::Result<Vec<OsString>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = |at| rustix::fs::openat(at, name, flags, Mode::empty());
+    let ours = open(added)?;
+    let Ok(theirs) = open(host) else { return Ok(Vec::new()) };
+    let mut places = Vec::new();
+    for child in names(&theirs)? {
+        match (kind(&ours, &child), kind(&theirs, &child)) {
+            (None, Some(FileType::Directory)) => {
+                rustix::fs::mkdirat(&ours, &child, Mode::from_raw_mode(0o755))?;
+                places.push(child);
+            }
+            (None, Some(FileType::RegularFile)) => {
+                let make = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                rustix::fs::openat(&ours, &child, make, Mode::from_raw_mode(0o644))?;
+                places.push(child);
+            }
+            (None, Some(FileType::Symlink)) => {
+                let to = rustix::fs::readlinkat(&theirs, &child, Vec::new())?;
+                rustix::fs::symlinkat(to, &ours, &child)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(places)
+}
+
+/// Whether gpurun's directory stands for itself, because the user may not look into the host's. overlayfs knows that mark
+/// below a lower directory, not on it.
+fn is_opaque(at: &OwnedFd, name: &OsString) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(at, name, flags, Mode::empty())
+        .and_then(|directory| rustix::fs::fgetxattr(&directory, "user.overlay.opaque", &mut [0u8; 1][..]))
+        .is_ok()
 }
 
 fn names(directory: &OwnedFd) -> rustix::io::Result<BTreeSet<OsString>> {
