@@ -180,6 +180,8 @@ fn host_file_systems() -> Result<Vec<Volume>> {
         .or_fail(Code::Inventory, || "the host's mounts cannot be read")?;
     Ok(options::host_mounts(&mounts)
         .into_iter()
+        // What the caller cannot reach on the host he does not get in the container.
+        .filter(|path| std::fs::metadata(path).is_ok())
         .map(|path| Volume::Bind { source: path.clone(), target: path, read_only: true })
         .collect())
 }
