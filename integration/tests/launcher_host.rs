@@ -230,8 +230,8 @@ fn a_host_with_file_systems_below_its_directories_is_an_image_for_a_user() {
     for options in ["", "-u 0", "--read-only --tmpfs /tmp --tmpfs /var/tmp"] {
         let own = host.command(Caller::User, options, "host:", &["sh", "-ec", script]);
         let mut inside = Command::new("unshare");
-        let mounts =
-            "mount -t tmpfs tmpfs /var/local; echo below > /var/local/mounted; cd \"$HOME\"; exec \"$@\"";
+        let mounts = "mount -t tmpfs tmpfs /var/local; echo below > /var/local/mounted; mount -t tmpfs -o mode=700 tmpfs /root; \
+             mkdir /root/closed; mount --bind /usr/share /root/closed; cd \"$HOME\"; exec \"$@\"";
         inside.args(["-m", "sh", "-ec", mounts, "sh"]).arg(own.get_program()).args(own.get_args());
         inside.env_clear().envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
         let ended = run(&mut inside);
