@@ -6,8 +6,8 @@
 //! ```text
 //!  inventory ──┐
 //!  (what the   │
-//!   host has)  ├─► plan ─► Injection ─► apply ─► container   gpurun IMAGE CMD: our own container, in process
-//!  request  ───┘  (pure)   (a value)
+//!   host has)  ├─► plan ─► Injection ─► apply ─┬► container   gpurun IMAGE CMD: our own container, in process
+//!  request  ───┘  (pure)   (a value)            └► oci_spec    gpurun-runtime: edits config.json, becomes runc or crun
 //!  (what is
 //!   asked for)
 //! ```

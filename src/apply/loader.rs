@@ -179,3 +179,47 @@ fn find_compat(image: &Layers, host: &ForwardCompat) -> Option<(PathBuf, Vec<Cac
     let libraries = names.iter().filter(soname).filter_map(library).collect();
     Some((directory.clone(), libraries))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_root_that_is_used_again_names_each_directory_once() {
+        let dir = tempfile::tempdir().unwrap();
+        for directory in ["lib", "etc"] {
+            fs::create_dir(dir.path().join(directory)).unwrap();
+        }
+        fs::write(dir.path().join(&machine::MUSL[1..]), "").unwrap();
+        let path = dir.path().join(&machine::MUSL_PATH[1..]);
+        let image = Layers::open(&[dir.path().to_path_buf()]).unwrap();
+        let lib64 = Path::new(DRIVER_DIR).join("lib64");
+        let library = CachedLibrary {
+            soname: "libcuda.so.1".into(),
+            path: ContainerPath(lib64.join("libcuda.so.1")),
+            is_32bit: false,
+        };
+        let injection = Injection {
+            libraries: vec![library],
+            library_dirs: vec![ContainerPath(lib64)],
+            ..Injection::default()
+        };
+        for (before, after) in [
+            (None, "/lib:/usr/local/lib:/usr/lib:/usr/local/nvidia/lib64\n"),
+            (
+                Some("/lib:/usr/local/lib:/usr/lib:/usr/local/nvidia/lib64\n"),
+                "/lib:/usr/local/lib:/usr/lib:/usr/local/nvidia/lib64\n",
+            ),
+            (Some("/lib\n/opt/lib\n/usr/local/nvidia/lib\n"), "/lib:/opt/lib:/usr/local/nvidia/lib64\n"),
+        ] {
+            if let Some(before) = before {
+                fs::write(&path, before).unwrap();
+            }
+            let files = prepare(&image, &injection).unwrap().files;
+            let (_, content, _) =
+                files.iter().find(|(path, ..)| path == Path::new(machine::MUSL_PATH)).unwrap();
+            assert_eq!(String::from_utf8_lossy(content), after, "{before:?}");
+        }
+    }
+}
