@@ -193,7 +193,7 @@ mod tests {
         }
         fs::write(dir.path().join(&machine::MUSL[1..]), "").unwrap();
         let path = dir.path().join(&machine::MUSL_PATH[1..]);
-        let image = Layers::open(&[dir.path().to_path_buf()]).unwrap();
+        let image = Layers::open(vec![dir.path().to_path_buf()]).unwrap();
         let lib64 = Path::new(DRIVER_DIR).join("lib64");
         let library = CachedLibrary {
             soname: "libcuda.so.1".into(),
