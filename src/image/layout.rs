@@ -133,8 +133,11 @@ impl Layout {
             file = inflated;
         }
         file.rewind().or_fail(Code::ImageBroken, || format!("{} cannot be read", path.display()))?;
-        let members = members(&file)
-            .map_err(|error| error.context(format!("{} cannot be read as an image", path.display())))?;
+        let members = members(&file).map_err(|error| {
+            error.context(format!("{} cannot be read as an image", path.display())).fix(
+                "save it again: docker save -o FILE IMAGE, or skopeo copy docker://IMAGE oci-archive:FILE",
+            )
+        })?;
         Ok(Self::Archive { file: Arc::new(file), members })
     }
 

@@ -49,7 +49,8 @@ pub fn environment(args: &Run) -> Result<Vec<EnvVar>> {
     let mut env = Vec::new();
     for file in &args.env_file {
         let text = std::fs::read_to_string(file)
-            .or_fail(Code::Usage, || format!("--env-file {} cannot be read", file.display()))?;
+            .or_fail(Code::Usage, || format!("--env-file {} cannot be read", file.display()))
+            .map_err(|error| error.fix("name a file of NAME=VALUE lines that you may read"))?;
         for line in text.lines() {
             let line = line.trim_start();
             if !line.is_empty() && !line.starts_with('#') {
