@@ -2,7 +2,7 @@
 //!
 //! `integration/bench` prepares what it needs. Absolute times are this machine's; the ratios are what is compared.
 
-use gpurun_integration::{TestHost, cached, dist};
+use gpurun_integration::{TestHost, cached, copy_of_root, dist};
 use std::{
     env, fs,
     io::Read,
@@ -15,28 +15,88 @@ use std::{
 struct Contender {
     name: &'static str,
     command: Command,
+    /// A bundle's configuration, which the runtime edits: written anew for each start, as an engine does.
+    bundle: Option<(PathBuf, Vec<u8>)>,
     times: Vec<Duration>,
 }
 
 fn main() {
     let rounds: usize = env::args().nth(1).map_or(100, |n| n.parse().expect("the number of rounds"));
     let root = cached("images/debian-python/root");
+    let bundles = tempfile::tempdir().expect("a temporary directory");
+    launcher(rounds, bundles.path(), &root);
+    println!();
+    wrapper(rounds, bundles.path());
+}
+
+/// The launcher, on a host with stand-ins for the driver's files.
+fn launcher(rounds: usize, bundles: &Path, root: &Path) {
     let host = TestHost::new("8xh100");
     let namespace = Namespace::new();
-    let bundles = tempfile::tempdir().expect("a temporary directory");
     let mut contenders = vec![
-        contender("gpurun, 8 GPUs", gpurun(&host, &["--gpus", "all"], &root)),
-        contender("gpurun, no GPU", gpurun(&host, &[], &root)),
-        contender("gpurun as a user, 8 GPUs", gpurun_as_user(&host, &root)),
-        contender("runc run, no GPU", runtime(Command::new("runc"), bundles.path(), "runc", &root, &[])),
+        contender("gpurun, 8 GPUs", gpurun(&host, &["--gpus", "all"], root)),
+        contender("gpurun, no GPU", gpurun(&host, &[], root)),
+        contender("gpurun as a user, 8 GPUs", gpurun_as_user(&host, root)),
+        contender("runc run, no GPU", runtime(Command::new("runc"), bundles, "runc", root, &[])),
         contender(
             "crun run, no GPU",
-            runtime(crun(&namespace), bundles.path(), "crun", &root, &["--cgroup-manager=cgroupfs"]),
+            runtime(crun(&namespace), bundles, "crun", root, &["--cgroup-manager=cgroupfs"]),
         ),
         contender("/bin/true itself", Command::new("/bin/true")),
     ];
+    take_turns(rounds, &mut contenders);
+    let [runc, crun] = [3, 4].map(|n| median(&contenders[n]));
+    println!(
+        "| start to exit of /bin/true, median of {rounds} | ms | of runc | of crun |\n|---|---|---|---|"
+    );
+    for contender in &contenders {
+        let ms = median(contender);
+        println!("| {} | {ms:.1} | {:.2} | {:.2} |", contender.name, ms / runc, ms / crun);
+    }
+    println!("\nlauncher while its container runs: {} kB resident", resident(&host, root));
+    println!("start-path binary: {} kB", fs::metadata(dist("gpurun")).expect("dist/gpurun").len() / 1024);
+}
+
+/// The runtime that engines call, above runc and on the files of a real driver.
+fn wrapper(rounds: usize, bundles: &Path) {
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    let root = copy_of_root("debian-python");
+    let make = |name: &'static str, program: Command, wish: Option<&str>| {
+        let command = runtime(program, bundles, name, root.path(), &[]);
+        let config = bundles.join(name).join("config.json");
+        let mut spec: serde_json::Value =
+            serde_json::from_slice(&fs::read(&config).expect("config.json")).expect("JSON");
+        spec["root"]["readonly"] = false.into();
+        let env = spec["process"]["env"].as_array_mut().expect("a list");
+        env.extend(wish.map(|wish| format!("NVIDIA_VISIBLE_DEVICES={wish}").into()));
+        Contender { bundle: Some((config, spec.to_string().into())), ..contender(name, command) }
+    };
+    let through = || {
+        let mut command = host.gpurun();
+        command.arg0("gpurun-runtime");
+        command
+    };
+    let mut contenders = [
+        make("runc, no GPU", Command::new("runc"), None),
+        make("gpurun-runtime and runc, nothing asked for", through(), None),
+        make("gpurun-runtime and runc, 1 GPU", through(), Some("0")),
+        make("gpurun-runtime and runc, 8 GPUs", through(), Some("all")),
+    ];
+    take_turns(rounds, &mut contenders);
+    let runc = median(&contenders[0]);
+    println!("| create to exit of /bin/true, median of {rounds} | ms | of runc |\n|---|---|---|");
+    for contender in &contenders {
+        let ms = median(contender);
+        println!("| {} | {ms:.1} | {:.2} |", contender.name, ms / runc);
+    }
+}
+
+fn take_turns(rounds: usize, contenders: &mut [Contender]) {
     for round in 0..rounds + 3 {
-        for contender in &mut contenders {
+        for contender in contenders.iter_mut() {
+            if let Some((config, content)) = &contender.bundle {
+                fs::write(config, content).expect("config.json can be written");
+            }
             let started = Instant::now();
             let status = contender.command.stdin(Stdio::null()).status().expect("it starts");
             let took = started.elapsed();
@@ -47,25 +107,16 @@ fn main() {
             }
         }
     }
-    let median = |contender: &Contender| {
-        let mut times = contender.times.clone();
-        times.sort();
-        times[times.len() / 2].as_secs_f64() * 1000.0
-    };
-    let [runc, crun] = [3, 4].map(|n| median(&contenders[n]));
-    println!(
-        "| start to exit of /bin/true, median of {rounds} | ms | of runc | of crun |\n|---|---|---|---|"
-    );
-    for contender in &contenders {
-        let ms = median(contender);
-        println!("| {} | {ms:.1} | {:.2} | {:.2} |", contender.name, ms / runc, ms / crun);
-    }
-    println!("\nlauncher while its container runs: {} kB resident", resident(&host, &root));
-    println!("start-path binary: {} kB", fs::metadata(dist("gpurun")).expect("dist/gpurun").len() / 1024);
+}
+
+fn median(contender: &Contender) -> f64 {
+    let mut times = contender.times.clone();
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1000.0
 }
 
 fn contender(name: &'static str, command: Command) -> Contender {
-    Contender { name, command, times: Vec::new() }
+    Contender { name, command, bundle: None, times: Vec::new() }
 }
 
 fn gpurun(host: &TestHost, options: &[&str], root: &Path) -> Command {
@@ -131,7 +182,12 @@ fn runtime(mut command: Command, bundles: &Path, name: &str, root: &Path, option
     // Neither gpurun nor runc raises this limit where the machine does not allow it.
     spec["process"].as_object_mut().expect("an object").remove("rlimits");
     fs::write(&config, spec.to_string()).expect("config.json can be written");
-    command.args(options).arg("run").arg("--bundle").arg(&bundle).arg(format!("benchmark-{name}"));
+    command
+        .args(options)
+        .arg("run")
+        .arg("--bundle")
+        .arg(&bundle)
+        .arg(format!("benchmark-{}", name.replace([' ', ','], "-")));
     command
 }
 
