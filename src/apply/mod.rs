@@ -5,6 +5,8 @@ pub mod bundle;
 pub mod container;
 pub mod delivery;
 pub mod loader;
+pub mod mount;
+pub mod namespace;
 pub mod oci_spec;
 pub mod rootfs;
 pub mod tree;

@@ -390,7 +390,10 @@ fn instructions(program: &OwnedFd) -> io::Result<Vec<Instruction>> {
     let mut instructions = vec![0; length / size_of::<Instruction>()];
     let info = info(program, &mut instructions)?;
     if info.instructions == 0 || info.instructions_length as usize != length || length == 0 {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the kernel hides the program's instructions"));
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the kernel hides the program's instructions",
+        ));
     }
     Ok(instructions)
 }
@@ -495,9 +498,14 @@ mod tests {
         let null = [allow(DeviceKind::Char, Some(1), Some(3), "rw")];
         let mut program = allowed_first(&[allow(DeviceKind::Char, Some(195), Some(0), "rwm")]);
         program.extend(device_program(&null));
-        for (access, kind, major, minor, allowed) in
-            [(7, 2, 195, 0, 1), (7, 1, 195, 0, 0), (7, 2, 195, 1, 0), (6, 2, 1, 3, 1), (1, 2, 1, 3, 0), (2, 2, 1, 5, 0)]
-        {
+        for (access, kind, major, minor, allowed) in [
+            (7, 2, 195, 0, 1),
+            (7, 1, 195, 0, 0),
+            (7, 2, 195, 1, 0),
+            (6, 2, 1, 3, 1),
+            (1, 2, 1, 3, 0),
+            (2, 2, 1, 5, 0),
+        ] {
             let asked = access << 16 | kind;
             assert_eq!(run(&program, asked, major, minor), allowed, "{access} {kind} {major}:{minor}");
         }

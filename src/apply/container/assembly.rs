@@ -2,7 +2,13 @@
 
 use super::spec::{Container, Volume};
 use crate::{
-    apply::rootfs::Root,
+    apply::{
+        mount::{
+            HOST_NODE, NOTHING, attach, clone_of_host, file_of_content, new_filesystem, node_of_host,
+            open_tree,
+        },
+        rootfs::Root,
+    },
     error::{Code, Error, OrFail, Result},
     inventory::DeviceNode,
     plan::{DRIVER_DIR, Symlink},
@@ -10,9 +16,9 @@ use crate::{
 };
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{CWD, FileType, Gid, Mode, OFlags, Uid},
+    fs::{FileType, OFlags},
     io::Errno,
-    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags},
+    mount::OpenTreeFlags,
 };
 use std::path::{Path, PathBuf};
 
@@ -63,12 +69,7 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 pub const STANDARD_DEVICES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-const NOTHING: Flags = Flags { read_only: false, nosuid: true, nodev: true, noexec: true };
 const DEVICES: Flags = Flags { read_only: false, nosuid: true, nodev: false, noexec: true };
-
-/// A device node of the host's. Read-only is the node, not the device: it can be written through, but no chmod(2) of the
-/// container's root changes who may use the device on the host.
-const HOST_NODE: Flags = Flags { read_only: true, nosuid: true, nodev: false, noexec: true };
 
 /// What the container sees at /sys/fs/cgroup.
 #[derive(Debug)]
@@ -335,98 +336,12 @@ fn perform(root: &Root, step: Step) -> Result<()> {
         Step::Node { node } => make_node(root, &node),
         Step::Cover { path, content } => {
             let Some(point) = existing(root, &path)? else { return Ok(()) };
-            let flags = Flags { read_only: false, ..NOTHING };
-            let tmpfs = Root::new(new_filesystem(
-                "tmpfs",
-                &[("mode", "0755".into()), ("size", "64k".into())],
-                flags,
-            )?);
-            tmpfs.write(Path::new("/content"), &content, 0o444)?;
-            let how = OpenTreeFlags::empty();
-            let mount = open_tree(&tmpfs, how, "content", &path)?;
-            restrict(mount.as_fd(), Flags { read_only: true, ..NOTHING }, false)
-                .or_fail(Code::Mount, || format!("{} cannot be made read-only", path.display()))?;
-            attach(&mount, &point, &path)
+            attach(&file_of_content(&content, &path)?, &point, &path)
         }
         Step::Symlink { link, target } => root.symlink(&link, &target),
         // Laid down before the root was mounted.
         Step::File { .. } | Step::Directory { .. } => Ok(()),
     }
-}
-
-/// A detached mount of a new file system.
-pub fn new_filesystem(filesystem: &str, options: &[(&str, String)], flags: Flags) -> Result<OwnedFd> {
-    let make = || {
-        let context = rustix::mount::fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC)?;
-        // What df and mount show as the device.
-        rustix::mount::fsconfig_set_string(&context, "source", filesystem)?;
-        for (key, value) in options {
-            if value.is_empty() {
-                rustix::mount::fsconfig_set_flag(&context, *key)?;
-            } else {
-                rustix::mount::fsconfig_set_string(&context, *key, value.as_str())?;
-            }
-        }
-        rustix::mount::fsconfig_create(&context)?;
-        let attributes = MountAttrFlags::from_bits_retain(u32::try_from(flags.bits()).unwrap_or_default());
-        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-    };
-    make().map_err(|errno| {
-        let error = Error::new(Code::Mount, format!("mounting a new {filesystem} failed")).cause(format!("fsopen({filesystem:?}): {errno}"));
-        match (filesystem, errno) {
-            ("proc", Errno::PERM) => error.fix(
-                "this process is itself in a container whose /proc is masked, and the kernel shows no other to it: start that one with \
-                 --security-opt systempaths=unconfined, or gpurun on the host",
-            ),
-            (_, Errno::PERM) => error.fix("run gpurun as root, or where user namespaces may mount (no seccomp filter or LSM against it)"),
-            _ => error,
-        }
-    })
-}
-
-/// A detached copy of what is mounted at a host path, restricted before anyone can see it.
-pub fn clone_of_host(source: &Path, recursive: bool, flags: Flags) -> Result<OwnedFd> {
-    let how = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
-    let mount = open_tree(CWD, how, source, source)?;
-    restrict(mount.as_fd(), flags, recursive)
-        .or_fail(Code::Mount, || format!("{} cannot be restricted", source.display()))?;
-    Ok(mount)
-}
-
-fn open_tree(
-    at: impl AsFd,
-    how: OpenTreeFlags,
-    path: impl rustix::path::Arg,
-    shown: &Path,
-) -> Result<OwnedFd> {
-    rustix::mount::open_tree(
-        at,
-        path,
-        how | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
-    )
-    .map_err(|errno| {
-        let code = if errno == Errno::NOENT { Code::Volume } else { Code::Mount };
-        let error = Error::new(code, format!("{} cannot be mounted", shown.display()))
-            .cause(format!("open_tree: {errno}"));
-        if errno == Errno::NOENT {
-            error.fix(format!("make {} on the host first", shown.display()))
-        } else {
-            error
-        }
-    })
-}
-
-pub fn attach(mount: &OwnedFd, point: &OwnedFd, shown: &Path) -> Result<()> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(mount, "", point, "", flags).map_err(|errno| {
-        let error = Error::new(Code::Mount, format!("mounting on {} failed", shown.display()))
-            .cause(format!("move_mount: {errno}"));
-        if errno == Errno::NOTDIR {
-            error.fix("mount a file on a file, or a directory on a directory")
-        } else {
-            error
-        }
-    })
 }
 
 /// What is at `path`; `None` if nothing is, or a kernel without that file.
@@ -440,43 +355,10 @@ fn existing(root: &Root, path: &Path) -> Result<Option<OwnedFd>> {
 
 fn make_node(root: &Root, node: &DeviceNode) -> Result<()> {
     let path = &node.container_path.0;
-    let (parent, name) = root.parent(path)?;
-    let device = rustix::fs::makedev(node.major, node.minor);
-    let make = || {
-        rustix::fs::mknodat(
-            &parent,
-            name,
-            FileType::CharacterDevice,
-            Mode::from_raw_mode(node.mode & 0o777),
-            device,
-        )
-    };
-    let made = make().and_then(|()| match (node.uid, node.gid) {
-        (0, 0) => Ok(()),
-        (uid, gid) => rustix::fs::chownat(
-            &parent,
-            name,
-            Some(Uid::from_raw(uid)),
-            Some(Gid::from_raw(gid)),
-            rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
-        ),
-    });
-    match made {
-        // Root of an enclosing container may not make nodes: the host's is mounted, if it is the right one.
-        Err(Errno::PERM) => {
-            let mount = clone_of_host(&node.path.0, false, HOST_NODE)?;
-            let stat = rustix::fs::fstat(&mount)
-                .or_fail(Code::DeviceNodeMissing, || format!("{} cannot be read", node.path.0.display()))?;
-            if stat.st_rdev != device {
-                return Err(Error::new(
-                    Code::DeviceNodeMissing,
-                    format!("{} is not device {}:{}", node.path.0.display(), node.major, node.minor),
-                ));
-            }
-            attach(&mount, &root.mount_point(path)?, path)
-        }
-        result => result.or_fail(Code::DeviceNodeMissing, || {
-            format!("the device node {} cannot be made", path.display())
-        }),
+    // Root of an enclosing container may not make nodes: the host's is mounted.
+    if root.device_node(node)? {
+        Ok(())
+    } else {
+        attach(&node_of_host(node)?, &root.mount_point(path)?, path)
     }
 }
