@@ -6,7 +6,12 @@ mod log;
 
 use super::Context;
 use crate::{
-    apply::{bundle::Bundle, delivery, loader, oci_spec, rootfs::Layers},
+    apply::{
+        bundle::Bundle,
+        delivery::{self, Destination},
+        loader, oci_spec,
+        rootfs::Layers,
+    },
     cli::{Global, LogFormat},
     config::{Config, Nonroot},
     error::{Code, Error, OrFail, Result},
@@ -86,8 +91,14 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context) -> Result<()> {
     let root = bundle.root(&spec)?;
     let image = Layers::open(vec![root.path.clone()])?;
     let prepared = loader::prepare(&image, &injection)?;
-    let binds =
-        delivery::deliver(&root, &image, spec.mapped_root(), &injection, &prepared, &context.state_dir)?;
+    let destination = Destination {
+        root: &root,
+        image: &image,
+        owner: spec.mapped_root(),
+        state_dir: &context.state_dir,
+        may_gather: spec.has_new_mount_namespace(),
+    };
+    let binds = destination.deliver(&injection, &prepared)?;
     let may_make_nodes = !spec.has_user_namespace() && !in_user_namespace();
     oci_spec::edit(&mut spec, &injection, &binds, may_make_nodes)?;
     if let Some(size) = shm_size(&spec, context.config.shm_size.as_deref())? {
