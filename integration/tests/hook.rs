@@ -222,9 +222,13 @@ fn a_refusal_is_what_the_runtime_says_and_nothing_is_left() {
             (&["NVIDIA_VISIBLE_DEVICES=all"], "nonroot = \"require\"", "GPU-0024"),
             (&["NVIDIA_VISIBLE_DEVICES=all"], "nonrot = 1", "GPU-0002"),
         ] {
-            let spec = bundle.configure(env, &["echo", "it ran"]);
+            let mut spec = bundle.configure(env, &["echo", "it ran"]);
+            // crun shows a hook's words to nobody, but where it is told to.
+            let said = bundle.dir.path().join("said");
+            spec["annotations"] = json!({"run.oci.hooks.stderr": said});
             hooked(&bundle, &host, spec, configuration);
-            let ended = run_with(&bundle, name, hierarchies);
+            let mut ended = run_with(&bundle, name, hierarchies);
+            ended.err += &fs::read_to_string(&said).unwrap_or_default();
             let paragraph = format!("error[{code}]: ");
             assert!(
                 ended.code != 0 && ended.err.contains(&paragraph) && ended.out.is_empty(),

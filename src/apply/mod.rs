@@ -4,6 +4,8 @@
 pub mod bundle;
 pub mod container;
 pub mod delivery;
+pub mod dev_char;
+pub mod gathering;
 pub mod loader;
 pub mod mount;
 pub mod namespace;

@@ -5,17 +5,14 @@ use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 /// Where the mount of this number is mounted, if it has peers or may have: the optional field `shared:N`.
 pub fn shared_mount_point(table: &[u8], id: u64) -> Option<PathBuf> {
     let id = id.to_string();
-    let line =
-        table.split(|&byte| byte == b'\n').find(|line| line.split(is_blank).next() == Some(id.as_bytes()))?;
+    let line = table
+        .split(|&byte| byte == b'\n')
+        .find(|line| line.split(|&byte| byte == b' ').next() == Some(id.as_bytes()))?;
     // 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
-    let mut fields = line.split(is_blank).skip(4);
+    let mut fields = line.split(|&byte| byte == b' ').skip(4);
     let mount_point = fields.next()?;
     let is_shared = fields.take_while(|field| *field != b"-").any(|field| field.starts_with(b"shared:"));
     is_shared.then(|| OsString::from_vec(unescaped(mount_point)).into())
-}
-
-fn is_blank(byte: &u8) -> bool {
-    *byte == b' '
 }
 
 /// The kernel writes blank, tab, newline and backslash as `\040`: three octal digits.

@@ -5,7 +5,10 @@
 
 use super::systemd;
 use crate::{
-    apply::container::cgroup::{Layout, Place, legacy_lines, legacy_mount, write},
+    apply::{
+        container::cgroup::{Layout, Place, legacy_lines, legacy_mount, write},
+        dev_char,
+    },
     error::{Code, Error, OrFail, Result},
     inventory::DeviceNode,
     sys::bpf::{DeviceKind, DeviceRule, Extended},
@@ -85,7 +88,9 @@ impl<'a> Access<'a> {
             return Ok(());
         }
         systemd::forget(units)?;
-        self.unit.map_or(Ok(()), |unit| systemd::allow(units, &unit, self.nodes))
+        let Some(unit) = self.unit else { return Ok(()) };
+        dev_char::link_all(Path::new("/dev/char"), self.nodes)?;
+        systemd::allow(units, &unit, self.nodes)
     }
 }
 

@@ -8,7 +8,8 @@ use super::Context;
 use crate::{
     apply::{
         bundle::{Bundle, ContainerRoot},
-        delivery, loader,
+        delivery::{self, Destination},
+        dev_char, loader,
         oci_spec::{self, Bind},
         rootfs::Layers,
     },
@@ -84,7 +85,14 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context) -> Result<()> {
     for warning in &injection.warnings {
         log::write(args, Level::Warning, warning);
     }
-    let binds = deliver(&bundle.root(&spec)?, &spec, &injection, context)?;
+    if args.systemd_cgroup && !in_user_namespace() {
+        // The container has its devices in any case, until systemd is told to reload.
+        if let Err(error) = dev_char::link_all(Path::new("/dev/char"), &injection.devices) {
+            log::write(args, Level::Warning, &error.to_string());
+        }
+    }
+    let may_gather = spec.has_new_mount_namespace();
+    let binds = deliver(&bundle.root(&spec)?, &spec, &injection, context, may_gather)?;
     let may_make_nodes = may_make_nodes(&spec);
     oci_spec::edit(&mut spec, &injection, &binds, may_make_nodes)?;
     if let Some(size) = shm_size(&spec, context.config.shm_size.as_deref())? {
@@ -113,16 +121,24 @@ pub fn injection(spec: &Spec, context: &Context) -> Result<Option<Injection>> {
     plan::plan(&context.inventory()?, &request, &policy).map(Some)
 }
 
-/// Puts on file systems what must be there first, and says what is to be mounted.
+/// Puts on file systems what must be there first, and says what is to be mounted. `may_gather` is as for [`Destination`].
 pub fn deliver(
     root: &ContainerRoot,
     spec: &Spec,
     injection: &Injection,
     context: &Context,
+    may_gather: bool,
 ) -> Result<Vec<Bind>> {
     let image = Layers::open(vec![root.path.clone()])?;
     let prepared = loader::prepare(&image, injection)?;
-    delivery::deliver(root, &image, spec.mapped_root(), injection, &prepared, &context.state_dir)
+    let destination = Destination {
+        root,
+        image: &image,
+        owner: spec.mapped_root(),
+        state_dir: &context.state_dir,
+        may_gather,
+    };
+    destination.deliver(injection, &prepared)
 }
 
 /// Whether device nodes can be made for the container: those that are made in a user namespace cannot be opened
