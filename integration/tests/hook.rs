@@ -295,6 +295,15 @@ fn mounts_of(bundle: &Bundle) -> Vec<String> {
     ours.map(str::to_owned).collect()
 }
 
+/// A mount that goes with this.
+struct Unmounted<'a>(&'a Path);
+
+impl Drop for Unmounted<'_> {
+    fn drop(&mut self) {
+        run(Command::new("umount").arg("-l").arg(self.0));
+    }
+}
+
 #[test]
 fn nothing_is_mounted_on_the_host_where_the_container_shares_its_mounts() {
     let host = TestHost::new("8xh100");
@@ -304,6 +313,7 @@ fn nothing_is_mounted_on_the_host_where_the_container_shares_its_mounts() {
             let volume = bundle.dir.path().join("volume");
             fs::create_dir(&volume).unwrap();
             must(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "volume"]).arg(&volume));
+            let _unmounted = Unmounted(&volume);
             must(Command::new("mount").arg("--make-shared").arg(&volume));
             must(Command::new("mount").arg("--make-shared").arg(bundle.root()));
             spec["linux"]["rootfsPropagation"] = json!(propagation);
@@ -318,7 +328,9 @@ fn nothing_is_mounted_on_the_host_where_the_container_shares_its_mounts() {
                 assert_eq!(container.verb(&["start", &container.id]).code, 0);
                 let ended = container.verb(&["exec", &container.id, "cat", "/proc/self/mountinfo"]);
                 assert!(ended.out.contains("/usr/local/nvidia/lib64/libcuda.so"), "{ended:?}");
-                // What the host mounts later still comes, and what the container mounts goes on where it did.
+                let of_volume = ended.out.lines().find(|line| line.contains(" /usr/local ")).unwrap();
+                assert_eq!(of_volume.contains(" shared:"), propagation.ends_with("shared"), "{of_volume}");
+                // What the host mounts later still comes.
                 let late = volume.join("late");
                 fs::create_dir(&late).unwrap();
                 must(Command::new("mount").args(["-t", "tmpfs", "late"]).arg(&late));
@@ -340,7 +352,6 @@ fn nothing_is_mounted_on_the_host_where_the_container_shares_its_mounts() {
             };
             assert_eq!(seen, before, "{how:?} {propagation}");
             assert_eq!(mounts_of(&bundle), before, "{how:?} {propagation}");
-            must(Command::new("umount").arg(&volume));
         }
     }
 }
