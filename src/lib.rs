@@ -7,8 +7,8 @@
 //!  inventory ──┐
 //!  (what the   │
 //!   host has)  ├─► plan ─► Injection ─► apply ─┬► container   gpurun IMAGE CMD: our own container, in process
-//!  request  ───┘  (pure)   (a value)            └► oci_spec    gpurun-runtime: edits config.json, becomes runc or crun
-//!  (what is
+//!  request  ───┘  (pure)   (a value)            ├► oci_spec    gpurun-runtime: edits config.json, becomes runc or crun
+//!  (what is                                      └► namespace   nvidia-container-runtime-hook: a container that exists already
 //!   asked for)
 //! ```
 //!
