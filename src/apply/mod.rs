@@ -8,6 +8,7 @@ pub mod dev_char;
 pub mod gathering;
 pub mod loader;
 pub mod mount;
+pub mod namespace;
 pub mod oci_spec;
 pub mod rootfs;
 pub mod tree;

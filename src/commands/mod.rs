@@ -3,6 +3,7 @@
 
 pub mod demo;
 pub mod doctor;
+pub mod hook;
 pub mod images;
 pub mod inventory;
 pub mod ls;

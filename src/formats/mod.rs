@@ -3,4 +3,5 @@
 
 pub mod cuda_compat;
 pub mod ldcache;
+pub mod mountinfo;
 pub mod oci;
