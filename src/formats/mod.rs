@@ -4,3 +4,6 @@
 pub mod cuda_compat;
 pub mod ldcache;
 pub mod oci;
+pub mod json_document;
+pub mod oci_hook;
+pub mod toml_document;
