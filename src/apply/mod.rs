@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 pub mod bundle;
+pub mod config_file;
 pub mod container;
 pub mod delivery;
+pub mod device_nodes;
 pub mod loader;
 pub mod oci_spec;
 pub mod rootfs;

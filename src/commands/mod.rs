@@ -1,11 +1,14 @@
 //! The corridor: one file a verb, its pipeline on one screen.
 #![forbid(unsafe_code)]
 
+pub mod config;
+pub mod configure;
 pub mod demo;
 pub mod doctor;
 pub mod images;
 pub mod inventory;
 pub mod ls;
+pub mod nvidia_ctk;
 pub mod plan;
 pub mod run;
 pub mod runtime;

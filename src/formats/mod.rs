@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod cuda_compat;
+pub mod json_document;
 pub mod ldcache;
 pub mod oci;
-pub mod json_document;
 pub mod oci_hook;
 pub mod toml_document;

@@ -15,7 +15,7 @@ use crate::{
     request::DeviceRequest,
 };
 use args::RuntimeArgs;
-use log::Level;
+use log::{Level, Log};
 use std::{
     ffi::OsString,
     os::unix::{fs::MetadataExt, process::CommandExt},
@@ -29,13 +29,14 @@ pub const NAMES: [&str; 2] = ["gpurun-runtime", "nvidia-container-runtime"];
 /// Becomes the low-level runtime. It returns only when that fails, with runc's exit code for every failure.
 pub fn run(words: &[OsString]) -> u8 {
     let args = RuntimeArgs::scan(words);
-    let Err(error) = become_runtime(&args, words);
+    let mut log = Log::new(&args);
+    let Err(error) = become_runtime(&args, words, &mut log);
     // Engines show what the log says; a person who calls the runtime sees standard error.
-    log::write(&args, Level::Error, &error.to_string());
+    log.write(Level::Error, &error.to_string());
     1
 }
 
-fn become_runtime(args: &RuntimeArgs, words: &[OsString]) -> Result<std::convert::Infallible> {
+fn become_runtime(args: &RuntimeArgs, words: &[OsString], log: &mut Log) -> Result<std::convert::Infallible> {
     let context = context();
     // A container that runs must stop and go, whatever happened to our configuration since.
     let default = Config::default();
@@ -43,9 +44,10 @@ fn become_runtime(args: &RuntimeArgs, words: &[OsString]) -> Result<std::convert
         Ok(context) => &context.config,
         Err(_) => &default,
     };
+    log.configure(config);
     let runtime = low_level_runtime(config)?;
     if args.makes_container {
-        make_gpu_container(args, &context?)?;
+        make_gpu_container(args, &context?, log)?;
     }
     let error = Command::new(&runtime).arg0(&runtime).args(words).exec();
     Err(error).or_fail(Code::NoRuntime, || format!("{} cannot be run", runtime.display()))
@@ -72,16 +74,16 @@ fn context() -> Result<Context> {
 }
 
 /// Gives the container what it asks for; one that asks for nothing is not touched.
-fn make_gpu_container(args: &RuntimeArgs, context: &Context) -> Result<()> {
+fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Result<()> {
     let (bundle, mut spec) = Bundle::open(&args.bundle)?;
     let Some(request) = DeviceRequest::from_oci(&spec, &context.config.accepted())? else { return Ok(()) };
-    log::write(args, Level::Debug, &format!("gpurun: the container asks for {:?}", request.selection));
+    log.write(Level::Debug, &format!("gpurun: the container asks for {:?}", request.selection));
     may_run_as(spec.uid(), context.config.nonroot)?;
 
     let policy = plan::Policy { privileged: spec.is_bounded_by("CAP_SYS_ADMIN"), ..context.config.policy()? };
     let injection = plan::plan(&context.inventory()?, &request, &policy)?;
     for warning in &injection.warnings {
-        log::write(args, Level::Warning, warning);
+        log.write(Level::Warning, warning);
     }
     let root = bundle.root(&spec)?;
     let image = Layers::open(vec![root.path.clone()])?;
@@ -94,12 +96,11 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context) -> Result<()> {
         oci_spec::resize_shm(&mut spec, size)?;
         let grown = oci_spec::engines_shm(&spec).map_or(Ok(()), |source| delivery::grow_shm(source, size));
         if let Err(error) = grown {
-            log::write(args, Level::Warning, &error.to_string());
+            log.write(Level::Warning, &error.to_string());
         }
     }
     bundle.replace(&spec)?;
-    log::write(
-        args,
+    log.write(
         Level::Debug,
         &format!("gpurun: {} device nodes, {} mounts", injection.devices.len(), binds.len()),
     );
