@@ -100,7 +100,7 @@ fn nvidia_ctk(arguments: Vec<OsString>) -> Result<u8> {
 fn dispatch(arguments: Vec<OsString>) -> Result<u8> {
     let Some(cli) = parsed::<Cli>(arguments, "gpurun --help, gpurun run --help")? else { return Ok(0) };
     log(cli.global.log, cli.global.log_format);
-    let context = || Context::new(cli.global);
+    let context = || Context::new(&cli.global);
     match cli.command {
         Command::Run(args) => commands::run::run(&context()?, &args),
         Command::Plan(args) => commands::plan::run(&context()?, &args),

@@ -139,6 +139,8 @@ pub enum ConfigSource {
 pub enum System {
     /// Make the device nodes that every GPU container shares
     CreateDeviceNodes(CreateDeviceNodes),
+    /// Make the links in /dev/char by which systemd finds the device nodes
+    CreateDevCharSymlinks(CreateDevCharSymlinks),
 }
 
 /// `nvidia-ctk system create-device-nodes`
@@ -156,6 +158,29 @@ pub struct CreateDeviceNodes {
     /// Load the driver's modules first
     #[arg(long)]
     pub load_kernel_modules: bool,
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `nvidia-ctk system create-dev-char-symlinks`
+#[derive(Debug, Args)]
+pub struct CreateDevCharSymlinks {
+    /// Where the links are made
+    #[arg(long, value_name = "DIR", default_value = "/dev/char", env = "DEV_CHAR_PATH")]
+    pub dev_char_path: PathBuf,
+    /// Where the driver is [default: $ROOT, $NVIDIA_DRIVER_ROOT, $DRIVER_ROOT, /]
+    #[arg(long, aliases = ["root"], value_name = "DIR")]
+    pub driver_root: Option<PathBuf>,
+    /// Not used: links are made to device nodes that are there
+    #[arg(long)]
+    pub create_all: bool,
+    /// Load the driver's modules first
+    #[arg(long)]
+    pub load_kernel_modules: bool,
+    /// Make the control nodes first
+    #[arg(long)]
+    pub create_device_nodes: bool,
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,

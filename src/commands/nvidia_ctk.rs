@@ -2,7 +2,7 @@
 
 use super::configure::{self, HOOK, Order, Registration};
 use crate::{
-    apply::{config_file::ConfigFile, device_nodes},
+    apply::{config_file::ConfigFile, dev_char, device_nodes},
     cli::{self, nvidia_ctk as ctk},
     config::{
         self,
@@ -23,6 +23,7 @@ pub fn run(typed: &ctk::NvidiaCtk) -> Result<u8> {
     match &typed.command {
         ctk::Command::Runtime(ctk::Runtime::Configure(args)) => runtime_configure(args),
         ctk::Command::System(ctk::System::CreateDeviceNodes(args)) => create_device_nodes(args),
+        ctk::Command::System(ctk::System::CreateDevCharSymlinks(args)) => create_dev_char_symlinks(args),
         ctk::Command::Config(args) => toolkit_config(args, typed.config.as_deref()),
         // NVIDIA's says nothing, too.
         ctk::Command::Info => Ok(0),
@@ -80,39 +81,76 @@ fn runtime_configure(args: &ctk::Configure) -> Result<u8> {
 }
 
 fn create_device_nodes(args: &ctk::CreateDeviceNodes) -> Result<u8> {
-    let named = |key| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let root = args
-        .root
-        .clone()
-        .or_else(|| ["ROOT", "NVIDIA_DRIVER_ROOT", "DRIVER_ROOT"].into_iter().find_map(named));
-    let host = match named("GPURUN_SIMULATED_HOST") {
-        Some(dir) => Host::simulated(&dir),
-        None => Host::new(root.unwrap_or_else(|| "/".into()), args.dev_root.clone()),
-    };
+    let host = host(args.root.as_deref(), args.dev_root.as_deref());
     if args.load_kernel_modules {
-        for module in ["nvidia", "nvidia-uvm", "nvidia-modeset"] {
-            let command = device_nodes::modprobe(&host.driver_root, module);
-            if args.dry_run {
-                println!("{}", command.join(" "));
-            } else {
-                device_nodes::run(&command)?;
-            }
+        load_kernel_modules(&host, args.dry_run)?;
+    }
+    if args.control_devices {
+        make_control_nodes(&host, args.dry_run)?;
+    } else {
+        tracing::warn!("no device node was asked for: --control-devices");
+    }
+    Ok(0)
+}
+
+fn create_dev_char_symlinks(args: &ctk::CreateDevCharSymlinks) -> Result<u8> {
+    let host = host(args.driver_root.as_deref(), None);
+    if args.create_all {
+        tracing::warn!("--create-all is not used: links are made to device nodes that are there");
+    }
+    if args.load_kernel_modules {
+        load_kernel_modules(&host, args.dry_run)?;
+    }
+    if args.create_device_nodes {
+        make_control_nodes(&host, args.dry_run)?;
+    }
+    let nodes = host.driver_nodes();
+    if !args.dry_run {
+        return dev_char::link_all(&args.dev_char_path, &nodes).map(|_| 0);
+    }
+    for node in nodes {
+        let link = args.dev_char_path.join(format!("{}:{}", node.major, node.minor));
+        if !link.exists() {
+            println!("ln -s {} {}", node.path.0.display(), link.display());
         }
     }
-    if !args.control_devices {
-        tracing::warn!("no device node was asked for: --control-devices");
-        return Ok(0);
+    Ok(0)
+}
+
+/// Where NVIDIA's programs look for the driver.
+fn host(root: Option<&Path>, dev_root: Option<&Path>) -> Host {
+    let named = |key| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let (None, Some(dir)) = (root, named("GPURUN_SIMULATED_HOST")) {
+        return Host::simulated(&dir);
     }
+    let roots = || ["ROOT", "NVIDIA_DRIVER_ROOT", "DRIVER_ROOT"].into_iter().find_map(named);
+    let root = root.map(Into::into).or_else(roots).unwrap_or_else(|| "/".into());
+    Host::new(root, dev_root.map(Into::into))
+}
+
+fn load_kernel_modules(host: &Host, dry_run: bool) -> Result<()> {
+    for module in ["nvidia", "nvidia-uvm", "nvidia-modeset"] {
+        let command = device_nodes::modprobe(&host.driver_root, module);
+        if dry_run {
+            println!("{}", command.join(" "));
+        } else {
+            device_nodes::run(&command)?;
+        }
+    }
+    Ok(())
+}
+
+fn make_control_nodes(host: &Host, dry_run: bool) -> Result<()> {
     for (path, numbers) in host.missing_control_nodes() {
         match numbers {
-            Some((major, minor)) if args.dry_run => {
-                println!("mknod -m 0666 {} c {major} {minor}", path.0.display());
+            Some((major, minor)) if dry_run => {
+                println!("mknod -m 0666 {} c {major} {minor}", path.0.display())
             }
             Some((major, minor)) => device_nodes::make(&path, major, minor)?,
             None => tracing::warn!("{} is not made: its kernel module is not loaded", path.0.display()),
         }
     }
-    Ok(0)
+    Ok(())
 }
 
 fn toolkit_config(args: &ctk::Config, named: Option<&Path>) -> Result<u8> {

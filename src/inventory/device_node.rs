@@ -67,6 +67,22 @@ impl Host {
         })
     }
 
+    /// Every node of the driver's that a container may get but those of gated features: GPUs, control nodes, MIG capabilities.
+    pub fn driver_nodes(&self) -> Vec<DeviceNode> {
+        const GATED: [&str; 3] = ["nvidia-fs", "nvidia-nvswitch", "nvidia-nvlink"];
+        let named = |dir: &str| {
+            let names = procfs::names(&self.device_path(Path::new(dir)).0).into_iter();
+            let wanted = |name: &String| {
+                name.starts_with("nvidia") && !GATED.iter().any(|gated| name.starts_with(gated))
+            };
+            names
+                .filter(wanted)
+                .filter_map(|name| self.device_node(&Path::new(dir).join(name)))
+                .collect::<Vec<_>>()
+        };
+        [named("/dev"), named(CAPS_DIR)].concat()
+    }
+
     /// /dev/nvidia-caps/nvidia-cap`minor`.
     pub fn cap_node(&self, minor: u32) -> Option<DeviceNode> {
         self.device_node(&Path::new(CAPS_DIR).join(format!("nvidia-cap{minor}")))
@@ -231,6 +247,11 @@ mod tests {
                 "/dev/nvidia-caps/nvidia-cap1",
                 "/dev/nvidia-caps/nvidia-cap2",
             ]
+        );
+        let driver: Vec<_> = host.driver_nodes().into_iter().map(|node| node.container_path.0).collect();
+        assert_eq!(
+            driver,
+            [Path::new("/dev/nvidia-caps/nvidia-cap1"), Path::new("/dev/nvidia-caps/nvidia-cap2")]
         );
         assert_eq!(nodes[8].0, GatedFeature::MigConfig);
         assert_eq!(nodes[9].0, GatedFeature::MigMonitor);

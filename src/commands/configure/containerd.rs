@@ -84,11 +84,12 @@ pub fn add(text: &str, read: &[String], wanted: &Registration) -> Result<String>
         let low_level = default.into_iter().chain(["runc", "crun"]).find_map(|name| {
             files().find_map(|file| file.get(&[at(&["containerd", "runtimes"]).as_slice(), &[name]].concat()))
         });
-        if files().all(|file| file.get(&at(&["containerd", "runtimes"])).is_none()) {
+        let has_none = files().all(|file| file.get(&at(&["containerd", "runtimes"])).is_none());
+        let table = low_level.map_or_else(|| Item::Table(Table::new()), copy);
+        if has_none {
             // A table of runtimes replaces the one that containerd 1 was built with, which has its default.
             document.set(&at(&["containerd", "runtimes", "runc", "runtime_type"]), value(RUNC))?;
         }
-        let table = low_level.map_or_else(|| Item::Table(Table::new()), copy);
         document.set(&ours, table)?;
     }
     let inside = |keys: &[&'static str]| -> Vec<&str> { [ours.as_slice(), keys].concat() };
