@@ -99,6 +99,7 @@ fn dispatch(arguments: Vec<OsString>) -> Result<u8> {
         Command::Doctor => commands::doctor::run(&context),
         Command::Inventory => commands::inventory::run(&context),
         Command::Images => commands::images::run(&context),
+        Command::Cdi(command) => commands::cdi::run(&context, &command),
         Command::Demo(args) => commands::demo::run(context, &args),
         Command::Completions { .. } => Ok(0),
     }

@@ -1,6 +1,7 @@
 //! The corridor: one file a verb, its pipeline on one screen.
 #![forbid(unsafe_code)]
 
+pub mod cdi;
 pub mod demo;
 pub mod doctor;
 pub mod images;

@@ -5,7 +5,9 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     vocabulary::EnvVar,
 };
+use serde::Deserialize;
 use serde_json::{Map, Value};
+use std::path::PathBuf;
 
 /// A container's configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -139,6 +141,30 @@ impl Spec {
     }
 }
 
+/// What a low-level runtime writes to a hook's standard input (runtime-spec, runtime.md, "State"), as far as hooks read it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct State {
+    /// The container's first process, as the host numbers it; 0 before there is one.
+    #[serde(default)]
+    pub pid: i32,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The container's root on the host: crun says it, runc does not.
+    pub root: Option<PathBuf>,
+}
+
+impl State {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when it is something else.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes)
+            .or_fail(Code::Bundle, || "standard input holds no OCI state of a container")
+            .map_err(|error| error.fix("hooks are run by a low-level runtime, runc or crun"))
+    }
+}
+
 fn misplaced(path: &[&str], wanted: &str) -> Error {
     Error::new(Code::Bundle, format!("{} of the container's config.json is not {wanted}", path.join(".")))
 }
@@ -166,6 +192,19 @@ mod tests {
             String::from_utf8(spec.to_bytes()).unwrap(),
             r#"{"linux":{"devices":[1]},"hooks":7,"mounts":{},"process":{"user":{"additionalGids":[]}}}"#
         );
+    }
+
+    #[test]
+    fn a_state_is_read_with_and_without_what_crun_adds() {
+        let runc =
+            br#"{"ociVersion":"1.0.2","id":"x","status":"creating","pid":7,"bundle":"/b","annotations":{}}"#;
+        let bundle = PathBuf::from("/b");
+        assert_eq!(State::parse(runc).unwrap(), State { pid: 7, bundle: bundle.clone(), root: None });
+        let crun = State::parse(br#"{"bundle":"/b","root":"/b/merged"}"#).unwrap();
+        assert_eq!(crun, State { pid: 0, bundle, root: Some("/b/merged".into()) });
+        for bytes in [&b""[..], b"{}", b"[]", b"{\"bundle\":3}"] {
+            assert_eq!(State::parse(bytes).unwrap_err().code(), Code::Bundle, "{bytes:?}");
+        }
     }
 
     #[test]
