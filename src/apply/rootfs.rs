@@ -213,12 +213,21 @@ fn look(directories: &[OwnedFd], name: &OsStr) -> Option<Looked> {
 
 /// A container's root that is mounted and that nobody runs in yet.
 #[derive(Debug)]
-pub struct Root(OwnedFd);
+pub struct Root {
+    directory: OwnedFd,
+    how: ResolveFlags,
+}
 
 impl Root {
     /// The root behind this descriptor.
     pub fn new(root: OwnedFd) -> Self {
-        Self(root)
+        Self { directory: root, how: ResolveFlags::empty() }
+    }
+
+    /// The same without what is mounted below it: where an engine has mounted volumes already, a path through one of them
+    /// leads to files of the host or of another container.
+    pub fn without_mounts(root: OwnedFd) -> Self {
+        Self { directory: root, how: ResolveFlags::NO_XDEV }
     }
 
     /// Opens `path` inside the root, its links resolved inside, too.
@@ -229,8 +238,8 @@ impl Root {
     fn resolve(&self, path: &Path, flags: OFlags, how: ResolveFlags) -> rustix::io::Result<OwnedFd> {
         let path = relative(path);
         loop {
-            let how = how | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-            match rustix::fs::openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
+            let how = how | self.how | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            match rustix::fs::openat2(&self.directory, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
                 // The kernel could not rule out that a rename raced the resolution (openat2(2)): again.
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 result => return result,
@@ -369,7 +378,7 @@ impl Root {
 
 impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.directory.as_fd()
     }
 }
 
