@@ -45,7 +45,12 @@ impl Context {
         let host = match &global.simulated_host {
             Some(dir) => Host::simulated(dir),
             None => Host::new(
-                global.driver_root.as_ref().or(config.driver_root.as_ref()).cloned().unwrap_or_else(|| "/".into()),
+                global
+                    .driver_root
+                    .as_ref()
+                    .or(config.driver_root.as_ref())
+                    .cloned()
+                    .unwrap_or_else(|| "/".into()),
                 global.dev_root.as_ref().or(config.dev_root.as_ref()).cloned(),
             ),
         };
