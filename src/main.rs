@@ -24,6 +24,9 @@ fn main() -> ExitCode {
     if commands::runtime::NAMES.contains(&called) {
         return ExitCode::from(commands::runtime::run(arguments.get(1..).unwrap_or_default()));
     }
+    if commands::hook::NAMES.contains(&called) {
+        return ExitCode::from(commands::hook::run(arguments.get(1..).unwrap_or_default()));
+    }
     let json = arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json");
     let result = match called.as_bytes() {
         name if name == container::INIT_NAME.to_bytes() => container::init::run(&words(&arguments)),

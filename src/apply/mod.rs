@@ -10,6 +10,7 @@ pub mod device_nodes;
 pub mod gathering;
 pub mod loader;
 pub mod mount;
+pub mod namespace;
 pub mod oci_spec;
 pub mod rootfs;
 pub mod tree;

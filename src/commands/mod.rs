@@ -5,6 +5,7 @@ pub mod config;
 pub mod configure;
 pub mod demo;
 pub mod doctor;
+pub mod hook;
 pub mod images;
 pub mod inventory;
 pub mod ls;

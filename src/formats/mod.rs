@@ -4,6 +4,7 @@
 pub mod cuda_compat;
 pub mod json_document;
 pub mod ldcache;
+pub mod mountinfo;
 pub mod oci;
 pub mod oci_hook;
 pub mod toml_document;
