@@ -2,6 +2,8 @@
 //!
 //! `integration/run` builds and fetches what is needed first; a test that misses something panics and says so.
 
+pub mod bundle;
+
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};
 use std::{
     env, fs, io,
