@@ -4,17 +4,19 @@ use gpurun::{
     apply::{
         bundle::{Bundle, ContainerRoot},
         loader::Prepared,
+        mount,
         rootfs::{Layers, Root},
     },
     error::{Code, Error, OrFail, Result},
     formats::oci::State,
     plan::{DRIVER_DIR, Symlink},
+    sys::mount::{Flags, restrict},
 };
 use rustix::{
     fd::OwnedFd,
     fs::{CWD, FileType, Mode, OFlags},
     io::Errno,
-    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags},
+    mount::{FsOpenFlags, OpenTreeFlags, UnmountFlags},
 };
 use std::{
     io::Read,
@@ -24,7 +26,7 @@ use std::{
 
 /// A state has some hundred bytes and the engine's annotations.
 const MAX_STATE: u64 = 16 << 20;
-/// The root's file systems that a hook may write to.
+/// What engines mount in a container that is its own: a hook may write there.
 const OWN_MOUNTS: [&str; 2] = [DRIVER_DIR, "/dev"];
 
 /// A container that is made and not yet started.
@@ -32,10 +34,12 @@ const OWN_MOUNTS: [&str; 2] = [DRIVER_DIR, "/dev"];
 pub struct Container {
     /// Its root, for reading.
     pub image: Layers,
-    /// Its root with what is mounted in it.
+    /// The same with what is mounted in it.
     whole: Root,
-    /// Its root and [`OWN_MOUNTS`], each without what is mounted below: volumes are the host's or another container's.
-    own: Vec<(&'static Path, Root)>,
+    /// The same without: volumes are the host's or another container's.
+    root: Root,
+    /// Those of [`OWN_MOUNTS`] that there are, likewise.
+    mounts: Vec<(&'static Path, Root)>,
 }
 
 impl Container {
@@ -59,27 +63,29 @@ impl Container {
         let image =
             Layers::open(Vec::new())?.beneath(root).or_fail(Code::Internal, || "no descriptor is left")?;
         let whole = Root::new(copy()?);
-        let mut own = vec![(Path::new("/"), Root::without_mounts(copy()?))];
-        for mount in OWN_MOUNTS.map(Path::new) {
-            if let Ok(directory) = whole.open(mount, OFlags::PATH | OFlags::DIRECTORY) {
-                own.push((mount, Root::without_mounts(directory)));
-            }
-        }
-        Ok(Self { image, whole, own })
+        let mounted = |mount: &'static str| {
+            // A link of the image's could lead to a volume.
+            let directory = whole.plain_directory(Path::new(mount)).ok()?;
+            Some((Path::new(mount), Root::without_mounts(directory)))
+        };
+        let mounts = OWN_MOUNTS.into_iter().filter_map(mounted).collect();
+        Ok(Self { image, root: Root::without_mounts(copy()?), mounts, whole })
     }
 
-    /// The file system of ours on which `path` is, and its path there.
-    fn place<'a>(&self, path: &'a Path) -> (&Root, &'a Path) {
-        let below = |(mount, root)| Some((root, path.strip_prefix(mount).ok()?));
-        let mut found = self.own.iter().rev().filter_map(|(mount, root)| below((*mount, root)));
-        // Only a path that is not absolute is below none, and it means the same.
-        found.next().unwrap_or((&self.whole, path))
+    /// The file system on which a path is, and the path there.
+    fn place(&self, path: &Path) -> (&Root, PathBuf) {
+        for (mount, root) in &self.mounts {
+            if let Ok(below) = path.strip_prefix(mount) {
+                return (root, Path::new("/").join(below));
+            }
+        }
+        (&self.root, path.into())
     }
 
     /// Opens what is at a path of the container, and not on a volume.
     pub fn open(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         let (root, path) = self.place(path);
-        root.open(path, OFlags::PATH)
+        root.open(&path, OFlags::PATH)
     }
 
     /// Makes a link.
@@ -101,14 +107,14 @@ impl Container {
             }
         }
         let (root, path) = self.place(&path);
-        root.symlink(path, target)
+        root.symlink(&path, target)
     }
 
     /// Writes a file.
     pub fn write(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
         let path = normal(path)?;
         let (root, path) = self.place(&path);
-        root.write(path, content, mode)
+        root.write(&path, content, mode)
     }
 
     /// Writes and links what the loader needs.
@@ -120,8 +126,8 @@ impl Container {
     /// Makes what an engine mounted at `path` read-only from here on, if it is a mount and if we may.
     pub fn seal(&self, path: &Path) {
         if let Ok(directory) = self.whole.open(path, OFlags::PATH | OFlags::DIRECTORY) {
-            let read_only = gpurun::sys::mount::Flags { read_only: true, ..Default::default() };
-            let _ = gpurun::sys::mount::restrict(directory.as_fd(), read_only, false);
+            let read_only = Flags { read_only: true, ..Default::default() };
+            let _ = restrict(directory.as_fd(), read_only, false);
         }
     }
 
@@ -134,45 +140,33 @@ impl Container {
         ) else {
             return Ok(());
         };
-        match covered(&point, &directory, content) {
-            Err(error) if error.code() == Code::NotAllowed => Ok(()),
-            result => result,
+        // fsopen(2) asks for CAP_SYS_ADMIN, as every call after it does.
+        match rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC) {
+            Err(Errno::PERM) => Ok(()),
+            _ => covered(&point, &directory, content, path),
         }
     }
 }
 
-fn covered(point: &OwnedFd, directory: &OwnedFd, content: &[u8]) -> Result<()> {
-    let failed = |errno: Errno| {
-        let code = if matches!(errno, Errno::PERM | Errno::ACCESS) { Code::NotAllowed } else { Code::Mount };
-        Error::new(code, "a file of the container's /proc cannot be covered").cause(errno)
-    };
-    let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let tmpfs = (|| {
-        let new = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        rustix::mount::fsconfig_set_string(&new, "mode", "0755")?;
-        rustix::mount::fsconfig_set_string(&new, "size", "64k")?;
-        rustix::mount::fsconfig_create(&new)?;
-        rustix::mount::fsmount(&new, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-    })()
-    .map_err(failed)?;
+fn covered(point: &OwnedFd, directory: &OwnedFd, content: &[u8], shown: &Path) -> Result<()> {
+    let options = [("mode", "0755".to_owned()), ("size", "64k".to_owned())];
+    let tmpfs = mount::new_filesystem("tmpfs", &options, NOTHING)?;
     let copy = tmpfs.try_clone().or_fail(Code::Internal, || "no descriptor is left")?;
     Root::new(copy).write(Path::new("/content"), content, 0o444)?;
     // Kernels before 6.15 clone a mount only where it is mounted, so it is, for a moment.
-    rustix::mount::move_mount(&tmpfs, "", directory, "", empty).map_err(failed)?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let file = rustix::mount::open_tree(&tmpfs, "content", flags);
+    mount::attach(&tmpfs, directory, shown)?;
+    let file = mount::open_tree(&tmpfs, OpenTreeFlags::empty(), "content", shown);
     // In the container's mount namespace `/` is the host's until pivot_root, and so is this /proc.
     rustix::mount::unmount(format!("/proc/self/fd/{}", tmpfs.as_raw_fd()), UnmountFlags::DETACH)
-        .map_err(failed)?;
-    let file = file.map_err(failed)?;
-    let read_only = gpurun::sys::mount::Flags { read_only: true, nosuid: true, nodev: true, noexec: true };
-    gpurun::sys::mount::restrict(file.as_fd(), read_only, false)
-        .or_fail(Code::Mount, || "a mount cannot be made read-only")?;
-    rustix::mount::move_mount(&file, "", point, "", empty).map_err(failed)
+        .or_fail(Code::Mount, || "a mount of the hook's own cannot be taken away")?;
+    let file = file?;
+    restrict(file.as_fd(), Flags { read_only: true, ..NOTHING }, false)
+        .or_fail(Code::Mount, || format!("{} cannot be made read-only", shown.display()))?;
+    mount::attach(&file, point, shown)
 }
+
+/// Nothing but reading and writing.
+const NOTHING: Flags = Flags { read_only: false, nosuid: true, nodev: true, noexec: true };
 
 /// A path without `..`, which would be taken off the name before a link is followed: documents have none.
 fn normal(path: &Path) -> Result<PathBuf> {

@@ -39,7 +39,7 @@ pub struct Options {
     pub names: Vec<NameStrategy>,
     /// The hook's program on the host.
     pub hook: PathBuf,
-    /// The newest version of the specification that may be used; `None`: any.
+    /// The newest version of the specification that the engine reads; `None`: no engine in particular.
     pub newest: Option<Version>,
 }
 
@@ -124,8 +124,11 @@ pub fn document(parts: &Parts<'_>, options: &Options) -> Result<(Document, Vec<S
         ..Document::default()
     };
     let mut warnings = parts.shared.warnings.clone();
-    if let Some(newest) = &options.newest {
-        warnings.extend(keep_below(&mut document, newest)?);
+    match &options.newest {
+        Some(newest) => warnings.extend(keep_below(&mut document, newest)?),
+        // Every host with a DRM node would need 0.7.0 for them, and hardly any container does: the CDI library makes each node
+        // the container's user's own.
+        None => drop(take_groups(&mut document)),
     }
     document.cdi_version = document.lowest_version().into();
     Ok((document, warnings))
@@ -234,22 +237,28 @@ fn hook(parts: &Parts<'_>, program: &Path) -> Hook {
     }
 }
 
+/// Takes the groups for device nodes out of a document.
+fn take_groups(document: &mut Document) -> Vec<u32> {
+    let edits = document.devices.iter_mut().map(|device| &mut device.container_edits);
+    let mut gids = Vec::new();
+    for edits in std::iter::once(&mut document.container_edits).chain(edits) {
+        gids.append(&mut edits.additional_gids);
+    }
+    gids.sort_unstable();
+    gids.dedup();
+    gids
+}
+
 /// Takes out of a document what versions above `newest` brought.
 fn keep_below(document: &mut Document, newest: &Version) -> Result<Vec<String>> {
     let below = |version: &str| version.parse::<Version>().is_ok_and(|version| *newest < version);
     let mut warnings = Vec::new();
     if below("0.7.0") {
-        let edits = document.devices.iter_mut().map(|device| &mut device.container_edits);
-        let mut gids = Vec::new();
-        for edits in std::iter::once(&mut document.container_edits).chain(edits) {
-            gids.append(&mut edits.additional_gids);
-        }
-        gids.sort_unstable();
-        gids.dedup();
+        let gids = take_groups(document);
         if !gids.is_empty() {
             warnings.push(format!(
-                "CDI {newest} cannot add groups to the container's user: give it {gids:?} yourself (podman --group-add), \
-                 for device nodes that not everybody may open"
+                "CDI {newest} cannot add groups to the container's user: a program that changes its user there needs {gids:?} to \
+                 open device nodes that not everybody may open"
             ));
         }
     }

@@ -249,8 +249,17 @@ impl Root {
 
     /// The directory `path`, made with its parents where it is absent (0755, owned by the container's root).
     pub fn directory(&self, path: &Path) -> Result<OwnedFd> {
-        self.make_directory(path).or_fail(Code::Rootfs, || {
-            format!("the image has no directory {} and none can be made", path.display())
+        self.make_directory(path).map_err(|errno| match errno {
+            Errno::XDEV => Error::new(
+                Code::Rootfs,
+                format!("{} of the container is on a volume", path.display()),
+            )
+            .cause("what is mounted there may be the host's, or another container's, and is not written to")
+            .fix("mount the volume at another place"),
+            errno => {
+                let what = format!("the image has no directory {} and none can be made", path.display());
+                Error::new(Code::Rootfs, what).cause(errno)
+            }
         })
     }
 
@@ -287,10 +296,15 @@ impl Root {
             .or_fail(Code::Rootfs, || format!("{} cannot be made in the image", path.display()))
     }
 
+    /// The directory `path`, if no component of it is a link.
+    pub fn plain_directory(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        self.resolve(path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS)
+    }
+
     /// A directory that a kernel file system can be mounted on: no component may be a link, because what is masked
     /// beneath it is named by path.
     pub fn kernel_mount_point(&self, path: &Path) -> Result<OwnedFd> {
-        match self.resolve(path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS) {
+        match self.plain_directory(path) {
             Err(Errno::NOENT) => self.directory(path),
             Err(errno) => Err(Error::new(
                 Code::Rootfs,
