@@ -614,3 +614,40 @@ fn what_draws_gets_the_nodes_the_links_and_the_profile() {
         assert!(ended.out.contains(&format!("EGLVisibleDGPUDevices\",{:#x}]", 1 << gpu.minor)), "{ended:?}");
     }
 }
+
+/// A shared mount, as /run is on a host with systemd; gpurun's own directory and a volume are on it. The volume is the
+/// container's, too, and what is mounted there later must reach it.
+const SHARED_MOUNT: &str = r#"
+shared=$1; shift
+mount -t tmpfs shared "$shared" && mount --make-shared "$shared" && mkdir "$shared/state" "$shared/volume"
+export GPURUN_STATE_DIR="$shared/state"
+cut -d' ' -f2- /proc/self/mountinfo > "$shared/before"
+"$@" &
+until [ -e "$shared/volume/runs" ]; do kill -0 $! || exit 1; sleep 0.01; done
+cut -d' ' -f2- /proc/self/mountinfo | diff "$shared/before" - || exit 1
+mkdir "$shared/volume/late" && mount -t tmpfs late "$shared/volume/late" && touch "$shared/volume/late/file"
+wait $! && umount "$shared/volume/late" && cut -d' ' -f2- /proc/self/mountinfo | diff "$shared/before" -
+"#;
+
+#[test]
+fn the_drivers_files_are_one_mount_that_the_host_never_sees_and_other_mounts_travel_as_ever() {
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    let bundle = Bundle::of("debian-python");
+    let shared = tempfile::tempdir().unwrap();
+    let script =
+        "touch /volume/runs; until [ -e /volume/late/file ]; do sleep 0.01; done; ls /usr/local/nvidia/lib64";
+    let mut spec = bundle.configure(&["NVIDIA_VISIBLE_DEVICES=2"], &["timeout", "20", "sh", "-c", script]);
+    spec["mounts"].as_array_mut().unwrap().push(json!({
+        "destination": "/volume", "type": "bind", "source": shared.path().join("volume"), "options": ["rbind", "rslave"],
+    }));
+    bundle.write(&spec);
+    let mut command = Command::new("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-euc", SHARED_MOUNT, "sh"]).arg(shared.path());
+    command.arg(bundle.link()).args(["run", "--bundle"]).arg(bundle.dir.path());
+    command.arg(gpurun_integration::unique()).env("GPURUN_SIMULATED_HOST", host.path());
+    let ended = run(&mut command);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(ended.out.contains("libcuda.so.550.163.01"), "{ended:?}");
+    let below = |mount: &&Value| mount["destination"].as_str().unwrap().starts_with("/usr/local/nvidia");
+    assert_eq!(bundle.read()["mounts"].as_array().unwrap().iter().filter(below).count(), 1);
+}

@@ -3,18 +3,18 @@
 //!
 //! ```text
 //! /usr/local/nvidia       a tree: mount points and links, read-only   ◄─ one mount, the same for every container
-//!   lib64/libcuda.so.550  the host's file                             ◄─ one mount for each file
+//!   lib64/libcuda.so.550  the host's file                             ◄─ gathered on the tree before, or a mount for each
 //!   lib64/libcuda.so.1    a link of the tree
 //! /etc/ld.so.cache        written into the container's root, where ldconfig and apt may change it again
 //! ```
 //!
-//! The driver's directory as a whole cannot be one mount: links to the host's files lead nowhere in a container, hard links
-//! need one file system (/run is another one than /usr), and mounts gathered on the host beforehand would stay in its mount
-//! table. With the tree below them the single mounts leave nothing in the container's root, so an image that is committed from
-//! it holds nothing of the driver but an empty directory.
+//! The driver's directory cannot be one of the host's own: links to the host's files lead nowhere in a container, and hard
+//! links need one file system (/run is another one than /usr). With the tree below them the driver's files leave nothing in the
+//! container's root, so an image that is committed from it holds nothing of the driver but an empty directory.
 
 use super::{
     bundle::ContainerRoot,
+    gathering,
     loader::Prepared,
     oci_spec::{Bind, BindKind, DEFAULT_SHM_SIZES},
     rootfs::{Found, Layers, Root},
@@ -22,46 +22,112 @@ use super::{
 };
 use crate::{
     error::{Code, Error, OrFail, Result},
-    plan::{DRIVER_DIR, Injection},
+    plan::{DRIVER_DIR, Injection, Mount, Symlink},
 };
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::{
     fs::{CWD, Mode},
     mount::FsPickFlags,
 };
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
-/// Does it, and says which mounts the container needs for it. `owner` is the host's uid and gid of the container's root, where
-/// that is not root itself.
-///
-/// # Errors
-/// [`Code::Rootfs`] where something of the image stands in the way, [`Code::Bundle`] where gpurun's own directory cannot be used.
-pub fn deliver(
-    root: &ContainerRoot,
-    image: &Layers,
-    owner: Option<(u32, u32)>,
-    injection: &Injection,
-    prepared: &Prepared,
-    state_dir: &Path,
-) -> Result<Vec<Bind>> {
-    // What we make is for every user of the container to read, whatever the engine's umask; the low-level runtime gets that back.
-    let umask = rustix::process::umask(Mode::from_raw_mode(0o022));
-    let binds = put(root, image, owner, injection, prepared, state_dir);
-    rustix::process::umask(umask);
-    binds
+/// Where it goes.
+#[derive(Debug)]
+pub struct Destination<'a> {
+    /// The container's root.
+    pub root: &'a ContainerRoot,
+    /// The same, to be read.
+    pub image: &'a Layers,
+    /// The host's uid and gid of the container's root, where that is not root itself.
+    pub owner: Option<(u32, u32)>,
+    /// Where gpurun keeps its trees.
+    pub state_dir: &'a Path,
+    /// Whether the container's mounts will be made from this process' mount namespace, so that it may be one of our own.
+    pub may_gather: bool,
 }
 
 /// A small file of the container's root: path, content, mode.
 type SmallFile<'a> = (&'a Path, &'a [u8], u32);
 
-fn put(
-    root: &ContainerRoot,
-    image: &Layers,
-    owner: Option<(u32, u32)>,
-    injection: &Injection,
-    prepared: &Prepared,
-    state_dir: &Path,
-) -> Result<Vec<Bind>> {
+impl Destination<'_> {
+    /// Delivers, and says which mounts the container needs beyond that.
+    ///
+    /// # Errors
+    /// [`Code::Rootfs`] where something of the image stands in the way, [`Code::Bundle`] where gpurun's own directory cannot be used.
+    pub fn deliver(&self, injection: &Injection, prepared: &Prepared) -> Result<Vec<Bind>> {
+        // What we make is for every user of the container to read, whatever the engine's umask; the low-level runtime gets that back.
+        let umask = rustix::process::umask(Mode::from_raw_mode(0o022));
+        let binds = self.put(injection, prepared);
+        rustix::process::umask(umask);
+        binds
+    }
+
+    fn put(&self, injection: &Injection, prepared: &Prepared) -> Result<Vec<Bind>> {
+        let (trees, links) = trees(injection, prepared);
+        // runc mounts nothing inside /proc but a handful of files that it names itself (libcontainer, checkProcMount), so the
+        // driver's parameters stay as the host has them: its libraries may make device nodes, which the cgroup lets nobody open.
+        let ours = injection.files.iter().filter(|file| !file.path.0.starts_with("/proc"));
+        let files: Vec<SmallFile<'_>> = prepared
+            .files
+            .iter()
+            .map(|(path, content, mode)| (path.as_path(), content.as_slice(), *mode))
+            .chain(ours.map(|file| (file.path.0.as_path(), file.content.as_bytes(), 0o444)))
+            .collect();
+        let (of_driver, others): (Vec<_>, Vec<_>) =
+            injection.mounts.iter().map(bind).partition(|bind| bind.target.starts_with(DRIVER_DIR));
+
+        let mut binds = Vec::new();
+        for (directory, tree) in &trees {
+            let place = tree.place(self.state_dir)?;
+            let is_drivers = *directory == Path::new(DRIVER_DIR);
+            let gathered = is_drivers && self.may_gather && gathering::gather(&place, directory, &of_driver)?;
+            binds.push(read_only(place, directory.to_path_buf()));
+            if is_drivers && !gathered {
+                binds.extend(of_driver.iter().cloned());
+            }
+        }
+        binds.extend(others);
+        if self.root.writable {
+            self.write(&files, &links)?;
+            return Ok(binds);
+        }
+        let mut binds = on_read_only(self.image, binds)?;
+        binds.extend(self.covered(&files)?);
+        Ok(binds)
+    }
+
+    fn write(&self, files: &[SmallFile<'_>], links: &[&Symlink]) -> Result<()> {
+        let directory =
+            self.root.directory.try_clone().or_fail(Code::Internal, || "no descriptor is left")?;
+        let directory = Root::new(directory);
+        as_owner(self.owner, || {
+            files.iter().try_for_each(|(path, content, mode)| directory.write(path, content, *mode))?;
+            links.iter().try_for_each(|symlink| directory.symlink(&symlink.link.0, &symlink.target))
+        })
+    }
+
+    /// Mounts for what cannot be written: files that are there are covered, and there is no ldconfig that would have to change
+    /// them.
+    fn covered(&self, files: &[SmallFile<'_>]) -> Result<Vec<Bind>> {
+        let covered: Vec<&Path> =
+            files.iter().map(|(path, ..)| *path).filter(|path| has_file(self.image, path)).collect();
+        let mut tree = Tree::default();
+        for (path, content, _) in files.iter().filter(|(path, ..)| covered.contains(path)) {
+            tree.file(below_root(path), content);
+        }
+        if tree.is_empty() {
+            return Ok(Vec::new());
+        }
+        let place = tree.place(self.state_dir)?;
+        Ok(covered.iter().map(|path| read_only(place.join(below_root(path)), path.to_path_buf())).collect())
+    }
+}
+
+/// What lies in trees, by where these appear in the container, and the links that lie in its root.
+fn trees<'a>(injection: &Injection, prepared: &'a Prepared) -> (BTreeMap<&'a Path, Tree>, Vec<&'a Symlink>) {
     let mut trees: BTreeMap<&Path, Tree> = BTreeMap::new();
     for mount in &injection.mounts {
         if let Ok(below) = mount.target.0.strip_prefix(DRIVER_DIR) {
@@ -82,49 +148,23 @@ fn put(
             None => links.push(symlink),
         }
     }
-    // runc mounts nothing inside /proc but a handful of files that it names itself (libcontainer, checkProcMount), so the
-    // driver's parameters stay as the host has them: its libraries may make device nodes, which the cgroup lets nobody open.
-    let ours = injection.files.iter().filter(|file| !file.path.0.starts_with("/proc"));
-    let files: Vec<SmallFile<'_>> = prepared
-        .files
-        .iter()
-        .map(|(path, content, mode)| (path.as_path(), content.as_slice(), *mode))
-        .chain(ours.map(|file| (file.path.0.as_path(), file.content.as_bytes(), 0o444)))
-        .collect();
+    (trees, links)
+}
 
-    let read_only = |source, target| Bind { source, target, kind: BindKind::ReadOnly };
-    let mut binds = Vec::new();
-    for (directory, tree) in &trees {
-        binds.push(read_only(tree.place(state_dir)?, directory.to_path_buf()));
-    }
-    binds.extend(injection.mounts.iter().map(|mount| Bind {
+fn bind(mount: &Mount) -> Bind {
+    Bind {
         source: mount.source.0.clone(),
         target: mount.target.0.clone(),
         kind: if mount.read_only { BindKind::ReadOnly } else { BindKind::Socket },
-    }));
-    if root.writable {
-        let directory = root.directory.try_clone().or_fail(Code::Internal, || "no descriptor is left")?;
-        let directory = Root::new(directory);
-        as_owner(owner, || {
-            files.iter().try_for_each(|(path, content, mode)| directory.write(path, content, *mode))?;
-            links.iter().try_for_each(|symlink| directory.symlink(&symlink.link.0, &symlink.target))
-        })?;
-    } else {
-        binds = on_read_only(image, binds)?;
-        // What can be covered is; there is no ldconfig that would have to change it.
-        let mut tree = Tree::default();
-        let covered: Vec<_> = files.iter().filter(|(path, ..)| has_file(image, path)).collect();
-        for (path, content, _) in &covered {
-            tree.file(path.strip_prefix("/").unwrap_or(path), content);
-        }
-        if !tree.is_empty() {
-            let place = tree.place(state_dir)?;
-            binds.extend(covered.iter().map(|(path, ..)| {
-                read_only(place.join(path.strip_prefix("/").unwrap_or(path)), path.to_path_buf())
-            }));
-        }
     }
-    Ok(binds)
+}
+
+fn read_only(source: PathBuf, target: PathBuf) -> Bind {
+    Bind { source, target, kind: BindKind::ReadOnly }
+}
+
+fn below_root(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
 }
 
 /// Gives a tmpfs that an engine mounted for one container or pod this size, if it has an engine's default.

@@ -4,7 +4,10 @@
 pub mod bundle;
 pub mod container;
 pub mod delivery;
+pub mod dev_char;
+pub mod gathering;
 pub mod loader;
+pub mod mount;
 pub mod oci_spec;
 pub mod rootfs;
 pub mod tree;

@@ -121,9 +121,17 @@ impl Spec {
 
     /// Whether the container gets a user namespace of its own.
     pub fn has_user_namespace(&self) -> bool {
-        self.list(&["linux", "namespaces"])
-            .iter()
-            .any(|one| one.get("type").and_then(Value::as_str) == Some("user"))
+        self.namespace("user").is_some()
+    }
+
+    /// Whether the low-level runtime makes the container's mount namespace as a copy of its own, and joins none that is there.
+    pub fn has_new_mount_namespace(&self) -> bool {
+        self.namespace("mount").is_some_and(|one| one.get("path").is_none_or(|path| path == ""))
+    }
+
+    fn namespace(&self, kind: &str) -> Option<&Value> {
+        let is_it = |one: &&Value| one.get("type").and_then(Value::as_str) == Some(kind);
+        self.list(&["linux", "namespaces"]).iter().find(is_it)
     }
 
     /// The host's uid and gid of the container's root, where the configuration maps them.

@@ -11,7 +11,10 @@ use super::{
     spec::{Container, Process, Rlimit},
 };
 use crate::{
-    apply::rootfs::{Layers, Root, open_host_directory},
+    apply::{
+        mount,
+        rootfs::{Layers, Root, open_host_directory},
+    },
     error::{Code, Error, OrFail, Result},
     sys::{mount::Flags, process},
 };
@@ -85,12 +88,12 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         let user = &process.user;
         let options =
             [("mode", "0700".to_owned()), ("uid", user.uid.to_string()), ("gid", user.gid.to_string())];
-        let memory = assembly::new_filesystem(
+        let memory = mount::new_filesystem(
             "tmpfs",
             &options,
             Flags { nosuid: true, nodev: true, ..Flags::default() },
         )?;
-        assembly::attach(&memory, &root.directory(&home)?, &home)?;
+        mount::attach(&memory, &root.directory(&home)?, &home)?;
     }
     // Before the volumes, which a link of the image's may lead over /dev: what lies there then is a stranger's.
     let terminal = if process.tty { Some(open_terminal(&root, process)?) } else { None };
@@ -163,8 +166,8 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
         open_host_directory(&path).or_fail(Code::Mount, || format!("{} cannot be opened", path.display()))?;
     // On the scratch directory lies a file system in memory, with gpurun's layer and the root's mount point.
     let flags = Flags { nodev: true, ..Flags::default() };
-    let memory = assembly::new_filesystem("tmpfs", &[("mode", "0700".into())], flags)?;
-    assembly::attach(&memory, &scratch, &path)?;
+    let memory = mount::new_filesystem("tmpfs", &[("mode", "0700".into())], flags)?;
+    mount::attach(&memory, &scratch, &path)?;
     let added = directory_in(&memory, "layer")?;
     let layer = Layer::new(added, layers, container.privileged)?;
     // Before the mount points: a volume below the home must not make it root's.

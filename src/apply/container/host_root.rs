@@ -2,9 +2,12 @@
 //! "Restrictions on mount namespaces"), and overlayfs takes no lower directory with such mounts. The directories in `/` have
 //! none, as a rule, so each gets an overlay of its own on a root in memory.
 
-use super::{assembly, enter::directory_in, enter::overlay, spec::Container};
+use super::{enter::directory_in, enter::overlay, spec::Container};
 use crate::{
-    apply::rootfs::{Root, open_host_directory},
+    apply::{
+        mount,
+        rootfs::{Root, open_host_directory},
+    },
     error::{Code, OrFail, Result},
     sys::mount::{Flags, restrict},
 };
@@ -27,8 +30,8 @@ pub fn mount(
 ) -> Result<()> {
     let failed = || "the host's directories cannot be made the container's root";
     let flags = Flags { nodev: true, ..Flags::default() };
-    let memory = assembly::new_filesystem("tmpfs", &[("mode", "0755".into())], flags)?;
-    assembly::attach(&memory, &open_host_directory(target).or_fail(Code::Mount, failed)?, target)?;
+    let memory = mount::new_filesystem("tmpfs", &[("mode", "0755".into())], flags)?;
+    mount::attach(&memory, &open_host_directory(target).or_fail(Code::Mount, failed)?, target)?;
     let root = Root::new(memory);
     let host = open_host_directory(Path::new("/")).or_fail(Code::Mount, failed)?;
     let empty = directory_in(root.as_fd(), ".gpurun-empty")?;
@@ -65,8 +68,8 @@ pub fn mount(
                     // It has mounts of its own after all: all of it as it is, to be read.
                     Err(Errno::INVAL) if ours.is_none() => {
                         let read_only = Flags { read_only: true, nosuid: true, nodev: true, noexec: false };
-                        let tree = assembly::clone_of_host(&path, true, read_only)?;
-                        assembly::attach(&tree, &point, &path)?;
+                        let tree = mount::clone_of_host(&path, true, read_only)?;
+                        mount::attach(&tree, &point, &path)?;
                     }
                     Err(Errno::INVAL) => {
                         let beside = mount_points(added, &host, name).or_fail(Code::Mount, failed)?;
@@ -78,11 +81,11 @@ pub fn mount(
                         for child in beside {
                             let read_only =
                                 Flags { read_only: true, nosuid: true, nodev: true, noexec: false };
-                            let tree = assembly::clone_of_host(&path.join(&child), true, read_only)?;
+                            let tree = mount::clone_of_host(&path.join(&child), true, read_only)?;
                             let point = root
                                 .open(&path.join(&child), OFlags::PATH | OFlags::NOFOLLOW)
                                 .or_fail(Code::Mount, failed)?;
-                            assembly::attach(&tree, &point, &path.join(&child))?;
+                            mount::attach(&tree, &point, &path.join(&child))?;
                         }
                     }
                     Err(errno) => return Err(errno).or_fail(Code::Mount, failed),

@@ -19,6 +19,8 @@ pub struct RuntimeArgs {
     pub log_json: bool,
     /// `--debug`
     pub debug: bool,
+    /// `--systemd-cgroup`, crun's `--cgroup-manager systemd`: systemd makes the container's cgroup, as a unit.
+    pub systemd_cgroup: bool,
 }
 
 /// Options before the verb whose value may be the next word (runc(8), crun(1)). Any other is a switch.
@@ -30,8 +32,14 @@ const CREATE: [&str; 8] =
 impl RuntimeArgs {
     /// Reads the words behind the program's name.
     pub fn scan(words: &[OsString]) -> Self {
-        let mut args =
-            Self { makes_container: false, bundle: ".".into(), log: None, log_json: false, debug: false };
+        let mut args = Self {
+            makes_container: false,
+            bundle: ".".into(),
+            log: None,
+            log_json: false,
+            debug: false,
+            systemd_cgroup: false,
+        };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             if let Some((name, attached)) = option(word) {
@@ -42,6 +50,12 @@ impl RuntimeArgs {
                 };
                 match (args.makes_container, name) {
                     (false, "debug") => args.debug = value.is_none_or(|value| value == "true"),
+                    (false, "systemd-cgroup") => {
+                        args.systemd_cgroup = value.is_none_or(|value| value == "true");
+                    }
+                    (false, "cgroup-manager") => {
+                        args.systemd_cgroup = value.is_some_and(|value| value == "systemd");
+                    }
                     (false, "log") => args.log = value.map(PathBuf::from),
                     (false, "log-format") => args.log_json = value.is_some_and(|value| value == "json"),
                     (true, "b" | "bundle") => args.bundle = value.map_or(args.bundle, PathBuf::from),
@@ -123,6 +137,20 @@ mod tests {
                 bundle.map(std::path::Path::new),
                 "{line}"
             );
+        }
+    }
+
+    #[test]
+    fn systemd_makes_the_cgroup_where_it_is_said_before_the_verb() {
+        for (line, said) in [
+            ("--systemd-cgroup create x", true),
+            ("--systemd-cgroup=true create x", true),
+            ("--systemd-cgroup=false create x", false),
+            ("--cgroup-manager systemd create x", true),
+            ("--cgroup-manager=cgroupfs create x", false),
+            ("create --systemd-cgroup x", false),
+        ] {
+            assert_eq!(scan(line).systemd_cgroup, said, "{line}");
         }
     }
 

@@ -6,7 +6,12 @@ mod log;
 
 use super::Context;
 use crate::{
-    apply::{bundle::Bundle, delivery, loader, oci_spec, rootfs::Layers},
+    apply::{
+        bundle::Bundle,
+        delivery::{self, Destination},
+        dev_char, loader, oci_spec,
+        rootfs::Layers,
+    },
     cli::{Global, LogFormat},
     config::{Config, Nonroot},
     error::{Code, Error, OrFail, Result},
@@ -83,12 +88,25 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context) -> Result<()> {
     for warning in &injection.warnings {
         log::write(args, Level::Warning, warning);
     }
+    let in_user_namespace = in_user_namespace();
+    if args.systemd_cgroup && !in_user_namespace {
+        // The container has its devices in any case, until systemd is told to reload.
+        if let Err(error) = dev_char::link_all(Path::new("/dev/char"), &injection.devices) {
+            log::write(args, Level::Warning, &error.to_string());
+        }
+    }
     let root = bundle.root(&spec)?;
     let image = Layers::open(vec![root.path.clone()])?;
     let prepared = loader::prepare(&image, &injection)?;
-    let binds =
-        delivery::deliver(&root, &image, spec.mapped_root(), &injection, &prepared, &context.state_dir)?;
-    let may_make_nodes = !spec.has_user_namespace() && !in_user_namespace();
+    let destination = Destination {
+        root: &root,
+        image: &image,
+        owner: spec.mapped_root(),
+        state_dir: &context.state_dir,
+        may_gather: spec.has_new_mount_namespace(),
+    };
+    let binds = destination.deliver(&injection, &prepared)?;
+    let may_make_nodes = !spec.has_user_namespace() && !in_user_namespace;
     oci_spec::edit(&mut spec, &injection, &binds, may_make_nodes)?;
     if let Some(size) = shm_size(&spec, context.config.shm_size.as_deref())? {
         oci_spec::resize_shm(&mut spec, size)?;
