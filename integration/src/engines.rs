@@ -70,7 +70,8 @@ impl Machine {
     pub fn install_driver(&self, branch: u32) {
         let host = self.shared.join("host");
         let _ = fs::remove_dir_all(&host);
-        let (description, stand_ins): (Description, _) = (of_driver("8xh100", branch), dist("libsimulated_nvml.so"));
+        let (description, stand_ins): (Description, _) =
+            (of_driver("8xh100", branch), dist("libsimulated_nvml.so"));
         let stand_ins = stand_ins.parent().expect("dist/");
         lay_out(&host, &description, stand_ins, DriverFiles::Unpacked(&driver_packages(branch, "debian")))
             .unwrap_or_else(|error| panic!("{error}"));
@@ -79,6 +80,11 @@ impl Machine {
     /// A file of it, as this machine sees it. Its links must be relative.
     pub fn path(&self, inside: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root", self.init)).join(inside.trim_start_matches('/'))
+    }
+
+    /// What its cgroups are called on this machine.
+    pub fn cgroup(&self) -> String {
+        format!("gpurun-machine-{}", self.supervisor.id())
     }
 
     /// A directory that has the same name on both sides.
@@ -97,7 +103,16 @@ impl Machine {
     pub fn command_as_user(&self, words: &[&str]) -> Command {
         let runtime_dir = format!("XDG_RUNTIME_DIR=/run/user/{SOMEONE}");
         let words = [
-            &["setpriv", "--reuid", SOMEONE, "--regid", SOMEONE, "--init-groups", "env", "--chdir=/home/someone"][..],
+            &[
+                "setpriv",
+                "--reuid",
+                SOMEONE,
+                "--regid",
+                SOMEONE,
+                "--init-groups",
+                "env",
+                "--chdir=/home/someone",
+            ][..],
             // Podman 4.3 would take a driver that copies whole images.
             &["HOME=/home/someone", &runtime_dir, "STORAGE_DRIVER=overlay"],
             words,
@@ -149,7 +164,10 @@ impl Machine {
         let put = |path, text| self.put(path, text);
         put("/etc/docker/daemon.json", DOCKER);
         put("/etc/containerd/config.toml", CONTAINERD);
-        put("/etc/containers/containers.conf", &format!("{PODMAN}conmon_env_vars = [{:?}]\n", self.simulated_host()));
+        put(
+            "/etc/containers/containers.conf",
+            &format!("{PODMAN}conmon_env_vars = [{:?}]\n", self.simulated_host()),
+        );
         self.hand_over_to("runc");
         self.sh(&format!(
             "for name in gpurun-runtime nvidia-container-runtime-hook; do ln -s {}/gpurun /usr/local/bin/$name; done
