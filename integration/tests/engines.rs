@@ -49,9 +49,10 @@ const fn way(cli: Cli, runtime: &'static str, asks: Asks) -> Way {
     Way { cli, runtime, asks }
 }
 
-const WAYS: [Way; 9] = [
+const WAYS: [Way; 10] = [
     way(Cli::Docker, "gpurun", Asks::Environment),
     way(Cli::Docker, "gpurun", Asks::Gpus),
+    way(Cli::Docker, "runc", Asks::Gpus),
     way(Cli::Ctr, "runc", Asks::Environment),
     way(Cli::Cri, "gpurun", Asks::Environment),
     way(Cli::Cri, "gpurun", Asks::Annotation),

@@ -1,201 +1,20 @@
 //! gpurun as an OCI runtime above real runc and crun, on bundles such as engines make: an overlay over an image's root.
 
-use gpurun_integration::{Ended, TestHost, cached, dist, image, run};
+use gpurun_integration::{
+    TestHost,
+    bundle::{Bundle, LIBRARIES, asks, has_gpu_2, probed},
+    cached, dist, image, run,
+};
 use serde_json::{Value, json};
 use std::{
     fs,
     os::unix::{
-        fs::{MetadataExt, PermissionsExt, chown, symlink},
+        fs::{MetadataExt, chown, symlink},
         process::CommandExt,
     },
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
 };
-use tempfile::TempDir;
-
-/// A container's bundle. Its root is removed with it; what it wrote stays until then, as with a stopped container.
-struct Bundle {
-    dir: TempDir,
-    runtime: &'static str,
-    mounted: bool,
-}
-
-impl Bundle {
-    /// A container of an image of the cache: an overlay, whose upper directory is `upper`.
-    fn of(name: &str) -> Self {
-        let mut bundle = Self::empty();
-        let dir = bundle.dir.path().to_owned();
-        for part in ["upper", "work"] {
-            fs::create_dir(dir.join(part)).unwrap();
-        }
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={}",
-            image(name, "root").display(),
-            dir.join("upper").display(),
-            dir.join("work").display()
-        );
-        let mounted =
-            run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(bundle.root()));
-        assert_eq!(mounted.code, 0, "{mounted:?}");
-        bundle.mounted = true;
-        bundle
-    }
-
-    /// A container whose root is an empty directory.
-    fn empty() -> Self {
-        let dir = tempfile::Builder::new().prefix("gpurun-bundle-").tempdir().unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::create_dir(dir.path().join("rootfs")).unwrap();
-        Self { dir, runtime: "runc", mounted: false }
-    }
-
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("rootfs")
-    }
-
-    fn config(&self) -> PathBuf {
-        self.dir.path().join("config.json")
-    }
-
-    /// Writes config.json as an engine does before each start: runc's own template, with this.
-    fn configure(&self, env: &[&str], args: &[&str]) -> Value {
-        let _ = fs::remove_file(self.config());
-        let spec = run(Command::new("runc").args(["spec", "--bundle"]).arg(self.dir.path()));
-        assert_eq!(spec.code, 0, "{spec:?}");
-        let mut spec: Value = serde_json::from_slice(&fs::read(self.config()).unwrap()).unwrap();
-        let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        spec["process"]["env"] = [path].iter().chain(env).map(|one| Value::from(*one)).collect();
-        spec["process"]["args"] = json!(args);
-        spec["process"]["terminal"] = json!(false);
-        spec["root"] = json!({"path": "rootfs", "readonly": false});
-        spec["future"] = json!({"field": [1, null, 1.5]});
-        self.write(&spec);
-        spec
-    }
-
-    fn write(&self, spec: &Value) {
-        fs::write(self.config(), spec.to_string()).unwrap();
-    }
-
-    fn read(&self) -> Value {
-        serde_json::from_slice(&fs::read(self.config()).unwrap()).unwrap()
-    }
-
-    fn log(&self) -> PathBuf {
-        self.dir.path().join("log.json")
-    }
-
-    /// The last message of the log, as an engine takes it for its own.
-    fn logged(&self) -> (String, String) {
-        let log = fs::read_to_string(self.log()).unwrap();
-        let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
-        (last["level"].as_str().unwrap().into(), last["msg"].as_str().unwrap().into())
-    }
-
-    /// `runtime run`, with what the administrator configured.
-    fn run(&self, host: &TestHost, configuration: &str) -> Ended {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let file = self.dir.path().join("gpurun.toml");
-        fs::write(&file, configuration).unwrap();
-        let id = format!("gpurun-test-{}-{number}", std::process::id());
-        let mut words: Vec<String> = ["--log-format", "json", "--log"].map(String::from).into();
-        words.push(self.log().display().to_string());
-        words.push(format!("--root={}", self.dir.path().join("state").display()));
-        words.extend(["run".into(), "--bundle".into(), self.dir.path().display().to_string(), id]);
-        let mut command = if self.runtime == "crun" {
-            // crun refuses a host with both hierarchies.
-            let mut unshare = Command::new("unshare");
-            unshare
-                .args([
-                    "-m",
-                    "sh",
-                    "-c",
-                    "umount /sys/fs/cgroup/unified 2>/dev/null; program=$1; shift; exec \"$program\" \"$@\"",
-                    "sh",
-                ])
-                .arg(self.link());
-            unshare
-        } else {
-            let mut command = Command::new(dist("gpurun"));
-            command.arg0("gpurun-runtime");
-            command
-        };
-        run(command
-            .args(words)
-            .env("GPURUN_SIMULATED_HOST", host.path())
-            .env("GPURUN_STATE_DIR", host.state_dir(0))
-            .env("GPURUN_CONFIG", file))
-    }
-
-    /// The program under the peer's name, as a link.
-    fn link(&self) -> PathBuf {
-        let link = self.dir.path().join("nvidia-container-runtime");
-        let _ = symlink(dist("gpurun"), &link);
-        link
-    }
-}
-
-impl Drop for Bundle {
-    fn drop(&mut self) {
-        if self.mounted {
-            let _ = Command::new("umount").arg("-l").arg(self.root()).status();
-        }
-    }
-}
-
-/// Prints what a program in a container can use, as JSON.
-const PROBE: &str = r#"
-import ctypes, json, os, subprocess
-def shell(command): return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
-def loaded(library):
-    ctypes.CDLL(library)
-    return sorted({line.split()[-1] for line in open("/proc/self/maps") if library[:-2] in line})
-nodes = sorted("/dev/" + name for name in os.listdir("/dev") if name.startswith("nvidia"))
-nodes = [node for node in nodes if not os.path.isdir(node)]
-shm = os.statvfs("/dev/shm")
-cached = lambda: [line.split()[-1] for line in shell("ldconfig -p").splitlines()[1:]]
-print(json.dumps({
-    "libcuda": loaded("libcuda.so.1"), "nvml": loaded("libnvidia-ml.so.1"),
-    "smi": shell("nvidia-smi -L"),
-    "nodes": {node: f"{os.major(os.stat(node).st_rdev)}:{os.minor(os.stat(node).st_rdev)}" for node in nodes},
-    "uid": os.getuid(), "groups": os.getgroups(), "visible": os.environ["NVIDIA_VISIBLE_DEVICES"],
-    "shm": shm.f_blocks * shm.f_frsize,
-    "files": sorted(os.listdir("/usr/local/nvidia/lib64")),
-    "write": shell("touch /usr/local/nvidia/x 2>&1"),
-    "cache": cached(), "cache_after_ldconfig": [shell("ldconfig"), cached()][1],
-    "after_ldconfig": shell("python3 -c 'import ctypes; ctypes.CDLL(\"libcuda.so.1\"); print(\"loaded\")'"),
-}))
-"#;
-
-const LIBRARIES: &str = "/usr/local/nvidia/lib64";
-
-fn asks(bundle: &Bundle, devices: &str) -> Value {
-    bundle.configure(
-        &[&format!("NVIDIA_VISIBLE_DEVICES={devices}"), "NVIDIA_DRIVER_CAPABILITIES=compute,utility"],
-        &["python3", "-c", PROBE],
-    )
-}
-
-fn probed(ended: &Ended) -> Value {
-    assert_eq!(ended.code, 0, "{ended:?}");
-    serde_json::from_str(&ended.out).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
-}
-
-/// What every container that asked for GPU 2 of the eight must see.
-fn has_gpu_2(saw: &Value, version: &str) {
-    assert_eq!(saw["libcuda"], json!([format!("{LIBRARIES}/libcuda.so.{version}")]));
-    assert_eq!(saw["nvml"], json!([format!("{LIBRARIES}/libnvidia-ml.so.{version}")]));
-    assert_eq!(saw["smi"].as_str().unwrap().lines().count(), 1, "{saw:#}");
-    let gpu = &gpurun_integration::description("8xh100").gpus[2];
-    assert!(saw["smi"].as_str().unwrap().contains(&gpu.uuid), "{saw:#}");
-    let node = format!("/dev/nvidia{}", gpu.minor);
-    assert_eq!(saw["nodes"][&node], json!(format!("195:{}", gpu.minor)));
-    assert_eq!(saw["nodes"].as_object().unwrap().len(), 4, "nvidiactl, uvm and its tools: {saw:#}");
-    assert_eq!(saw["visible"], "2");
-    assert_eq!(saw["after_ldconfig"], "loaded\n");
-}
 
 #[test]
 fn a_container_gets_the_gpu_that_it_asks_for() {
@@ -643,7 +462,7 @@ fn the_drivers_files_are_one_mount_that_the_host_never_sees_and_other_mounts_tra
     bundle.write(&spec);
     let mut command = Command::new("unshare");
     command.args(["-m", "--propagation", "private", "sh", "-euc", SHARED_MOUNT, "sh"]).arg(shared.path());
-    command.arg(bundle.link()).args(["run", "--bundle"]).arg(bundle.dir.path());
+    command.arg(bundle.link("nvidia-container-runtime")).args(["run", "--bundle"]).arg(bundle.dir.path());
     command.arg(gpurun_integration::unique()).env("GPURUN_SIMULATED_HOST", host.path());
     let ended = run(&mut command);
     assert_eq!(ended.code, 0, "{ended:?}");

@@ -2,5 +2,9 @@
 #![forbid(unsafe_code)]
 
 pub mod cuda_compat;
+pub mod json_document;
 pub mod ldcache;
+pub mod mountinfo;
 pub mod oci;
+pub mod oci_hook;
+pub mod toml_document;

@@ -6,6 +6,34 @@ use crate::{
     vocabulary::EnvVar,
 };
 use serde_json::{Map, Value};
+use std::path::PathBuf;
+
+/// What a low-level runtime tells a hook on its standard input (runtime-spec, runtime.md, "State").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// The container's first process, as the runtime sees it.
+    pub pid: i32,
+    /// The absolute path of the bundle.
+    pub bundle: PathBuf,
+}
+
+impl State {
+    /// Reads a state. One without a process, which `createRuntime` hooks may get, is none for a prestart hook.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when it is not one.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let what = || "the state on standard input is not a container's";
+        let state: Value = serde_json::from_slice(bytes).or_fail(Code::Bundle, what)?;
+        let wrong = |cause| Error::new(Code::Bundle, what()).cause(cause);
+        let pid = state.get("pid").and_then(Value::as_i64).and_then(|pid| i32::try_from(pid).ok());
+        let bundle = state.get("bundle").and_then(Value::as_str).map(PathBuf::from);
+        Ok(Self {
+            pid: pid.filter(|&pid| pid > 0).ok_or_else(|| wrong("it has no pid"))?,
+            bundle: bundle.filter(|path| path.is_absolute()).ok_or_else(|| wrong("it names no bundle"))?,
+        })
+    }
+}
 
 /// A container's configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -183,7 +211,34 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_state_names_a_process_and_a_bundle() {
+        // As runc and crun write them.
+        for text in [
+            r#"{"ociVersion":"1.0.2-dev","id":"x","status":"creating","pid":12505,"bundle":"/run/x"}"#,
+            r#"{"ociVersion":"1.0","id":"x","pid":12505,"root":"rootfs","bundle":"\/run\/x","status":"created"}"#,
+        ] {
+            assert_eq!(State::parse(text.as_bytes()).unwrap(), State { pid: 12505, bundle: "/run/x".into() });
+        }
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{"pid":1}"#,
+            r#"{"pid":0,"bundle":"/x"}"#,
+            r#"{"pid":-1,"bundle":"/x"}"#,
+            r#"{"pid":4294967297,"bundle":"/x"}"#,
+            r#"{"pid":1,"bundle":"x"}"#,
+            r#"{"pid":"1","bundle":"/x"}"#,
+        ] {
+            assert_eq!(State::parse(text.as_bytes()).unwrap_err().code(), Code::Bundle, "{text}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn any_state_is_read(bytes: Vec<u8>) { let _ = State::parse(&bytes); }
+
         #[test]
         fn any_value_is_read(text in r#"\{("(process|linux|mounts|env|root|path|annotations)":(\{\}|\[\]|\[1,"a=b"\]|null|"x"|\{"env":\[3\]\})){0,1}\}"#) {
             if let Ok(spec) = Spec::parse(text.as_bytes()) {
