@@ -5,10 +5,10 @@
 //!
 //! ```text
 //!  inventory ──┐
-//!  (what the   │
-//!   host has)  ├─► plan ─► Injection ─► apply ─┬► container   gpurun IMAGE CMD: our own container, in process
-//!  request  ───┘  (pure)   (a value)            ├► oci_spec    gpurun-runtime: edits config.json, becomes runc or crun
-//!  (what is                                      └► namespace   nvidia-container-runtime-hook: a container that exists already
+//!  (what the   │                               ┌► container   gpurun IMAGE CMD: our own container, in process
+//!   host has)  ├─► plan ─► Injection ─► apply ─┼► oci_spec    gpurun-runtime: edits config.json, becomes runc or crun
+//!  request  ───┘  (pure)   (a value)            ├► cdi         a document from which engines inject by themselves
+//!  (what is                                     └► namespace   nvidia-container-runtime-hook: a container that exists already
 //!   asked for)
 //! ```
 //!

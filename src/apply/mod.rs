@@ -2,9 +2,12 @@
 #![forbid(unsafe_code)]
 
 pub mod bundle;
+pub mod cdi;
+pub mod config_file;
 pub mod container;
 pub mod delivery;
 pub mod dev_char;
+pub mod device_nodes;
 pub mod gathering;
 pub mod loader;
 pub mod mount;

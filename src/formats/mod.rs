@@ -1,7 +1,11 @@
 //! Other people's file formats, as they define them.
 #![forbid(unsafe_code)]
 
+pub mod cdi;
 pub mod cuda_compat;
+pub mod json_document;
 pub mod ldcache;
 pub mod mountinfo;
 pub mod oci;
+pub mod oci_hook;
+pub mod toml_document;

@@ -65,7 +65,7 @@ impl Waiting {
         let proc = PathBuf::from(format!("/proc/{}", state.pid));
         let open =
             |name: &str, flags| rustix::fs::open(proc.join(name), flags | OFlags::CLOEXEC, Mode::empty());
-        let pid = Pid::from_raw(state.pid).ok_or_else(|| Error::new(Code::Namespace, failed()))?;
+        let pid = Pid::from_raw(state.process()?).ok_or_else(|| Error::new(Code::Namespace, failed()))?;
         let process = pidfd_open(pid, PidfdFlags::empty()).or_fail(Code::Namespace, failed)?;
         let top = Root::new(open("root", OFlags::PATH | OFlags::DIRECTORY).or_fail(Code::Namespace, failed)?);
         let namespace = open("ns/mnt", OFlags::RDONLY).or_fail(Code::Namespace, failed)?;

@@ -21,7 +21,7 @@ use crate::{
     request::DeviceRequest,
 };
 use args::RuntimeArgs;
-use log::Level;
+use log::{Level, Log};
 use rustix::fs::{Mode, OFlags};
 use std::{
     ffi::OsString,
@@ -36,13 +36,14 @@ pub const NAMES: [&str; 2] = ["gpurun-runtime", "nvidia-container-runtime"];
 /// Becomes the low-level runtime. It returns only when that fails, with runc's exit code for every failure.
 pub fn run(words: &[OsString]) -> u8 {
     let args = RuntimeArgs::scan(words);
-    let Err(error) = become_runtime(&args, words);
+    let mut log = Log::new(&args);
+    let Err(error) = become_runtime(&args, words, &mut log);
     // Engines show what the log says; a person who calls the runtime sees standard error.
-    log::write(&args, Level::Error, &error.to_string());
+    log.write(Level::Error, &error.to_string());
     1
 }
 
-fn become_runtime(args: &RuntimeArgs, words: &[OsString]) -> Result<std::convert::Infallible> {
+fn become_runtime(args: &RuntimeArgs, words: &[OsString], log: &mut Log) -> Result<std::convert::Infallible> {
     let context = context(None);
     // A container that runs must stop and go, whatever happened to our configuration since.
     let default = Config::default();
@@ -50,9 +51,10 @@ fn become_runtime(args: &RuntimeArgs, words: &[OsString]) -> Result<std::convert
         Ok(context) => &context.config,
         Err(_) => &default,
     };
+    log.configure(config);
     let runtime = low_level_runtime(config)?;
     if args.makes_container {
-        make_gpu_container(args, &context?)?;
+        make_gpu_container(args, &context?, log)?;
     }
     let error = Command::new(&runtime).arg0(&runtime).args(words).exec();
     Err(error).or_fail(Code::NoRuntime, || format!("{} cannot be run", runtime.display()))
@@ -61,7 +63,7 @@ fn become_runtime(args: &RuntimeArgs, words: &[OsString]) -> Result<std::convert
 /// Where things are, from the engine's environment and the configuration, which only a hook's command line names.
 pub fn context(config: Option<PathBuf>) -> Result<Context> {
     let path = |key| std::env::var_os(key).map(PathBuf::from);
-    let mut context = Context::new(Global {
+    let mut context = Context::new(&Global {
         driver_root: path("GPURUN_DRIVER_ROOT"),
         dev_root: path("GPURUN_DEV_ROOT"),
         simulated_host: path("GPURUN_SIMULATED_HOST"),
@@ -79,16 +81,16 @@ pub fn context(config: Option<PathBuf>) -> Result<Context> {
 }
 
 /// Gives the container what it asks for; one that asks for nothing is not touched.
-fn make_gpu_container(args: &RuntimeArgs, context: &Context) -> Result<()> {
+fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Result<()> {
     let (bundle, mut spec) = Bundle::open(&args.bundle)?;
     let Some(injection) = injection(&spec, context)? else { return Ok(()) };
     for warning in &injection.warnings {
-        log::write(args, Level::Warning, warning);
+        log.write(Level::Warning, warning);
     }
     if args.systemd_cgroup && !in_user_namespace() {
         // The container has its devices in any case, until systemd is told to reload.
         if let Err(error) = dev_char::link_all(Path::new("/dev/char"), &injection.devices) {
-            log::write(args, Level::Warning, &error.to_string());
+            log.write(Level::Warning, &error.to_string());
         }
     }
     let may_gather = spec.has_new_mount_namespace();
@@ -101,12 +103,11 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context) -> Result<()> {
         let shm = oci_spec::engines_shm(&spec)
             .and_then(|source| rustix::fs::open(source, flags, Mode::empty()).ok());
         if let Err(error) = shm.map_or(Ok(()), |shm| delivery::grow_shm(&shm, size)) {
-            log::write(args, Level::Warning, &error.to_string());
+            log.write(Level::Warning, &error.to_string());
         }
     }
     bundle.replace(&spec)?;
-    log::write(
-        args,
+    log.write(
         Level::Debug,
         &format!("gpurun: {} device nodes, {} mounts", injection.devices.len(), binds.len()),
     );
