@@ -97,7 +97,7 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     let access = if runtime::in_user_namespace() {
         None
     } else {
-        Some(Access::read(state.process()?, &injection.devices)?)
+        Some(Access::read(state.process()?, &injection.devices, spec.systemd_scope().as_deref())?)
     };
     let binds = runtime::deliver(&root, &spec, &injection, &context, false)?;
     if debug {
