@@ -4,7 +4,7 @@
 use clap::{CommandFactory, Parser};
 use gpurun::{
     apply::container,
-    cli::{Cli, Command, Global, LogFormat, VERBS},
+    cli::{Cli, Command, Global, LogFormat, VERBS, nvidia_ctk::NvidiaCtk},
     commands::{self, Context},
     error::{Code, Error, Result},
 };
@@ -14,6 +14,7 @@ use std::{
     path::Path,
     process::ExitCode,
 };
+use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -23,10 +24,14 @@ fn main() -> ExitCode {
     if commands::runtime::NAMES.contains(&called) {
         return ExitCode::from(commands::runtime::run(arguments.get(1..).unwrap_or_default()));
     }
+    if commands::hook::NAMES.contains(&called) {
+        return ExitCode::from(commands::hook::run(arguments.get(1..).unwrap_or_default()));
+    }
     let json = arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json");
     let result = match called.as_bytes() {
         name if name == container::INIT_NAME.to_bytes() => container::init::run(&words(&arguments)),
         name if name == container::HANDOVER_NAME.to_bytes() => container::handover::run(&words(&arguments)),
+        b"nvidia-ctk" => nvidia_ctk(arguments),
         _ => dispatch(with_verb(arguments)),
     };
     match result {
@@ -73,45 +78,57 @@ fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
     arguments
 }
 
-fn dispatch(arguments: Vec<OsString>) -> Result<u8> {
-    let cli = match Cli::try_parse_from(arguments) {
-        Ok(cli) => cli,
+/// What was typed; `None` where that was a question for help, which is answered.
+fn parsed<P: Parser>(arguments: Vec<OsString>, help: &str) -> Result<Option<P>> {
+    match P::try_parse_from(arguments) {
+        Ok(parsed) => Ok(Some(parsed)),
         Err(error) if !error.use_stderr() => {
             let _ = error.print();
-            return Ok(0);
+            Ok(None)
         }
         Err(error) => {
             let text = error.render().to_string();
             let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            return Err(Error::new(Code::Usage, first).fix("gpurun --help, gpurun run --help"));
+            Err(Error::new(Code::Usage, first).fix(help))
         }
-    };
-    log(&cli.global);
-    if let Command::Completions { shell } = cli.command {
-        clap_complete::generate(shell, &mut Cli::command(), "gpurun", &mut std::io::stdout());
-        return Ok(0);
-    }
-    let context = Context::new(cli.global)?;
-    match cli.command {
-        Command::Run(args) => commands::run::run(&context, &args),
-        Command::Plan(args) => commands::plan::run(&context, &args),
-        Command::Ls => commands::ls::run(&context),
-        Command::Doctor => commands::doctor::run(&context),
-        Command::Inventory => commands::inventory::run(&context),
-        Command::Images => commands::images::run(&context),
-        Command::Cdi(command) => commands::cdi::run(&context, &command),
-        Command::Demo(args) => commands::demo::run(context, &args),
-        Command::Completions { .. } => Ok(0),
     }
 }
 
-fn log(global: &Global) {
+fn nvidia_ctk(arguments: Vec<OsString>) -> Result<u8> {
+    let Some(ctk) = parsed::<NvidiaCtk>(arguments, "nvidia-ctk --help")? else { return Ok(0) };
+    log(ctk.log_level(), LogFormat::Text);
+    commands::nvidia_ctk::run(&ctk)
+}
+
+fn dispatch(arguments: Vec<OsString>) -> Result<u8> {
+    let Some(cli) = parsed::<Cli>(arguments, "gpurun --help, gpurun run --help")? else { return Ok(0) };
+    log(cli.global.log, cli.global.log_format);
+    let context = || Context::new(&cli.global);
+    match cli.command {
+        Command::Run(args) => commands::run::run(&context()?, &args),
+        Command::Plan(args) => commands::plan::run(&context()?, &args),
+        Command::Ls => commands::ls::run(&context()?),
+        Command::Doctor => commands::doctor::run(&context()?),
+        Command::Inventory => commands::inventory::run(&context()?),
+        Command::Images => commands::images::run(&context()?),
+        Command::Cdi(command) => commands::cdi::run(&context()?, &command),
+        Command::Demo(args) => commands::demo::run(context()?, &args),
+        Command::Configure(args) => commands::configure::run(&args),
+        Command::Config => commands::config::run(&cli.global),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "gpurun", &mut std::io::stdout());
+            Ok(0)
+        }
+    }
+}
+
+fn log(level: LevelFilter, format: LogFormat) {
     let subscriber = tracing_subscriber::fmt()
-        .with_max_level(global.log)
+        .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_target(false)
         .without_time();
-    match global.log_format {
+    match format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),
     }

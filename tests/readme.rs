@@ -1,7 +1,11 @@
 //! The README is the manual's front: what it says of codes and options is what the program has.
 
 use clap::CommandFactory;
-use gpurun::{cli::Cli, error::Code};
+use gpurun::{
+    cli::Cli,
+    config::{SETTINGS, Setting},
+    error::Code,
+};
 
 const README: &str = include_str!("../README.md");
 
@@ -17,6 +21,38 @@ fn every_error_code_is_explained() {
 fn options(command: &clap::Command) -> Vec<String> {
     let own = command.get_arguments().filter_map(|argument| argument.get_long().map(String::from));
     own.chain(command.get_subcommands().flat_map(options)).collect()
+}
+
+#[test]
+fn everything_that_can_be_set_is_in_the_table_and_nothing_else() {
+    let code = |name: &str| if name.is_empty() { String::new() } else { format!("`{name}` ") };
+    let row = |setting: &Setting| {
+        let ways =
+            [setting.option, setting.variable, setting.key].map(|way| format!("| {}", code(way))).concat();
+        let default =
+            if setting.default.is_empty() { String::new() } else { format!("{} ", setting.default) };
+        format!("{ways}| {default}| {} |", setting.meaning)
+    };
+    let told: Vec<String> = SETTINGS.iter().map(row).collect();
+    let table = README.split("| option | variable | key in config.toml | default | |").nth(1).unwrap();
+    let rows: Vec<&str> = table.lines().skip(2).take_while(|line| line.starts_with('|')).collect();
+    assert_eq!(
+        rows,
+        told,
+        "README.md's table and config::SETTINGS differ; this is what it should be:\n{}",
+        told.join("\n")
+    );
+}
+
+#[test]
+fn every_option_that_can_be_set_exists() {
+    let command = Cli::command();
+    let run = command.find_subcommand("run").unwrap();
+    let known: Vec<&str> =
+        run.get_arguments().chain(command.get_arguments()).filter_map(clap::Arg::get_long).collect();
+    for option in SETTINGS.iter().filter_map(|setting| setting.option.strip_prefix("--")) {
+        assert!(known.contains(&option), "config::SETTINGS names --{option}");
+    }
 }
 
 #[test]

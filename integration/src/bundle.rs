@@ -29,12 +29,17 @@ impl Hierarchies {
     pub fn command(self, program: &Path) -> Command {
         let script = match self {
             Self::Own => return Command::new(program),
-            Self::Legacy => "umount /sys/fs/cgroup/unified 2>/dev/null",
+            Self::Legacy => "umount /sys/fs/cgroup/unified",
             Self::Unified => "umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup",
         };
+        // What is mounted goes on appearing on the host, as it would without the namespace, but for what is below /sys.
         let mut command = Command::new("unshare");
         command
-            .args(["-m", "sh", "-c", &format!("{script}; program=$1; shift; exec \"$program\" \"$@\""), "sh"])
+            .args(["-m", "--propagation", "unchanged", "sh", "-c"])
+            .args([
+                &format!("mount --make-rprivate /sys; {script}; program=$1; shift; exec \"$program\" \"$@\""),
+                "sh",
+            ])
             .arg(program);
         command
     }

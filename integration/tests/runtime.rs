@@ -15,6 +15,7 @@ use std::{
     path::Path,
     process::Command,
 };
+
 #[test]
 fn a_container_gets_the_gpu_that_it_asks_for() {
     for runtime in ["runc", "crun"] {

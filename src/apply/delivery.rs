@@ -25,10 +25,7 @@ use crate::{
     plan::{DRIVER_DIR, Injection, Mount, Symlink},
 };
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
-use rustix::{
-    fs::{CWD, Mode},
-    mount::FsPickFlags,
-};
+use rustix::{fd::OwnedFd, fs::Mode, mount::FsPickFlags};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -167,15 +164,15 @@ fn below_root(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
-/// Gives a tmpfs that an engine mounted for one container or pod this size, if it has an engine's default.
+/// Gives a tmpfs that an engine mounted for one container or pod (a descriptor of its root) this size, if it has an engine's default.
 ///
 /// # Errors
 /// [`Code::Mount`] when the kernel refuses it.
-pub fn grow_shm(source: &Path, size: u64) -> Result<()> {
+pub fn grow_shm(shm: &OwnedFd, size: u64) -> Result<()> {
     /// TMPFS_MAGIC (linux/magic.h)
     const TMPFS: u64 = 0x0102_1994;
-    let failed = || format!("{} cannot be given another size", source.display());
-    let Ok(fs) = rustix::fs::statfs(source) else { return Ok(()) };
+    let failed = || "the container's /dev/shm cannot be given another size";
+    let fs = rustix::fs::fstatfs(shm).or_fail(Code::Mount, failed)?;
     // Fields as wide as the machine's word.
     let number = |value: i64| u64::try_from(value).unwrap_or_default();
     #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
@@ -185,11 +182,11 @@ pub fn grow_shm(source: &Path, size: u64) -> Result<()> {
         rustix::fs::stat("/dev/shm")
             .is_ok_and(|host| (host.st_dev, host.st_ino) == (stat.st_dev, stat.st_ino))
     };
-    if kind != TMPFS || !DEFAULT_SHM_SIZES.contains(&total) || rustix::fs::stat(source).is_ok_and(is_hosts) {
+    if kind != TMPFS || !DEFAULT_SHM_SIZES.contains(&total) || rustix::fs::fstat(shm).is_ok_and(is_hosts) {
         return Ok(());
     }
-    let picked =
-        rustix::mount::fspick(CWD, source, FsPickFlags::FSPICK_CLOEXEC).or_fail(Code::Mount, failed)?;
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+    let picked = rustix::mount::fspick(shm, "", flags).or_fail(Code::Mount, failed)?;
     rustix::mount::fsconfig_set_string(&picked, "size", size.to_string()).or_fail(Code::Mount, failed)?;
     rustix::mount::fsconfig_reconfigure(&picked).or_fail(Code::Mount, failed)
 }
@@ -217,7 +214,7 @@ fn has_file(image: &Layers, path: &Path) -> bool {
 }
 
 /// Does something as the container's own root, so that what it makes belongs to the container and may no more than that user.
-fn as_owner<T>(owner: Option<(u32, u32)>, act: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn as_owner<T>(owner: Option<(u32, u32)>, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let Some((uid, gid)) = owner else { return act() };
     let before_gid = setfsgid(Gid::from_raw(gid));
     let before_uid = setfsuid(Uid::from_raw(uid));

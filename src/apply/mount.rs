@@ -1,8 +1,10 @@
 //! Detached mounts: made or copied where nobody sees them, restricted, and attached to a descriptor when they are ready
 //! (fsopen(2), open_tree(2), move_mount(2)).
 
+use super::rootfs::Root;
 use crate::{
     error::{Code, Error, OrFail, Result},
+    inventory::DeviceNode,
     sys::mount::{Flags, restrict},
 };
 use rustix::{
@@ -12,6 +14,13 @@ use rustix::{
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags},
 };
 use std::path::Path;
+
+/// Nothing but reading and writing.
+pub const NOTHING: Flags = Flags { read_only: false, nosuid: true, nodev: true, noexec: true };
+
+/// A device node of the host's. Read-only is the node, not the device: it can be written through, but no chmod(2) of the
+/// container's root changes who may use the device on the host.
+pub const HOST_NODE: Flags = Flags { read_only: true, nosuid: true, nodev: false, noexec: true };
 
 /// A detached mount of a new file system.
 pub fn new_filesystem(filesystem: &str, options: &[(&str, String)], flags: Flags) -> Result<OwnedFd> {
@@ -49,6 +58,31 @@ pub fn clone_of_host(source: &Path, recursive: bool, flags: Flags) -> Result<Own
     let mount = open_tree(CWD, how, source, source)?;
     restrict(mount.as_fd(), flags, recursive)
         .or_fail(Code::Mount, || format!("{} cannot be restricted", source.display()))?;
+    Ok(mount)
+}
+
+/// A detached mount of the host's own node, if it is still the device that it was.
+pub fn node_of_host(node: &DeviceNode) -> Result<OwnedFd> {
+    let path = node.path.0.display();
+    let mount = clone_of_host(&node.path.0, false, HOST_NODE)?;
+    let stat =
+        rustix::fs::fstat(&mount).or_fail(Code::DeviceNodeMissing, || format!("{path} cannot be read"))?;
+    if stat.st_rdev == rustix::fs::makedev(node.major, node.minor) {
+        return Ok(mount);
+    }
+    let (major, minor) = (node.major, node.minor);
+    Err(Error::new(Code::DeviceNodeMissing, format!("{path} is not device {major}:{minor}")))
+}
+
+/// A detached mount of a read-only file with this content, on no file system that a container can change; `shown` is for
+/// messages.
+pub fn file_of_content(content: &[u8], shown: &Path) -> Result<OwnedFd> {
+    let tmpfs = new_filesystem("tmpfs", &[("mode", "0755".into()), ("size", "64k".into())], NOTHING)?;
+    let tmpfs = Root::new(tmpfs);
+    tmpfs.write(Path::new("/content"), content, 0o444)?;
+    let mount = open_tree(&tmpfs, OpenTreeFlags::empty(), "content", shown)?;
+    restrict(mount.as_fd(), Flags { read_only: true, ..NOTHING }, false)
+        .or_fail(Code::Mount, || format!("{} cannot be made read-only", shown.display()))?;
     Ok(mount)
 }
 

@@ -3,11 +3,13 @@
 //!
 //! Editing twice is editing once: what is there already is replaced or left, never added again.
 
+use super::mount::{HOST_NODE, NOTHING};
 use crate::{
     error::Result,
     formats::oci::Spec,
     inventory::DeviceNode,
     plan::{DRIVER_DIR, Injection},
+    sys::mount::Flags,
     vocabulary::EnvVar,
 };
 use serde_json::{Value, json};
@@ -37,6 +39,15 @@ pub enum BindKind {
 }
 
 impl BindKind {
+    /// The same for a mount that we make ourselves.
+    pub fn flags(self) -> Flags {
+        match self {
+            Self::ReadOnly => Flags { read_only: true, nosuid: true, nodev: true, noexec: false },
+            Self::Socket => NOTHING,
+            Self::Device => HOST_NODE,
+        }
+    }
+
     /// In the words of the OCI specification.
     pub fn options(self) -> &'static [&'static str] {
         match self {

@@ -3,10 +3,13 @@
 //! Nothing here joins a path of the image's to a path of the host's. A path of the image's is resolved beneath a
 //! descriptor of its root, its links too, so that no link of an image leads out of it.
 
-use crate::error::{Code, Error, OrFail, Result};
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    inventory::DeviceNode,
+};
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags},
+    fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid},
     io::Errno,
 };
 use std::{
@@ -328,6 +331,35 @@ impl Root {
             .or_fail(Code::Rootfs, failed)?;
         std::io::Write::write_all(&mut std::fs::File::from(file), content).or_fail(Code::Rootfs, failed)?;
         rustix::fs::renameat(&parent, &temporary, &parent, name).or_fail(Code::Rootfs, failed)
+    }
+
+    /// A device node. `false` where this process may make none, as in a user namespace. The same device that is there already
+    /// stays as it is; anything else is not ours to replace.
+    pub fn device_node(&self, node: &DeviceNode) -> Result<bool> {
+        let path = &node.container_path.0;
+        let failed = || format!("the device node {} cannot be made", path.display());
+        let (parent, name) = self.parent(path)?;
+        let device = rustix::fs::makedev(node.major, node.minor);
+        let mode = Mode::from_raw_mode(node.mode & 0o777);
+        match rustix::fs::mknodat(&parent, name, FileType::CharacterDevice, mode, device) {
+            Err(Errno::PERM) => return Ok(false),
+            Err(Errno::EXIST) => {
+                let there = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)
+                    .or_fail(Code::Rootfs, failed)?;
+                let kind = FileType::from_raw_mode(there.st_mode);
+                if (kind, there.st_rdev) == (FileType::CharacterDevice, device) {
+                    return Ok(true);
+                }
+                return Err(Error::new(Code::Rootfs, failed()).cause("something else is there"));
+            }
+            made => made.or_fail(Code::DeviceNodeMissing, failed)?,
+        }
+        if (node.uid, node.gid) != (0, 0) {
+            let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
+            rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+                .or_fail(Code::DeviceNodeMissing, failed)?;
+        }
+        Ok(true)
     }
 
     /// A link that says `target`, in place of a file or link that is there.

@@ -1,7 +1,7 @@
 //! `gpurun doctor`: the checks behind every failure, ahead of time.
 
 use super::Context;
-use crate::{apply::container::cgroup::Layout, error::Result, inventory::Inventory};
+use crate::{apply::container::cgroup::Layout, config::Found, error::Result, inventory::Inventory};
 use serde_json::json;
 use std::path::Path;
 
@@ -64,7 +64,7 @@ pub fn run(context: &Context) -> Result<u8> {
             });
         }
     }
-    checks.extend([user_namespaces(), overlay(), shm(), cgroups()]);
+    checks.extend([configuration(context)?, user_namespaces(), overlay(), shm(), cgroups()]);
     let bad = checks.iter().filter(|check| check.result.is_err()).count();
     if context.json {
         let all: Vec<_> = checks
@@ -92,6 +92,19 @@ pub fn run(context: &Context) -> Result<u8> {
 
 fn missing(code: &str, what: &str, fix: &str) -> std::result::Result<String, (String, String, String)> {
     Err((code.into(), what.into(), fix.into()))
+}
+
+/// Which file holds, and what in it does not.
+fn configuration(context: &Context) -> Result<Check> {
+    let what = match Found::open(context.config_file.as_deref())? {
+        None => "defaults".into(),
+        Some(found) if found.unused.is_empty() => found.path.display().to_string(),
+        Some(found) => {
+            let keys: Vec<&str> = found.unused.iter().map(|(key, _)| *key).collect();
+            format!("{}; to no effect there (gpurun config): {}", found.path.display(), keys.join(", "))
+        }
+    };
+    Ok(Check { name: "configuration", result: Ok(what) })
 }
 
 /// systemd allows a device to a scope by its number only if /dev/char has a link for it; else `daemon-reload` takes it away.

@@ -2,11 +2,15 @@
 #![forbid(unsafe_code)]
 
 pub mod cdi;
+pub mod config;
+pub mod configure;
 pub mod demo;
 pub mod doctor;
+pub mod hook;
 pub mod images;
 pub mod inventory;
 pub mod ls;
+pub mod nvidia_ctk;
 pub mod plan;
 pub mod run;
 pub mod runtime;
@@ -26,6 +30,8 @@ pub struct Context {
     pub host: Host,
     /// The configuration.
     pub config: Config,
+    /// The file that was named for it.
+    pub config_file: Option<PathBuf>,
     /// Inventory snapshot, compiled filters: `GPURUN_STATE_DIR`.
     pub state_dir: PathBuf,
     /// Images and scratch directories: `GPURUN_STORE`.
@@ -36,13 +42,18 @@ pub struct Context {
 
 impl Context {
     /// What was typed, and where nothing was, the configuration and the defaults.
-    pub fn new(global: Global) -> Result<Self> {
+    pub fn new(global: &Global) -> Result<Self> {
         let config = Config::load(global.config.as_deref())?;
         let host = match &global.simulated_host {
             Some(dir) => Host::simulated(dir),
             None => Host::new(
-                global.driver_root.or_else(|| config.driver_root.clone()).unwrap_or_else(|| "/".into()),
-                global.dev_root.or_else(|| config.dev_root.clone()),
+                global
+                    .driver_root
+                    .as_ref()
+                    .or(config.driver_root.as_ref())
+                    .cloned()
+                    .unwrap_or_else(|| "/".into()),
+                global.dev_root.as_ref().or(config.dev_root.as_ref()).cloned(),
             ),
         };
         let root = rustix::process::geteuid().is_root();
@@ -71,6 +82,7 @@ impl Context {
         Ok(Self {
             host,
             config,
+            config_file: global.config.clone(),
             state_dir: dir("GPURUN_STATE_DIR", "/run/gpurun", "XDG_RUNTIME_DIR", ".cache/gpurun")?,
             store_dir: dir("GPURUN_STORE", "/var/lib/gpurun", "XDG_DATA_HOME", ".local/share/gpurun")?,
             json: global.json,

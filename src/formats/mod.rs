@@ -3,5 +3,9 @@
 
 pub mod cdi;
 pub mod cuda_compat;
+pub mod json_document;
 pub mod ldcache;
+pub mod mountinfo;
 pub mod oci;
+pub mod oci_hook;
+pub mod toml_document;

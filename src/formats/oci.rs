@@ -9,6 +9,33 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
+/// What a low-level runtime tells a hook on its standard input (runtime-spec, runtime.md, "State").
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct State {
+    /// The container's first process, as the runtime sees it; 0 where there is none yet, or the hook runs in its place.
+    #[serde(default)]
+    pub pid: i32,
+    /// The absolute path of the bundle.
+    pub bundle: PathBuf,
+    /// The container's root, absolute or relative to the bundle: crun says it, runc does not.
+    pub root: Option<PathBuf>,
+}
+
+impl State {
+    /// Reads a state.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when it is not one.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let what = || "the state on standard input is not a container's";
+        let state: Self = serde_json::from_slice(bytes).or_fail(Code::Bundle, what)?;
+        if state.bundle.is_absolute() {
+            return Ok(state);
+        }
+        Err(Error::new(Code::Bundle, what()).cause("it names no bundle"))
+    }
+}
+
 /// A container's configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec(Value);
@@ -149,30 +176,6 @@ impl Spec {
     }
 }
 
-/// What a low-level runtime writes to a hook's standard input (runtime-spec, runtime.md, "State"), as far as hooks read it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct State {
-    /// The container's first process, as the host numbers it; 0 before there is one.
-    #[serde(default)]
-    pub pid: i32,
-    /// The bundle's directory.
-    pub bundle: PathBuf,
-    /// The container's root on the host: crun says it, runc does not.
-    pub root: Option<PathBuf>,
-}
-
-impl State {
-    /// Reads it.
-    ///
-    /// # Errors
-    /// [`Code::Bundle`] when it is something else.
-    pub fn parse(bytes: &[u8]) -> Result<Self> {
-        serde_json::from_slice(bytes)
-            .or_fail(Code::Bundle, || "standard input holds no OCI state of a container")
-            .map_err(|error| error.fix("hooks are run by a low-level runtime, runc or crun"))
-    }
-}
-
 fn misplaced(path: &[&str], wanted: &str) -> Error {
     Error::new(Code::Bundle, format!("{} of the container's config.json is not {wanted}", path.join(".")))
 }
@@ -203,26 +206,47 @@ mod tests {
     }
 
     #[test]
-    fn a_state_is_read_with_and_without_what_crun_adds() {
-        let runc =
-            br#"{"ociVersion":"1.0.2","id":"x","status":"creating","pid":7,"bundle":"/b","annotations":{}}"#;
-        let bundle = PathBuf::from("/b");
-        assert_eq!(State::parse(runc).unwrap(), State { pid: 7, bundle: bundle.clone(), root: None });
-        let crun = State::parse(br#"{"bundle":"/b","root":"/b/merged"}"#).unwrap();
-        assert_eq!(crun, State { pid: 0, bundle, root: Some("/b/merged".into()) });
-        for bytes in [&b""[..], b"{}", b"[]", b"{\"bundle\":3}"] {
-            assert_eq!(State::parse(bytes).unwrap_err().code(), Code::Bundle, "{bytes:?}");
-        }
-    }
-
-    #[test]
     fn what_is_no_configuration_is_a_message() {
         for bytes in [&b""[..], b"{", b"[]", b"null", b"\xff"] {
             assert_eq!(Spec::parse(bytes).unwrap_err().code(), Code::Bundle, "{bytes:?}");
         }
     }
 
+    #[test]
+    fn a_state_names_a_process_and_a_bundle() {
+        // As runc and crun write them.
+        for (text, pid, root) in [
+            (
+                r#"{"ociVersion":"1.0.2-dev","id":"x","status":"creating","pid":12505,"bundle":"/run/x"}"#,
+                12505,
+                None,
+            ),
+            (
+                r#"{"ociVersion":"1.0","id":"x","pid":12505,"root":"rootfs","bundle":"\/run\/x","status":"created"}"#,
+                12505,
+                Some("rootfs".into()),
+            ),
+            (r#"{"pid":0,"bundle":"/run/x"}"#, 0, None),
+        ] {
+            assert_eq!(State::parse(text.as_bytes()).unwrap(), State { pid, bundle: "/run/x".into(), root });
+        }
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{"pid":1}"#,
+            r#"{"pid":4294967297,"bundle":"/x"}"#,
+            r#"{"pid":1,"bundle":"x"}"#,
+            r#"{"pid":"1","bundle":"/x"}"#,
+        ] {
+            assert_eq!(State::parse(text.as_bytes()).unwrap_err().code(), Code::Bundle, "{text}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn any_state_is_read(bytes: Vec<u8>) { let _ = State::parse(&bytes); }
+
         #[test]
         fn any_value_is_read(text in r#"\{("(process|linux|mounts|env|root|path|annotations)":(\{\}|\[\]|\[1,"a=b"\]|null|"x"|\{"env":\[3\]\})){0,1}\}"#) {
             if let Ok(spec) = Spec::parse(text.as_bytes()) {

@@ -18,7 +18,35 @@ const IMEX_DIR: &str = "/dev/nvidia-caps-imex-channels";
 pub const CONTROL: &[&str] =
     &["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"];
 
+/// The same with their numbers: by which names of /proc/devices the major one is found, and the minor one (driver README,
+/// "How and why are device nodes created", and nvidia-modprobe).
+const CONTROL_NUMBERS: &[(&str, &[&str], u32)] = &[
+    // Older modules are called nvidia-frontend there.
+    ("/dev/nvidiactl", &["nvidia", "nvidia-frontend"], 255),
+    ("/dev/nvidia-modeset", &["nvidia", "nvidia-frontend"], 254),
+    ("/dev/nvidia-uvm", &["nvidia-uvm"], 0),
+    ("/dev/nvidia-uvm-tools", &["nvidia-uvm"], 1),
+];
+
+/// A control node's path, and its numbers where its module is loaded.
+pub type ControlNode = (HostPath, Option<(u32, u32)>);
+
 impl Host {
+    /// The control nodes that are not there.
+    pub fn missing_control_nodes(&self) -> Vec<ControlNode> {
+        let devices = procfs::read(&self.proc.join("devices")).unwrap_or_default();
+        let majors: Vec<_> = procfs::device_majors(&devices).collect();
+        let major =
+            |names: &[&str]| majors.iter().find(|(_, name)| names.contains(name)).map(|(major, _)| *major);
+        CONTROL_NUMBERS
+            .iter()
+            .map(|(path, names, minor)| {
+                (self.device_path(Path::new(path)), major(names).map(|major| (major, *minor)))
+            })
+            .filter(|(path, _)| path.0.symlink_metadata().is_err())
+            .collect()
+    }
+
     /// Where `/dev/…` of a container is on this host.
     pub fn device_path(&self, container_path: &Path) -> HostPath {
         HostPath(self.dev_root.join(container_path.strip_prefix("/").unwrap_or(container_path)))
@@ -37,6 +65,22 @@ impl Host {
             uid: stat.st_uid,
             gid: stat.st_gid,
         })
+    }
+
+    /// Every node of the driver's that a container may get but those of gated features: GPUs, control nodes, MIG capabilities.
+    pub fn driver_nodes(&self) -> Vec<DeviceNode> {
+        const GATED: [&str; 3] = ["nvidia-fs", "nvidia-nvswitch", "nvidia-nvlink"];
+        let named = |dir: &str| {
+            let names = procfs::names(&self.device_path(Path::new(dir)).0).into_iter();
+            let wanted = |name: &String| {
+                name.starts_with("nvidia") && !GATED.iter().any(|gated| name.starts_with(gated))
+            };
+            names
+                .filter(wanted)
+                .filter_map(|name| self.device_node(&Path::new(dir).join(name)))
+                .collect::<Vec<_>>()
+        };
+        [named("/dev"), named(CAPS_DIR)].concat()
     }
 
     /// /dev/nvidia-caps/nvidia-cap`minor`.
@@ -144,6 +188,28 @@ mod tests {
     }
 
     #[test]
+    fn control_nodes_that_are_not_there_have_the_numbers_of_their_module() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = host(dir.path(), &[("dev/nvidia-modeset", "/nowhere")]);
+        assert_eq!(CONTROL_NUMBERS.len(), CONTROL.len());
+        assert!(host.missing_control_nodes().iter().all(|(_, numbers)| numbers.is_none()));
+        std::fs::create_dir(dir.path().join("proc")).unwrap();
+        let devices = "Character devices:\n195 nvidia-frontend\n510 nvidia-uvm\n\nBlock devices:\n";
+        std::fs::write(dir.path().join("proc/devices"), devices).unwrap();
+        let missing = host.missing_control_nodes();
+        let named: Vec<_> =
+            missing.iter().map(|(path, at)| (path.0.file_name().unwrap().to_str().unwrap(), *at)).collect();
+        assert_eq!(
+            named,
+            [
+                ("nvidiactl", Some((195, 255))),
+                ("nvidia-uvm", Some((510, 0))),
+                ("nvidia-uvm-tools", Some((510, 1)))
+            ]
+        );
+    }
+
+    #[test]
     fn gated_nodes_come_by_feature_and_in_order_of_number() {
         let dir = tempfile::tempdir().unwrap();
         let null = |node| (node, "/dev/null");
@@ -181,6 +247,11 @@ mod tests {
                 "/dev/nvidia-caps/nvidia-cap1",
                 "/dev/nvidia-caps/nvidia-cap2",
             ]
+        );
+        let driver: Vec<_> = host.driver_nodes().into_iter().map(|node| node.container_path.0).collect();
+        assert_eq!(
+            driver,
+            [Path::new("/dev/nvidia-caps/nvidia-cap1"), Path::new("/dev/nvidia-caps/nvidia-cap2")]
         );
         assert_eq!(nodes[8].0, GatedFeature::MigConfig);
         assert_eq!(nodes[9].0, GatedFeature::MigMonitor);

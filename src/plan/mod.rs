@@ -34,7 +34,8 @@ pub fn plan(inventory: &Inventory, request: &DeviceRequest, policy: &Policy) -> 
     let selected = select(inventory, request, capabilities)?;
     // First: a driver that lacks half of itself does not know its CUDA either.
     let mut injection = driver::shared(inventory, capabilities)?;
-    let forward = selected.iter().all(|device| cuda::takes_forward_compat(&device.gpu.brand));
+    let forward =
+        policy.forward_compat && selected.iter().all(|device| cuda::takes_forward_compat(&device.gpu.brand));
 
     let mut warnings = Vec::new();
     let mut needed_for = None;

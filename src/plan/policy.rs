@@ -13,14 +13,21 @@ pub struct Policy {
     pub supported_capabilities: DriverCapability,
     /// Requirements of images are not checked.
     pub disable_require: bool,
+    /// An image's own newer CUDA driver libraries may be used.
+    pub forward_compat: bool,
     /// The container has `CAP_SYS_ADMIN`, which Docker calls privileged: it may manage MIG.
     pub privileged: bool,
 }
 
 impl Default for Policy {
-    /// Every capability, requirements checked, not privileged.
+    /// Every capability, requirements checked, forward compatibility, not privileged.
     fn default() -> Self {
-        Self { supported_capabilities: DriverCapability::all(), disable_require: false, privileged: false }
+        Self {
+            supported_capabilities: DriverCapability::all(),
+            disable_require: false,
+            forward_compat: true,
+            privileged: false,
+        }
     }
 }
 

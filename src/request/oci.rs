@@ -14,6 +14,10 @@ pub struct Accepted {
     pub volume_mounts: bool,
     /// The environment of a container that is not privileged: its image may have written it.
     pub unprivileged_environment: bool,
+    /// Variables that are read in place of `NVIDIA_VISIBLE_DEVICES` where one is set: a swarm's generic resources.
+    pub swarm_resources: Vec<String>,
+    /// Requests for IMEX channels.
+    pub imex_channels: bool,
 }
 
 impl Default for Accepted {
@@ -23,6 +27,8 @@ impl Default for Accepted {
             annotation_prefixes: vec!["cdi.k8s.io/".into()],
             volume_mounts: false,
             unprivileged_environment: true,
+            swarm_resources: Vec::new(),
+            imex_channels: true,
         }
     }
 }
@@ -34,7 +40,8 @@ const VOLUME_MOUNTS: &str = "/var/run/nvidia-container-devices/";
 impl DeviceRequest {
     /// What the container asks for; `None` is a container without GPUs.
     ///
-    /// The first of these that names a GPU decides which: annotations, volume mounts, `NVIDIA_VISIBLE_DEVICES`. What narrows
+    /// The first of these that names a GPU decides which: annotations, volume mounts, the variables of
+    /// [`Accepted::swarm_resources`], `NVIDIA_VISIBLE_DEVICES`. What narrows
     /// or describes (capabilities, requirements, `CUDA_VERSION`) is read from the environment in any case; gated features and
     /// IMEX channels only where the environment may ask.
     ///
@@ -55,11 +62,16 @@ impl DeviceRequest {
             volume_mounts(spec, &mut asked)?;
         }
         let legacy = env.legacy_cuda().is_some() && !env.requires_cuda();
-        let selection = match env.get(VISIBLE) {
+        let swarm: Vec<&str> = accepted.swarm_resources.iter().filter_map(|name| env.get(name)).collect();
+        let (variable, list) = match accepted.swarm_resources.first() {
+            Some(name) if !swarm.is_empty() => (name.as_str(), Some(swarm.join(","))),
+            _ => (VISIBLE, env.get(VISIBLE).map(Into::into)),
+        };
+        let selection = match list {
             _ if !asked.gpus.is_empty() => visible_devices(&asked.gpus.join(","), "the container")?,
             _ if !may_ask => None,
             None if legacy => Some(DeviceSelection::All),
-            list => visible_devices(list.unwrap_or_default(), VISIBLE)?,
+            list => visible_devices(list.as_deref().unwrap_or_default(), variable)?,
         };
         let Some(selection) = selection else { return Ok(None) };
 
@@ -80,6 +92,9 @@ impl DeviceRequest {
             if env.get("NVIDIA_IMEX_CHANNELS").map(str::trim) != Some("all") {
                 request.imex_channels.extend(env.imex_channels()?);
             }
+        }
+        if !accepted.imex_channels {
+            request.imex_channels.clear();
         }
         request.features.sort_unstable();
         request.features.dedup();
@@ -170,6 +185,32 @@ mod tests {
             let request = ask(&with_env(env), &Accepted::default()).unwrap();
             assert_eq!(request.map(|request| request.selection), meant, "{env:?}");
         }
+    }
+
+    #[test]
+    fn a_swarms_resources_go_before_what_the_image_says() {
+        let accepted = Accepted { swarm_resources: vec!["A".into(), "B".into()], ..Accepted::default() };
+        for (env, meant) in [
+            (&["NVIDIA_VISIBLE_DEVICES=all"][..], Some(All)),
+            (&["NVIDIA_VISIBLE_DEVICES=all", "B=GPU-0a"], Some(ids(&["GPU-0a"]))),
+            (&["NVIDIA_VISIBLE_DEVICES=all", "B=GPU-0b", "A=GPU-0a"], Some(ids(&["GPU-0a", "GPU-0b"]))),
+            (&["A=none"], Some(DriverOnly)),
+            (&["NVIDIA_VISIBLE_DEVICES=all", "A=void"], None),
+            (&["CUDA_VERSION=8.0.61", "A=1"], Some(ids(&["1"]))),
+        ] {
+            let request = ask(&with_env(env), &accepted).unwrap();
+            assert_eq!(request.map(|request| request.selection), meant, "{env:?}");
+        }
+        assert_eq!(ask(&with_env(&["A=0"]), &Accepted::default()).unwrap(), None);
+    }
+
+    #[test]
+    fn requests_for_channels_go_unheard_where_the_administrator_says_so() {
+        let mut spec = with_env(&["NVIDIA_VISIBLE_DEVICES=0", "NVIDIA_IMEX_CHANNELS=1"]);
+        spec["annotations"] = json!({"cdi.k8s.io/x": "nvidia.com/imex-channel=3"});
+        assert_eq!(ask(&spec, &Accepted::default()).unwrap().unwrap().imex_channels, [1, 3]);
+        let deaf = Accepted { imex_channels: false, ..Accepted::default() };
+        assert!(ask(&spec, &deaf).unwrap().unwrap().imex_channels.is_empty());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 /// Which device nodes a rule means.
@@ -86,9 +86,16 @@ fn with(opcode: u8, to: Register, offset: u16, immediate: u32) -> Instruction {
     u64::from(opcode) | (to as u64) << 8 | u64::from(offset) << 16 | u64::from(immediate) << 32
 }
 
-/// The program that allows what `rules` allow, and nothing else. Rules on the same devices add up, as those of
-/// `devices.allow` do.
+/// The program that allows what `rules` allow, and nothing else.
 fn device_program(rules: &[DeviceRule]) -> Vec<Instruction> {
+    let mut program = allowed_first(rules);
+    program.extend([with(SET, Answer, 0, 0), with(EXIT, Answer, 0, 0)]);
+    program
+}
+
+/// What ends with "allowed" where `rules` allow it, and else goes on behind its last instruction, the context in R1 as it came.
+/// Rules on the same devices add up, as those of `devices.allow` do.
+fn allowed_first(rules: &[DeviceRule]) -> Vec<Instruction> {
     let mut merged: Vec<DeviceRule> = Vec::with_capacity(rules.len());
     for rule in rules {
         let same = |other: &&mut DeviceRule| {
@@ -135,7 +142,6 @@ fn device_program(rules: &[DeviceRule]) -> Vec<Instruction> {
             with(EXIT, Answer, 0, 0),
         ]);
     }
-    program.extend([with(SET, Answer, 0, 0), with(EXIT, Answer, 0, 0)]);
     program
 }
 
@@ -162,16 +168,65 @@ struct AttachAttributes {
     program: i32,
     attach_type: u32,
     flags: u32,
+    replaced: i32,
 }
+
+/// The same as BPF_PROG_QUERY reads it and fills it in.
+#[repr(C)]
+struct QueryAttributes {
+    target: i32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    padding: u32,
+}
+
+/// The same as BPF_PROG_GET_FD_BY_ID reads it.
+#[repr(C)]
+struct IdAttributes {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+/// The same as BPF_OBJ_GET_INFO_BY_FD reads it.
+#[repr(C)]
+struct InfoAttributes {
+    program: i32,
+    length: u32,
+    info: u64,
+}
+
+/// The beginning of `struct bpf_prog_info`; the kernel fills in as much as there is room for.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramInfo {
+    program_type: u32,
+    id: u32,
+    tag: [u8; 8],
+    jited_length: u32,
+    /// In bytes.
+    instructions_length: u32,
+    jited: u64,
+    instructions: u64,
+}
+
+/// BPF_CGROUP_DEVICE
+const DEVICE: u32 = 6;
+/// BPF_F_ALLOW_MULTI: more than one program may be attached, and all of them must allow, as those of ancestors must.
+const ALLOW_MULTI: u32 = 2;
 
 /// bpf(2).
 ///
 /// # Safety
 /// Every pointer in `attributes` is valid for what `command` does with it, and no field makes the kernel close or take
 /// a descriptor.
-unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
-    // SAFETY: the kernel reads as many bytes of `attributes` as the third argument says; the rest is the caller's word.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attributes, size_of::<T>()) };
+unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
+    // SAFETY: the kernel reads and writes no more bytes of `attributes` than the third argument says; the rest is the
+    // caller's word.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) };
     match libc::c_int::try_from(result) {
         Ok(result) if result >= 0 => Ok(result),
         _ => Err(io::Error::last_os_error()),
@@ -199,7 +254,7 @@ fn load(program: &[Instruction], log: Option<&mut [u8]>) -> io::Result<OwnedFd> 
     }
     // SAFETY: `program` holds as many instructions as said, the license ends in NUL, and `log` is as long as said and ours
     // alone; all live until the call returns. On success the kernel made a new descriptor (close-on-exec) for us.
-    unsafe { bpf(BPF_PROG_LOAD, &attributes).map(|fd| OwnedFd::from_raw_fd(fd)) }
+    unsafe { bpf(BPF_PROG_LOAD, &mut attributes).map(|fd| OwnedFd::from_raw_fd(fd)) }
 }
 
 /// Kernels before 5.11 count programs as locked memory of the user and answer EPERM where that is used up, root's mostly
@@ -234,19 +289,131 @@ fn load_with_memory(program: &[Instruction]) -> io::Result<OwnedFd> {
 /// EPERM without CAP_SYS_ADMIN (or CAP_BPF and CAP_NET_ADMIN) in the first user namespace, or where an ancestor has a
 /// program that allows none below it; EINVAL on a kernel without CONFIG_CGROUP_BPF, with what the verifier says.
 pub fn restrict_devices(cgroup: BorrowedFd<'_>, rules: &[DeviceRule]) -> io::Result<()> {
+    attach(cgroup, &load_with_memory(&device_program(rules))?, ALLOW_MULTI, None)
+}
+
+/// BPF_PROG_ATTACH, in one step: the cgroup is never without a program in between.
+fn attach(
+    cgroup: BorrowedFd<'_>,
+    program: &OwnedFd,
+    flags: u32,
+    replaced: Option<&OwnedFd>,
+) -> io::Result<()> {
     const BPF_PROG_ATTACH: libc::c_int = 8;
-    const BPF_CGROUP_DEVICE: u32 = 6;
-    /// Both this program and those of ancestors and descendants must allow.
-    const BPF_F_ALLOW_MULTI: u32 = 2;
-    let program = load_with_memory(&device_program(rules))?;
-    let attributes = AttachAttributes {
+    let mut attributes = AttachAttributes {
         target: cgroup.as_raw_fd(),
-        program: program.as_fd().as_raw_fd(),
-        attach_type: BPF_CGROUP_DEVICE,
-        flags: BPF_F_ALLOW_MULTI,
+        program: program.as_raw_fd(),
+        attach_type: DEVICE,
+        flags,
+        replaced: replaced.map_or(0, AsRawFd::as_raw_fd),
     };
-    // SAFETY: no pointers; the kernel takes references of its own to both descriptors.
-    unsafe { bpf(BPF_PROG_ATTACH, &attributes) }.map(drop)
+    // SAFETY: no pointers; the kernel takes references of its own to the descriptors.
+    unsafe { bpf(BPF_PROG_ATTACH, &mut attributes) }.map(drop)
+}
+
+/// A device program that somebody else attached to a cgroup, and the same with rules of ours in front of it.
+#[derive(Debug)]
+pub struct Extended {
+    attach_flags: u32,
+    old: OwnedFd,
+    new: OwnedFd,
+}
+
+impl Extended {
+    /// Loads, for every device program that is attached to the cgroup v2 directory `cgroup` itself, one that allows what `rules`
+    /// allow and leaves the rest to the old instructions. Nothing is attached yet; none where nothing is restricted.
+    ///
+    /// # Errors
+    /// EPERM without CAP_SYS_ADMIN in the first user namespace; EACCES where the kernel hides a program's instructions
+    /// (net.core.bpf_jit_harden=2); what the verifier says where it does not take them again.
+    pub fn load_all(cgroup: BorrowedFd<'_>, rules: &[DeviceRule]) -> io::Result<Vec<Self>> {
+        let (attach_flags, ids) = attached(cgroup)?;
+        let extend = |id| {
+            let old = by_id(id)?;
+            let mut program = allowed_first(rules);
+            // Jumps are relative and the registers that we use are unknown to the old program, so it runs as before.
+            program.extend(instructions(&old)?);
+            Ok(Self { attach_flags, new: load_with_memory(&program)?, old })
+        };
+        ids.into_iter().map(extend).collect()
+    }
+
+    /// Puts the new program in the place of the old one on the same cgroup.
+    ///
+    /// # Errors
+    /// ENOENT where the old one is not attached any more.
+    pub fn replace(self, cgroup: BorrowedFd<'_>) -> io::Result<()> {
+        /// Linux 5.6.
+        const BPF_F_REPLACE: u32 = 4;
+        if self.attach_flags & ALLOW_MULTI == 0 {
+            // There can be one alone, and the next takes its place.
+            return attach(cgroup, &self.new, self.attach_flags, None);
+        }
+        attach(cgroup, &self.new, self.attach_flags | BPF_F_REPLACE, Some(&self.old))
+    }
+}
+
+/// BPF_PROG_QUERY: how programs are attached to this very cgroup, and the ids of those for devices.
+fn attached(cgroup: BorrowedFd<'_>) -> io::Result<(u32, Vec<u32>)> {
+    const BPF_PROG_QUERY: libc::c_int = 16;
+    /// BPF_CGROUP_MAX_PROGS
+    const MOST: usize = 64;
+    let mut ids = vec![0_u32; MOST];
+    let mut attributes = QueryAttributes {
+        target: cgroup.as_raw_fd(),
+        attach_type: DEVICE,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr().addr() as u64,
+        count: 64,
+        padding: 0,
+    };
+    // SAFETY: `ids` has room for `count` numbers and is ours alone until the call returns, as is `attributes`, into which
+    // the kernel writes the flags and the count.
+    unsafe { bpf(BPF_PROG_QUERY, &mut attributes) }?;
+    ids.truncate(attributes.count as usize);
+    Ok((attributes.attach_flags, ids))
+}
+
+/// BPF_PROG_GET_FD_BY_ID
+fn by_id(id: u32) -> io::Result<OwnedFd> {
+    const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+    let mut attributes = IdAttributes { id, next_id: 0, open_flags: 0 };
+    // SAFETY: no pointers. On success the kernel made a new descriptor (close-on-exec) for us.
+    unsafe { bpf(BPF_PROG_GET_FD_BY_ID, &mut attributes).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+/// A program's instructions by BPF_OBJ_GET_INFO_BY_FD. Those of device programs come back as they were loaded: the kernel
+/// rewrites no access to their context (`cg_dev_verifier_ops` in kernel/bpf/cgroup.c).
+fn instructions(program: &OwnedFd) -> io::Result<Vec<Instruction>> {
+    let length = info(program, &mut [])?.instructions_length as usize;
+    let mut instructions = vec![0; length / size_of::<Instruction>()];
+    let info = info(program, &mut instructions)?;
+    if info.instructions == 0 || info.instructions_length as usize != length || length == 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the kernel hides the program's instructions",
+        ));
+    }
+    Ok(instructions)
+}
+
+fn info(program: &OwnedFd, instructions: &mut [Instruction]) -> io::Result<ProgramInfo> {
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+    let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let mut info = ProgramInfo {
+        instructions_length: size_of_val(instructions).try_into().map_err(too_long)?,
+        instructions: if instructions.is_empty() { 0 } else { instructions.as_mut_ptr().addr() as u64 },
+        ..ProgramInfo::default()
+    };
+    let mut attributes = InfoAttributes {
+        program: program.as_raw_fd(),
+        length: size_of::<ProgramInfo>().try_into().map_err(too_long)?,
+        info: (&raw mut info).addr() as u64,
+    };
+    // SAFETY: `info` and the instructions that it names are as long as said and ours alone until the call returns.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info)
 }
 
 #[cfg(test)]
@@ -324,6 +491,34 @@ mod tests {
                 result => { result.unwrap(); }
             }
         }
+    }
+
+    #[test]
+    fn rules_in_front_of_a_program_leave_the_rest_to_it() {
+        let null = [allow(DeviceKind::Char, Some(1), Some(3), "rw")];
+        let mut program = allowed_first(&[allow(DeviceKind::Char, Some(195), Some(0), "rwm")]);
+        program.extend(device_program(&null));
+        for (access, kind, major, minor, allowed) in [
+            (7, 2, 195, 0, 1),
+            (7, 1, 195, 0, 0),
+            (7, 2, 195, 1, 0),
+            (6, 2, 1, 3, 1),
+            (1, 2, 1, 3, 0),
+            (2, 2, 1, 5, 0),
+        ] {
+            let asked = access << 16 | kind;
+            assert_eq!(run(&program, asked, major, minor), allowed, "{access} {kind} {major}:{minor}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_gives_a_program_back_as_it_was_loaded() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: loading a program needs root");
+            return;
+        }
+        let program = device_program(&[allow(DeviceKind::All, None, Some(3), "rm")]);
+        assert_eq!(instructions(&load(&program, None).unwrap()).unwrap(), program);
     }
 
     #[test]

@@ -41,6 +41,28 @@ impl Flags {
 /// makes them private: nothing mounted later travels in or out.
 pub fn restrict(mount: BorrowedFd<'_>, flags: Flags, recursive: bool) -> io::Result<()> {
     let attr = MountAttr { attr_set: flags.bits(), attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    set(mount, &attr, recursive)
+}
+
+/// What of the mounts that are made on one travels to others, or comes from them (mount_namespaces(7), "Shared subtrees").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Propagation {
+    /// What its former peers mount comes; nothing goes.
+    Slave,
+    /// What is mounted goes to peers, of which there are none yet; a slave goes on hearing of its master.
+    Shared,
+}
+
+/// Changes it for the mount behind `mount`, a descriptor of its root, and for no other.
+pub fn set_propagation(mount: BorrowedFd<'_>, propagation: Propagation) -> io::Result<()> {
+    let propagation = match propagation {
+        Propagation::Slave => libc::MS_SLAVE,
+        Propagation::Shared => libc::MS_SHARED,
+    };
+    set(mount, &MountAttr { attr_set: 0, attr_clr: 0, propagation, userns_fd: 0 }, false)
+}
+
+fn set(mount: BorrowedFd<'_>, attr: &MountAttr, recursive: bool) -> io::Result<()> {
     let at = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a NUL-terminated constant, `attr` is a live `struct mount_attr` of the size that is passed, and
     // the kernel only reads both.
@@ -50,7 +72,7 @@ pub fn restrict(mount: BorrowedFd<'_>, flags: Flags, recursive: bool) -> io::Res
             mount.as_raw_fd(),
             c"".as_ptr(),
             at,
-            &raw const attr,
+            &raw const *attr,
             size_of::<MountAttr>(),
         )
     };

@@ -3,7 +3,10 @@
 use super::spec::{Container, Volume};
 use crate::{
     apply::{
-        mount::{attach, clone_of_host, new_filesystem, open_tree},
+        mount::{
+            HOST_NODE, NOTHING, attach, clone_of_host, file_of_content, new_filesystem, node_of_host,
+            open_tree,
+        },
         rootfs::Root,
     },
     error::{Code, Error, OrFail, Result},
@@ -13,7 +16,7 @@ use crate::{
 };
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{FileType, Gid, Mode, OFlags, Uid},
+    fs::{FileType, OFlags},
     io::Errno,
     mount::OpenTreeFlags,
 };
@@ -66,12 +69,7 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 pub const STANDARD_DEVICES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-const NOTHING: Flags = Flags { read_only: false, nosuid: true, nodev: true, noexec: true };
 const DEVICES: Flags = Flags { read_only: false, nosuid: true, nodev: false, noexec: true };
-
-/// A device node of the host's. Read-only is the node, not the device: it can be written through, but no chmod(2) of the
-/// container's root changes who may use the device on the host.
-const HOST_NODE: Flags = Flags { read_only: true, nosuid: true, nodev: false, noexec: true };
 
 /// What the container sees at /sys/fs/cgroup.
 #[derive(Debug)]
@@ -338,18 +336,7 @@ fn perform(root: &Root, step: Step) -> Result<()> {
         Step::Node { node } => make_node(root, &node),
         Step::Cover { path, content } => {
             let Some(point) = existing(root, &path)? else { return Ok(()) };
-            let flags = Flags { read_only: false, ..NOTHING };
-            let tmpfs = Root::new(new_filesystem(
-                "tmpfs",
-                &[("mode", "0755".into()), ("size", "64k".into())],
-                flags,
-            )?);
-            tmpfs.write(Path::new("/content"), &content, 0o444)?;
-            let how = OpenTreeFlags::empty();
-            let mount = open_tree(&tmpfs, how, "content", &path)?;
-            restrict(mount.as_fd(), Flags { read_only: true, ..NOTHING }, false)
-                .or_fail(Code::Mount, || format!("{} cannot be made read-only", path.display()))?;
-            attach(&mount, &point, &path)
+            attach(&file_of_content(&content, &path)?, &point, &path)
         }
         Step::Symlink { link, target } => root.symlink(&link, &target),
         // Laid down before the root was mounted.
@@ -368,43 +355,10 @@ fn existing(root: &Root, path: &Path) -> Result<Option<OwnedFd>> {
 
 fn make_node(root: &Root, node: &DeviceNode) -> Result<()> {
     let path = &node.container_path.0;
-    let (parent, name) = root.parent(path)?;
-    let device = rustix::fs::makedev(node.major, node.minor);
-    let make = || {
-        rustix::fs::mknodat(
-            &parent,
-            name,
-            FileType::CharacterDevice,
-            Mode::from_raw_mode(node.mode & 0o777),
-            device,
-        )
-    };
-    let made = make().and_then(|()| match (node.uid, node.gid) {
-        (0, 0) => Ok(()),
-        (uid, gid) => rustix::fs::chownat(
-            &parent,
-            name,
-            Some(Uid::from_raw(uid)),
-            Some(Gid::from_raw(gid)),
-            rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
-        ),
-    });
-    match made {
-        // Root of an enclosing container may not make nodes: the host's is mounted, if it is the right one.
-        Err(Errno::PERM) => {
-            let mount = clone_of_host(&node.path.0, false, HOST_NODE)?;
-            let stat = rustix::fs::fstat(&mount)
-                .or_fail(Code::DeviceNodeMissing, || format!("{} cannot be read", node.path.0.display()))?;
-            if stat.st_rdev != device {
-                return Err(Error::new(
-                    Code::DeviceNodeMissing,
-                    format!("{} is not device {}:{}", node.path.0.display(), node.major, node.minor),
-                ));
-            }
-            attach(&mount, &root.mount_point(path)?, path)
-        }
-        result => result.or_fail(Code::DeviceNodeMissing, || {
-            format!("the device node {} cannot be made", path.display())
-        }),
+    // Root of an enclosing container may not make nodes: the host's is mounted.
+    if root.device_node(node)? {
+        Ok(())
+    } else {
+        attach(&node_of_host(node)?, &root.mount_point(path)?, path)
     }
 }

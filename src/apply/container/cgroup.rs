@@ -73,7 +73,7 @@ impl Layout {
     }
 
     /// Where cgroup v2 is mounted.
-    fn unified(self) -> Option<PathBuf> {
+    pub fn unified(self) -> Option<PathBuf> {
         match self {
             Self::Unified => Some(MOUNTS.into()),
             Self::Hybrid => Some(Path::new(MOUNTS).join("unified")),
@@ -95,7 +95,8 @@ fn is_mounted(path: &Path, file_system: i64) -> bool {
 /// The v1 hierarchies that we may have joined; `cpu` may be a link to `cpu,cpuacct`.
 const LEGACY: [&str; 4] = ["memory", "cpu", "pids", "devices"];
 
-fn legacy_mount(controller: &str) -> Option<PathBuf> {
+/// Where the v1 hierarchy of a controller is mounted.
+pub fn legacy_mount(controller: &str) -> Option<PathBuf> {
     Some(Path::new(MOUNTS).join(controller)).filter(|path| is_mounted(path, CGROUP_SUPER_MAGIC))
 }
 
@@ -211,7 +212,7 @@ impl Cgroup {
 
     fn fill(&mut self, limits: &Limits) -> Result<()> {
         let directory = &self.directory.clone();
-        let own = Own::read();
+        let own = Place::read();
         let mut left: Vec<Controller> = Controller::ALL.into();
         left.retain(|controller| !controller.settings(limits, true).is_empty());
 
@@ -270,12 +271,12 @@ impl Cgroup {
             Some((path, fd)) => restrict_devices(fd.as_fd(), rules).or_fail(Code::Cgroup, || {
                 format!("the devices of the cgroup {} cannot be restricted", path.display())
             }),
-            None => self.restrict_legacy(&Own::read(), &self.directory.clone(), rules),
+            None => self.restrict_legacy(&Place::read(), &self.directory.clone(), rules),
         }
     }
 
     /// Device rules where no cgroup v2 is mounted (Documentation/admin-guide/cgroup-v1/devices.rst).
-    fn restrict_legacy(&mut self, own: &Own, directory: &Path, rules: &[DeviceRule]) -> Result<()> {
+    fn restrict_legacy(&mut self, own: &Place, directory: &Path, rules: &[DeviceRule]) -> Result<()> {
         let start = legacy_mount("devices")
             .and_then(|mount| own.highest_writable(&mount, Some("devices")))
             .ok_or_else(|| {
@@ -327,7 +328,7 @@ impl Cgroup {
     /// [`Cgroup::remove`] for a container whose launcher was killed.
     pub fn remove_stale(id: &str) -> Result<()> {
         let directory = directory(id)?;
-        let own = Own::read();
+        let own = Place::read();
         let unified = Layout::current().unified().map(|mount| (mount, None));
         let legacy = LEGACY.iter().filter_map(|&name| Some((legacy_mount(name)?, Some(name))));
         for (mount, controller) in unified.into_iter().chain(legacy) {
@@ -348,16 +349,21 @@ fn directory(id: &str) -> Result<PathBuf> {
     Ok(Path::new(DIRECTORY).join(id))
 }
 
-/// Our own place in each hierarchy, /proc/self/cgroup.
-struct Own(String);
+/// A process' place in each hierarchy, /proc/PID/cgroup.
+pub struct Place(String);
 
-impl Own {
+impl Place {
     fn read() -> Self {
         Self(read(Path::new("/proc/self/cgroup")))
     }
 
+    /// That of another process.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        fs::read_to_string(format!("/proc/{pid}/cgroup")).map(Self)
+    }
+
     /// `HIERARCHY:CONTROLLERS:PATH`; the hierarchy of cgroup v2 is 0 and names no controllers (cgroups(7)).
-    fn path(&self, controller: Option<&str>) -> Option<&str> {
+    pub fn path(&self, controller: Option<&str>) -> Option<&str> {
         self.0.lines().find_map(|line| {
             let (hierarchy, rest) = line.split_once(':')?;
             let (controllers, path) = rest.split_once(':')?;
@@ -367,6 +373,20 @@ impl Own {
             };
             fits.then_some(path)
         })
+    }
+
+    /// The directory of a cgroup in its hierarchy.
+    ///
+    /// # Errors
+    /// [`Code::Cgroup`] for a path with `..`: it leads out of our cgroup namespace, where we have no say.
+    pub fn beneath(mount: &Path, path: &str) -> Result<PathBuf> {
+        if path.split('/').any(|part| part == "..") {
+            return Err(Error::new(
+                Code::Cgroup,
+                format!("the cgroup {path} is not in this cgroup namespace"),
+            ));
+        }
+        Ok(mount.join(path.trim_start_matches('/')))
     }
 
     /// The highest cgroup from the hierarchy's root down to our own in which we may make directories and from which we
@@ -474,7 +494,7 @@ fn set(path: &Path, controller: Controller, settings: &[Setting]) -> Result<()> 
 }
 
 /// The lines that `devices.allow` wants for a rule; its `a` takes no numbers, so "both kinds" is two lines.
-fn legacy_lines(rule: &DeviceRule) -> Vec<String> {
+pub fn legacy_lines(rule: &DeviceRule) -> Vec<String> {
     let kinds = match rule.kind {
         DeviceKind::Char => "c",
         DeviceKind::Block => "b",
@@ -497,7 +517,7 @@ fn read(path: &Path) -> String {
 }
 
 /// Writes one value in one write(2), as cgroup files want it, and makes no file.
-fn write(path: &Path, value: &str) -> io::Result<()> {
+pub fn write(path: &Path, value: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
@@ -744,7 +764,7 @@ mod tests {
     #[test]
     fn a_user_without_a_cgroup_runs_without_but_not_with_a_limit() {
         let delegated =
-            Layout::current().unified().and_then(|mount| Own::read().highest_writable(&mount, None));
+            Layout::current().unified().and_then(|mount| Place::read().highest_writable(&mount, None));
         if rustix::process::geteuid().is_root() || delegated.is_some() {
             eprintln!("user: skipped, this is root or a user with a cgroup of his own");
             return;
@@ -785,19 +805,20 @@ mod tests {
 
     #[test]
     fn our_own_place_is_found_by_hierarchy() {
-        let own =
-            Own("12:cpu,cpuacct:/a\n3:name=systemd:/s:x\n2:cpu,cpuset:/no\n0::/user.slice/x.scope\n".into());
+        let own = Place(
+            "12:cpu,cpuacct:/a\n3:name=systemd:/s:x\n2:cpu,cpuset:/no\n0::/user.slice/x.scope\n".into(),
+        );
         assert_eq!(own.path(Some("cpu")), Some("/a"));
         assert_eq!(own.path(Some("name=systemd")), Some("/s:x"));
         assert_eq!(own.path(None), Some("/user.slice/x.scope"));
         assert_eq!(own.path(Some("memory")), None);
-        assert_eq!(Own(String::new()).path(None), None);
+        assert_eq!(Place(String::new()).path(None), None);
     }
 
     #[test]
     fn the_start_is_the_highest_cgroup_that_is_ours() {
         let mount = tempfile::tempdir().unwrap();
-        let own = Own("0::/user/service/scope\n".into());
+        let own = Place("0::/user/service/scope\n".into());
         let start = || own.highest_writable(mount.path(), None);
         assert_eq!(start(), None);
         // No cgroup.procs that may be written above it: `service` is what was delegated.
@@ -806,7 +827,7 @@ mod tests {
         assert_eq!(start(), Some(mount.path().join("user/service/scope")));
         fs::write(mount.path().join("user/service/cgroup.procs"), "").unwrap();
         assert_eq!(start(), Some(mount.path().join("user/service")));
-        let outside = Own("0::/../service\n".into());
+        let outside = Place("0::/../service\n".into());
         assert_eq!(outside.highest_writable(&mount.path().join("user"), None), None);
     }
 

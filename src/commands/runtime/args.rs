@@ -77,7 +77,7 @@ impl RuntimeArgs {
 }
 
 /// An option's name and the value in the same word. Go's programs take one dash for two.
-fn option(word: &OsStr) -> Option<(&str, Option<&OsStr>)> {
+pub fn option(word: &OsStr) -> Option<(&str, Option<&OsStr>)> {
     let bytes = word.as_bytes();
     let rest =
         bytes.strip_prefix(b"--").or_else(|| bytes.strip_prefix(b"-")).filter(|rest| !rest.is_empty())?;

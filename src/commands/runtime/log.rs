@@ -1,22 +1,24 @@
 //! The low-level runtime's own log, in which engines look for the reason of a failure. Its lines are logrus', Go's logger.
 
 use super::args::RuntimeArgs;
+use crate::config::{Config, LogLevel};
 use serde_json::{Value, json};
 use std::{
     fmt::Write as _,
     fs::File,
     io::Write,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// logrus' words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Why no container was made.
     Error,
     /// What its user should know.
     Warning,
-    /// What was decided, with `--debug`.
+    /// What was decided, with `--debug` or `log-level`.
     Debug,
 }
 
@@ -30,20 +32,55 @@ impl Level {
     }
 }
 
-/// Writes one message to where `--log` says, and to standard error where it says nothing. An error goes there in any case.
-///
-/// A container's own output begins on the same standard error, so nothing else is said there.
-pub fn write(args: &RuntimeArgs, level: Level, message: &str) {
-    if level == Level::Debug && !args.debug {
-        return;
+/// Where messages go.
+pub struct Log<'a> {
+    args: &'a RuntimeArgs,
+    /// The administrator's file, and the least that is written there.
+    file: Option<(PathBuf, Level)>,
+}
+
+impl<'a> Log<'a> {
+    /// To where `--log` says.
+    pub fn new(args: &'a RuntimeArgs) -> Self {
+        Self { args, file: None }
     }
-    let file = args.log.as_ref().and_then(|path| File::options().append(true).create(true).open(path).ok());
-    if level == Level::Error || (args.log.is_none() && level == Level::Warning) {
-        let _ = writeln!(std::io::stderr(), "{message}");
+
+    /// To where the configuration says, too.
+    pub fn configure(&mut self, config: &Config) {
+        // NVIDIA's file names it where nothing is to be kept.
+        let file = config.log_file.clone().filter(|file| file != Path::new("/dev/null"));
+        let least = match config.log_level {
+            LogLevel::Error => Level::Error,
+            LogLevel::Warning | LogLevel::Info => Level::Warning,
+            LogLevel::Debug => Level::Debug,
+        };
+        self.file = file.map(|file| (file, least));
     }
-    if let Some(mut file) = file {
+
+    /// Writes one message to where `--log` says, and to standard error where it says nothing. An error goes there in any case.
+    ///
+    /// A container's own output begins on the same standard error, so nothing else is said there.
+    pub fn write(&self, level: Level, message: &str) {
+        if let Some((file, _)) = self.file.as_ref().filter(|(_, least)| level <= *least) {
+            append(file, &line(false, level, message, SystemTime::now()));
+        }
+        if level == Level::Debug && !self.args.debug {
+            return;
+        }
+        if level == Level::Error || (self.args.log.is_none() && level == Level::Warning) {
+            let _ = writeln!(std::io::stderr(), "{message}");
+        }
+        if let Some(file) = &self.args.log {
+            append(file, &line(self.args.log_json, level, message, SystemTime::now()));
+        }
+    }
+}
+
+/// A log that cannot be written keeps no container from its start.
+fn append(file: &Path, line: &str) {
+    if let Ok(mut file) = File::options().append(true).create(true).open(file) {
         // One write: lines of two processes do not mix.
-        let _ = file.write_all(line(args.log_json, level, message, SystemTime::now()).as_bytes());
+        let _ = file.write_all(line.as_bytes());
     }
 }
 

@@ -7,20 +7,22 @@ mod log;
 use super::Context;
 use crate::{
     apply::{
-        bundle::Bundle,
+        bundle::{Bundle, ContainerRoot},
         delivery::{self, Destination},
-        dev_char, loader, oci_spec,
+        dev_char, loader,
+        oci_spec::{self, Bind},
         rootfs::Layers,
     },
     cli::{Global, LogFormat},
     config::{Config, Nonroot},
     error::{Code, Error, OrFail, Result},
     formats::oci::Spec,
-    plan,
+    plan::{self, Injection},
     request::DeviceRequest,
 };
 use args::RuntimeArgs;
-use log::Level;
+use log::{Level, Log};
+use rustix::fs::{Mode, OFlags};
 use std::{
     ffi::OsString,
     os::unix::{fs::MetadataExt, process::CommandExt},
@@ -34,36 +36,38 @@ pub const NAMES: [&str; 2] = ["gpurun-runtime", "nvidia-container-runtime"];
 /// Becomes the low-level runtime. It returns only when that fails, with runc's exit code for every failure.
 pub fn run(words: &[OsString]) -> u8 {
     let args = RuntimeArgs::scan(words);
-    let Err(error) = become_runtime(&args, words);
+    let mut log = Log::new(&args);
+    let Err(error) = become_runtime(&args, words, &mut log);
     // Engines show what the log says; a person who calls the runtime sees standard error.
-    log::write(&args, Level::Error, &error.to_string());
+    log.write(Level::Error, &error.to_string());
     1
 }
 
-fn become_runtime(args: &RuntimeArgs, words: &[OsString]) -> Result<std::convert::Infallible> {
-    let context = context();
+fn become_runtime(args: &RuntimeArgs, words: &[OsString], log: &mut Log) -> Result<std::convert::Infallible> {
+    let context = context(None);
     // A container that runs must stop and go, whatever happened to our configuration since.
     let default = Config::default();
     let config = match &context {
         Ok(context) => &context.config,
         Err(_) => &default,
     };
+    log.configure(config);
     let runtime = low_level_runtime(config)?;
     if args.makes_container {
-        make_gpu_container(args, &context?)?;
+        make_gpu_container(args, &context?, log)?;
     }
     let error = Command::new(&runtime).arg0(&runtime).args(words).exec();
     Err(error).or_fail(Code::NoRuntime, || format!("{} cannot be run", runtime.display()))
 }
 
-/// Where things are, from the engine's environment and the configuration: the command line is the low-level runtime's.
-fn context() -> Result<Context> {
+/// Where things are, from the engine's environment and the configuration, which only a hook's command line names.
+pub fn context(config: Option<PathBuf>) -> Result<Context> {
     let path = |key| std::env::var_os(key).map(PathBuf::from);
-    let mut context = Context::new(Global {
+    let mut context = Context::new(&Global {
         driver_root: path("GPURUN_DRIVER_ROOT"),
         dev_root: path("GPURUN_DEV_ROOT"),
         simulated_host: path("GPURUN_SIMULATED_HOST"),
-        config: path("GPURUN_CONFIG"),
+        config: config.or_else(|| path("GPURUN_CONFIG")),
         log: tracing::level_filters::LevelFilter::OFF,
         log_format: LogFormat::Text,
         json: false,
@@ -77,51 +81,71 @@ fn context() -> Result<Context> {
 }
 
 /// Gives the container what it asks for; one that asks for nothing is not touched.
-fn make_gpu_container(args: &RuntimeArgs, context: &Context) -> Result<()> {
+fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Result<()> {
     let (bundle, mut spec) = Bundle::open(&args.bundle)?;
-    let Some(request) = DeviceRequest::from_oci(&spec, &context.config.accepted())? else { return Ok(()) };
-    log::write(args, Level::Debug, &format!("gpurun: the container asks for {:?}", request.selection));
-    may_run_as(spec.uid(), context.config.nonroot)?;
-
-    let policy = plan::Policy { privileged: spec.is_bounded_by("CAP_SYS_ADMIN"), ..context.config.policy()? };
-    let injection = plan::plan(&context.inventory()?, &request, &policy)?;
+    let Some(injection) = injection(&spec, context)? else { return Ok(()) };
     for warning in &injection.warnings {
-        log::write(args, Level::Warning, warning);
+        log.write(Level::Warning, warning);
     }
-    let in_user_namespace = in_user_namespace();
-    if args.systemd_cgroup && !in_user_namespace {
+    if args.systemd_cgroup && !in_user_namespace() {
         // The container has its devices in any case, until systemd is told to reload.
         if let Err(error) = dev_char::link_all(Path::new("/dev/char"), &injection.devices) {
-            log::write(args, Level::Warning, &error.to_string());
+            log.write(Level::Warning, &error.to_string());
         }
     }
-    let root = bundle.root(&spec)?;
-    let image = Layers::open(vec![root.path.clone()])?;
-    let prepared = loader::prepare(&image, &injection)?;
-    let destination = Destination {
-        root: &root,
-        image: &image,
-        owner: spec.mapped_root(),
-        state_dir: &context.state_dir,
-        may_gather: spec.has_new_mount_namespace(),
-    };
-    let binds = destination.deliver(&injection, &prepared)?;
-    let may_make_nodes = !spec.has_user_namespace() && !in_user_namespace;
+    let may_gather = spec.has_new_mount_namespace();
+    let binds = deliver(&bundle.root(&spec)?, &spec, &injection, context, may_gather)?;
+    let may_make_nodes = may_make_nodes(&spec);
     oci_spec::edit(&mut spec, &injection, &binds, may_make_nodes)?;
     if let Some(size) = shm_size(&spec, context.config.shm_size.as_deref())? {
         oci_spec::resize_shm(&mut spec, size)?;
-        let grown = oci_spec::engines_shm(&spec).map_or(Ok(()), |source| delivery::grow_shm(source, size));
-        if let Err(error) = grown {
-            log::write(args, Level::Warning, &error.to_string());
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let shm = oci_spec::engines_shm(&spec)
+            .and_then(|source| rustix::fs::open(source, flags, Mode::empty()).ok());
+        if let Err(error) = shm.map_or(Ok(()), |shm| delivery::grow_shm(&shm, size)) {
+            log.write(Level::Warning, &error.to_string());
         }
     }
     bundle.replace(&spec)?;
-    log::write(
-        args,
+    log.write(
         Level::Debug,
         &format!("gpurun: {} device nodes, {} mounts", injection.devices.len(), binds.len()),
     );
     Ok(())
+}
+
+/// What the container gets for what it asks; `None` where that is nothing.
+pub fn injection(spec: &Spec, context: &Context) -> Result<Option<Injection>> {
+    let Some(request) = DeviceRequest::from_oci(spec, &context.config.accepted())? else { return Ok(None) };
+    may_run_as(spec.uid(), context.config.nonroot)?;
+    let policy = plan::Policy { privileged: spec.is_bounded_by("CAP_SYS_ADMIN"), ..context.config.policy()? };
+    plan::plan(&context.inventory()?, &request, &policy).map(Some)
+}
+
+/// Puts on file systems what must be there first, and says what is to be mounted. `may_gather` is as for [`Destination`].
+pub fn deliver(
+    root: &ContainerRoot,
+    spec: &Spec,
+    injection: &Injection,
+    context: &Context,
+    may_gather: bool,
+) -> Result<Vec<Bind>> {
+    let image = Layers::open(vec![root.path.clone()])?;
+    let prepared = loader::prepare(&image, injection)?;
+    let destination = Destination {
+        root,
+        image: &image,
+        owner: spec.mapped_root(),
+        state_dir: &context.state_dir,
+        may_gather,
+    };
+    destination.deliver(injection, &prepared)
+}
+
+/// Whether device nodes can be made for the container: those that are made in a user namespace cannot be opened
+/// (user_namespaces(7)).
+pub fn may_make_nodes(spec: &Spec) -> bool {
+    !spec.has_user_namespace() && !in_user_namespace()
 }
 
 fn may_run_as(uid: u64, nonroot: Nonroot) -> Result<()> {
@@ -135,13 +159,13 @@ fn may_run_as(uid: u64, nonroot: Nonroot) -> Result<()> {
 
 /// Whether the engine is rootless: every id of the host is mapped to itself in the first user namespace alone
 /// (user_namespaces(7)).
-fn in_user_namespace() -> bool {
+pub fn in_user_namespace() -> bool {
     let first = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
     !std::fs::read_to_string("/proc/self/uid_map").is_ok_and(first)
 }
 
 /// The size that a /dev/shm nobody chose gets; `None`: what the engine gave.
-fn shm_size(spec: &Spec, configured: Option<&str>) -> Result<Option<u64>> {
+pub fn shm_size(spec: &Spec, configured: Option<&str>) -> Result<Option<u64>> {
     match configured {
         Some("keep") => Ok(None),
         Some(size) if size != "auto" => super::run::options::size("shm-size", size).map(Some),

@@ -1,0 +1,214 @@
+//! Gives GPUs to a container that exists already: a prestart hook's way. Its first process waits in namespaces of its own, what
+//! the engine wants mounted is mounted, and nothing of the image has run (runtime-spec, config.md, "Prestart").
+//!
+//! ```text
+//! before   the root that the bundle names and the one that the process has are the same, or nothing is done
+//!          host files are copied to detached mounts, restricted, while the host's paths still mean the host's
+//! inside   device nodes, mount points: beneath a descriptor of the root, where a link of the image's stays inside
+//!          the mounts, last and from within the container's mount namespace, where no path is resolved any more
+//! ```
+//!
+//! runc and crun call the hook before pivot_root(2): the container's root is then a directory in its mount namespace, and a
+//! volume of the engine's may lie over any place in it.
+
+pub mod devices;
+mod systemd;
+
+use super::{
+    bundle::ContainerRoot,
+    delivery::{as_owner, grow_shm},
+    mount::{attach, clone_of_host, file_of_content, node_of_host},
+    oci_spec::Bind,
+    rootfs::Root,
+};
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    formats::{mountinfo, oci::State},
+    plan::Injection,
+    sys::mount::{Propagation, set_propagation},
+};
+use nix::sched::{CloneFlags, setns};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fd::{AsFd, OwnedFd},
+    fs::{AtFlags, FileType, Mode, OFlags, StatxFlags},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+/// A container whose first process waits for the hook's end.
+#[derive(Debug)]
+pub struct Waiting {
+    /// Of its mount namespace.
+    root: Root,
+    /// `/` of its first process.
+    top: Root,
+    namespace: OwnedFd,
+    mounts: File,
+}
+
+/// Mounts that are to be shared again, by their numbers.
+type Muted = Vec<(u64, OwnedFd)>;
+
+impl Waiting {
+    /// Finds the container's mount namespace and, in it, the root that its bundle names.
+    ///
+    /// # Errors
+    /// [`Code::Namespace`] where the process is gone, or has no mount namespace of its own; [`Code::Rootfs`] where its root is
+    /// another one.
+    pub fn open(state: &State, root: &ContainerRoot) -> Result<Self> {
+        let failed = || format!("the container's process {} cannot be looked into", state.pid);
+        let proc = PathBuf::from(format!("/proc/{}", state.pid));
+        let open =
+            |name: &str, flags| rustix::fs::open(proc.join(name), flags | OFlags::CLOEXEC, Mode::empty());
+        let pid = Pid::from_raw(state.pid).ok_or_else(|| Error::new(Code::Namespace, failed()))?;
+        let process = pidfd_open(pid, PidfdFlags::empty()).or_fail(Code::Namespace, failed)?;
+        let top = Root::new(open("root", OFlags::PATH | OFlags::DIRECTORY).or_fail(Code::Namespace, failed)?);
+        let namespace = open("ns/mnt", OFlags::RDONLY).or_fail(Code::Namespace, failed)?;
+        let mounts = open("mountinfo", OFlags::RDONLY).or_fail(Code::Namespace, failed)?.into();
+        // It has not ended, so the number was not another's when the descriptors were opened.
+        let mut ended = [PollFd::new(&process, PollFlags::IN)];
+        if poll(&mut ended, Some(&Timespec::default())).or_fail(Code::Namespace, failed)? != 0 {
+            return Err(Error::new(Code::Namespace, failed()).cause("it has ended"));
+        }
+        let own = rustix::fs::stat("/proc/self/ns/mnt").or_fail(Code::Namespace, failed)?;
+        if identity(&namespace).or_fail(Code::Namespace, failed)? == (own.st_dev, own.st_ino) {
+            return Err(Error::new(Code::Namespace, "the container has no mount namespace of its own")
+                .cause("the driver's files would be mounted on the host")
+                .fix("let the engine give it one: {\"type\": \"mount\"} in linux.namespaces of its config.json"));
+        }
+        let wanted = identity(&root.directory).or_fail(Code::Bundle, failed)?;
+        // A runtime that has changed the root already has it at `/`.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let root = [root.path.as_path(), Path::new("/")]
+            .into_iter()
+            .filter_map(|path| top.open(path, flags).ok())
+            .find(|found| identity(found) == Ok(wanted))
+            .ok_or_else(|| {
+                Error::new(Code::Rootfs, format!("the container's root is not {}", root.path.display()))
+                    .cause(format!("in the mount namespace of process {} something else is there", state.pid))
+            })?;
+        Ok(Self { root: Root::new(root), top, namespace, mounts })
+    }
+
+    /// Lets a tmpfs at the container's /dev/shm that has an engine's default size have this one.
+    ///
+    /// # Errors
+    /// [`Code::Mount`] when the kernel refuses it.
+    pub fn grow_shm(&self, size: u64) -> Result<()> {
+        self.root
+            .open(Path::new("/dev/shm"), OFlags::PATH | OFlags::DIRECTORY)
+            .map_or(Ok(()), |shm| grow_shm(&shm, size))
+    }
+
+    /// Makes the device nodes and mounts the files. This process is in the container's mount namespace afterwards, where the
+    /// host's paths mean nothing: it is the last that is done.
+    ///
+    /// `owner` is as for [`super::delivery`]; `may_make_nodes` is false in a user namespace, where a device node cannot be
+    /// opened unless it is the host's own (user_namespaces(7)).
+    ///
+    /// # Errors
+    /// [`Code::Mount`], [`Code::Rootfs`], [`Code::DeviceNodeMissing`].
+    pub fn give(
+        mut self,
+        injection: &Injection,
+        binds: &[Bind],
+        owner: Option<(u32, u32)>,
+        may_make_nodes: bool,
+    ) -> Result<()> {
+        let mut mounts: Vec<(OwnedFd, &Path)> = Vec::new();
+        for bind in binds {
+            mounts.push((clone_of_host(&bind.source, true, bind.kind.flags())?, &bind.target));
+        }
+        for node in injection.devices.iter().filter(|_| !may_make_nodes) {
+            mounts.push((node_of_host(node)?, &node.container_path.0));
+        }
+        // The engine mounts a new /proc, which has the file if the host has it.
+        for file in injection.files.iter().filter(|file| file.path.0.starts_with("/proc")) {
+            if self.root.open(&file.path.0, OFlags::PATH).is_ok() {
+                mounts.push((file_of_content(file.content.as_bytes(), &file.path.0)?, &file.path.0));
+            }
+        }
+        let mut table = Vec::new();
+        self.mounts
+            .read_to_end(&mut table)
+            .or_fail(Code::Namespace, || "the container's mounts cannot be read")?;
+
+        // Nodes have the host's permissions, whatever mask the engine has.
+        rustix::process::umask(Mode::empty());
+        for node in injection.devices.iter().filter(|_| may_make_nodes) {
+            if !self.root.device_node(node)? {
+                return Err(Error::new(
+                    Code::DeviceNodeMissing,
+                    "the container's device nodes cannot be made",
+                )
+                .cause("this process has no CAP_MKNOD"));
+            }
+        }
+        setns(&self.namespace, CloneFlags::CLONE_NEWNS)
+            .or_fail(Code::Namespace, || "the container's mount namespace cannot be entered")?;
+        let mut muted: Muted = Vec::new();
+        for (mount, target) in mounts {
+            self.attach(&mount, target, owner, &table, &mut muted)?;
+        }
+        muted.iter().try_for_each(|(_, mount)| {
+            set_propagation(mount.as_fd(), Propagation::Shared)
+                .or_fail(Code::Mount, || "a mount of the container cannot be shared again")
+        })
+    }
+
+    fn attach(
+        &self,
+        mount: &OwnedFd,
+        target: &Path,
+        owner: Option<(u32, u32)>,
+        table: &[u8],
+        muted: &mut Muted,
+    ) -> Result<()> {
+        let failed = || format!("{} of the container cannot be read", target.display());
+        let stat = rustix::fs::fstat(mount).or_fail(Code::Mount, failed)?;
+        let is_directory = FileType::from_raw_mode(stat.st_mode).is_dir();
+        let point = as_owner(owner, || {
+            if is_directory { self.root.directory(target) } else { self.root.mount_point(target) }
+        })?;
+        // A volume of the engine's brought it: `-v /run:/run` has the daemon's socket.
+        if identity(&point).or_fail(Code::Mount, failed)? == (stat.st_dev, stat.st_ino) {
+            return Ok(());
+        }
+        self.mute(&point, table, muted)?;
+        attach(mount, &point, target)
+    }
+
+    /// Where `point` lies on a mount that has peers, which are the host's (a volume `:shared`), what is mounted there would appear
+    /// at theirs and stay. This mount alone becomes a slave of theirs then, and is to be shared again: it still hears of what
+    /// they mount, and they no longer of what is mounted here.
+    fn mute(&self, point: &OwnedFd, table: &[u8], muted: &mut Muted) -> Result<()> {
+        let failed = || "the container's mounts cannot be told apart";
+        let mount_id = |fd: &OwnedFd| {
+            rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).map(|stat| stat.stx_mnt_id)
+        };
+        let id = mount_id(point).or_fail(Code::Mount, failed)?;
+        // What is not in the table was attached since, by us, and is private.
+        let Some(path) = mountinfo::shared_mount_point(table, id) else { return Ok(()) };
+        if muted.iter().any(|(known, _)| *known == id) {
+            return Ok(());
+        }
+        let mount = self.top.open(&path, OFlags::PATH).or_fail(Code::Mount, failed)?;
+        if mount_id(&mount).or_fail(Code::Mount, failed)? != id {
+            return Err(Error::new(Code::Mount, failed())
+                .cause(format!("another one lies over {}, which has peers on the host", path.display())));
+        }
+        set_propagation(mount.as_fd(), Propagation::Slave)
+            .or_fail(Code::Mount, || format!("{} cannot be kept from the host", path.display()))?;
+        muted.push((id, mount));
+        Ok(())
+    }
+}
+
+fn identity(fd: &impl AsFd) -> rustix::io::Result<(u64, u64)> {
+    rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino))
+}

@@ -1,0 +1,99 @@
+//! dockerd's daemon.json ("Daemon configuration file" in Docker's dockerd reference).
+
+use super::{Registration, is_ours};
+use crate::{error::Result, formats::json_document::JsonDocument};
+use serde_json::json;
+
+const DEFAULT: &[&str] = &["default-runtime"];
+const CDI: &[&str] = &["features", "cdi"];
+
+/// Whether the runtime is there.
+pub fn has(text: &str, wanted: &Registration) -> Result<bool> {
+    let path = JsonDocument::parse(text)?.get(&["runtimes", &wanted.name, "path"]);
+    Ok(path.as_ref().and_then(|path| path.as_str()).is_some_and(|path| is_ours(path, wanted)))
+}
+
+/// The file with the runtime.
+pub fn add(text: &str, wanted: &Registration) -> Result<String> {
+    let mut document = JsonDocument::parse(text)?;
+    document.set(&["runtimes", &wanted.name, "path"], &json!(wanted.path))?;
+    if wanted.default {
+        document.set(DEFAULT, &json!(wanted.name))?;
+    }
+    if wanted.cdi {
+        document.set(CDI, &json!(true))?;
+    }
+    Ok(document.text())
+}
+
+/// The file without the runtime.
+pub fn remove(text: &str, before: &str, wanted: &Registration) -> Result<String> {
+    let mut document = JsonDocument::parse(text)?;
+    let earlier = JsonDocument::parse(before)?;
+    document.restore(&["runtimes", &wanted.name], &earlier)?;
+    // dockerd does not start with a default runtime that it does not know.
+    if document.get(DEFAULT).is_some_and(|default| default == wanted.name.as_str()) {
+        document.restore(DEFAULT, &earlier)?;
+    }
+    if wanted.cdi {
+        document.restore(CDI, &earlier)?;
+    }
+    document.text_after(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USERS: &str = r#"{
+    "log-driver": "json-file",
+    "log-opts": {"max-size": "10m"},
+    "features": {
+        "containerd-snapshotter": true
+    },
+    "default-runtime": "crun",
+    "runtimes": {
+        "crun": { "path": "/usr/bin/crun" }
+    }
+}
+"#;
+
+    #[test]
+    fn the_users_own_keys_stay() {
+        let wanted = Registration { default: true, cdi: true, ..Registration::of("gpurun") };
+        let added = add(USERS, &wanted).unwrap();
+        insta::assert_snapshot!(added);
+        assert_eq!(add(&added, &wanted).unwrap(), added, "twice is once");
+        assert!(has(&added, &wanted).unwrap() && !has(USERS, &wanted).unwrap());
+        assert_eq!(remove(&added, USERS, &wanted).unwrap(), USERS);
+    }
+
+    #[test]
+    fn what_was_edited_since_stays() {
+        let wanted = Registration { default: true, ..Registration::of("gpurun") };
+        let added = add(USERS, &wanted).unwrap();
+        let edited =
+            added.replace("10m", "99m").replace("\"crun\": {", "\"other\": {\"path\": \"/o\"}, \"crun\": {");
+        let removed = remove(&edited, USERS, &wanted).unwrap();
+        assert!(
+            removed.contains("99m") && removed.contains("other") && !removed.contains("gpurun"),
+            "{removed}"
+        );
+        assert!(removed.contains("\"default-runtime\": \"crun\""), "{removed}");
+        // A default that was chosen since is the user's.
+        let chosen = added.replace("\"default-runtime\": \"gpurun\"", "\"default-runtime\": \"other\"");
+        assert!(remove(&chosen, USERS, &wanted).unwrap().contains("\"default-runtime\": \"other\""));
+        // Arguments that the user gave the runtime stay when it is configured again.
+        let with_arguments =
+            added.replace("gpurun-runtime\"", "gpurun-runtime\", \"runtimeArgs\": [\"--debug\"]");
+        assert_eq!(add(&with_arguments, &wanted).unwrap(), with_arguments);
+    }
+
+    #[test]
+    fn a_file_of_our_own_is_nothing_afterwards() {
+        let wanted = Registration { default: true, cdi: true, ..Registration::of("gpurun") };
+        let added = add("", &wanted).unwrap();
+        insta::assert_snapshot!(added);
+        assert_eq!(remove(&added, "", &wanted).unwrap(), "");
+    }
+}

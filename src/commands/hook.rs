@@ -1,0 +1,165 @@
+//! `nvidia-container-runtime-hook`: the OCI prestart hook that dockerd adds for `docker run --gpus`, and that hooks.d names for
+//! Podman and CRI-O. It gives a container that exists, and does not run yet, the GPUs that it asks for.
+
+use super::runtime;
+use crate::{
+    apply::{
+        bundle::Bundle,
+        namespace::{Waiting, devices::Access},
+    },
+    error::{Code, Error, OrFail, Result},
+    formats::oci::State,
+};
+use std::{ffi::OsString, io::Read, path::PathBuf};
+
+/// The names under which gpurun is this program; engines look for them in PATH.
+pub const NAMES: [&str; 2] = ["nvidia-container-runtime-hook", "nvidia-container-toolkit"];
+
+const USAGE: &str = "Usage of nvidia-container-runtime-hook:
+  -config FILE   the configuration file
+  -debug         say what is done
+  -version       print the version
+
+Commands:
+  prestart       give a container its GPUs; its state comes on standard input
+  poststart      nothing
+  poststop       nothing";
+
+/// The exit code, and on standard error why: runc and crun show it to whoever starts the container.
+pub fn run(words: &[OsString]) -> u8 {
+    let result = match Command::parse(words) {
+        Some(Command::Prestart { config, debug }) => prestart(config, debug),
+        Some(Command::Nothing) => Ok(()),
+        Some(Command::Version) => {
+            println!("gpurun {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        None => {
+            eprintln!("{USAGE}");
+            return 2;
+        }
+    };
+    result.map_or_else(
+        |error| {
+            eprintln!("{error}");
+            1
+        },
+        |()| 0,
+    )
+}
+
+/// What the command line says.
+#[derive(Debug, PartialEq, Eq)]
+enum Command {
+    Prestart { config: Option<PathBuf>, debug: bool },
+    Nothing,
+    Version,
+}
+
+impl Command {
+    /// Options stand before the verb, with one dash or two, as in Go's programs.
+    fn parse(words: &[OsString]) -> Option<Self> {
+        let (mut config, mut debug) = (None, false);
+        let mut words = words.iter();
+        loop {
+            let word = words.next()?;
+            let Some((name, value)) = runtime::args::option(word) else {
+                return match word.to_str()? {
+                    "prestart" => Some(Self::Prestart { config, debug }),
+                    "poststart" | "poststop" => Some(Self::Nothing),
+                    _ => None,
+                };
+            };
+            match (name, value) {
+                ("config", Some(file)) => config = Some(file.into()),
+                ("config", None) => config = Some(words.next()?.into()),
+                ("debug", value) => debug = value.is_none_or(|value| value == "true"),
+                ("version", None) => return Some(Self::Version),
+                _ => return None,
+            }
+        }
+    }
+}
+
+/// runc's and crun's have some hundred bytes, and the annotations, which the kernel does not bound.
+const MAX_STATE: u64 = 16 << 20;
+
+fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
+    let state = state(std::io::stdin().lock())?;
+    let context = runtime::context(config)?;
+    let (bundle, spec) = Bundle::open(&state.bundle)?;
+    let Some(injection) = runtime::injection(&spec, &context)? else { return Ok(()) };
+    let root = bundle.root(&spec)?;
+    let shm_size = runtime::shm_size(&spec, context.config.shm_size.as_deref())?;
+    // Everything that can be known to fail does so before the first change.
+    let container = Waiting::open(&state, &root)?;
+    // An engine without root restricts no devices, and we could not.
+    let access =
+        if runtime::in_user_namespace() { None } else { Some(Access::read(state.pid, &injection.devices)?) };
+    let binds = runtime::deliver(&root, &spec, &injection, &context, false)?;
+    if debug {
+        eprintln!("gpurun: {} device nodes, {} mounts", injection.devices.len(), binds.len());
+        injection.warnings.iter().for_each(|warning| eprintln!("gpurun: {warning}"));
+    }
+    access.map_or(Ok(()), Access::grant)?;
+    if let Some(size) = shm_size.filter(|_| spec.mounts().any(|mount| mount.destination == "/dev/shm")) {
+        container.grow_shm(size)?;
+    }
+    container.give(&injection, &binds, spec.mapped_root(), runtime::may_make_nodes(&spec))
+}
+
+fn state(input: impl Read) -> Result<State> {
+    let mut bytes = Vec::new();
+    let read = input.take(MAX_STATE + 1).read_to_end(&mut bytes);
+    read.or_fail(Code::Bundle, || "the container's state cannot be read from standard input")?;
+    if bytes.len() as u64 > MAX_STATE {
+        return Err(Error::new(Code::Bundle, "the container's state on standard input has no end"));
+    }
+    let state = State::parse(&bytes)?;
+    if state.pid <= 0 {
+        // As for createRuntime hooks, which may come before it.
+        return Err(Error::new(Code::Bundle, "the state on standard input is not a container's")
+            .cause("it has no pid"));
+    }
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_is_read_as_the_peer_reads_it() {
+        let prestart = |config: Option<&str>, debug| {
+            Some(Command::Prestart { config: config.map(PathBuf::from), debug })
+        };
+        for (line, meant) in [
+            ("prestart", prestart(None, false)),
+            ("-config /c --debug prestart", prestart(Some("/c"), true)),
+            ("--config=/c prestart", prestart(Some("/c"), false)),
+            ("-config=/c -debug=false prestart more", prestart(Some("/c"), false)),
+            ("poststart", Some(Command::Nothing)),
+            ("-debug poststop", Some(Command::Nothing)),
+            ("-version", Some(Command::Version)),
+            ("--version prestart", Some(Command::Version)),
+            ("", None),
+            ("--config", None),
+            ("--config /c", None),
+            ("-help", None),
+            ("createRuntime", None),
+            ("--unknown prestart", None),
+        ] {
+            let words: Vec<_> = line.split_whitespace().map(OsString::from).collect();
+            assert_eq!(Command::parse(&words), meant, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_state_without_end_or_without_a_process_is_refused() {
+        for text in [r#"{"pid":0,"bundle":"/x"}"#, r#"{"pid":-1,"bundle":"/x"}"#, r#"{"bundle":"/x"}"#] {
+            assert_eq!(state(text.as_bytes()).unwrap_err().code(), Code::Bundle, "{text}");
+        }
+        assert_eq!(state(&br#"{"pid":1,"bundle":"/x"}"#[..]).unwrap().pid, 1);
+        assert_eq!(state(std::io::repeat(b' ')).unwrap_err().code(), Code::Bundle);
+    }
+}

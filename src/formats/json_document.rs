@@ -1,0 +1,179 @@
+//! A JSON file that somebody else keeps: what is not changed stays as it was written, to the byte.
+
+use crate::error::{Code, Error, OrFail, Result};
+use jsonc_parser::{
+    ParseOptions,
+    cst::{CstInputValue, CstObject, CstRootNode},
+};
+use serde_json::{Map, Value};
+
+/// An object, and how it was written.
+#[derive(Debug)]
+pub struct JsonDocument {
+    root: CstRootNode,
+}
+
+impl JsonDocument {
+    /// Reads it. An empty text is an empty object.
+    ///
+    /// # Errors
+    /// [`Code::Config`] with line and column, where it is no JSON object.
+    pub fn parse(text: &str) -> Result<Self> {
+        let text = if text.trim().is_empty() { "{\n}\n" } else { text };
+        // The editor's own parser is JSON5's and more; engines read JSON.
+        serde_json::from_str::<Map<String, Value>>(text).or_fail(Code::Config, || "it is no JSON object")?;
+        let root = CstRootNode::parse(text, &ParseOptions::default())
+            .or_fail(Code::Config, || "it is no JSON object")?;
+        Ok(Self { root })
+    }
+
+    /// The value behind these keys.
+    pub fn get(&self, path: &[&str]) -> Option<Value> {
+        let whole: Value = serde_json::from_str(&self.text()).ok()?;
+        path.iter().try_fold(&whole, |value, key| value.get(key)).cloned()
+    }
+
+    /// Puts a value behind these keys; the objects on the way are made.
+    ///
+    /// # Errors
+    /// [`Code::Config`] where something on the way is no object, or is there twice.
+    pub fn set(&mut self, path: &[&str], value: &Value) -> Result<()> {
+        if self.get(path).as_ref() == Some(value) {
+            return Ok(());
+        }
+        let Some((last, way)) = path.split_last() else { return Ok(()) };
+        let mut object = self.root.object_value_or_set();
+        for key in way {
+            object = object.object_value_or_create(key).ok_or_else(|| {
+                Error::new(Code::Config, format!("`{key}` is no object"))
+                    .fix(format!("make `{key}` an object, or take it out"))
+            })?;
+        }
+        match object.get(last) {
+            Some(property) => property.set_value(input(value)),
+            None => drop(object.append(last, input(value))),
+        }
+        // Of two keys with one name readers take the last, and the editor the first.
+        if self.get(path).as_ref() != Some(value) {
+            return Err(Error::new(Code::Config, format!("a key of `{}` is there twice", path.join(".")))
+                .fix("take one of them out"));
+        }
+        Ok(())
+    }
+
+    /// Makes what is behind these keys what it was before; the objects on the way that are empty then, and were not there, go.
+    ///
+    /// # Errors
+    /// As [`JsonDocument::set`].
+    pub fn restore(&mut self, path: &[&str], before: &Self) -> Result<()> {
+        if let Some(value) = before.get(path) {
+            return self.set(path, &value);
+        }
+        if let Some(property) = self.object(path).and_then(|(object, last)| object.get(last)) {
+            property.remove();
+            let way = &path[..path.len().saturating_sub(1)];
+            if self.get(way).is_some_and(|object| object.as_object().is_some_and(Map::is_empty))
+                && !way.is_empty()
+            {
+                return self.restore(way, before);
+            }
+        }
+        Ok(())
+    }
+
+    /// The object that holds the last of these keys, and the key.
+    fn object<'a>(&self, path: &[&'a str]) -> Option<(CstObject, &'a str)> {
+        let (last, way) = path.split_last()?;
+        let object =
+            way.iter().try_fold(self.root.object_value()?, |object, key| object.object_value(key))?;
+        Some((object, last))
+    }
+
+    /// As it is written; as `before` was written, where it says the same.
+    pub fn text_after(&self, before: &str) -> Result<String> {
+        let value = |document: &Self| {
+            serde_json::from_str::<Value>(&document.text()).ok().map(|value| value.to_string())
+        };
+        // Their order counts, too: equality of objects does not look at it.
+        let is_same = value(self) == value(&Self::parse(before)?);
+        Ok(if is_same { before.to_owned() } else { self.text() })
+    }
+
+    /// As it is written.
+    pub fn text(&self) -> String {
+        self.root.to_string()
+    }
+}
+
+fn input(value: &Value) -> CstInputValue {
+    match value {
+        Value::Null => CstInputValue::Null,
+        Value::Bool(value) => CstInputValue::Bool(*value),
+        Value::Number(value) => CstInputValue::Number(value.to_string()),
+        Value::String(value) => CstInputValue::String(value.clone()),
+        Value::Array(values) => CstInputValue::Array(values.iter().map(input).collect()),
+        Value::Object(values) => {
+            CstInputValue::Object(values.iter().map(|(key, value)| (key.clone(), input(value))).collect())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn changed(text: &str, path: &[&str], value: &Value) -> String {
+        let mut document = JsonDocument::parse(text).unwrap();
+        document.set(path, value).unwrap();
+        document.text()
+    }
+
+    #[test]
+    fn what_is_not_changed_stays_as_it_was_written() {
+        assert_eq!(
+            changed("{\n\t\"z\": [1,  2.50],\n\t\"a\": {\"x\":1e3}\n}", &["r", "g"], &json!({"path": "/g"})),
+            "{\n\t\"z\": [1,  2.50],\n\t\"a\": {\"x\":1e3},\n\t\"r\": {\n\t\t\"g\": {\n\t\t\t\"path\": \"/g\"\n\t\t}\n\t}\n}"
+        );
+        assert_eq!(changed("{\"b\": 1}\n", &["b"], &json!(true)), "{\"b\": true}\n");
+        assert_eq!(changed("", &["b"], &json!(true)), "{\n  \"b\": true\n}\n");
+        let same = "{ \"b\" : true }";
+        assert_eq!(changed(same, &["b"], &json!(true)), same);
+    }
+
+    #[test]
+    fn what_an_engine_could_not_read_is_refused_with_its_place() {
+        for (text, place) in [
+            ("{\"a\": 1,}", "line 1 column 9"),
+            ("{\n  // c\n}", "line 2 column 3"),
+            ("{\n'a': 1}", "line 2 column 1"),
+            ("[]", "line 1 column 0"),
+            ("{} {}", "line 1 column 4"),
+        ] {
+            let error = JsonDocument::parse(text).unwrap_err();
+            assert!(error.cause_line().contains(place), "{text}: {error}");
+        }
+        assert!(JsonDocument::parse("{\"r\": 1}").unwrap().set(&["r", "g"], &json!(1)).is_err());
+        let twice = JsonDocument::parse("{\"r\": {}, \"r\": {}}").unwrap().set(&["r", "g"], &json!(1));
+        assert!(twice.unwrap_err().what().contains("twice"));
+        assert!(JsonDocument::parse(&"[".repeat(100_000)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_put_in_comes_out(
+            text in prop_oneof![
+                Just("{}"), Just("{\n}\n"), Just("{\"r\":{}}"), Just("{\n    \"r\": {\n        \"x\": 1\n    }\n}\n"),
+                Just("{\"a\": [1, 2], \"r\": {\"x\": {}}, \"b\": null}"), Just("{\r\n \"r\": {\"g\": 3}\r\n}"),
+            ],
+            value in prop_oneof![Just(json!({"path": "/g"})), Just(json!(true)), Just(json!("x"))],
+        ) {
+            let before = JsonDocument::parse(text).unwrap();
+            let mut document = JsonDocument::parse(&changed(text, &["r", "g"], &value)).unwrap();
+            prop_assert_eq!(document.get(&["r", "g"]), Some(value));
+            document.restore(&["r", "g"], &before).unwrap();
+            prop_assert_eq!(document.text_after(text).unwrap(), text);
+        }
+    }
+}
