@@ -25,7 +25,7 @@ pub struct Cli {
 }
 
 /// The names of the verbs, by which a command line without one is known to be `run`.
-pub const VERBS: [&str; 11] = [
+pub const VERBS: [&str; 12] = [
     "run",
     "plan",
     "ls",
@@ -34,6 +34,7 @@ pub const VERBS: [&str; 11] = [
     "images",
     "configure",
     "config",
+    "cdi",
     "demo",
     "completions",
     "help",
@@ -106,6 +107,9 @@ pub enum Command {
     Configure(Configure),
     /// Print every key of the configuration: what it is, where that comes from, what it means
     Config,
+    /// CDI documents: for docker, podman, containerd and CRI-O
+    #[command(subcommand)]
+    Cdi(Cdi),
     /// Run the main job on this machine and print what the container saw
     Demo(Demo),
     /// Print completions for a shell
@@ -158,6 +162,60 @@ pub enum Engine {
     Crio,
     /// Podman
     Podman,
+}
+
+/// `gpurun cdi`
+#[derive(Debug, Subcommand)]
+pub enum Cdi {
+    /// Write the document of this host's GPUs
+    Generate(CdiGenerate),
+    /// List the devices that engines find
+    List(CdiDirectories),
+    /// Check the documents that engines find, and say what is wrong and what to do
+    Validate(CdiDirectories),
+}
+
+/// `gpurun cdi generate`
+#[derive(Debug, Args)]
+pub struct CdiGenerate {
+    /// Where it is written, /etc/cdi/nvidia.yaml as a rule [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Its format [default: what the file's name ends with, or yaml]
+    #[arg(long, value_enum)]
+    pub format: Option<CdiFormat>,
+    /// Use nothing that this engine cannot read: podman, docker, containerd or cri-o, with its release behind "@"
+    #[arg(long, value_name = "ENGINE[@RELEASE]")]
+    pub engine: Option<String>,
+    /// What stands before the "/" in the names of the devices
+    #[arg(long, default_value = "nvidia.com", value_name = "NAME")]
+    pub vendor: String,
+    /// What stands before the "=" in the names of the devices
+    #[arg(long, default_value = "gpu", value_name = "NAME")]
+    pub class: String,
+    /// How the devices are called; each has every name
+    #[arg(long, value_enum, default_values = ["index", "uuid"])]
+    pub device_name_strategy: Vec<crate::apply::cdi::NameStrategy>,
+    /// Where the program gpurun-hook is on the host [default: beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub hook: Option<PathBuf>,
+}
+
+/// `--format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CdiFormat {
+    /// YAML
+    Yaml,
+    /// JSON
+    Json,
+}
+
+/// Where the documents are.
+#[derive(Debug, Args)]
+pub struct CdiDirectories {
+    /// A directory of documents; one that is named later goes before
+    #[arg(long = "spec-dir", value_name = "DIR", value_delimiter = ',', default_values = crate::formats::cdi::DIRECTORIES)]
+    pub directories: Vec<PathBuf>,
 }
 
 /// `gpurun demo`

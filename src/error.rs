@@ -64,6 +64,7 @@ codes! {
     NoRuntime = 59, 125, "no low-level OCI runtime can be run";
     CannotRun = 60, 126, "the command cannot be run";
     CommandNotFound = 61, 127, "the command was not found in the container";
+    Cdi = 70, 125, "a CDI document cannot be made, read or written";
     Internal = 90, 125, "a system call failed that should not have";
 }
 

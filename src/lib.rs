@@ -5,9 +5,9 @@
 //!
 //! ```text
 //!  inventory ──┐
-//!  (what the   │
-//!   host has)  ├─► plan ─► Injection ─► apply ─┬► container   gpurun IMAGE CMD: our own container, in process
-//!  request  ───┘  (pure)   (a value)            └► oci_spec    gpurun-runtime: edits config.json, becomes runc or crun
+//!  (what the   │                               ┌► container   gpurun IMAGE CMD: our own container, in process
+//!   host has)  ├─► plan ─► Injection ─► apply ─┼► oci_spec    gpurun-runtime: edits config.json, becomes runc or crun
+//!  request  ───┘  (pure)   (a value)            └► cdi         a document from which engines inject by themselves
 //!  (what is
 //!   asked for)
 //! ```

@@ -38,6 +38,29 @@ pub struct ContainerRoot {
     pub writable: bool,
 }
 
+impl ContainerRoot {
+    /// Opens a container's root.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when there is none, [`Code::Rootfs`] when it is the host's own.
+    pub fn open(path: PathBuf) -> Result<Self> {
+        let failed = || format!("the container's root {} cannot be opened", path.display());
+        let directory =
+            rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .or_fail(Code::Bundle, failed)?;
+        let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let own = identity(rustix::fs::fstat(&directory).or_fail(Code::Bundle, failed)?);
+        if rustix::fs::stat("/").is_ok_and(|host| identity(host) == own) {
+            // The loader's cache that would be written is the host's.
+            return Err(Error::new(Code::Rootfs, "the container's root is the host's own")
+                .fix("leave out the request for GPUs: what the host has is there already"));
+        }
+        let writable =
+            rustix::fs::fstatvfs(&directory).is_ok_and(|fs| !fs.f_flag.contains(StatVfsMountFlags::RDONLY));
+        Ok(Self { path, directory, writable })
+    }
+}
+
 impl Bundle {
     /// Opens a bundle and reads its configuration.
     ///
@@ -80,21 +103,7 @@ impl Bundle {
             Error::new(Code::Bundle, "the container's config.json names no root").fix("set root.path there")
         })?;
         // An absolute path replaces the bundle's.
-        let path = self.path.join(named);
-        let failed = || format!("the container's root {} cannot be opened", path.display());
-        let directory =
-            rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .or_fail(Code::Bundle, failed)?;
-        let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-        let own = identity(rustix::fs::fstat(&directory).or_fail(Code::Bundle, failed)?);
-        if rustix::fs::stat("/").is_ok_and(|host| identity(host) == own) {
-            // The loader's cache that would be written is the host's.
-            return Err(Error::new(Code::Rootfs, "the container's root is the host's own")
-                .fix("leave out the request for GPUs: what the host has is there already"));
-        }
-        let writable =
-            rustix::fs::fstatvfs(&directory).is_ok_and(|fs| !fs.f_flag.contains(StatVfsMountFlags::RDONLY));
-        Ok(ContainerRoot { path, directory, writable })
+        ContainerRoot::open(self.path.join(named))
     }
 
     /// Puts another configuration in the place of the one that is there: whoever reads sees the old one or the new one.

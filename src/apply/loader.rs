@@ -31,11 +31,12 @@ pub struct Prepared {
 
 /// Sorts before any other file of the directory that packages put there, so that a later ldconfig finds these first.
 const LD_SO_CONF: &str = "/etc/ld.so.conf.d/00-gpurun.conf";
-const LD_SO_CACHE: &str = "/etc/ld.so.cache";
+/// glibc's list of libraries.
+pub const LD_SO_CACHE: &str = "/etc/ld.so.cache";
 /// A cache has about 100 bytes a library; the largest seen (a desktop) has 200 kB.
-const MAX_CACHE: u64 = 16 << 20;
+pub const MAX_CACHE: u64 = 16 << 20;
 /// Where NVIDIA's images and packages put the newer driver libraries.
-const COMPAT_DIR: &str = "/usr/local/cuda/compat";
+pub const COMPAT_DIR: &str = "/usr/local/cuda/compat";
 
 #[cfg(target_arch = "x86_64")]
 mod machine {
@@ -60,7 +61,7 @@ pub fn prepare(image: &Layers, injection: &Injection) -> Result<Prepared> {
     if injection.libraries.is_empty() {
         return Ok(Prepared { symlinks: injection.symlinks.clone(), ..Prepared::default() });
     }
-    let compat = injection.forward_compat.as_ref().and_then(|host| find_compat(image, host));
+    let compat = injection.forward_compat.as_ref().and_then(|host| find_compat(image, COMPAT_DIR, host));
     if let (None, Some(ForwardCompat { driver, cuda: speaks, needed_for: Some(needed) })) =
         (&compat, &injection.forward_compat)
     {
@@ -121,7 +122,9 @@ fn well_known(image: &Layers, libraries: &[CachedLibrary]) -> Vec<Symlink> {
         return Vec::new();
     };
     let mut links = Vec::new();
-    for library in libraries.iter().filter(|l| !l.is_32bit && WELL_KNOWN.contains(&l.soname.as_str())) {
+    let elsewhere = |library: &&CachedLibrary| !library.path.0.starts_with(directory);
+    let known = libraries.iter().filter(|l| !l.is_32bit && WELL_KNOWN.contains(&l.soname.as_str()));
+    for library in known.filter(elsewhere) {
         let link = |name: &str, target: &Path| Symlink {
             link: ContainerPath(Path::new(directory).join(name)),
             target: target.into(),
@@ -145,11 +148,15 @@ fn entry(library: &CachedLibrary) -> ldcache::Entry {
 }
 
 /// The image's own driver libraries, if it has exactly one libcuda there and that one is for this host.
-fn find_compat(image: &Layers, host: &ForwardCompat) -> Option<(PathBuf, Vec<CachedLibrary>)> {
+pub fn find_compat(
+    image: &Layers,
+    directory: &str,
+    host: &ForwardCompat,
+) -> Option<(PathBuf, Vec<CachedLibrary>)> {
     // A link there is followed; what it leads to is the name that the loader gets, so a later change of the link does nothing.
-    let (directory, Found::Directory(_)) = image.find(COMPAT_DIR)? else { return None };
+    let (directory, Found::Directory(_)) = image.find(directory)? else { return None };
     let names: Vec<String> =
-        image.list(COMPAT_DIR).into_iter().filter_map(|n| n.into_string().ok()).collect();
+        image.list(directory.to_str()?).into_iter().filter_map(|n| n.into_string().ok()).collect();
     let file = |name: &str| match image.find(directory.join(name).to_str()?)? {
         (path, Found::File(file)) => Some((path, file)),
         _ => None,

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bundle;
+pub mod cdi;
 pub mod config_file;
 pub mod container;
 pub mod delivery;

@@ -48,7 +48,8 @@ impl BindKind {
         }
     }
 
-    fn options(self) -> &'static [&'static str] {
+    /// In the words of the OCI specification.
+    pub fn options(self) -> &'static [&'static str] {
         match self {
             Self::ReadOnly => &["ro", "nosuid", "nodev", "rbind", "rprivate"],
             Self::Socket => &["nosuid", "nodev", "noexec", "rbind", "rprivate"],

@@ -213,12 +213,21 @@ fn look(directories: &[OwnedFd], name: &OsStr) -> Option<Looked> {
 
 /// A container's root that is mounted and that nobody runs in yet.
 #[derive(Debug)]
-pub struct Root(OwnedFd);
+pub struct Root {
+    directory: OwnedFd,
+    how: ResolveFlags,
+}
 
 impl Root {
     /// The root behind this descriptor.
     pub fn new(root: OwnedFd) -> Self {
-        Self(root)
+        Self { directory: root, how: ResolveFlags::empty() }
+    }
+
+    /// The same without what is mounted below it: where an engine has mounted volumes already, a path through one of them
+    /// leads to files of the host or of another container.
+    pub fn without_mounts(root: OwnedFd) -> Self {
+        Self { directory: root, how: ResolveFlags::NO_XDEV }
     }
 
     /// Opens `path` inside the root, its links resolved inside, too.
@@ -229,8 +238,8 @@ impl Root {
     fn resolve(&self, path: &Path, flags: OFlags, how: ResolveFlags) -> rustix::io::Result<OwnedFd> {
         let path = relative(path);
         loop {
-            let how = how | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-            match rustix::fs::openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
+            let how = how | self.how | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            match rustix::fs::openat2(&self.directory, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
                 // The kernel could not rule out that a rename raced the resolution (openat2(2)): again.
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 result => return result,
@@ -240,8 +249,17 @@ impl Root {
 
     /// The directory `path`, made with its parents where it is absent (0755, owned by the container's root).
     pub fn directory(&self, path: &Path) -> Result<OwnedFd> {
-        self.make_directory(path).or_fail(Code::Rootfs, || {
-            format!("the image has no directory {} and none can be made", path.display())
+        self.make_directory(path).map_err(|errno| match errno {
+            Errno::XDEV => Error::new(
+                Code::Rootfs,
+                format!("{} of the container is on a volume", path.display()),
+            )
+            .cause("what is mounted there may be the host's, or another container's, and is not written to")
+            .fix("mount the volume at another place"),
+            errno => {
+                let what = format!("the image has no directory {} and none can be made", path.display());
+                Error::new(Code::Rootfs, what).cause(errno)
+            }
         })
     }
 
@@ -278,10 +296,15 @@ impl Root {
             .or_fail(Code::Rootfs, || format!("{} cannot be made in the image", path.display()))
     }
 
+    /// The directory `path`, if no component of it is a link.
+    pub fn plain_directory(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        self.resolve(path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS)
+    }
+
     /// A directory that a kernel file system can be mounted on: no component may be a link, because what is masked
     /// beneath it is named by path.
     pub fn kernel_mount_point(&self, path: &Path) -> Result<OwnedFd> {
-        match self.resolve(path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS) {
+        match self.plain_directory(path) {
             Err(Errno::NOENT) => self.directory(path),
             Err(errno) => Err(Error::new(
                 Code::Rootfs,
@@ -369,7 +392,7 @@ impl Root {
 
 impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.directory.as_fd()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The corridor: one file a verb, its pipeline on one screen.
 #![forbid(unsafe_code)]
 
+pub mod cdi;
 pub mod config;
 pub mod configure;
 pub mod demo;

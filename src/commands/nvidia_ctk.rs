@@ -144,7 +144,7 @@ fn make_control_nodes(host: &Host, dry_run: bool) -> Result<()> {
     for (path, numbers) in host.missing_control_nodes() {
         match numbers {
             Some((major, minor)) if dry_run => {
-                println!("mknod -m 0666 {} c {major} {minor}", path.0.display())
+                println!("mknod -m 0666 {} c {major} {minor}", path.0.display());
             }
             Some((major, minor)) => device_nodes::make(&path, major, minor)?,
             None => tracing::warn!("{} is not made: its kernel module is not loaded", path.0.display()),

@@ -1,6 +1,7 @@
 //! Other people's file formats, as they define them.
 #![forbid(unsafe_code)]
 
+pub mod cdi;
 pub mod cuda_compat;
 pub mod json_document;
 pub mod ldcache;

@@ -5,35 +5,9 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     vocabulary::EnvVar,
 };
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::PathBuf;
-
-/// What a low-level runtime tells a hook on its standard input (runtime-spec, runtime.md, "State").
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct State {
-    /// The container's first process, as the runtime sees it.
-    pub pid: i32,
-    /// The absolute path of the bundle.
-    pub bundle: PathBuf,
-}
-
-impl State {
-    /// Reads a state. One without a process, which `createRuntime` hooks may get, is none for a prestart hook.
-    ///
-    /// # Errors
-    /// [`Code::Bundle`] when it is not one.
-    pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let what = || "the state on standard input is not a container's";
-        let state: Value = serde_json::from_slice(bytes).or_fail(Code::Bundle, what)?;
-        let wrong = |cause| Error::new(Code::Bundle, what()).cause(cause);
-        let pid = state.get("pid").and_then(Value::as_i64).and_then(|pid| i32::try_from(pid).ok());
-        let bundle = state.get("bundle").and_then(Value::as_str).map(PathBuf::from);
-        Ok(Self {
-            pid: pid.filter(|&pid| pid > 0).ok_or_else(|| wrong("it has no pid"))?,
-            bundle: bundle.filter(|path| path.is_absolute()).ok_or_else(|| wrong("it names no bundle"))?,
-        })
-    }
-}
 
 /// A container's configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -175,6 +149,49 @@ impl Spec {
     }
 }
 
+/// What a low-level runtime writes to a hook's standard input (runtime-spec, runtime.md, "State"), as far as hooks read it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct State {
+    /// The container's first process, as the host numbers it; 0 before there is one.
+    #[serde(default)]
+    pub pid: i32,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The container's root on the host: crun says it, runc does not.
+    pub root: Option<PathBuf>,
+}
+
+impl State {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when it is something else.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let what = || "standard input holds no OCI state of a container";
+        let fix = "hooks are run by a low-level runtime, runc or crun";
+        let state: Self =
+            serde_json::from_slice(bytes).or_fail(Code::Bundle, what).map_err(|error| error.fix(fix))?;
+        if !state.bundle.is_absolute() {
+            return Err(Error::new(Code::Bundle, what())
+                .cause("its bundle is not an absolute path")
+                .fix(fix));
+        }
+        Ok(state)
+    }
+
+    /// The container's first process.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when there is none yet.
+    pub fn process(&self) -> Result<i32> {
+        if self.pid > 0 {
+            return Ok(self.pid);
+        }
+        Err(Error::new(Code::Bundle, "the container has no process yet")
+            .fix("a prestart hook is run when it has one"))
+    }
+}
+
 fn misplaced(path: &[&str], wanted: &str) -> Error {
     Error::new(Code::Bundle, format!("{} of the container's config.json is not {wanted}", path.join(".")))
 }
@@ -212,26 +229,29 @@ mod tests {
     }
 
     #[test]
-    fn a_state_names_a_process_and_a_bundle() {
-        // As runc and crun write them.
-        for text in [
-            r#"{"ociVersion":"1.0.2-dev","id":"x","status":"creating","pid":12505,"bundle":"/run/x"}"#,
-            r#"{"ociVersion":"1.0","id":"x","pid":12505,"root":"rootfs","bundle":"\/run\/x","status":"created"}"#,
-        ] {
-            assert_eq!(State::parse(text.as_bytes()).unwrap(), State { pid: 12505, bundle: "/run/x".into() });
-        }
+    fn a_state_is_read_with_and_without_what_crun_adds() {
+        let runc =
+            r#"{"ociVersion":"1.0.2","id":"x","status":"creating","pid":7,"bundle":"/b","annotations":{}}"#;
+        let bundle = PathBuf::from("/b");
+        let read = |text: &str| State::parse(text.as_bytes());
+        assert_eq!(read(runc).unwrap(), State { pid: 7, bundle: bundle.clone(), root: None });
+        let crun = read(r#"{"bundle":"\/b","root":"/b/merged"}"#).unwrap();
+        assert_eq!(crun, State { pid: 0, bundle, root: Some("/b/merged".into()) });
         for text in [
             "",
-            "[]",
             "{}",
+            "[]",
+            r#"{"bundle":3}"#,
             r#"{"pid":1}"#,
-            r#"{"pid":0,"bundle":"/x"}"#,
-            r#"{"pid":-1,"bundle":"/x"}"#,
-            r#"{"pid":4294967297,"bundle":"/x"}"#,
-            r#"{"pid":1,"bundle":"x"}"#,
-            r#"{"pid":"1","bundle":"/x"}"#,
+            r#"{"bundle":"b"}"#,
+            r#"{"pid":"1","bundle":"/b"}"#,
         ] {
-            assert_eq!(State::parse(text.as_bytes()).unwrap_err().code(), Code::Bundle, "{text}");
+            assert_eq!(read(text).unwrap_err().code(), Code::Bundle, "{text}");
+        }
+        assert_eq!(read(runc).unwrap().process().unwrap(), 7);
+        for pid in ["0", "-1"] {
+            let state = read(&format!(r#"{{"pid":{pid},"bundle":"/b"}}"#)).unwrap();
+            assert_eq!(state.process().unwrap_err().code(), Code::Bundle, "{pid}");
         }
     }
 

@@ -13,7 +13,7 @@ mod device_node;
 mod driver;
 mod driver_files;
 mod driver_root;
-mod elf;
+pub mod elf;
 mod gpu;
 mod mig;
 pub mod nvml;
@@ -22,7 +22,7 @@ mod snapshot;
 mod types;
 
 pub use driver_root::{Found, OpenRoot};
-pub use snapshot::SYSTEM_STATE_DIR;
+pub use snapshot::{SYSTEM_STATE_DIR, numbers};
 pub use types::*;
 
 use crate::{

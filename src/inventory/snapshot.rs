@@ -236,7 +236,8 @@ fn children(base: &Path, dir: &Path, prefix: &str) -> Vec<(PathBuf, u64)> {
     children
 }
 
-fn numbers(path: &Path) -> Option<(u32, u32)> {
+/// The numbers of a character device; `None` for anything else.
+pub fn numbers(path: &Path) -> Option<(u32, u32)> {
     let stat = rustix::fs::stat(path).ok()?;
     (FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice)
         .then(|| (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)))

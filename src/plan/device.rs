@@ -100,12 +100,17 @@ fn gated(driver: &Driver, feature: GatedFeature) -> impl Iterator<Item = &Device
     driver.gated_nodes.iter().filter(move |(gate, _)| *gate == feature).map(|(_, node)| node)
 }
 
+/// [`profile`] of the GPUs that are selected, for who draws.
+pub(super) fn application_profile(selected: &[Selected<'_>], capabilities: DriverCapability) -> Option<File> {
+    let minors = selected.iter().map(|device| device.gpu.minor);
+    capabilities.intersects(DRAWING).then(|| profile(minors))?
+}
+
 /// Tells the driver's EGL which GPUs it may use, as a bit for each minor number: it finds every GPU of the host and
 /// fails on the first whose node it cannot open. (Application profiles: chapter of that name in the driver's README.)
-pub(super) fn application_profile(selected: &[Selected<'_>], capabilities: DriverCapability) -> Option<File> {
-    let bits = selected.iter().filter_map(|device| 1u64.checked_shl(device.gpu.minor));
-    let mask = bits.fold(0, std::ops::BitOr::bitor);
-    (mask != 0 && capabilities.intersects(DRAWING)).then(|| File {
+pub fn profile(minors: impl Iterator<Item = u32>) -> Option<File> {
+    let mask = minors.filter_map(|minor| 1u64.checked_shl(minor)).fold(0, std::ops::BitOr::bitor);
+    (mask != 0).then(|| File {
         path: ContainerPath("/etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf".into()),
         content: format!(
             "{{\"profiles\":[{{\"name\":\"_container_\",\"settings\":[\"EGLVisibleDGPUDevices\",{mask:#x}]}}],\

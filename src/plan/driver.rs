@@ -167,7 +167,7 @@ fn library_dir(is_32bit: bool) -> PathBuf {
 
 /// The driver's parameters with `ModifyDeviceFiles: 0`. The driver's libraries make device nodes that are missing,
 /// and correct those that they find, when the file says 1: inside a container that is nobody's wish.
-fn params(host: &str) -> Option<File> {
+pub fn params(host: &str) -> Option<File> {
     const MODIFY: &str = "ModifyDeviceFiles: 1";
     host.lines().any(|line| line.trim() == MODIFY).then(|| File {
         path: ContainerPath("/proc/driver/nvidia/params".into()),

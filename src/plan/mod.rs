@@ -22,7 +22,7 @@ pub use select::{Selected, select};
 use crate::{
     error::Result,
     inventory::Inventory,
-    request::{DeviceRequest, DeviceSelection},
+    request::{DeviceRequest, DeviceSelection, GpuFilter},
     vocabulary::{DriverCapability, EnvVar},
 };
 use cuda::Verdict;
@@ -79,11 +79,42 @@ pub fn plan(inventory: &Inventory, request: &DeviceRequest, policy: &Policy) -> 
     Ok(injection)
 }
 
+/// What a container could get, shared and for each device apart: for engines that choose later.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// What every container gets that has any device.
+    pub shared: Injection,
+    /// The devices that a container can compute on, and the part of each.
+    pub devices: Vec<(Selected<'a>, DevicePart)>,
+}
+
+/// The parts of every device of the host.
+///
+/// # Errors
+/// [`crate::error::Code::UnknownGpu`] where there is none, and those of a driver that lacks something.
+pub fn parts(inventory: &Inventory, capabilities: DriverCapability) -> Result<Parts<'_>> {
+    let mut shared = driver::shared(inventory, capabilities)?;
+    let selected = select::all(inventory, &GpuFilter::default())?;
+    let driver = &inventory.driver;
+    // Whoever reads the variable after this must not inject a second time.
+    shared.env = vec![("NVIDIA_VISIBLE_DEVICES".into(), "void".into())];
+    shared.forward_compat =
+        selected.iter().all(|device| cuda::takes_forward_compat(&device.gpu.brand)).then(|| ForwardCompat {
+            driver: driver.version.clone(),
+            cuda: driver.cuda.clone(),
+            needed_for: None,
+        });
+    shared.warnings =
+        select::lost_gpus(inventory).map(|lost| format!("{}; {}", lost.what, lost.fix)).collect();
+    let part = |device| (device, device::device(device, capabilities));
+    Ok(Parts { shared, devices: selected.into_iter().map(part).collect() })
+}
+
 /// What Docker tells a container about its request. An image says `all` there, whatever was asked for.
 fn environment(request: &DeviceRequest, selected: &[Selected<'_>]) -> Vec<EnvVar> {
     let names = |ids: &mut dyn Iterator<Item = String>| ids.collect::<Vec<_>>().join(",");
     let devices = match &request.selection {
-        DeviceSelection::All if request.filter == crate::request::GpuFilter::default() => "all".into(),
+        DeviceSelection::All if request.filter == GpuFilter::default() => "all".into(),
         DeviceSelection::DriverOnly => "none".into(),
         DeviceSelection::Ids(ids) => names(&mut ids.iter().map(ToString::to_string)),
         DeviceSelection::All | DeviceSelection::Count(_) => {

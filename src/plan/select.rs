@@ -18,12 +18,13 @@ pub struct Selected<'a> {
 }
 
 impl Selected<'_> {
-    fn uuid(&self) -> &str {
+    /// The GPU's or the MIG device's.
+    pub fn uuid(&self) -> &str {
         self.mig.map_or(&self.gpu.uuid, |mig| &mig.uuid)
     }
 
     /// By which a user would ask for it.
-    pub(super) fn id(&self) -> DeviceId {
+    pub fn id(&self) -> DeviceId {
         self.mig.map_or(DeviceId::Index(self.gpu.index), |mig| DeviceId::Mig(self.gpu.index, mig.index))
     }
 
@@ -59,15 +60,12 @@ pub fn select<'a>(
 ) -> Result<Vec<Selected<'a>>> {
     match &request.selection {
         DeviceSelection::DriverOnly => Ok(Vec::new()),
-        DeviceSelection::All => {
-            let fitting = fitting(inventory, &request.filter);
-            if fitting.is_empty() { Err(too_few(inventory, request, 1, 0)) } else { Ok(fitting) }
-        }
+        DeviceSelection::All => all(inventory, &request.filter),
         DeviceSelection::Count(count) => {
             let mut fitting = fitting(inventory, &request.filter);
             let count = usize::try_from(*count).unwrap_or(usize::MAX);
             if fitting.len() < count {
-                return Err(too_few(inventory, request, count, fitting.len()));
+                return Err(too_few(inventory, &request.filter, count, fitting.len()));
             }
             fitting.truncate(count);
             Ok(fitting)
@@ -98,6 +96,12 @@ fn usable(inventory: &Inventory) -> impl Iterator<Item = Selected<'_>> {
         let parts = gpu.mig_devices.iter().filter(|_| gpu.mig_enabled);
         whole.into_iter().chain(parts.map(move |mig| Selected { gpu, mig: Some(mig) }))
     })
+}
+
+/// Every device that a program can compute on; one at least.
+pub(super) fn all<'a>(inventory: &'a Inventory, filter: &GpuFilter) -> Result<Vec<Selected<'a>>> {
+    let fitting = fitting(inventory, filter);
+    if fitting.is_empty() { Err(too_few(inventory, filter, 1, 0)) } else { Ok(fitting) }
 }
 
 fn fitting<'a>(inventory: &'a Inventory, filter: &GpuFilter) -> Vec<Selected<'a>> {
@@ -179,8 +183,8 @@ fn with_choices(error: Error, inventory: &Inventory) -> Error {
     }
 }
 
-fn too_few(inventory: &Inventory, request: &DeviceRequest, asked: usize, found: usize) -> Error {
-    let GpuFilter { arch, memory } = &request.filter;
+fn too_few(inventory: &Inventory, filter: &GpuFilter, asked: usize, found: usize) -> Error {
+    let GpuFilter { arch, memory } = filter;
     let conditions = [
         arch.as_ref().map(|arch| format!("arch>={arch}")),
         memory.map(|bytes| format!("mem>={}MiB", bytes >> 20)),

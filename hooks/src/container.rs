@@ -1,0 +1,197 @@
+//! The container that a hook is run for: its root, beneath descriptors.
+
+use gpurun::{
+    apply::{
+        bundle::{Bundle, ContainerRoot},
+        loader::Prepared,
+        mount,
+        rootfs::{Layers, Root},
+    },
+    error::{Code, Error, OrFail, Result},
+    formats::oci::State,
+    plan::{DRIVER_DIR, Symlink},
+    sys::mount::{Flags, restrict},
+};
+use rustix::{
+    fd::OwnedFd,
+    fs::{CWD, FileType, Mode, OFlags},
+    io::Errno,
+    mount::{FsOpenFlags, OpenTreeFlags, UnmountFlags},
+};
+use std::{
+    io::Read,
+    os::fd::{AsFd, AsRawFd},
+    path::{Component, Path, PathBuf},
+};
+
+/// A state has some hundred bytes and the engine's annotations.
+const MAX_STATE: u64 = 16 << 20;
+/// What engines mount in a container that is its own: a hook may write there.
+const OWN_MOUNTS: [&str; 2] = [DRIVER_DIR, "/dev"];
+
+/// A container that is made and not yet started.
+#[derive(Debug)]
+pub struct Container {
+    /// Its root, for reading.
+    pub image: Layers,
+    /// The same with what is mounted in it.
+    whole: Root,
+    /// The same without: volumes are the host's or another container's.
+    root: Root,
+    /// Those of [`OWN_MOUNTS`] that there are, likewise.
+    mounts: Vec<(&'static Path, Root)>,
+}
+
+impl Container {
+    /// The container whose state is on standard input.
+    pub fn of_state() -> Result<Self> {
+        let mut bytes = Vec::new();
+        let read = std::io::stdin().lock().take(MAX_STATE).read_to_end(&mut bytes);
+        read.or_fail(Code::Bundle, || "standard input cannot be read")?;
+        let state = State::parse(&bytes)?;
+        let root = if let Some(root) = state.root {
+            ContainerRoot::open(root)?
+        } else {
+            let (bundle, spec) = Bundle::open(&state.bundle)?;
+            bundle.root(&spec)?
+        };
+        Self::beneath(&root.directory)
+    }
+
+    fn beneath(root: &OwnedFd) -> Result<Self> {
+        let copy = || root.try_clone().or_fail(Code::Internal, || "no descriptor is left");
+        let image =
+            Layers::open(Vec::new())?.beneath(root).or_fail(Code::Internal, || "no descriptor is left")?;
+        let whole = Root::new(copy()?);
+        let mounted = |mount: &'static str| {
+            // A link of the image's could lead to a volume.
+            let directory = whole.plain_directory(Path::new(mount)).ok()?;
+            Some((Path::new(mount), Root::without_mounts(directory)))
+        };
+        let mounts = OWN_MOUNTS.into_iter().filter_map(mounted).collect();
+        Ok(Self { image, root: Root::without_mounts(copy()?), mounts, whole })
+    }
+
+    /// The file system on which a path is, and the path there.
+    fn place(&self, path: &Path) -> (&Root, PathBuf) {
+        for (mount, root) in &self.mounts {
+            if let Ok(below) = path.strip_prefix(mount) {
+                return (root, Path::new("/").join(below));
+            }
+        }
+        (&self.root, path.into())
+    }
+
+    /// Opens what is at a path of the container, and not on a volume.
+    pub fn open(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        let (root, path) = self.place(path);
+        root.open(&path, OFlags::PATH)
+    }
+
+    /// Makes a link.
+    pub fn link(&self, link: &Symlink) -> Result<()> {
+        let path = normal(&link.link.0)?;
+        let target = &link.target;
+        if path.starts_with("/dev") {
+            // One beside a device node, which this container has or has not.
+            let mut node = path.parent().unwrap_or(&path).to_path_buf();
+            for part in target.components() {
+                if part == Component::ParentDir {
+                    node.pop();
+                } else {
+                    node.push(part);
+                }
+            }
+            if self.open(&node).is_err() {
+                return Ok(());
+            }
+        }
+        let (root, path) = self.place(&path);
+        root.symlink(&path, target)
+    }
+
+    /// Writes a file.
+    pub fn write(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
+        let path = normal(path)?;
+        let (root, path) = self.place(&path);
+        root.write(&path, content, mode)
+    }
+
+    /// Writes and links what the loader needs.
+    pub fn lay(&self, prepared: &Prepared) -> Result<()> {
+        prepared.files.iter().try_for_each(|(path, content, mode)| self.write(path, content, *mode))?;
+        prepared.symlinks.iter().try_for_each(|link| self.link(link))
+    }
+
+    /// Makes what an engine mounted at `path` read-only from here on, if it is a mount and if we may.
+    pub fn seal(&self, path: &Path) {
+        if let Ok(directory) = self.whole.open(path, OFlags::PATH | OFlags::DIRECTORY) {
+            let read_only = Flags { read_only: true, ..Default::default() };
+            let _ = restrict(directory.as_fd(), read_only, false);
+        }
+    }
+
+    /// Covers the file at `path` with this content, read-only; nothing happens where there is none, or where mounting is not
+    /// permitted, as in some user namespaces.
+    pub fn cover(&self, path: &Path, content: &[u8]) -> Result<()> {
+        let (Ok(point), Some(Ok(directory))) = (
+            self.whole.open(path, OFlags::PATH),
+            path.parent().map(|parent| self.whole.open(parent, OFlags::PATH | OFlags::DIRECTORY)),
+        ) else {
+            return Ok(());
+        };
+        // fsopen(2) asks for CAP_SYS_ADMIN, as every call after it does.
+        match rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC) {
+            Err(Errno::PERM) => Ok(()),
+            _ => covered(&point, &directory, content, path),
+        }
+    }
+}
+
+fn covered(point: &OwnedFd, directory: &OwnedFd, content: &[u8], shown: &Path) -> Result<()> {
+    let options = [("mode", "0755".to_owned()), ("size", "64k".to_owned())];
+    let tmpfs = mount::new_filesystem("tmpfs", &options, NOTHING)?;
+    let copy = tmpfs.try_clone().or_fail(Code::Internal, || "no descriptor is left")?;
+    Root::new(copy).write(Path::new("/content"), content, 0o444)?;
+    // Kernels before 6.15 clone a mount only where it is mounted, so it is, for a moment.
+    mount::attach(&tmpfs, directory, shown)?;
+    let file = mount::open_tree(&tmpfs, OpenTreeFlags::empty(), "content", shown);
+    // In the container's mount namespace `/` is the host's until pivot_root, and so is this /proc.
+    rustix::mount::unmount(format!("/proc/self/fd/{}", tmpfs.as_raw_fd()), UnmountFlags::DETACH)
+        .or_fail(Code::Mount, || "a mount of the hook's own cannot be taken away")?;
+    let file = file?;
+    restrict(file.as_fd(), Flags { read_only: true, ..NOTHING }, false)
+        .or_fail(Code::Mount, || format!("{} cannot be made read-only", shown.display()))?;
+    mount::attach(&file, point, shown)
+}
+
+/// Nothing but reading and writing.
+const NOTHING: Flags = Flags { read_only: false, nosuid: true, nodev: true, noexec: true };
+
+/// A path without `..`, which would be taken off the name before a link is followed: documents have none.
+fn normal(path: &Path) -> Result<PathBuf> {
+    let is_plain =
+        |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_) | Component::CurDir);
+    if path.is_absolute() && path.components().all(is_plain) {
+        return Ok(path.into());
+    }
+    Err(Error::new(Code::Usage, format!("{} is not a path in a container", path.display()))
+        .fix("write the CDI document anew; paths in it are absolute and have no `..`"))
+}
+
+/// The content of a host's file of procfs; `None` where there is none.
+pub fn proc_file(path: &Path) -> Option<String> {
+    let fd =
+        rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+            .ok()?;
+    let mut text = String::new();
+    std::fs::File::from(fd).take(1 << 20).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// The numbers of a character device; `None` for anything else.
+pub fn character_device(fd: &OwnedFd) -> Option<(u32, u32)> {
+    let stat = rustix::fs::fstat(fd).ok()?;
+    (FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice)
+        .then(|| (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)))
+}

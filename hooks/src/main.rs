@@ -1,0 +1,41 @@
+//! The hooks that a CDI document names, as one program: those of NVIDIA's nvidia-cdi-hook, with its flags, and `all`, which is
+//! what gpurun's own documents need, in one process.
+//!
+//! A low-level runtime runs them as `createContainer`: in the container's namespaces, before the root is changed, so that `/` is the
+//! host's still. They run with the runtime's rights over files that an image made: nothing of the image's is executed or
+//! loaded, no environment is read, and every path is resolved beneath a descriptor of the container's root.
+#![forbid(unsafe_code)]
+
+mod container;
+mod hooks;
+mod words;
+
+use std::process::ExitCode;
+use words::Words;
+
+fn main() -> ExitCode {
+    let words = Words::of(std::env::args_os());
+    match words.hook.as_deref() {
+        Some("--version" | "-v") => {
+            println!("gpurun-hook {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Some(name) => {
+            if let Some(hook) = hooks::named(name) {
+                // What we make is for every user of the container to read.
+                rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+                return match container::Container::of_state().and_then(|container| hook(&container, &words)) {
+                    Ok(()) => ExitCode::SUCCESS,
+                    Err(error) => {
+                        eprintln!("{error}");
+                        ExitCode::FAILURE
+                    }
+                };
+            }
+            // A document may be newer than this program, and a container without the newest is better than none.
+            eprintln!("gpurun-hook: the hook {name:?} is not known; nothing is done");
+        }
+        None => eprintln!("gpurun-hook: no hook is named; nothing is done"),
+    }
+    ExitCode::SUCCESS
+}

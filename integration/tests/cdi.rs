@@ -1,0 +1,723 @@
+//! CDI documents under real runc and crun, and the hooks that they name on roots that wish the host ill.
+
+use gpurun::formats::cdi::{ContainerEdits, Document, Hook, Mount};
+use gpurun_integration::{
+    Ended, SpawnPiped, TestHost,
+    bundle::{Bundle, Hierarchies, LIBRARIES, PROBE, probed},
+    cached, description, dist, finish, image, must, run, unique,
+};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::{Seek, Write},
+    os::unix::{
+        fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink},
+        process::CommandExt,
+    },
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// What the CDI library of engines does (pkg/cdi/container-edits.go): the edits of each device that is asked for, then those that
+/// all share.
+fn inject(document: &Document, devices: &[&str], spec: &mut Value) {
+    let named = |name: &&str| {
+        document.devices.iter().find(|device| device.name == **name).unwrap_or_else(|| panic!("{name}"))
+    };
+    let edits = devices.iter().map(|name| &named(name).container_edits).chain([&document.container_edits]);
+    fn list<'a>(value: &'a mut Value, keys: &[&str]) -> &'a mut Vec<Value> {
+        let at = keys.iter().fold(value, |here, key| &mut here[*key]);
+        if at.is_null() {
+            *at = json!([]);
+        }
+        at.as_array_mut().unwrap()
+    }
+    for edit in edits {
+        list(spec, &["process", "env"]).extend(edit.env.iter().map(|one| Value::from(one.as_str())));
+        for node in &edit.device_nodes {
+            let host = node.host_path.as_ref().unwrap_or(&node.path);
+            let (mut major, mut minor) = (node.major.unwrap_or(0), node.minor.unwrap_or(0));
+            if node.kind.is_none() || major == 0 {
+                let stat = fs::symlink_metadata(host).unwrap();
+                assert!(stat.file_type().is_char_device(), "{host}");
+                (major, minor) = (rustix::fs::major(stat.rdev()), rustix::fs::minor(stat.rdev()));
+            }
+            let mut device = json!({"path": node.path, "type": "c", "major": major, "minor": minor});
+            for (key, value) in [("fileMode", node.file_mode), ("uid", node.uid), ("gid", node.gid)] {
+                if let Some(value) = value {
+                    device[key] = value.into();
+                }
+            }
+            list(spec, &["linux", "devices"]).push(device);
+            let access = node.permissions.as_deref().unwrap_or("rwm");
+            list(spec, &["linux", "resources", "devices"])
+                .push(json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": access}));
+        }
+        for Mount { host_path, container_path, kind, options } in &edit.mounts {
+            let mounts = list(spec, &["mounts"]);
+            mounts.retain(|mount| mount["destination"] != json!(container_path));
+            let mut mount = json!({"source": host_path, "destination": container_path, "options": options});
+            if let Some(kind) = kind {
+                mount["type"] = json!(kind);
+            }
+            mounts.push(mount);
+        }
+        list(spec, &["mounts"])
+            .sort_by_key(|mount| mount["destination"].as_str().unwrap().matches('/').count());
+        for Hook { hook_name, path, args, env } in &edit.hooks {
+            list(spec, &["hooks", hook_name]).push(json!({"path": path, "args": args, "env": env}));
+        }
+        list(spec, &["process", "user", "additionalGids"])
+            .extend(edit.additional_gids.iter().map(|gid| Value::from(*gid)));
+    }
+}
+
+fn generate(host: &TestHost, options: &[&str]) -> Document {
+    let text = must(host.gpurun().args(["cdi", "generate", "--hook"]).arg(dist("gpurun-hook")).args(options));
+    Document::parse(&text).unwrap()
+}
+
+/// `runc run`, `crun run`.
+fn start(bundle: &Bundle, runtime: &str) -> Ended {
+    let mut command = match runtime {
+        "crun" => Hierarchies::Legacy.command(&cached("crun/usr/bin/crun")),
+        _ => Command::new("runc"),
+    };
+    let state = bundle.dir.path().join("state");
+    run(command.arg("--root").arg(state).args(["run", "--bundle"]).arg(bundle.dir.path()).arg(unique()))
+}
+
+const RUNTIMES: [&str; 2] = ["runc", "crun"];
+
+/// A container of the document's, that says what it sees.
+fn asks(bundle: &Bundle, document: &Document, devices: &[&str]) -> Value {
+    let mut spec = bundle.configure(&[], &["python3", "-c", PROBE]);
+    inject(document, devices, &mut spec);
+    bundle.write(&spec);
+    spec
+}
+
+fn has_gpu_2(saw: &Value, version: &str) {
+    assert_eq!(saw["libcuda"], json!([format!("{LIBRARIES}/libcuda.so.{version}")]), "{saw:#}");
+    assert_eq!(saw["nvml"], json!([format!("{LIBRARIES}/libnvidia-ml.so.{version}")]));
+    let gpu = &description("8xh100").gpus[2];
+    let smi = saw["smi"].as_str().unwrap();
+    assert!(smi.lines().count() == 1 && smi.contains(&gpu.uuid), "{saw:#}");
+    let node = format!("/dev/nvidia{}", gpu.minor);
+    assert_eq!(saw["nodes"][&node], json!(format!("195:{}", gpu.minor)));
+    assert_eq!(saw["nodes"].as_object().unwrap().len(), 5, "nvidiactl, uvm, its tools, modeset: {saw:#}");
+    assert_eq!((&saw["visible"], &saw["after_ldconfig"]), (&json!("void"), &json!("loaded\n")), "{saw:#}");
+}
+
+#[test]
+fn a_container_gets_the_device_that_its_engine_was_asked_for() {
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    let document = generate(&host, &[]);
+    for runtime in RUNTIMES {
+        let uuid = description("8xh100").gpus[2].uuid.clone();
+        for device in ["2", &uuid] {
+            let bundle = Bundle::of("debian-python");
+            asks(&bundle, &document, &[device]);
+            let saw = probed(&start(&bundle, runtime));
+            has_gpu_2(&saw, "550.163.01");
+            assert!(saw["write"].as_str().unwrap().contains("Read-only file system"), "{runtime}: {saw:#}");
+            // The driver leaves nothing in the root but the directory that it was mounted on.
+            assert!(fs::read_dir(bundle.root().join("usr/local/nvidia")).unwrap().next().is_none());
+        }
+    }
+    let bundle = Bundle::of("debian-python");
+    asks(&bundle, &document, &["all"]);
+    assert_eq!(probed(&start(&bundle, "runc"))["smi"].as_str().unwrap().lines().count(), 8);
+}
+
+#[test]
+fn a_container_that_is_started_again_gets_the_driver_of_that_day() {
+    let bundle = Bundle::of("debian-python");
+    for (branch, version) in [(535, "535.216.03"), (550, "550.163.01"), (535, "535.216.03")] {
+        let host = TestHost::with_driver("8xh100", branch, "debian");
+        asks(&bundle, &generate(&host, &["--format", "json"]), &["2"]);
+        let saw = probed(&start(&bundle, "runc"));
+        has_gpu_2(&saw, version);
+        let stale = saw["cache"].as_array().unwrap().iter().filter(|path| {
+            let name = path.as_str().unwrap().strip_prefix(LIBRARIES);
+            name.is_some_and(|name| {
+                !name[1..].contains('/') && !saw["files"].as_array().unwrap().contains(&name[1..].into())
+            })
+        });
+        assert_eq!(stale.count(), 0, "{saw:#}");
+    }
+}
+
+#[test]
+fn a_read_only_root_and_a_user_namespace_are_no_hindrance() {
+    const FIRST: u32 = 200_000;
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    let document = generate(&host, &[]);
+    for runtime in RUNTIMES {
+        let bundle = Bundle::of("debian-python");
+        let mut spec = asks(&bundle, &document, &["2"]);
+        spec["root"]["readonly"] = json!(true);
+        bundle.write(&spec);
+        has_gpu_2(&probed(&start(&bundle, runtime)), "550.163.01");
+    }
+    let host = TestHost::new("8xh100");
+    let document = generate(&host, &[]);
+    let bundle = Bundle::empty();
+    must(Command::new("cp").arg("-a").arg(image("distroless", "root").join(".")).arg(bundle.root()));
+    must(Command::new("chown").args(["-hR", &format!("{FIRST}:{FIRST}")]).arg(bundle.root()));
+    chown(bundle.dir.path(), Some(FIRST), Some(FIRST)).unwrap();
+    let mut spec = bundle.configure(&[], &["/app/probe", "libcuda.so.1", "libnvidia-ml.so.1"]);
+    let mapping = json!([{"containerID": 0, "hostID": FIRST, "size": 65536}]);
+    spec["linux"]["uidMappings"] = mapping.clone();
+    spec["linux"]["gidMappings"] = mapping;
+    spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    // Nodes of another place cannot be made there, whoever asks for them: the engine's business.
+    let mut nodeless = document.clone();
+    nodeless.container_edits.device_nodes.clear();
+    inject(&nodeless, &[], &mut spec);
+    bundle.write(&spec);
+    let ended = start(&bundle, "runc");
+    assert!(ended.code == 0 && ended.out.contains("libcuda.so.1: loaded"), "{ended:?}");
+    let cache = fs::metadata(bundle.root().join("etc/ld.so.cache")).unwrap();
+    assert_eq!((cache.uid(), cache.gid(), cache.mode() & 0o777), (FIRST, FIRST, 0o644));
+}
+
+#[test]
+fn images_without_a_cache_or_without_a_loader_and_parts_of_a_gpu() {
+    let host = TestHost::new("a100-mig");
+    let document = generate(&host, &[]);
+    let mig = document.devices.iter().find(|device| device.name.contains(':')).expect("a MIG device").clone();
+    let bundle = Bundle::of("busybox");
+    let mut spec = bundle
+        .configure(&[], &["sh", "-c", "ls /dev/nvidia-caps; readlink /usr/local/nvidia/lib64/libcuda.so.1"]);
+    inject(&document, &[&mig.name], &mut spec);
+    bundle.write(&spec);
+    let ended = start(&bundle, "runc");
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(ended.out.lines().filter(|line| line.starts_with("nvidia-cap")).count() == 2, "{ended:?}");
+    assert!(ended.out.contains("libcuda.so.5"), "{ended:?}");
+    let bundle = Bundle::of("distroless");
+    let mut spec = bundle.configure(&[], &["/app/probe", "libcuda.so.1", "libnvidia-ml.so.1"]);
+    inject(&document, &["all"], &mut spec);
+    bundle.write(&spec);
+    let ended = start(&bundle, "runc");
+    assert!(ended.code == 0 && ended.out.contains("libcuda.so.1: loaded"), "{ended:?}");
+}
+
+#[test]
+fn who_draws_gets_links_to_its_own_nodes_and_the_profile() {
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    let document = generate(&host, &[]);
+    for runtime in RUNTIMES {
+        let bundle = Bundle::of("debian-python");
+        let script = "cd /dev/dri/by-path && ls && for link in *; do test -c $link || exit 3; done; \
+                      cat /etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf";
+        let mut spec = bundle.configure(&[], &["sh", "-c", script]);
+        inject(&document, &["2"], &mut spec);
+        bundle.write(&spec);
+        let ended = start(&bundle, runtime);
+        let gpu = &description("8xh100").gpus[2];
+        assert_eq!(ended.code, 0, "{runtime}: {ended:?}");
+        assert_eq!(ended.out.matches("pci-").count(), 2, "{ended:?}");
+        assert!(ended.out.contains(&format!("pci-{}-card", gpu.pci)), "{ended:?}");
+        assert!(ended.out.contains(&format!("EGLVisibleDGPUDevices\",{:#x}]", 1 << gpu.minor)), "{ended:?}");
+    }
+}
+
+/// A document as NVIDIA's toolkit writes it: files in the image's own library directory, and a hook for each thing.
+fn peers_document(host: &TestHost, hook: &Path) -> Document {
+    let directory = "/usr/lib/x86_64-linux-gnu";
+    let mut edits =
+        ContainerEdits { env: vec!["NVIDIA_VISIBLE_DEVICES=void".into()], ..ContainerEdits::default() };
+    let options = ["ro", "nosuid", "nodev", "rbind", "rprivate"].map(String::from);
+    let mut add = |host_path: &Path, container_path: String| {
+        edits.mounts.push(Mount {
+            host_path: host_path.display().to_string(),
+            container_path,
+            options: options.to_vec(),
+            ..Mount::default()
+        });
+    };
+    for name in ["libcuda.so.550.163.01", "libnvidia-ml.so.550.163.01"] {
+        add(&host.driver(&directory[1..]).join(name), format!("{directory}/{name}"));
+    }
+    add(&host.driver("usr/bin/nvidia-smi"), "/usr/bin/nvidia-smi".into());
+    let hooks: [&[&str]; 5] = [
+        &[
+            "create-symlinks",
+            "--link",
+            "libcuda.so.550.163.01::/usr/lib/x86_64-linux-gnu/libcuda.so.1",
+            "--link",
+            "libcuda.so.1::/usr/lib/x86_64-linux-gnu/libcuda.so",
+            "--link",
+            "libnvidia-ml.so.550.163.01::/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",
+        ],
+        &["enable-cuda-compat", "--host-driver-version=550.163.01"],
+        &["update-ldcache", "--folder", directory, "--folder", "/usr/lib/x86_64-linux-gnu/vdpau"],
+        &["disable-device-node-modification"],
+        &["a-hook-of-next-year", "--with", "flags"],
+    ];
+    let name = hook.file_name().unwrap().to_str().unwrap().to_owned();
+    let before: &[&str] = if name == "nvidia-ctk" { &["hook"] } else { &[] };
+    for words in hooks {
+        let args = [name.as_str()].iter().chain(before).chain(words).map(ToString::to_string).collect();
+        let env = vec!["NVIDIA_CTK_DEBUG=false".into()];
+        edits.hooks.push(Hook {
+            hook_name: "createContainer".into(),
+            path: hook.display().to_string(),
+            args,
+            env,
+        });
+    }
+    Document { container_edits: edits, ..generate(host, &[]) }
+}
+
+#[test]
+fn a_document_of_nvidias_toolkit_works_with_our_hooks() {
+    let host = TestHost::with_driver("8xh100", 550, "flat");
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["nvidia-cdi-hook", "nvidia-ctk"] {
+        let hook = directory.path().join(name);
+        symlink(dist("gpurun-hook"), &hook).unwrap();
+        for runtime in RUNTIMES {
+            let bundle = Bundle::of("debian-python");
+            let script = "ldconfig -p | grep libcuda.so.1; nvidia-smi -L; \
+                          python3 -c 'import ctypes; ctypes.CDLL(\"libcuda.so.1\"); ctypes.CDLL(\"libnvidia-ml.so.1\")' && \
+                          ldconfig && python3 -c 'import ctypes; ctypes.CDLL(\"libcuda.so.1\"); ctypes.CDLL(\"libz.so.1\")' && echo loaded";
+            let before =
+                must(Command::new("chroot").arg(bundle.root()).args(["ldconfig", "-p"])).lines().count();
+            let mut spec = bundle.configure(&[], &["sh", "-c", script]);
+            let mut document = peers_document(&host, &hook);
+            document.container_edits.device_nodes = generate(&host, &[]).container_edits.device_nodes;
+            inject(&document, &["2"], &mut spec);
+            bundle.write(&spec);
+            let ended = start(&bundle, runtime);
+            assert!(ended.code == 0 && ended.out.ends_with("loaded\n"), "{name} {runtime}: {ended:?}");
+            assert!(ended.out.contains("/usr/lib/x86_64-linux-gnu/libcuda.so.1"), "{ended:?}");
+            let gpu = &description("8xh100").gpus[2];
+            assert!(ended.out.contains(&gpu.uuid), "{ended:?}");
+            assert!(before > 20);
+            assert!(fs::read_link(bundle.root().join("usr/lib/x86_64-linux-gnu/libcuda.so.1")).is_ok());
+        }
+    }
+}
+
+/// Runs a hook on a root, as crun does.
+fn hook(root: &Path, words: &[&str]) -> Ended {
+    hook_with(
+        &json!({"ociVersion": "1.0.2", "status": "creating", "pid": 1, "bundle": "/nowhere", "root": root})
+            .to_string(),
+        words,
+    )
+}
+
+fn hook_with(state: &str, words: &[&str]) -> Ended {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(state.as_bytes()).unwrap();
+    file.rewind().unwrap();
+    finish(Command::new(dist("gpurun-hook")).env_clear().args(words).stdin(file).spawn_piped())
+}
+
+/// Every hook, with paths in every directory that one of them writes to.
+const HOOKS: [&[&str]; 7] = [
+    &["create-symlinks", "--link", "x.so.1::/usr/lib/x86_64-linux-gnu/x.so", "--link", "y::/etc/deep/link"],
+    &["update-ldcache", "--folder", "/usr/lib/x86_64-linux-gnu", "--folder", "/opt/lib"],
+    &["enable-cuda-compat", "--host-driver-version=470.82.01", "--host-cuda-version=11.4"],
+    &["disable-device-node-modification"],
+    &["update-application-profile"],
+    &[
+        "chmod",
+        "--mode",
+        "777",
+        "--path",
+        "/etc/deep",
+        "--path",
+        "/etc/ld.so.cache",
+        "--path",
+        "/usr/lib/file",
+    ],
+    &[
+        "all",
+        "--host-driver-version=470.82.01",
+        "--host-cuda-version=11.4",
+        "--folder=/usr/local/nvidia/lib64",
+        "--library=/usr/local/nvidia/lib64/libcuda.so.1",
+        "--link=libcuda.so.470::/usr/local/nvidia/lib64/libcuda.so.1",
+        "--link=/usr/local/nvidia/bin/nvidia-smi::/usr/bin/nvidia-smi",
+    ],
+];
+
+/// A root with a C library's loader, a library, a GPU's node and files of CUDA, so that each hook has something to do.
+fn lay_root(root: &Path) {
+    for part in [
+        "lib64",
+        "bin",
+        "dev",
+        "etc/ld.so.conf.d",
+        "usr/lib/x86_64-linux-gnu",
+        "opt/lib",
+        "usr/local/cuda/compat",
+    ] {
+        fs::create_dir_all(root.join(part)).unwrap();
+    }
+    fs::write(root.join("lib64/ld-linux-x86-64.so.2"), "").unwrap();
+    for library in ["usr/lib/x86_64-linux-gnu/libx.so.1", "opt/lib/liby.so.1"] {
+        fs::copy(dist("libsimulated_cuda.so"), root.join(library)).unwrap();
+    }
+    must(Command::new("mknod").arg(root.join("dev/nvidia0")).args(["c", "195", "0"]));
+}
+
+/// What a directory holds, with owners, modes and content.
+fn state_of(directory: &Path) -> String {
+    must(
+        Command::new("sh")
+            .args([
+                "-c",
+                "find . -printf '%p %y %m %U %l %C@\\n' | sort; find . -type f -exec sha256sum {} +",
+            ])
+            .current_dir(directory),
+    )
+}
+
+#[test]
+fn a_hostile_root_reaches_nothing_outside() {
+    let outside = tempfile::tempdir().unwrap();
+    for part in [
+        "ld.so.conf.d",
+        "deep",
+        "x86_64-linux-gnu",
+        "nvidia/lib64",
+        "lib/x86_64-linux-gnu",
+        "bin",
+        "local/nvidia",
+    ] {
+        fs::create_dir_all(outside.path().join(part)).unwrap();
+    }
+    for file in ["ld.so.cache", "file", "ld.so.conf.d/00-gpurun.conf", "deep/link", "x86_64-linux-gnu/x.so"] {
+        fs::write(outside.path().join(file), "untouched").unwrap();
+    }
+    let before = state_of(outside.path());
+    let out = outside.path().to_str().unwrap();
+    let up = format!("{}{out}", "../".repeat(20));
+    let mut refused = 0;
+    for path in [
+        "etc",
+        "etc/ld.so.conf.d",
+        "etc/ld.so.cache",
+        "etc/ld.so.conf",
+        "etc/.gpurun-ld.so.cache",
+        "etc/deep",
+        "etc/deep/link",
+        "etc/nvidia",
+        "usr",
+        "usr/lib",
+        "usr/lib/x86_64-linux-gnu",
+        "usr/bin",
+        "usr/local",
+        "usr/local/nvidia",
+        "usr/local/nvidia/lib64",
+        "usr/local/cuda",
+        "usr/local/cuda/compat",
+        "opt",
+        "opt/lib",
+        "dev",
+        "dev/nvidia0",
+        "etc/nvidia/nvidia-application-profiles-rc.d",
+        "usr/lib/file",
+    ] {
+        for target in [out, &up, "/", "..", "../../../../../../..", "FIFO"] {
+            let dir = tempfile::tempdir().unwrap();
+            let root = dir.path().join("root");
+            fs::create_dir(&root).unwrap();
+            lay_root(&root);
+            let place = root.join(path);
+            let _ = fs::remove_file(&place).or_else(|_| fs::remove_dir_all(&place));
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            if target == "FIFO" {
+                must(Command::new("mkfifo").arg(&place));
+            } else {
+                symlink(target, &place).unwrap();
+            }
+            for words in HOOKS {
+                let ended = hook(&root, words);
+                refused += u32::from(ended.code != 0);
+                assert!(
+                    ended.code <= 1 && !ended.err.contains("panicked"),
+                    "{path} -> {target} {words:?}: {ended:?}"
+                );
+                assert!(ended.code == 0 || ended.err.starts_with("error[GPU-"), "{ended:?}");
+            }
+            let beside: Vec<_> =
+                fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(beside, ["root"], "{path} -> {target}");
+        }
+    }
+    assert_eq!(state_of(outside.path()), before);
+    assert!(refused > 10, "some of these cannot be had: {refused}");
+}
+
+#[test]
+fn a_root_that_changes_meanwhile_reaches_nothing_outside() {
+    let outside = tempfile::tempdir().unwrap();
+    for part in ["ld.so.conf.d", "deep"] {
+        fs::create_dir(outside.path().join(part)).unwrap();
+    }
+    fs::write(outside.path().join("ld.so.cache"), "untouched").unwrap();
+    let before = state_of(outside.path());
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir(&root).unwrap();
+    lay_root(&root);
+    fs::create_dir(root.join("etc/deep")).unwrap();
+    symlink(outside.path(), root.join("link")).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // RENAME_EXCHANGE: /etc is the directory, then the link to the outside, and at no moment absent.
+        let swapper = scope.spawn(|| {
+            let exchange = |one: &str, other: &str| {
+                rustix::fs::renameat_with(
+                    rustix::fs::CWD,
+                    root.join(one),
+                    rustix::fs::CWD,
+                    root.join(other),
+                    rustix::fs::RenameFlags::EXCHANGE,
+                )
+                .unwrap();
+            };
+            let mut rounds = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                exchange("etc", "link");
+                rounds += 1;
+            }
+            rounds
+        });
+        let mut met = [0_u32; 2];
+        for round in 0..5_000 {
+            let link = format!("x{round}::/etc/deep/link");
+            for words in
+                [&["create-symlinks", "--link", &link][..], &["update-ldcache", "--folder", "/opt/lib"]]
+            {
+                let ended = hook(&root, words);
+                assert!(ended.code <= 1 && !ended.err.contains("panicked"), "{ended:?}");
+                met[usize::from(ended.code == 0)] += 1;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let swapped = swapper.join().unwrap();
+        assert!(swapped > 10_000, "{swapped}");
+        assert!(met[1] > 100, "{met:?}");
+    });
+    assert_eq!(state_of(outside.path()), before);
+}
+
+#[test]
+fn a_volume_is_not_written_to() {
+    let volume = tempfile::tempdir().unwrap();
+    fs::create_dir(volume.path().join("ld.so.conf.d")).unwrap();
+    let before = state_of(volume.path());
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir(&root).unwrap();
+    lay_root(&root);
+    must(Command::new("mount").arg("--bind").arg(volume.path()).arg(root.join("etc")));
+    let ended: Vec<Ended> = HOOKS.iter().map(|words| hook(&root, words)).collect();
+    must(Command::new("umount").arg(root.join("etc")));
+    assert_eq!(state_of(volume.path()), before);
+    // A link of the image's leads to a volume.
+    for (link, number) in [("usr/local/nvidia", 6), ("dev", 0)] {
+        let place = root.join(link);
+        fs::remove_dir_all(&place).unwrap_or_default();
+        symlink("/data", &place).unwrap();
+        fs::create_dir_all(root.join("data")).unwrap();
+        must(Command::new("mount").arg("--bind").arg(volume.path()).arg(root.join("data")));
+        fs::create_dir_all(volume.path().join("lib64")).unwrap();
+        let words = [HOOKS[number], &["--link", "a::/dev/b"]].concat();
+        let ended = hook(&root, &words);
+        let found = volume.path().join("lib64/libcuda.so.1").is_symlink();
+        must(Command::new("umount").arg(root.join("data")));
+        fs::remove_dir(volume.path().join("lib64")).unwrap();
+        assert!(!found, "{link}: {ended:?}");
+        if number == 6 {
+            assert!(ended.err.starts_with("error[GPU-0057]"), "{ended:?}");
+        }
+    }
+    for number in [0, 1, 6] {
+        assert!(
+            ended[number].code == 1 && ended[number].err.starts_with("error[GPU-0057]"),
+            "{:?}",
+            ended[number]
+        );
+    }
+}
+
+#[test]
+fn a_hook_that_is_not_known_or_not_named_does_no_harm() {
+    let nothing = tempfile::tempdir().unwrap();
+    for words in [&[][..], &["new-in-2027", "--flag", "x"], &["hook"], &["--debug"]] {
+        let ended = hook(nothing.path(), words);
+        assert!(ended.code == 0 && ended.err.contains("nothing is done"), "{words:?} {ended:?}");
+    }
+    for (state, code) in [
+        ("", "GPU-0058"),
+        ("{}", "GPU-0058"),
+        (r#"{"bundle":"/nowhere"}"#, "GPU-0058"),
+        (r#"{"bundle":"/nowhere","root":"/nowhere"}"#, "GPU-0058"),
+        (r#"{"bundle":"/nowhere","root":"/"}"#, "GPU-0057"),
+    ] {
+        let ended = hook_with(state, &["update-ldcache"]);
+        assert!(ended.code == 1 && ended.err.starts_with(&format!("error[{code}]: ")), "{state}: {ended:?}");
+    }
+    for words in [
+        &["create-symlinks", "--link", "x"][..],
+        &["create-symlinks", "--link", "x::../y"],
+        &["chmod", "--path", "/x"],
+    ] {
+        let ended = hook(nothing.path(), words);
+        assert!(ended.code == 1 && ended.err.starts_with("error[GPU-0001]"), "{words:?} {ended:?}");
+    }
+    // A bundle says where its root is, where the state does not.
+    let bundle = tempfile::tempdir().unwrap();
+    fs::create_dir(bundle.path().join("rootfs")).unwrap();
+    fs::write(bundle.path().join("config.json"), r#"{"root":{"path":"rootfs"}}"#).unwrap();
+    let ended =
+        hook_with(&json!({"bundle": bundle.path()}).to_string(), &["create-symlinks", "--link", "x::/a/b"]);
+    assert_eq!(
+        (ended.code, fs::read_link(bundle.path().join("rootfs/a/b")).unwrap()),
+        (0, "x".into()),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn the_images_own_newer_driver_is_named_to_the_loader_and_forgotten_when_it_is_no_longer_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let conf = root.join("etc/ld.so.conf.d/00-gpurun-compat.conf");
+    must(Command::new("cp").arg("-a").arg(image("cuda-99", "root").join(".")).arg(root));
+    let compat = |driver: &str| {
+        let ended = hook(
+            root,
+            &["enable-cuda-compat", &format!("--host-driver-version={driver}"), "--host-cuda-version=12.2"],
+        );
+        assert_eq!(ended.code, 0, "{ended:?}");
+        fs::read_to_string(&conf).unwrap_or_default()
+    };
+    let first = compat("535.104.05");
+    let ended = hook(root, &["update-ldcache", "--folder", "/opt/none"]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    if root.join("usr/local/cuda/compat").exists() {
+        assert_eq!(first, "/usr/local/cuda/compat\n");
+    }
+    assert_eq!(compat("999.1"), "");
+}
+
+#[test]
+fn the_drivers_libraries_are_told_to_make_no_device_nodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir_all(root.join("proc/driver/nvidia")).unwrap();
+    fs::write(root.join("proc/driver/nvidia/params"), "ModifyDeviceFiles: 1\nOther: 2\n").unwrap();
+    let state = dir.path().join("state");
+    fs::write(&state, json!({"bundle": "/nowhere", "root": root}).to_string()).unwrap();
+    // /proc/driver is there on every host; in a mount namespace of our own it has NVIDIA's directory, too.
+    let script = "mount -t tmpfs none /proc/driver && mkdir /proc/driver/nvidia && cp $0/proc/driver/nvidia/params /proc/driver/nvidia && \
+                  $1 disable-device-node-modification < $2 && cat $0/proc/driver/nvidia/params && \
+                  ! (echo x > $0/proc/driver/nvidia/params) 2>/dev/null && grep -c $0 /proc/self/mountinfo";
+    let seen = must(
+        Command::new("unshare")
+            .args(["-m", "sh", "-c", script])
+            .arg(&root)
+            .arg(dist("gpurun-hook"))
+            .arg(&state),
+    );
+    assert_eq!(seen, "ModifyDeviceFiles: 0\nOther: 2\n1\n", "one mount, on one file");
+    // Who may not mount does without.
+    let script = "mount -t tmpfs none /proc/driver && mkdir /proc/driver/nvidia && cp $0/proc/driver/nvidia/params /proc/driver/nvidia && \
+                  setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin $1 disable-device-node-modification < $2 && cat $0/proc/driver/nvidia/params";
+    let seen = must(
+        Command::new("unshare")
+            .args(["-m", "sh", "-c", script])
+            .arg(&root)
+            .arg(dist("gpurun-hook"))
+            .arg(&state),
+    );
+    assert_eq!(seen, "ModifyDeviceFiles: 1\nOther: 2\n");
+}
+
+#[test]
+fn no_variable_of_the_environment_changes_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let headers = must(Command::new("readelf").arg("-lW").arg(dist("gpurun-hook")));
+    assert!(
+        headers.contains("LOAD") && !headers.contains("INTERP"),
+        "no loader that would read LD_PRELOAD: {headers}"
+    );
+    let ended = run(Command::new(dist("gpurun-hook"))
+        .arg0("nvidia-cdi-hook")
+        .env("LD_PRELOAD", dir.path().join("no.so"))
+        .env("GPURUN_DRIVER_ROOT", "/nowhere")
+        .arg("--version"));
+    assert!(ended.code == 0 && ended.err.is_empty() && ended.out.starts_with("gpurun-hook"), "{ended:?}");
+    let mode = fs::metadata(dist("gpurun-hook")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7000, 0, "not setuid");
+}
+
+#[test]
+fn documents_are_checked() {
+    let host = TestHost::new("8xh100");
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (dir.path().join("etc"), dir.path().join("run"));
+    let dirs = format!("{},{}", first.display(), second.display());
+    let file = first.join("nvidia.yaml");
+    let generate = |path: &Path| {
+        must(
+            host.gpurun()
+                .args(["cdi", "generate", "--hook"])
+                .arg(dist("gpurun-hook"))
+                .arg("--output")
+                .arg(path),
+        );
+    };
+    let validate = || run(host.gpurun().args(["cdi", "validate", "--spec-dir", &dirs]));
+    let says = |what: &str| {
+        let ended = validate();
+        assert!(ended.code == 1 && ended.out.contains(what), "{what}: {ended:?}");
+    };
+    generate(&file);
+    let stat = || fs::metadata(&file).map(|m| (m.ino(), m.mtime(), m.mtime_nsec())).unwrap();
+    let (text, before) = (fs::read_to_string(&file).unwrap(), stat());
+    generate(&file);
+    assert_eq!(stat(), before, "what is the same is not written again");
+    let ended = validate();
+    assert!(ended.code == 0 && ended.out.contains("nothing is wrong"), "{ended:?}");
+    let listed = must(host.gpurun().args(["cdi", "list", "--spec-dir", &dirs]));
+    assert!(listed.lines().count() == 17 && listed.contains("nvidia.com/gpu=all\n"), "{listed}");
+
+    fs::copy(&file, first.join("other.yaml")).unwrap();
+    says("too, so engines refuse it");
+    fs::remove_file(first.join("other.yaml")).unwrap();
+    generate(&second.join("nvidia.json"));
+    says("it goes before");
+    fs::remove_file(second.join("nvidia.json")).unwrap();
+    for (from, to, what) in [
+        ("libcuda.so.550", "libcuda.so.549", "is not there"),
+        ("--host-driver-version=550", "--host-driver-version=535", "is running"),
+        ("GPURUN_HOST=", "GPURUN_HOST=0", "not what they were"),
+        ("cdiVersion: 0.5.0", "cdiVersion: 0.3.0", "what came with 0.5.0"),
+        ("minor: 255", "minor: 254", "it says that"),
+        ("kind: nvidia.com/gpu", "kind: gpu", "is not vendor/class"),
+        ("name: all", "name: a b", "cannot be called"),
+        ("kind:", "kin:", "no CDI document"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        fs::write(&file, text.replacen(from, to, usize::MAX)).unwrap();
+        says(what);
+    }
+    generate(&file);
+    assert_eq!(validate().code, 0);
+    // A MIG change, a lost GPU, another driver: the document is about another host.
+    let other = TestHost::new("t4");
+    let ended = run(other.gpurun().args(["cdi", "validate", "--spec-dir", &dirs]));
+    assert!(ended.code == 1, "{ended:?}");
+}

@@ -1,0 +1,376 @@
+//! Lowers the plan's parts to a CDI document: the shared part to the edits that every container gets, each device's part to
+//! its own.
+//!
+//! ```text
+//! /usr/local/nvidia       a tmpfs: mount points and links leave nothing in the container's root
+//!   lib64/libcuda.so.550  the host's file, a mount of the engine's
+//!   lib64/libcuda.so.1    a link ─┐
+//! /etc/ld.so.cache        written ├─ by one hook, `gpurun-hook all`
+//! ```
+
+use super::oci_spec::BindKind;
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    formats::cdi::{ContainerEdits, Device, DeviceNode, Document, Hook, Mount, is_kind},
+    inventory,
+    plan::{DRIVER_DIR, DevicePart, Injection, Parts, Selected},
+    vocabulary::Version,
+};
+use rustix::{
+    fs::{AtFlags, Mode, OFlags},
+    io::Errno,
+};
+use sha2::{Digest, Sha256};
+use std::{
+    fmt::Write as _,
+    fs::File,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+/// What the caller chooses.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `nvidia.com`
+    pub vendor: String,
+    /// `gpu`
+    pub class: String,
+    /// How devices are called; each has every name.
+    pub names: Vec<NameStrategy>,
+    /// The hook's program on the host.
+    pub hook: PathBuf,
+    /// The newest version of the specification that the engine reads; `None`: no engine in particular.
+    pub newest: Option<Version>,
+}
+
+/// How a device is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum NameStrategy {
+    /// `0`, and `0:1` for a MIG device
+    Index,
+    /// `GPU-…`, `MIG-…`
+    Uuid,
+    /// `gpu0`, `mig0:1`
+    TypeIndex,
+}
+
+impl NameStrategy {
+    fn name(self, device: Selected<'_>) -> String {
+        match self {
+            Self::Index => device.id().to_string(),
+            Self::Uuid => device.uuid().into(),
+            Self::TypeIndex => format!("{}{}", if device.mig.is_some() { "mig" } else { "gpu" }, device.id()),
+        }
+    }
+}
+
+/// Engines and, ascending, from which release of theirs on they read which version of the specification. It follows from the
+/// release of the CDI library (tags.cncf.io/container-device-interface) in their go.mod.
+const ENGINES: [(&str, &[(&str, &str)]); 4] = [
+    ("podman", &[("4.1", "0.4.0"), ("4.3", "0.5.0"), ("4.8", "0.6.0"), ("5.1", "0.7.0")]),
+    ("docker", &[("25", "0.6.0"), ("27", "0.7.0")]),
+    ("containerd", &[("1.7", "0.5.0"), ("2.0", "0.7.0")]),
+    ("cri-o", &[("1.29", "0.6.0"), ("1.31", "0.7.0")]),
+];
+
+/// The newest version of the specification that an engine reads: `podman@4.3`; without a release, the engine's newest one.
+///
+/// # Errors
+/// [`Code::Usage`] for an engine or a release that reads none.
+pub fn newest_for(engine: &str) -> Result<Version> {
+    let (name, release) =
+        engine.split_once('@').map_or((engine, None), |(name, release)| (name, Some(release)));
+    let usage = |what: String| {
+        let known: Vec<_> = ENGINES.iter().map(|(name, from)| format!("{name}@{}", from[0].0)).collect();
+        Error::new(Code::Usage, what).fix(format!("name one of {}, or a later release", known.join(", ")))
+    };
+    let Some((_, releases)) = ENGINES.iter().find(|(known, _)| *known == name) else {
+        return Err(usage(format!("the engine {name:?} is not known")));
+    };
+    let version = |text: &str| text.parse::<Version>().map_err(&usage);
+    let release = release.map(version).transpose()?;
+    let mut newest = None;
+    for (from, reads) in *releases {
+        if release.as_ref().is_none_or(|release| version(from).is_ok_and(|from| *release >= from)) {
+            newest = Some(version(reads)?);
+        }
+    }
+    newest.ok_or_else(|| usage(format!("{engine} reads no CDI documents")))
+}
+
+/// The document, and what it cannot say.
+///
+/// # Errors
+/// [`Code::Cdi`] where a name cannot be one, or where nothing is left of the document in the version that may be used.
+pub fn document(parts: &Parts<'_>, options: &Options) -> Result<(Document, Vec<String>)> {
+    for word in [&options.vendor, &options.class] {
+        if !is_kind(word) {
+            return Err(Error::new(Code::Cdi, format!("{word:?} cannot be a CDI vendor or class"))
+                .fix("letters, digits, -, _ and ., a letter first: --vendor nvidia.com --class gpu"));
+        }
+    }
+    let mut devices = Vec::new();
+    for strategy in &options.names {
+        for (selected, part) in &parts.devices {
+            devices.push(device(strategy.name(*selected), &[part]));
+        }
+    }
+    let all: Vec<&DevicePart> = parts.devices.iter().map(|(_, part)| part).collect();
+    devices.push(device("all".into(), &all));
+    let mut document = Document {
+        kind: format!("{}/{}", options.vendor, options.class),
+        devices,
+        container_edits: shared(parts, &options.hook),
+        ..Document::default()
+    };
+    let mut warnings = parts.shared.warnings.clone();
+    match &options.newest {
+        Some(newest) => warnings.extend(keep_below(&mut document, newest)?),
+        // Every host with a DRM node would need 0.7.0 for them, and hardly any container does: the CDI library makes each node
+        // the container's user's own.
+        None => drop(take_groups(&mut document)),
+    }
+    document.cdi_version = document.lowest_version().into();
+    Ok((document, warnings))
+}
+
+/// What a check compares to know whether a document is about the host as it is now: the parts that it was made of. Not the
+/// inventory's own fingerprint, which is another one after each reboot.
+pub fn fingerprint(parts: &Parts<'_>) -> String {
+    let devices: Vec<_> =
+        parts.devices.iter().map(|(device, part)| (device.id().to_string(), device.uuid(), part)).collect();
+    let shared = Injection { warnings: Vec::new(), ..parts.shared.clone() };
+    let text = serde_json::to_vec(&(shared, devices)).unwrap_or_default();
+    Sha256::digest(text).iter().take(8).fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// Under which name the hook's environment holds the fingerprint. The hook reads no environment; there every version of the
+/// specification and every rewriting of a document keeps it, which is true of no annotation and no comment.
+pub const FINGERPRINT: &str = "GPURUN_HOST";
+
+fn device(name: String, parts: &[&DevicePart]) -> Device {
+    let mut edits = ContainerEdits::default();
+    for node in parts.iter().flat_map(|part| &part.nodes) {
+        add_node(&mut edits, node);
+    }
+    Device { name, container_edits: edits, ..Device::default() }
+}
+
+/// The driver's own major number is registered (Documentation/admin-guide/devices.txt); the kernel gives out the others when a
+/// module is loaded. Where the document leaves those out, the engine reads the host's node at each start, so that a reboot
+/// makes no document wrong.
+const REGISTERED_MAJOR: u32 = 195;
+
+fn add_node(edits: &mut ContainerEdits, node: &inventory::DeviceNode) {
+    let (path, host) = (text(&node.container_path.0), text(&node.path.0));
+    let registered = node.major == REGISTERED_MAJOR;
+    let entry = DeviceNode {
+        host_path: (host != path).then_some(host),
+        path,
+        kind: Some("c".into()),
+        major: registered.then_some(node.major),
+        minor: registered.then_some(node.minor),
+        file_mode: Some(node.mode),
+        permissions: Some("rwm".into()),
+        uid: None,
+        gid: (node.gid != 0).then_some(node.gid),
+    };
+    // MIG devices share their GPU's node.
+    if edits.device_nodes.contains(&entry) {
+        return;
+    }
+    edits.device_nodes.push(entry);
+    if node.mode & 0o006 != 0o006 && node.gid != 0 && !edits.additional_gids.contains(&node.gid) {
+        edits.additional_gids.push(node.gid);
+    }
+}
+
+fn shared(parts: &Parts<'_>, program: &Path) -> ContainerEdits {
+    let shared = &parts.shared;
+    let mut edits = ContainerEdits {
+        env: shared.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        hooks: vec![hook(parts, program)],
+        ..ContainerEdits::default()
+    };
+    for node in &shared.devices {
+        add_node(&mut edits, node);
+    }
+    edits.mounts.push(Mount {
+        host_path: "tmpfs".into(),
+        container_path: DRIVER_DIR.into(),
+        kind: Some("tmpfs".into()),
+        options: ["nosuid", "nodev", "mode=755", "size=1m"].map(String::from).into(),
+    });
+    edits.mounts.extend(shared.mounts.iter().map(|mount| {
+        let kind = if mount.read_only { BindKind::ReadOnly } else { BindKind::Socket };
+        Mount {
+            host_path: text(&mount.source.0),
+            container_path: text(&mount.target.0),
+            kind: None,
+            options: kind.options().iter().map(ToString::to_string).collect(),
+        }
+    }));
+    edits
+}
+
+/// One process for everything that is no mount and no node.
+fn hook(parts: &Parts<'_>, program: &Path) -> Hook {
+    let shared = &parts.shared;
+    let mut args = vec!["gpurun-hook".to_owned(), "all".to_owned()];
+    if let Some(host) = &shared.forward_compat {
+        args.push(format!("--host-driver-version={}", host.driver));
+        args.push(format!("--host-cuda-version={}", host.cuda));
+    }
+    args.extend(shared.library_dirs.iter().map(|directory| format!("--folder={}", text(&directory.0))));
+    args.extend(shared.libraries.iter().map(|library| format!("--library={}", text(&library.path.0))));
+    // Those of a device are made where the container has its node.
+    let links = shared.symlinks.iter().chain(parts.devices.iter().flat_map(|(_, part)| &part.symlinks));
+    args.extend(links.map(|link| format!("--link={}::{}", text(&link.target), text(&link.link.0))));
+    Hook {
+        hook_name: "createContainer".into(),
+        path: text(program),
+        args,
+        env: vec![format!("{FINGERPRINT}={}", fingerprint(parts))],
+    }
+}
+
+/// Takes the groups for device nodes out of a document.
+fn take_groups(document: &mut Document) -> Vec<u32> {
+    let edits = document.devices.iter_mut().map(|device| &mut device.container_edits);
+    let mut gids = Vec::new();
+    for edits in std::iter::once(&mut document.container_edits).chain(edits) {
+        gids.append(&mut edits.additional_gids);
+    }
+    gids.sort_unstable();
+    gids.dedup();
+    gids
+}
+
+/// Takes out of a document what versions above `newest` brought.
+fn keep_below(document: &mut Document, newest: &Version) -> Result<Vec<String>> {
+    let below = |version: &str| version.parse::<Version>().is_ok_and(|version| *newest < version);
+    let mut warnings = Vec::new();
+    if below("0.7.0") {
+        let gids = take_groups(document);
+        if !gids.is_empty() {
+            warnings.push(format!(
+                "CDI {newest} cannot add groups to the container's user: a program that changes its user there needs {gids:?} to \
+                 open device nodes that not everybody may open"
+            ));
+        }
+    }
+    if below("0.5.0") {
+        let (kept, left_out): (Vec<_>, Vec<_>) = document.devices.drain(..).partition(Device::has_old_name);
+        document.devices = kept;
+        if !left_out.is_empty() {
+            let names: Vec<_> = left_out.iter().map(|device| device.name.as_str()).collect();
+            warnings.push(format!(
+                "CDI {newest} has no names that begin with a digit: {} are left out; --device-name-strategy type-index names \
+                 them gpu0, gpu1",
+                names.join(", ")
+            ));
+        }
+    }
+    let lowest = document.lowest_version();
+    if below(lowest) {
+        return Err(Error::new(Code::Cdi, format!("what this host needs cannot be said in CDI {newest}"))
+            .cause(format!(
+                "it needs {lowest}: device nodes that are elsewhere on the host, or a class with a dot"
+            ))
+            .fix("name a newer engine, or leave out --engine"));
+    }
+    Ok(warnings)
+}
+
+/// JSON and YAML know text alone; driver files with other names do not exist.
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// Puts a document at `path`: whoever reads sees the old one or the new one. One that is the same already is left as it is, so
+/// that no engine that watches the directory reads it again. True if it was written.
+///
+/// # Errors
+/// [`Code::Cdi`]
+pub fn write(path: &Path, content: &str) -> Result<bool> {
+    let failed = || format!("{} cannot be written", path.display());
+    if std::fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
+        return Ok(false);
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::new(Code::Cdi, failed()).cause("it is no path of a file"));
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    std::fs::create_dir_all(parent).or_fail(Code::Cdi, failed)?;
+    let directory =
+        rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .or_fail(Code::Cdi, failed)?;
+    // No engine reads a name that ends like this.
+    let temporary = format!(".{}.{}", name.to_string_lossy(), std::process::id());
+    let written = (|| {
+        match rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut file =
+            File::from(rustix::fs::openat(&directory, &temporary, flags, Mode::RUSR | Mode::WUSR)?);
+        file.write_all(content.as_bytes())?;
+        // Rootless engines read it, too, whatever our umask.
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?;
+        rustix::fs::renameat(&directory, &temporary, &directory, name)?;
+        Ok::<_, std::io::Error>(())
+    })();
+    if written.is_err() {
+        let _ = rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty());
+    }
+    written.or_fail(Code::Cdi, failed)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::MetadataExt};
+
+    #[test]
+    fn an_engine_reads_what_its_release_reads() {
+        let newest = |engine| newest_for(engine).map(|version| version.to_string()).map_err(|e| e.code());
+        for (engine, version) in [
+            ("podman@4.3", "0.5.0"),
+            ("podman@4.3.1", "0.5.0"),
+            ("podman@4.2", "0.4.0"),
+            ("podman@5.8.1", "0.7.0"),
+            ("podman", "0.7.0"),
+            ("docker@25", "0.6.0"),
+            ("docker@25.0.5", "0.6.0"),
+            ("containerd@1.7.24", "0.5.0"),
+        ] {
+            assert_eq!(newest(engine).as_deref(), Ok(version), "{engine}");
+        }
+        for engine in ["podman@3.4", "docker@24.0.7", "rkt", "", "podman@", "podman@new"] {
+            assert_eq!(newest(engine), Err(Code::Usage), "{engine}");
+        }
+    }
+
+    #[test]
+    fn a_document_that_is_the_same_is_not_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cdi/nvidia.yaml");
+        let file = || fs::metadata(&path).map(|m| (m.ino(), m.mtime_nsec(), m.mode() & 0o777)).unwrap();
+        assert!(write(&path, "one").unwrap());
+        let first = file();
+        assert_eq!(first.2, 0o644);
+        assert!(!write(&path, "one").unwrap());
+        assert_eq!(file(), first);
+        assert!(write(&path, "two").unwrap());
+        assert_ne!(file().0, first.0, "another file in its place");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+        assert_eq!(write(&path.join("x"), "y").unwrap_err().code(), Code::Cdi);
+        assert_eq!(write(Path::new("/"), "y").unwrap_err().code(), Code::Cdi);
+    }
+}

@@ -1,0 +1,281 @@
+//! `gpurun cdi`: the document from which engines inject GPUs themselves, and a look at those that are there.
+
+use super::Context;
+use crate::{
+    apply::cdi::{self, FINGERPRINT, Options},
+    cli::{Cdi, CdiFormat, CdiGenerate},
+    error::{Code, Error, OrFail, Result},
+    formats::cdi::{DeviceNode, Document, Hook, is_kind, is_name},
+    inventory::{Inventory, numbers},
+    plan,
+    vocabulary::DriverCapability,
+};
+use serde_json::json;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// Does what was asked for.
+pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
+    match command {
+        Cdi::Generate(args) => generate(context, args),
+        Cdi::List(args) => list(context, &args.directories),
+        Cdi::Validate(args) => validate(context, &args.directories),
+    }
+}
+
+/// Writes the document of the host's GPUs.
+pub fn generate(context: &Context, args: &CdiGenerate) -> Result<u8> {
+    let options = Options {
+        vendor: args.vendor.clone(),
+        class: args.class.clone(),
+        names: args.device_name_strategy.clone(),
+        hook: args.hook.clone().map_or_else(find_hook, Ok)?,
+        newest: args.engine.as_deref().map(cdi::newest_for).transpose()?,
+    };
+    let inventory = context.inventory()?;
+    let (document, warnings) = cdi::document(&parts(&inventory)?, &options)?;
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    let is_json = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "json");
+    let content = match args.format {
+        Some(CdiFormat::Json) => document.to_json(),
+        None if args.output.as_ref().is_some_and(is_json) => document.to_json(),
+        _ => document.to_yaml(),
+    };
+    match &args.output {
+        Some(path) => drop(cdi::write(path, &content)?),
+        None => print!("{content}"),
+    }
+    Ok(0)
+}
+
+/// Whoever asks an engine for a device says nothing of capabilities, so the container gets what there is; but hardly one needs
+/// 32-bit libraries, and each file is a mount.
+fn parts(inventory: &Inventory) -> Result<plan::Parts<'_>> {
+    plan::parts(inventory, DriverCapability::all() - DriverCapability::COMPAT32)
+}
+
+/// The hook's program, beside this one.
+fn find_hook() -> Result<PathBuf> {
+    let own = std::env::current_exe().or_fail(Code::Internal, || "/proc/self/exe names no program")?;
+    let hook = own.with_file_name("gpurun-hook");
+    if hook.is_file() {
+        return Ok(hook);
+    }
+    Err(Error::new(Code::Cdi, format!("the hook's program {} is not there", hook.display()))
+        .cause("a container for which an engine reads the document would not start")
+        .fix("install gpurun-hook beside gpurun, or say where it is with --hook"))
+}
+
+/// A file of a directory that engines read.
+#[derive(Debug)]
+struct Found {
+    path: PathBuf,
+    document: Result<Document>,
+}
+
+/// The documents, those that engines prefer last.
+fn found(directories: &[PathBuf]) -> Result<Vec<Found>> {
+    let mut all = Vec::new();
+    for directory in directories {
+        let entries = match std::fs::read_dir(directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            result => result.or_fail(Code::Cdi, || format!("{} cannot be read", directory.display()))?,
+        };
+        let mut paths: Vec<_> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| {
+                path.extension().is_some_and(|extension| extension == "json" || extension == "yaml")
+            })
+            .collect();
+        paths.sort();
+        for path in paths {
+            let text = std::fs::read_to_string(&path).or_fail(Code::Cdi, || "it cannot be read");
+            all.push(Found { document: text.and_then(|text| Document::parse(&text)), path });
+        }
+    }
+    Ok(all)
+}
+
+/// Each device by its full name, with the files that define it.
+fn devices(found: &[Found]) -> BTreeMap<String, Vec<&Path>> {
+    let mut devices: BTreeMap<String, Vec<&Path>> = BTreeMap::new();
+    for (file, document) in found.iter().filter_map(|file| Some((file, file.document.as_ref().ok()?))) {
+        for device in &document.devices {
+            devices.entry(format!("{}={}", document.kind, device.name)).or_default().push(&file.path);
+        }
+    }
+    devices
+}
+
+/// Prints the devices, one a line, as engines take their names.
+pub fn list(context: &Context, directories: &[PathBuf]) -> Result<u8> {
+    let found = found(directories)?;
+    let devices = devices(&found);
+    if context.json {
+        println!("{:#}", json!(devices));
+        return Ok(0);
+    }
+    for name in devices.keys() {
+        println!("{name}");
+    }
+    Ok(0)
+}
+
+/// Prints what is wrong; 0 if nothing is, 1 otherwise.
+fn validate(context: &Context, directories: &[PathBuf]) -> Result<u8> {
+    let found = found(directories)?;
+    let mut findings: Vec<(PathBuf, String, &str)> = Vec::new();
+    for (name, paths) in devices(&found) {
+        for pair in paths.windows(2) {
+            let [first, second] = pair else { continue };
+            let (what, fix) = if first == second {
+                (format!("it defines {name} twice"), REGENERATE)
+            } else if first.parent() == second.parent() {
+                (
+                    format!("{} defines {name}, too, so engines refuse it", first.display()),
+                    "remove one of the two files",
+                )
+            } else {
+                (
+                    format!("it goes before {}, which defines {name}, too", first.display()),
+                    "remove the one that is not meant",
+                )
+            };
+            findings.push((second.to_path_buf(), what, fix));
+        }
+    }
+    let inventory = context.inventory();
+    for file in &found {
+        match &file.document {
+            Ok(document) => findings.extend(
+                check(document, &inventory).into_iter().map(|(what, fix)| (file.path.clone(), what, fix)),
+            ),
+            Err(error) => findings.push((
+                file.path.clone(),
+                format!("{}: {}", error.what(), error.cause_line()),
+                "remove it, or write it anew",
+            )),
+        }
+    }
+    if context.json {
+        let all: Vec<_> = findings
+            .iter()
+            .map(|(path, what, fix)| json!({"file": path, "what": what, "fix": fix}))
+            .collect();
+        println!(
+            "{:#}",
+            json!({"files": found.iter().map(|file| &file.path).collect::<Vec<_>>(), "findings": all})
+        );
+    } else {
+        for (path, what, fix) in &findings {
+            println!("!    {}: {what}; {fix}", path.display());
+        }
+        if found.is_empty() {
+            let all: Vec<_> = directories.iter().map(|directory| directory.display().to_string()).collect();
+            println!("there is no document in {}", all.join(", "));
+        } else if findings.is_empty() {
+            println!("{} documents, nothing is wrong", found.len());
+        }
+    }
+    Ok(u8::from(!findings.is_empty()))
+}
+
+const REGENERATE: &str = "write it anew with `gpurun cdi generate`, or with what wrote it";
+
+/// What is wrong with one document, and what to do.
+fn check(document: &Document, inventory: &Result<Inventory>) -> Vec<(String, &'static str)> {
+    let mut findings = Vec::new();
+    let mut wrong = |what: String| findings.push((what, REGENERATE));
+    let kind = document.kind.split_once('/');
+    if !kind.is_some_and(|(vendor, class)| is_kind(vendor) && is_kind(class)) {
+        wrong(format!("its kind {:?} is not vendor/class", document.kind));
+    }
+    for device in document.devices.iter().filter(|device| !is_name(&device.name)) {
+        wrong(format!("a device cannot be called {:?}", device.name));
+    }
+    if document.devices.is_empty() {
+        wrong("it defines no device".into());
+    }
+    let version = |text: &str| text.parse::<crate::vocabulary::Version>().ok();
+    let lowest = document.lowest_version();
+    if version(&document.cdi_version).is_none_or(|own| version(lowest).is_some_and(|lowest| own < lowest)) {
+        wrong(format!("it says version {:?} and uses what came with {lowest}", document.cdi_version));
+    }
+    let mut gone: Vec<&str> = Vec::new();
+    for edits in document.edits() {
+        let mounts = edits.mounts.iter().filter(|mount| mount.host_path.starts_with('/'));
+        let hooks = edits.hooks.iter().map(|hook| hook.path.as_str());
+        let nodes = edits.device_nodes.iter().map(host_path);
+        for path in mounts.map(|mount| mount.host_path.as_str()).chain(hooks).chain(nodes) {
+            if !Path::new(path).exists() && !gone.contains(&path) {
+                gone.push(path);
+            }
+        }
+    }
+    match gone.as_slice() {
+        [] => {}
+        [only] => wrong(format!("{only} is not there")),
+        [first, others @ ..] => {
+            wrong(format!("{first} and {} other paths of the host are not there", others.len()));
+        }
+    }
+    for node in document.edits().flat_map(|edits| &edits.device_nodes) {
+        let path = host_path(node);
+        let (Some(major), Some(now)) = (node.major, numbers(Path::new(path))) else { continue };
+        if (major, node.minor.unwrap_or(0)) != now {
+            wrong(format!(
+                "it says that {path} is {major}:{}, and it is {}:{}",
+                node.minor.unwrap_or(0),
+                now.0,
+                now.1
+            ));
+        }
+    }
+    let hooks: Vec<&Hook> = document.edits().flat_map(|edits| &edits.hooks).collect();
+    let Some(driver) = hooks.iter().find_map(|hook| flag(hook, "--host-driver-version")) else {
+        return findings;
+    };
+    let inventory = match inventory {
+        Ok(inventory) => inventory,
+        Err(error) => {
+            findings.push((
+                format!("it is for driver {driver}, and {}", error.what()),
+                "`gpurun doctor` says more",
+            ));
+            return findings;
+        }
+    };
+    let mut wrong = |what: String| findings.push((what, REGENERATE));
+    if version(driver).is_none_or(|driver| driver != inventory.driver.version) {
+        wrong(format!("it is for driver {driver}, and {} is running", inventory.driver.version));
+    }
+    let own = hooks
+        .iter()
+        .flat_map(|hook| &hook.env)
+        .find_map(|variable| variable.strip_prefix(FINGERPRINT).and_then(|rest| rest.strip_prefix('=')));
+    let now = parts(inventory).map(|parts| cdi::fingerprint(&parts));
+    if let (Some(own), Ok(now)) = (own, now)
+        && own != now
+    {
+        wrong("the host's driver, GPUs or MIG devices are not what they were when it was written".into());
+    }
+    findings
+}
+
+fn host_path(node: &DeviceNode) -> &str {
+    node.host_path.as_deref().unwrap_or(&node.path)
+}
+
+/// The value of a hook's flag, `--flag=value` or `--flag value`.
+fn flag<'a>(hook: &'a Hook, name: &str) -> Option<&'a str> {
+    let at = hook.args.iter().position(|word| word.split('=').next() == Some(name))?;
+    match hook.args[at].split_once('=') {
+        Some((_, value)) => Some(value),
+        None => hook.args.get(at + 1).map(String::as_str),
+    }
+}
