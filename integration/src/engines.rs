@@ -27,6 +27,15 @@ pub enum Cgroups {
     V2,
 }
 
+impl Cgroups {
+    /// Those that a machine can have on this host: of version 1 where the host has such hierarchies.
+    pub fn possible() -> &'static [Self] {
+        let hosts = fs::read_to_string("/proc/self/cgroup").expect("procfs");
+        let has_v1 = hosts.lines().any(|line| !line.contains("::"));
+        if has_v1 { &[Self::V1, Self::V2] } else { &[Self::V2] }
+    }
+}
+
 /// A machine that runs. It goes, with all that runs in it, when it is dropped or when the test's process ends.
 #[derive(Debug)]
 pub struct Machine {
@@ -160,20 +169,26 @@ impl Machine {
         fs::write(&path, text).expect("a file of its own");
     }
 
+    /// What an administrator does on a new host.
     fn configure(&self, programs: &Path) {
-        let put = |path, text| self.put(path, text);
-        put("/etc/docker/daemon.json", DOCKER);
-        put("/etc/containerd/config.toml", CONTAINERD);
-        put(
+        self.put("/etc/docker/daemon.json", DOCKER);
+        self.put("/etc/containerd/config.toml", CONTAINERD);
+        self.put(
             "/etc/containers/containers.conf",
             &format!("{PODMAN}conmon_env_vars = [{:?}]\n", self.simulated_host()),
         );
-        self.hand_over_to("runc");
         self.sh(&format!(
-            "for name in gpurun-runtime nvidia-container-runtime-hook; do ln -s {}/gpurun /usr/local/bin/$name; done
+            "set -e
+             for name in gpurun gpurun-runtime nvidia-container-runtime-hook; do
+               ln -s {}/gpurun /usr/local/bin/$name
+             done
+             gpurun configure docker --set-as-default
+             gpurun configure containerd
+             gpurun configure podman
              install -d -o {SOMEONE} -m 700 /run/user/{SOMEONE}",
             programs.display()
         ));
+        self.hand_over_to("runc");
     }
 }
 
@@ -188,16 +203,11 @@ fn script() -> Command {
     Command::new(project().join("integration/system-container"))
 }
 
-/// gpurun as the default runtime, which is how `--gpus` reaches it, too; runc is there by its name.
-const DOCKER: &str = r#"{
-  "hosts": ["unix:///run/docker.sock"],
-  "default-runtime": "gpurun",
-  "runtimes": {"gpurun": {"path": "/usr/local/bin/gpurun-runtime"}}
-}
+const DOCKER: &str = r#"{"hosts": ["unix:///run/docker.sock"]}
 "#;
 
-/// A handler for pods beside runc. `enable_cdi` is off so that annotations with CDI names come through to the runtime.
-/// Containers run without CAP_SYS_RESOURCE where the tests do: OOM scores cannot be lowered.
+/// `enable_cdi` is off so that annotations with CDI names come through to the runtime. Containers run without
+/// CAP_SYS_RESOURCE where the tests do: OOM scores cannot be lowered.
 const CONTAINERD: &str = r#"version = 2
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "docker.io/library/pause:latest"
@@ -205,12 +215,7 @@ const CONTAINERD: &str = r#"version = 2
   enable_cdi = false
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.gpurun]
-    runtime_type = "io.containerd.runc.v2"
-    pod_annotations = ["cdi.k8s.io/*"]
     container_annotations = ["cdi.k8s.io/*"]
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.gpurun.options]
-      BinaryName = "/usr/local/bin/gpurun-runtime"
 "#;
 
 /// Without systemd and journald. The limits that Podman 4.3 sets by itself need CAP_SYS_RESOURCE, and it hands nothing of its

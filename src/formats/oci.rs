@@ -168,7 +168,7 @@ pub struct State {
     pub pid: i32,
     /// The bundle's directory.
     pub bundle: PathBuf,
-    /// The container's root on the host: crun says it, runc does not.
+    /// The container's root, absolute or relative to the bundle: crun says it, runc does not.
     pub root: Option<PathBuf>,
 }
 
