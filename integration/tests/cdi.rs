@@ -470,7 +470,9 @@ fn a_root_that_changes_meanwhile_reaches_nothing_outside() {
     fs::create_dir(&root).unwrap();
     lay_root(&root);
     fs::create_dir(root.join("etc/deep")).unwrap();
-    symlink(outside.path(), root.join("link")).unwrap();
+    let beside = Path::new("../..").join(outside.path().file_name().unwrap());
+    symlink(&beside, root.join("link")).unwrap();
+    assert!(root.join("link/ld.so.cache").exists(), "it leads outside for who follows it");
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // RENAME_EXCHANGE: /etc is the directory, then the link to the outside, and at no moment absent.
