@@ -554,6 +554,41 @@ fn a_volume_is_not_written_to() {
 }
 
 #[test]
+fn a_device_node_that_is_a_mount_counts_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir_all(root.join("dev/dri")).unwrap();
+    for (node, numbers) in [("nvidia3", ["195", "3"]), ("dri/card3", ["226", "3"])] {
+        let hosts = dir.path().join("node");
+        must(Command::new("mknod").arg(&hosts).arg("c").args(numbers));
+        fs::write(root.join("dev").join(node), "").unwrap();
+        must(Command::new("mount").arg("--bind").arg(&hosts).arg(root.join("dev").join(node)));
+        fs::remove_file(&hosts).unwrap();
+    }
+    let links = [
+        "--link",
+        "../card3::/dev/dri/by-path/pci-3-card",
+        "--link",
+        "../card4::/dev/dri/by-path/pci-4-card",
+    ];
+    let ended = [
+        hook(&root, &["update-application-profile"]),
+        hook(&root, &[&["create-symlinks"], &links[..]].concat()),
+    ];
+    for node in ["nvidia3", "dri/card3"] {
+        must(Command::new("umount").arg(root.join("dev").join(node)));
+    }
+    assert!(ended.iter().all(|ended| ended.code == 0), "{ended:?}");
+    let profile =
+        fs::read_to_string(root.join("etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf"))
+            .unwrap();
+    assert!(profile.contains("EGLVisibleDGPUDevices\",0x8]"), "{profile}");
+    let made: Vec<_> =
+        fs::read_dir(root.join("dev/dri/by-path")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(made, ["pci-3-card"]);
+}
+
+#[test]
 fn a_hook_that_is_not_known_or_not_named_does_no_harm() {
     let nothing = tempfile::tempdir().unwrap();
     for words in [&[][..], &["new-in-2027", "--flag", "x"], &["hook"], &["--debug"]] {
@@ -672,6 +707,22 @@ fn the_drivers_libraries_are_told_to_make_no_device_nodes() {
             .arg(&state),
     );
     assert_eq!(seen, "ModifyDeviceFiles: 0\nOther: 2\n1\n", "one mount, on one file");
+    // Through a link of the image's nothing is mounted: it could lead to a volume that the host sees.
+    let params = root.join("proc/driver/nvidia");
+    fs::rename(&params, root.join("elsewhere")).unwrap();
+    symlink("/elsewhere", &params).unwrap();
+    let script = "mount -t tmpfs none /proc/driver && mkdir /proc/driver/nvidia && cp $0/elsewhere/params /proc/driver/nvidia && \
+                  $1 disable-device-node-modification < $2 && cat $0/elsewhere/params && ! grep $0 /proc/self/mountinfo";
+    let seen = must(
+        Command::new("unshare")
+            .args(["-m", "sh", "-c", script])
+            .arg(&root)
+            .arg(dist("gpurun-hook"))
+            .arg(&state),
+    );
+    assert_eq!(seen, "ModifyDeviceFiles: 1\nOther: 2\n");
+    fs::remove_file(&params).unwrap();
+    fs::rename(root.join("elsewhere"), &params).unwrap();
     // Who may not mount does without.
     let script = "mount -t tmpfs none /proc/driver && mkdir /proc/driver/nvidia && cp $0/proc/driver/nvidia/params /proc/driver/nvidia && \
                   setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin $1 disable-device-node-modification < $2 && cat $0/proc/driver/nvidia/params";
