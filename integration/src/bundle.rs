@@ -29,7 +29,7 @@ impl Hierarchies {
     pub fn command(self, program: &Path) -> Command {
         let script = match self {
             Self::Own => return Command::new(program),
-            Self::Legacy => "umount /sys/fs/cgroup/unified",
+            Self::Legacy => "umount /sys/fs/cgroup/unified 2>/dev/null || true",
             Self::Unified => "umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup",
         };
         // What is mounted goes on appearing on the host, as it would without the namespace, but for what is below /sys.

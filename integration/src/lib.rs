@@ -3,6 +3,7 @@
 //! `integration/run` builds and fetches what is needed first; a test that misses something panics and says so.
 
 pub mod bundle;
+pub mod engines;
 
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};
 use std::{
@@ -151,6 +152,16 @@ pub fn description(name: &str) -> Description {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// The same with the version of a driver of [`driver_packages`].
+pub fn of_driver(name: &str, branch: u32) -> Description {
+    let (version, cuda) = match branch {
+        535 => ("535.216.03", "12.2"),
+        550 => ("550.163.01", "12.4"),
+        other => panic!("there is no driver {other}"),
+    };
+    Description { driver: version.into(), cuda: cuda.into(), ..description(name) }
+}
+
 /// A simulated host, with a state directory and an image store of its own. Everything goes when it is dropped.
 pub struct TestHost {
     dir: TempDir,
@@ -164,13 +175,7 @@ impl TestHost {
 
     /// One of `integration/hosts` on the files of a real driver, whose version it takes over.
     pub fn with_driver(name: &str, branch: u32, layout: &str) -> Self {
-        let (version, cuda) = match branch {
-            535 => ("535.216.03", "12.2"),
-            550 => ("550.163.01", "12.4"),
-            other => panic!("there is no driver {other}"),
-        };
-        let description = Description { driver: version.into(), cuda: cuda.into(), ..description(name) };
-        Self::with(&description, DriverFiles::Unpacked(&driver_packages(branch, layout)))
+        Self::with(&of_driver(name, branch), DriverFiles::Unpacked(&driver_packages(branch, layout)))
     }
 
     /// Any description on any driver.

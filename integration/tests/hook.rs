@@ -411,6 +411,18 @@ fn a_hostile_root_or_volume_reaches_nothing_outside() {
 }
 
 #[test]
+fn a_link_into_a_file_system_of_the_kernels_is_refused() {
+    let host = TestHost::new("8xh100");
+    for target in ["/proc", "/proc/self", "/sys", "../../proc/sys/kernel"] {
+        let (bundle, _) = busybox(&host, "true");
+        fs::create_dir_all(bundle.root().join("usr/local")).unwrap();
+        symlink(target, bundle.root().join("usr/local/nvidia")).unwrap();
+        let ended = run_with(&bundle, "runc", Hierarchies::Own);
+        assert!(ended.code != 0 && ended.err.contains("error[GPU-0057]"), "{target} {ended:?}");
+    }
+}
+
+#[test]
 fn a_volume_over_etc_is_not_written() {
     let host = TestHost::with_driver("8xh100", 550, "debian");
     let bundle = Bundle::of("debian-python");

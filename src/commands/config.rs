@@ -56,7 +56,9 @@ fn value(setting: &Setting, global: &Global, found: Option<&Found>) -> Option<(S
         "--config" => path(&global.config),
         _ => None,
     };
-    let variable = std::env::var(setting.variable).ok().filter(|_| !setting.variable.is_empty());
+    // NVIDIA's are a container's, and not ours.
+    let variable =
+        setting.variable.starts_with("GPURUN_").then(|| std::env::var(setting.variable).ok()).flatten();
     if let Some(typed) = typed.filter(|typed| variable.as_ref() != Some(typed)) {
         return Some((typed, setting.option.into()));
     }

@@ -94,8 +94,11 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     // Everything that can be known to fail does so before the first change.
     let container = Waiting::open(&state, &root)?;
     // An engine without root restricts no devices, and we could not.
-    let access =
-        if runtime::in_user_namespace() { None } else { Some(Access::read(state.pid, &injection.devices)?) };
+    let access = if runtime::in_user_namespace() {
+        None
+    } else {
+        Some(Access::read(state.process()?, &injection.devices, spec.systemd_scope().as_deref())?)
+    };
     let binds = runtime::deliver(&root, &spec, &injection, &context, false)?;
     if debug {
         eprintln!("gpurun: {} device nodes, {} mounts", injection.devices.len(), binds.len());

@@ -9,33 +9,6 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
-/// What a low-level runtime tells a hook on its standard input (runtime-spec, runtime.md, "State").
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct State {
-    /// The container's first process, as the runtime sees it; 0 where there is none yet, or the hook runs in its place.
-    #[serde(default)]
-    pub pid: i32,
-    /// The absolute path of the bundle.
-    pub bundle: PathBuf,
-    /// The container's root, absolute or relative to the bundle: crun says it, runc does not.
-    pub root: Option<PathBuf>,
-}
-
-impl State {
-    /// Reads a state.
-    ///
-    /// # Errors
-    /// [`Code::Bundle`] when it is not one.
-    pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let what = || "the state on standard input is not a container's";
-        let state: Self = serde_json::from_slice(bytes).or_fail(Code::Bundle, what)?;
-        if state.bundle.is_absolute() {
-            return Ok(state);
-        }
-        Err(Error::new(Code::Bundle, what()).cause("it names no bundle"))
-    }
-}
-
 /// A container's configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec(Value);
@@ -148,6 +121,17 @@ impl Spec {
         self.at(&["linux", "resources", "memory", "limit"])?.as_u64().filter(|&limit| limit > 0)
     }
 
+    /// The unit that systemd makes for the container, where the engine has it make the cgroup: `linux.cgroupsPath` is
+    /// `SLICE:PREFIX:NAME` then (runc, docs/systemd.md).
+    pub fn systemd_scope(&self) -> Option<String> {
+        let mut parts = self.at(&["linux", "cgroupsPath"])?.as_str()?.split(':');
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(_), Some(""), Some(name), None) => Some(format!("{name}.scope")),
+            (Some(_), Some(prefix), Some(name), None) => Some(format!("{prefix}-{name}.scope")),
+            _ => None,
+        }
+    }
+
     /// Whether the container gets a user namespace of its own.
     pub fn has_user_namespace(&self) -> bool {
         self.namespace("user").is_some()
@@ -173,6 +157,49 @@ impl Spec {
             mapping.get("hostID")?.as_u64()?.try_into().ok()
         };
         Some((id("uidMappings")?, id("gidMappings")?))
+    }
+}
+
+/// What a low-level runtime writes to a hook's standard input (runtime-spec, runtime.md, "State"), as far as hooks read it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct State {
+    /// The container's first process, as the host numbers it; 0 before there is one.
+    #[serde(default)]
+    pub pid: i32,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The container's root, absolute or relative to the bundle: crun says it, runc does not.
+    pub root: Option<PathBuf>,
+}
+
+impl State {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when it is something else.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let what = || "standard input holds no OCI state of a container";
+        let fix = "hooks are run by a low-level runtime, runc or crun";
+        let state: Self =
+            serde_json::from_slice(bytes).or_fail(Code::Bundle, what).map_err(|error| error.fix(fix))?;
+        if !state.bundle.is_absolute() {
+            return Err(Error::new(Code::Bundle, what())
+                .cause("its bundle is not an absolute path")
+                .fix(fix));
+        }
+        Ok(state)
+    }
+
+    /// The container's first process.
+    ///
+    /// # Errors
+    /// [`Code::Bundle`] when there is none yet.
+    pub fn process(&self) -> Result<i32> {
+        if self.pid > 0 {
+            return Ok(self.pid);
+        }
+        Err(Error::new(Code::Bundle, "the container has no process yet")
+            .fix("a prestart hook is run when it has one"))
     }
 }
 
@@ -213,33 +240,45 @@ mod tests {
     }
 
     #[test]
-    fn a_state_names_a_process_and_a_bundle() {
-        // As runc and crun write them.
-        for (text, pid, root) in [
-            (
-                r#"{"ociVersion":"1.0.2-dev","id":"x","status":"creating","pid":12505,"bundle":"/run/x"}"#,
-                12505,
-                None,
-            ),
-            (
-                r#"{"ociVersion":"1.0","id":"x","pid":12505,"root":"rootfs","bundle":"\/run\/x","status":"created"}"#,
-                12505,
-                Some("rootfs".into()),
-            ),
-            (r#"{"pid":0,"bundle":"/run/x"}"#, 0, None),
+    fn a_cgroup_that_systemd_makes_is_a_scope() {
+        for (path, scope) in [
+            ("system.slice:docker:1", Some("docker-1.scope")),
+            (":cri-containerd:1", Some("cri-containerd-1.scope")),
+            ("machine.slice::1", Some("1.scope")),
+            ("/docker/1", None),
+            ("", None),
+            ("a:b", None),
+            ("a:b:c:d", None),
         ] {
-            assert_eq!(State::parse(text.as_bytes()).unwrap(), State { pid, bundle: "/run/x".into(), root });
+            let spec = Spec(serde_json::json!({"linux": {"cgroupsPath": path}}));
+            assert_eq!(spec.systemd_scope().as_deref(), scope, "{path}");
         }
+    }
+
+    #[test]
+    fn a_state_is_read_with_and_without_what_crun_adds() {
+        let runc =
+            r#"{"ociVersion":"1.0.2","id":"x","status":"creating","pid":7,"bundle":"/b","annotations":{}}"#;
+        let bundle = PathBuf::from("/b");
+        let read = |text: &str| State::parse(text.as_bytes());
+        assert_eq!(read(runc).unwrap(), State { pid: 7, bundle: bundle.clone(), root: None });
+        let crun = read(r#"{"bundle":"\/b","root":"/b/merged"}"#).unwrap();
+        assert_eq!(crun, State { pid: 0, bundle, root: Some("/b/merged".into()) });
         for text in [
             "",
-            "[]",
             "{}",
+            "[]",
+            r#"{"bundle":3}"#,
             r#"{"pid":1}"#,
-            r#"{"pid":4294967297,"bundle":"/x"}"#,
-            r#"{"pid":1,"bundle":"x"}"#,
-            r#"{"pid":"1","bundle":"/x"}"#,
+            r#"{"bundle":"b"}"#,
+            r#"{"pid":"1","bundle":"/b"}"#,
         ] {
-            assert_eq!(State::parse(text.as_bytes()).unwrap_err().code(), Code::Bundle, "{text}");
+            assert_eq!(read(text).unwrap_err().code(), Code::Bundle, "{text}");
+        }
+        assert_eq!(read(runc).unwrap().process().unwrap(), 7);
+        for pid in ["0", "-1"] {
+            let state = read(&format!(r#"{{"pid":{pid},"bundle":"/b"}}"#)).unwrap();
+            assert_eq!(state.process().unwrap_err().code(), Code::Bundle, "{pid}");
         }
     }
 

@@ -2,10 +2,10 @@
 //! the engine wants mounted is mounted, and nothing of the image has run (runtime-spec, config.md, "Prestart").
 //!
 //! ```text
-//! before   the root that the bundle names and the one that the process has are the same, or nothing is done
-//!          host files are copied to detached mounts, restricted, while the host's paths still mean the host's
-//! inside   device nodes, mount points: beneath a descriptor of the root, where a link of the image's stays inside
-//!          the mounts, last and from within the container's mount namespace, where no path is resolved any more
+//! first    the root that the bundle names is the one in the process' mount namespace, or nothing is done
+//! host     what the container gets of the host is copied to detached mounts, while the host's paths still mean the host's
+//! root     device nodes, beneath a descriptor of the container's root: no link of the image's leads out of it
+//! inside   in the container's mount namespace each copy is attached, again beneath that descriptor
 //! ```
 //!
 //! runc and crun call the hook before pivot_root(2): the container's root is then a directory in its mount namespace, and a
@@ -65,7 +65,7 @@ impl Waiting {
         let proc = PathBuf::from(format!("/proc/{}", state.pid));
         let open =
             |name: &str, flags| rustix::fs::open(proc.join(name), flags | OFlags::CLOEXEC, Mode::empty());
-        let pid = Pid::from_raw(state.pid).ok_or_else(|| Error::new(Code::Namespace, failed()))?;
+        let pid = Pid::from_raw(state.process()?).ok_or_else(|| Error::new(Code::Namespace, failed()))?;
         let process = pidfd_open(pid, PidfdFlags::empty()).or_fail(Code::Namespace, failed)?;
         let top = Root::new(open("root", OFlags::PATH | OFlags::DIRECTORY).or_fail(Code::Namespace, failed)?);
         let namespace = open("ns/mnt", OFlags::RDONLY).or_fail(Code::Namespace, failed)?;
@@ -175,6 +175,7 @@ impl Waiting {
         let point = as_owner(owner, || {
             if is_directory { self.root.directory(target) } else { self.root.mount_point(target) }
         })?;
+        refuse_kernels(&point, target)?;
         // A volume of the engine's brought it: `-v /run:/run` has the daemon's socket.
         if identity(&point).or_fail(Code::Mount, failed)? == (stat.st_dev, stat.st_ino) {
             return Ok(());
@@ -207,6 +208,23 @@ impl Waiting {
         muted.push((id, mount));
         Ok(())
     }
+}
+
+/// Refuses a link of the image's that leads into /proc or /sys: the runtime has still to write its security labels there.
+fn refuse_kernels(point: &OwnedFd, target: &Path) -> Result<()> {
+    /// PROC_SUPER_MAGIC, SYSFS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC (linux/magic.h)
+    const KERNELS: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
+    let failed = || format!("{} of the container cannot be mounted over", target.display());
+    let fs = rustix::fs::fstatfs(point).or_fail(Code::Mount, failed)?;
+    // `f_type`'s own type differs between the C libraries.
+    #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
+    let is_kernels = KERNELS.contains(&(fs.f_type as i64));
+    if is_kernels && !target.starts_with("/proc") {
+        return Err(
+            Error::new(Code::Rootfs, failed()).cause("a link leads into a file system of the kernel's")
+        );
+    }
+    Ok(())
 }
 
 fn identity(fd: &impl AsFd) -> rustix::io::Result<(u64, u64)> {
