@@ -32,9 +32,9 @@ pub const VERBS: [&str; 12] = [
     "doctor",
     "inventory",
     "images",
+    "cdi",
     "configure",
     "config",
-    "cdi",
     "demo",
     "completions",
     "help",
@@ -103,13 +103,13 @@ pub enum Command {
     Inventory,
     /// List the images that are unpacked in the store
     Images,
+    /// CDI documents: for docker, podman, containerd and CRI-O
+    #[command(subcommand)]
+    Cdi(Cdi),
     /// Tell an engine of gpurun, or take gpurun out of its configuration
     Configure(Configure),
     /// Print every key of the configuration: what it is, where that comes from, what it means
     Config,
-    /// CDI documents: for docker, podman, containerd and CRI-O
-    #[command(subcommand)]
-    Cdi(Cdi),
     /// Run the main job on this machine and print what the container saw
     Demo(Demo),
     /// Print completions for a shell
@@ -117,51 +117,6 @@ pub enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
-}
-
-/// `gpurun configure`
-#[derive(Debug, Args)]
-pub struct Configure {
-    /// Whose configuration is changed
-    #[arg(value_enum)]
-    pub engine: Engine,
-    /// What the runtime is called: docker run --runtime NAME
-    #[arg(long, default_value = "gpurun", value_name = "NAME")]
-    pub name: String,
-    /// The program [default: the gpurun-runtime beside gpurun, or in PATH]
-    #[arg(long, value_name = "FILE")]
-    pub path: Option<PathBuf>,
-    /// The engine's file [default: the one that it reads]
-    #[arg(long, value_name = "FILE")]
-    pub file: Option<PathBuf>,
-    /// Let it run the containers of those who name no runtime
-    #[arg(long)]
-    pub set_as_default: bool,
-    /// Let the engine read CDI documents, too
-    #[arg(long)]
-    pub cdi: bool,
-    /// For podman and crio: a file of hooks.d in place of a runtime
-    #[arg(long, conflicts_with_all = ["set_as_default", "cdi"])]
-    pub hook: bool,
-    /// Take out what was put in (with --cdi: its switch, too)
-    #[arg(long)]
-    pub remove: bool,
-    /// Print what would change, and change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-}
-
-/// The engines that gpurun can be made known to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Engine {
-    /// dockerd
-    Docker,
-    /// containerd, as Kubernetes uses it
-    Containerd,
-    /// CRI-O
-    Crio,
-    /// Podman
-    Podman,
 }
 
 /// `gpurun cdi`
@@ -216,6 +171,51 @@ pub struct CdiDirectories {
     /// A directory of documents; one that is named later goes before
     #[arg(long = "spec-dir", value_name = "DIR", value_delimiter = ',', default_values = crate::formats::cdi::DIRECTORIES)]
     pub directories: Vec<PathBuf>,
+}
+
+/// `gpurun configure`
+#[derive(Debug, Args)]
+pub struct Configure {
+    /// Whose configuration is changed
+    #[arg(value_enum)]
+    pub engine: Engine,
+    /// What the runtime is called: docker run --runtime NAME
+    #[arg(long, default_value = "gpurun", value_name = "NAME")]
+    pub name: String,
+    /// The program [default: the gpurun-runtime beside gpurun, or in PATH]
+    #[arg(long, value_name = "FILE")]
+    pub path: Option<PathBuf>,
+    /// The engine's file [default: the one that it reads]
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Let it run the containers of those who name no runtime
+    #[arg(long)]
+    pub set_as_default: bool,
+    /// Let the engine read CDI documents, too
+    #[arg(long)]
+    pub cdi: bool,
+    /// For podman and crio: a file of hooks.d in place of a runtime
+    #[arg(long, conflicts_with_all = ["set_as_default", "cdi"])]
+    pub hook: bool,
+    /// Take out what was put in (with --cdi: its switch, too)
+    #[arg(long)]
+    pub remove: bool,
+    /// Print what would change, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// The engines that gpurun can be made known to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// dockerd
+    Docker,
+    /// containerd, as Kubernetes uses it
+    Containerd,
+    /// CRI-O
+    Crio,
+    /// Podman
+    Podman,
 }
 
 /// `gpurun demo`

@@ -7,8 +7,8 @@
 //!  inventory ──┐
 //!  (what the   │                               ┌► container   gpurun IMAGE CMD: our own container, in process
 //!   host has)  ├─► plan ─► Injection ─► apply ─┼► oci_spec    gpurun-runtime: edits config.json, becomes runc or crun
-//!  request  ───┘  (pure)   (a value)            └► cdi         a document from which engines inject by themselves
-//!  (what is
+//!  request  ───┘  (pure)   (a value)            ├► namespace   nvidia-container-runtime-hook: a container that exists already
+//!  (what is                                     └► cdi         a document from which engines inject by themselves
 //!   asked for)
 //! ```
 //!

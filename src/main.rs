@@ -111,10 +111,10 @@ fn dispatch(arguments: Vec<OsString>) -> Result<u8> {
         Command::Doctor => commands::doctor::run(&context()?),
         Command::Inventory => commands::inventory::run(&context()?),
         Command::Images => commands::images::run(&context()?),
+        Command::Cdi(command) => commands::cdi::run(&context()?, &command),
         Command::Demo(args) => commands::demo::run(context()?, &args),
         Command::Configure(args) => commands::configure::run(&args),
         Command::Config => commands::config::run(&cli.global),
-        Command::Cdi(command) => commands::cdi::run(&context()?, &command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "gpurun", &mut std::io::stdout());
             Ok(0)

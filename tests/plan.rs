@@ -54,6 +54,19 @@ fn the_plans_of_three_hosts() {
 }
 
 #[test]
+fn forward_compatibility_is_the_administrators_to_allow() {
+    let (host, request) = (host("t4-old"), request("all", &[("CUDA_VERSION", "11.0.3")]));
+    let asked = |forward_compat| plan::plan(&host, &request, &Policy { forward_compat, ..Policy::default() });
+    assert!(asked(true).unwrap().forward_compat.is_some());
+    assert!(asked(false).unwrap().forward_compat.is_none());
+    // What only the image's own libraries could run is refused then.
+    let newer = self::request("all", &[("CUDA_VERSION", "12.6.1")]);
+    let refusal =
+        plan::plan(&host, &newer, &Policy { forward_compat: false, ..Policy::default() }).unwrap_err();
+    assert_eq!(refusal.code(), Code::CudaTooNew);
+}
+
+#[test]
 fn a_gpu_is_found_by_every_name_and_given_once() {
     let h100 = host("8xh100");
     // Index 1 has minor number 3.

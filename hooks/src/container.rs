@@ -4,7 +4,7 @@ use gpurun::{
     apply::{
         bundle::{Bundle, ContainerRoot},
         loader::Prepared,
-        mount,
+        mount::{self, NOTHING},
         rootfs::{Layers, Root},
     },
     error::{Code, Error, OrFail, Result},
@@ -50,7 +50,7 @@ impl Container {
         read.or_fail(Code::Bundle, || "standard input cannot be read")?;
         let state = State::parse(&bytes)?;
         let root = if let Some(root) = state.root {
-            ContainerRoot::open(root)?
+            ContainerRoot::open(state.bundle.join(root))?
         } else {
             let (bundle, spec) = Bundle::open(&state.bundle)?;
             bundle.root(&spec)?
@@ -164,9 +164,6 @@ fn covered(point: &OwnedFd, directory: &OwnedFd, content: &[u8], shown: &Path) -
         .or_fail(Code::Mount, || format!("{} cannot be made read-only", shown.display()))?;
     mount::attach(&file, point, shown)
 }
-
-/// Nothing but reading and writing.
-const NOTHING: Flags = Flags { read_only: false, nosuid: true, nodev: true, noexec: true };
 
 /// A path without `..`, which would be taken off the name before a link is followed: documents have none.
 fn normal(path: &Path) -> Result<PathBuf> {

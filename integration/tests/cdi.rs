@@ -576,6 +576,17 @@ fn a_hook_that_is_not_known_or_not_named_does_no_harm() {
         let ended = hook(nothing.path(), words);
         assert!(ended.code == 1 && ended.err.starts_with("error[GPU-0001]"), "{words:?} {ended:?}");
     }
+    // As NVIDIA's older documents name them.
+    let ctk = nothing.path().join("nvidia-ctk");
+    symlink(dist("gpurun"), &ctk).unwrap();
+    let state = json!({"bundle": "/nowhere", "root": nothing.path()}).to_string();
+    let mut stdin = tempfile::tempfile().unwrap();
+    stdin.write_all(state.as_bytes()).unwrap();
+    stdin.rewind().unwrap();
+    let words = ["--quiet", "hook", "create-symlinks", "--link", "x::/a/ctk"];
+    let ended = finish(Command::new(&ctk).args(words).stdin(stdin).spawn_piped());
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert_eq!(fs::read_link(nothing.path().join("a/ctk")).unwrap(), Path::new("x"));
     // A bundle says where its root is, where the state does not.
     let bundle = tempfile::tempdir().unwrap();
     fs::create_dir(bundle.path().join("rootfs")).unwrap();
@@ -691,6 +702,14 @@ fn documents_are_checked() {
     assert_eq!(stat(), before, "what is the same is not written again");
     let ended = validate();
     assert!(ended.code == 0 && ended.out.contains("nothing is wrong"), "{ended:?}");
+    let as_nvidias = dir.path().join("nvidia-ctk");
+    symlink(dist("gpurun"), &as_nvidias).unwrap();
+    let nvidias = run(Command::new(&as_nvidias)
+        .args(["cdi", "generate", "--nvidia-cdi-hook-path"])
+        .arg(dist("gpurun-hook"))
+        .env("GPURUN_SIMULATED_HOST", host.path())
+        .env("GPURUN_STATE_DIR", host.state_dir(0)));
+    assert_eq!((nvidias.code, nvidias.out.as_str()), (0, text.as_str()), "{nvidias:?}");
     let listed = must(host.gpurun().args(["cdi", "list", "--spec-dir", &dirs]));
     assert!(listed.lines().count() == 17 && listed.contains("nvidia.com/gpu=all\n"), "{listed}");
 

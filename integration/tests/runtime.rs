@@ -470,3 +470,75 @@ fn the_drivers_files_are_one_mount_that_the_host_never_sees_and_other_mounts_tra
     let below = |mount: &&Value| mount["destination"].as_str().unwrap().starts_with("/usr/local/nvidia");
     assert_eq!(bundle.read()["mounts"].as_array().unwrap().iter().filter(below).count(), 1);
 }
+
+#[test]
+fn what_the_administrator_set_holds_for_engines_containers() {
+    let host = TestHost::new("8xh100");
+    let bundle = Bundle::of("busybox");
+    let log = bundle.dir.path().join("gpurun.log");
+    let configuration = format!(
+        "swarm-resource = \"DOCKER_RESOURCE_GPU\"\nlog-file = {log:?}\nlog-level = \"debug\"\n\
+         supported-driver-capabilities = \"utility\"\n{}",
+        configuration("runc")
+    );
+    // A service of a swarm names its GPU so, whatever the image says.
+    let uuid = &gpurun_integration::description("8xh100").gpus[2].uuid;
+    bundle.configure(
+        &["NVIDIA_VISIBLE_DEVICES=all", &format!("DOCKER_RESOURCE_GPU={uuid}")],
+        &["sh", "-c", "ls /dev; ls /usr/local/nvidia/lib64"],
+    );
+    let ended = bundle.run(&host, &configuration);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let gpus: Vec<&str> =
+        ended.out.lines().filter(|name| name.trim_start_matches("nvidia").parse::<u32>().is_ok()).collect();
+    assert_eq!(
+        gpus,
+        [format!("nvidia{}", gpurun_integration::description("8xh100").gpus[2].minor)],
+        "{ended:?}"
+    );
+    assert!(
+        ended.out.contains("libnvidia-ml.so") && !ended.out.contains("libcuda.so"),
+        "utility alone: {ended:?}"
+    );
+    let logged = fs::read_to_string(&log).unwrap();
+    assert!(logged.contains("level=debug msg=\"gpurun: 2 device nodes"), "{logged}");
+    // What fails is said there, too; less is said where less is asked for.
+    bundle.configure(&["NVIDIA_VISIBLE_DEVICES=99"], &["true"]);
+    fs::remove_file(&log).unwrap();
+    let ended = bundle.run(&host, &configuration.replace("\"debug\"", "\"info\""));
+    let logged = fs::read_to_string(&log).unwrap();
+    assert!(
+        ended.code == 1 && logged.contains("GPU-0021") && logged.lines().count() == 1,
+        "{logged} {ended:?}"
+    );
+}
+
+#[test]
+fn nvidias_configuration_holds_where_gpurun_has_none() {
+    let host = TestHost::new("8xh100");
+    let bundle = Bundle::of("busybox");
+    let file = bundle.dir.path().join("nvidia-container-runtime/config.toml");
+    fs::create_dir(file.parent().unwrap()).unwrap();
+    for (text, gpus) in [
+        ("[nvidia-container-runtime]\nmode = \"legacy\"\nanything = { else = 1 }\n", 8),
+        ("accept-nvidia-visible-devices-envvar-when-unprivileged = false\n", 0),
+    ] {
+        fs::write(&file, text).unwrap();
+        bundle.configure(&["NVIDIA_VISIBLE_DEVICES=all"], &["sh", "-c", "ls /dev"]);
+        let mut command = Command::new(dist("gpurun"));
+        command
+            .arg0("gpurun-runtime")
+            .arg(format!("--root={}", bundle.dir.path().join("state").display()))
+            .args(["run", "--bundle"])
+            .arg(bundle.dir.path())
+            .arg(gpurun_integration::unique())
+            .env("GPURUN_SIMULATED_HOST", host.path())
+            .env("GPURUN_STATE_DIR", host.state_dir(0))
+            .env("XDG_CONFIG_HOME", bundle.dir.path());
+        let ended = run(&mut command);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        let is_gpu =
+            |name: &&str| name.strip_prefix("nvidia").is_some_and(|rest| rest.parse::<u32>().is_ok());
+        assert_eq!(ended.out.lines().filter(is_gpu).count(), gpus, "{text}: {ended:?}");
+    }
+}

@@ -1,7 +1,9 @@
 //! What was typed to `nvidia-ctk`: the command line of NVIDIA's toolkit, which roles and scripts call.
 
+use super::CdiFormat;
+use crate::{apply::cdi::NameStrategy, formats::cdi::DIRECTORIES};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 use tracing::level_filters::LevelFilter;
 
 /// NVIDIA's toolkit, as far as gpurun stands in for it.
@@ -39,6 +41,16 @@ pub enum Command {
     /// Tell an engine of the runtime
     #[command(subcommand)]
     Runtime(Runtime),
+    /// CDI documents
+    #[command(subcommand)]
+    Cdi(Cdi),
+    /// A hook that a CDI document names; gpurun-hook does it
+    #[command(disable_help_flag = true)]
+    Hook {
+        /// The hook and its flags
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
     /// Prepare the host
     #[command(subcommand)]
     System(System),
@@ -46,6 +58,74 @@ pub enum Command {
     Config(Config),
     /// Say nothing
     Info,
+}
+
+/// `nvidia-ctk cdi`
+#[derive(Debug, Subcommand)]
+pub enum Cdi {
+    /// Write the document of this host's GPUs
+    Generate(Box<CdiGenerate>),
+    /// List the devices that engines find
+    List(CdiList),
+}
+
+/// `nvidia-ctk cdi generate`
+#[derive(Debug, Args)]
+pub struct CdiGenerate {
+    /// Where it is written [default: standard output]
+    #[arg(long, env = "NVIDIA_CTK_CDI_OUTPUT_FILE_PATH", value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Its format [default: what the file's name ends with, or yaml]
+    #[arg(long, value_enum, env = "NVIDIA_CTK_CDI_GENERATE_OUTPUT_FORMAT")]
+    pub format: Option<CdiFormat>,
+    /// What is looked for: GPUs, through NVML
+    #[arg(long, alias = "discovery-mode", default_value = "auto", env = "NVIDIA_CTK_CDI_GENERATE_MODE")]
+    pub mode: String,
+    /// How the devices are called; each has every name
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["index", "uuid"],
+          env = "NVIDIA_CTK_CDI_GENERATE_DEVICE_NAME_STRATEGIES")]
+    pub device_name_strategy: Vec<NameStrategy>,
+    /// Where the driver's files are
+    #[arg(long, env = "NVIDIA_CTK_DRIVER_ROOT", value_name = "DIR")]
+    pub driver_root: Option<PathBuf>,
+    /// Where its device nodes are
+    #[arg(long, env = "NVIDIA_CTK_DEV_ROOT", value_name = "DIR")]
+    pub dev_root: Option<PathBuf>,
+    /// The hook [default: gpurun-hook, beside nvidia-ctk]
+    #[arg(long, alias = "nvidia-ctk-path", env = "NVIDIA_CTK_CDI_HOOK_PATH", value_name = "FILE")]
+    pub nvidia_cdi_hook_path: Option<PathBuf>,
+    /// What stands before the "/" in the names of the devices
+    #[arg(long, alias = "cdi-vendor", default_value = "nvidia.com", env = "NVIDIA_CTK_CDI_GENERATE_VENDOR")]
+    pub vendor: String,
+    /// What stands before the "=" in the names of the devices
+    #[arg(long, alias = "cdi-class", default_value = "gpu", env = "NVIDIA_CTK_CDI_GENERATE_CLASS")]
+    pub class: String,
+    /// Not used: no ldconfig is run
+    #[arg(long, value_name = "FILE")]
+    pub ldconfig_path: Option<PathBuf>,
+    /// Not used: files are looked for in the driver root
+    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    pub library_search_path: Vec<PathBuf>,
+    /// Not used: files are looked for in the driver root
+    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    pub config_search_path: Vec<PathBuf>,
+    /// Not used: there is one hook
+    #[arg(long, alias = "disable-hooks", value_name = "HOOK", value_delimiter = ',')]
+    pub disable_hook: Vec<String>,
+    /// Not used: there is one hook
+    #[arg(long, alias = "enable-hooks", value_name = "HOOK", value_delimiter = ',')]
+    pub enable_hook: Vec<String>,
+    /// Not used
+    #[arg(long, alias = "feature-flags", value_name = "FLAG", value_delimiter = ',')]
+    pub feature_flag: Vec<String>,
+}
+
+/// `nvidia-ctk cdi list`
+#[derive(Debug, Args)]
+pub struct CdiList {
+    /// A directory of documents; one that is named later goes before
+    #[arg(long, env = "NVIDIA_CTK_CDI_SPEC_DIRS", value_name = "DIR", value_delimiter = ',', default_values = DIRECTORIES)]
+    pub spec_dir: Vec<PathBuf>,
 }
 
 /// `nvidia-ctk runtime`

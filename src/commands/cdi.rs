@@ -20,7 +20,7 @@ use std::{
 pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
     match command {
         Cdi::Generate(args) => generate(context, args),
-        Cdi::List(args) => list(context, &args.directories),
+        Cdi::List(args) => list(&args.directories, context.json),
         Cdi::Validate(args) => validate(context, &args.directories),
     }
 }
@@ -113,10 +113,10 @@ fn devices(found: &[Found]) -> BTreeMap<String, Vec<&Path>> {
 }
 
 /// Prints the devices, one a line, as engines take their names.
-pub fn list(context: &Context, directories: &[PathBuf]) -> Result<u8> {
+pub fn list(directories: &[PathBuf], as_json: bool) -> Result<u8> {
     let found = found(directories)?;
     let devices = devices(&found);
-    if context.json {
+    if as_json {
         println!("{:#}", json!(devices));
         return Ok(0);
     }

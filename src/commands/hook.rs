@@ -97,7 +97,7 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     let access = if runtime::in_user_namespace() {
         None
     } else {
-        Some(Access::read(state.process()?, &injection.devices)?)
+        Some(Access::read(state.process()?, &injection.devices, spec.systemd_scope().as_deref())?)
     };
     let binds = runtime::deliver(&root, &spec, &injection, &context, false)?;
     if debug {
@@ -118,7 +118,13 @@ fn state(input: impl Read) -> Result<State> {
     if bytes.len() as u64 > MAX_STATE {
         return Err(Error::new(Code::Bundle, "the container's state on standard input has no end"));
     }
-    State::parse(&bytes)
+    let state = State::parse(&bytes)?;
+    if state.pid <= 0 {
+        // As for createRuntime hooks, which may come before it.
+        return Err(Error::new(Code::Bundle, "the state on standard input is not a container's")
+            .cause("it has no pid"));
+    }
+    Ok(state)
 }
 
 #[cfg(test)]
@@ -152,7 +158,11 @@ mod tests {
     }
 
     #[test]
-    fn a_state_without_end_is_refused() {
+    fn a_state_without_end_or_without_a_process_is_refused() {
+        for text in [r#"{"pid":0,"bundle":"/x"}"#, r#"{"pid":-1,"bundle":"/x"}"#, r#"{"bundle":"/x"}"#] {
+            assert_eq!(state(text.as_bytes()).unwrap_err().code(), Code::Bundle, "{text}");
+        }
+        assert_eq!(state(&br#"{"pid":1,"bundle":"/x"}"#[..]).unwrap().pid, 1);
         assert_eq!(state(std::io::repeat(b' ')).unwrap_err().code(), Code::Bundle);
     }
 }

@@ -1,6 +1,9 @@
 //! `nvidia-ctk`: what roles and scripts ask of NVIDIA's toolkit, done gpurun's way.
 
-use super::configure::{self, HOOK, Order, Registration};
+use super::{
+    Context, cdi,
+    configure::{self, HOOK, Order, Registration},
+};
 use crate::{
     apply::{config_file::ConfigFile, dev_char, device_nodes},
     cli::{self, nvidia_ctk as ctk},
@@ -12,7 +15,11 @@ use crate::{
     formats::toml_document::TomlDocument,
     inventory::Host,
 };
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsString,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+};
 use toml_edit::{Array, Item, value};
 
 /// Where CRI-O's drop-in of NVIDIA's is.
@@ -22,6 +29,9 @@ const CRIO_DROP_IN: &str = "/etc/crio/crio.conf.d/99-nvidia.toml";
 pub fn run(typed: &ctk::NvidiaCtk) -> Result<u8> {
     match &typed.command {
         ctk::Command::Runtime(ctk::Runtime::Configure(args)) => runtime_configure(args),
+        ctk::Command::Cdi(ctk::Cdi::Generate(args)) => cdi_generate(args),
+        ctk::Command::Cdi(ctk::Cdi::List(args)) => cdi::list(&args.spec_dir, false),
+        ctk::Command::Hook { words } => hook(words),
         ctk::Command::System(ctk::System::CreateDeviceNodes(args)) => create_device_nodes(args),
         ctk::Command::System(ctk::System::CreateDevCharSymlinks(args)) => create_dev_char_symlinks(args),
         ctk::Command::Config(args) => toolkit_config(args, typed.config.as_deref()),
@@ -78,6 +88,55 @@ fn runtime_configure(args: &ctk::Configure) -> Result<u8> {
         remove: false,
         dry_run: args.dry_run,
     })
+}
+
+/// Becomes gpurun-hook, which has the hook's standard input and none of our environment.
+fn hook(words: &[OsString]) -> Result<u8> {
+    let program = configure::find("gpurun-hook")?;
+    let error = std::process::Command::new(&program).args(words).env_clear().exec();
+    Err(error).or_fail(Code::Internal, || format!("{} cannot be run", program.display()))
+}
+
+fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
+    if !matches!(args.mode.as_str(), "auto" | "nvml") {
+        return Err(Error::new(Code::Usage, format!("no CDI document can be made in mode {}", args.mode))
+            .fix("leave out --mode: GPUs are found through NVML"));
+    }
+    for (flag, used) in [
+        ("--ldconfig-path", args.ldconfig_path.is_some()),
+        ("--library-search-path", !args.library_search_path.is_empty()),
+        ("--config-search-path", !args.config_search_path.is_empty()),
+        ("--disable-hook", !args.disable_hook.is_empty()),
+        ("--enable-hook", !args.enable_hook.is_empty()),
+        ("--feature-flag", !args.feature_flag.is_empty()),
+    ] {
+        if used {
+            tracing::warn!(
+                "{flag} is not used: one hook does what the container needs, and runs no ldconfig"
+            );
+        }
+    }
+    let context = Context::new(&cli::Global {
+        driver_root: args.driver_root.clone(),
+        dev_root: args.dev_root.clone(),
+        simulated_host: std::env::var_os("GPURUN_SIMULATED_HOST").map(PathBuf::from),
+        config: std::env::var_os("GPURUN_CONFIG").map(PathBuf::from),
+        log: tracing::level_filters::LevelFilter::OFF,
+        log_format: cli::LogFormat::Text,
+        json: false,
+    })?;
+    cdi::generate(
+        &context,
+        &cli::CdiGenerate {
+            output: args.output.clone(),
+            format: args.format,
+            engine: None,
+            vendor: args.vendor.clone(),
+            class: args.class.clone(),
+            device_name_strategy: args.device_name_strategy.clone(),
+            hook: args.nvidia_cdi_hook_path.clone(),
+        },
+    )
 }
 
 fn create_device_nodes(args: &ctk::CreateDeviceNodes) -> Result<u8> {

@@ -121,6 +121,17 @@ impl Spec {
         self.at(&["linux", "resources", "memory", "limit"])?.as_u64().filter(|&limit| limit > 0)
     }
 
+    /// The unit that systemd makes for the container, where the engine has it make the cgroup: `linux.cgroupsPath` is
+    /// `SLICE:PREFIX:NAME` then (runc, docs/systemd.md).
+    pub fn systemd_scope(&self) -> Option<String> {
+        let mut parts = self.at(&["linux", "cgroupsPath"])?.as_str()?.split(':');
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(_), Some(""), Some(name), None) => Some(format!("{name}.scope")),
+            (Some(_), Some(prefix), Some(name), None) => Some(format!("{prefix}-{name}.scope")),
+            _ => None,
+        }
+    }
+
     /// Whether the container gets a user namespace of its own.
     pub fn has_user_namespace(&self) -> bool {
         self.namespace("user").is_some()
@@ -157,7 +168,7 @@ pub struct State {
     pub pid: i32,
     /// The bundle's directory.
     pub bundle: PathBuf,
-    /// The container's root on the host: crun says it, runc does not.
+    /// The container's root, absolute or relative to the bundle: crun says it, runc does not.
     pub root: Option<PathBuf>,
 }
 
@@ -225,6 +236,22 @@ mod tests {
     fn what_is_no_configuration_is_a_message() {
         for bytes in [&b""[..], b"{", b"[]", b"null", b"\xff"] {
             assert_eq!(Spec::parse(bytes).unwrap_err().code(), Code::Bundle, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_that_systemd_makes_is_a_scope() {
+        for (path, scope) in [
+            ("system.slice:docker:1", Some("docker-1.scope")),
+            (":cri-containerd:1", Some("cri-containerd-1.scope")),
+            ("machine.slice::1", Some("1.scope")),
+            ("/docker/1", None),
+            ("", None),
+            ("a:b", None),
+            ("a:b:c:d", None),
+        ] {
+            let spec = Spec(serde_json::json!({"linux": {"cgroupsPath": path}}));
+            assert_eq!(spec.systemd_scope().as_deref(), scope, "{path}");
         }
     }
 

@@ -2,7 +2,10 @@
 //!
 //! `integration/bench` prepares what it needs. Absolute times are this machine's; the ratios are what is compared.
 
-use gpurun_integration::{TestHost, cached, copy_of_root, dist};
+use gpurun_integration::{
+    TestHost, cached, copy_of_root, dist,
+    engines::{Cgroups, Machine, Suite},
+};
 use std::{
     env, fs,
     io::Read,
@@ -25,8 +28,8 @@ fn main() {
     let root = cached("images/debian-python/root");
     let bundles = tempfile::tempdir().expect("a temporary directory");
     launcher(rounds, bundles.path(), &root);
-    println!();
-    wrapper(rounds, bundles.path());
+    wrapper(rounds);
+    engine(rounds);
 }
 
 /// The launcher, on a host with stand-ins for the driver's files.
@@ -57,19 +60,28 @@ fn launcher(rounds: usize, bundles: &Path, root: &Path) {
     println!("start-path binary: {} kB", fs::metadata(dist("gpurun")).expect("dist/gpurun").len() / 1024);
 }
 
-/// The runtime that engines call, above runc and on the files of a real driver.
-fn wrapper(rounds: usize, bundles: &Path) {
+/// The runtime that engines call, above runc: with the specification that Docker 28.5 writes, with its bundle in memory as
+/// Docker's are, and on the files of a real driver.
+fn wrapper(rounds: usize) {
     let host = TestHost::with_driver("8xh100", 550, "debian");
     let root = copy_of_root("debian-python");
-    let make = |name: &'static str, program: Command, wish: Option<&str>| {
-        let command = runtime(program, bundles, name, root.path(), &[]);
-        let config = bundles.join(name).join("config.json");
+    let bundles = tempfile::tempdir_in("/run").expect("a temporary directory");
+    let make = |name: &'static str, mut command: Command, wish: Option<&str>| {
+        let bundle = bundles.path().join(name.replace([' ', ','], "-"));
+        fs::create_dir(&bundle).expect("a new directory");
         let mut spec: serde_json::Value =
-            serde_json::from_slice(&fs::read(&config).expect("config.json")).expect("JSON");
-        spec["root"]["readonly"] = false.into();
+            serde_json::from_str(include_str!("../../docker-28.5.json")).expect("JSON");
+        spec["root"]["path"] = root.path().display().to_string().into();
         let env = spec["process"]["env"].as_array_mut().expect("a list");
         env.extend(wish.map(|wish| format!("NVIDIA_VISIBLE_DEVICES={wish}").into()));
-        Contender { bundle: Some((config, spec.to_string().into())), ..contender(name, command) }
+        command
+            .args(["run", "--bundle"])
+            .arg(&bundle)
+            .arg(format!("benchmark-{}", bundles.path().file_name().expect("it has one").display()));
+        Contender {
+            bundle: Some((bundle.join("config.json"), spec.to_string().into())),
+            ..contender(name, command)
+        }
     };
     let through = || {
         let mut command = host.gpurun();
@@ -83,11 +95,36 @@ fn wrapper(rounds: usize, bundles: &Path) {
         make("gpurun-runtime and runc, 8 GPUs", through(), Some("all")),
     ];
     take_turns(rounds, &mut contenders);
-    let runc = median(&contenders[0]);
-    println!("| create to exit of /bin/true, median of {rounds} | ms | of runc |\n|---|---|---|");
-    for contender in &contenders {
+    compare("create to exit of /bin/true", rounds, &contenders);
+}
+
+/// The same as users see it: `docker run` of Docker 28.5 with its default runtime and with gpurun's.
+fn engine(rounds: usize) {
+    let machine = Machine::start(Suite::Sid, Cgroups::V1);
+    machine.start_docker();
+    let archive = cached("images/busybox/docker.tar");
+    let loaded = machine.command(&["docker", "load", "-qi", &archive.display().to_string()]).status();
+    assert!(loaded.expect("docker starts").success());
+    let run = |name, options: &[&str]| {
+        let words = [&["docker", "run", "--rm", "--network=none"], options, &["busybox", "true"]].concat();
+        contender(name, machine.command(&words))
+    };
+    let mut contenders = [
+        run("docker run, runc, no GPU", &["--runtime=runc"]),
+        run("docker run, gpurun-runtime, nothing asked for", &["--runtime=gpurun"]),
+        run("docker run, gpurun-runtime, 8 GPUs", &["--runtime=gpurun", "--env=NVIDIA_VISIBLE_DEVICES=all"]),
+    ];
+    take_turns(rounds, &mut contenders);
+    compare("docker run --rm busybox true", rounds, &contenders);
+}
+
+/// A table of medians, and of what they are of the first contender's.
+fn compare(what: &str, rounds: usize, contenders: &[Contender]) {
+    let first = median(&contenders[0]);
+    println!("\n| {what}, median of {rounds} | ms | of the first |\n|---|---|---|");
+    for contender in contenders {
         let ms = median(contender);
-        println!("| {} | {ms:.1} | {:.2} |", contender.name, ms / runc);
+        println!("| {} | {ms:.1} | {:.2} |", contender.name, ms / first);
     }
 }
 
@@ -182,12 +219,7 @@ fn runtime(mut command: Command, bundles: &Path, name: &str, root: &Path, option
     // Neither gpurun nor runc raises this limit where the machine does not allow it.
     spec["process"].as_object_mut().expect("an object").remove("rlimits");
     fs::write(&config, spec.to_string()).expect("config.json can be written");
-    command
-        .args(options)
-        .arg("run")
-        .arg("--bundle")
-        .arg(&bundle)
-        .arg(format!("benchmark-{}", name.replace([' ', ','], "-")));
+    command.args(options).arg("run").arg("--bundle").arg(&bundle).arg(format!("benchmark-{name}"));
     command
 }
 

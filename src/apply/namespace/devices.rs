@@ -33,11 +33,11 @@ pub struct Access<'a> {
 }
 
 impl<'a> Access<'a> {
-    /// Reads the rules of the cgroups that the process `pid` is in.
+    /// Reads the rules of the cgroups that the process `pid` is in. `scope` is systemd's unit, where it made them.
     ///
     /// # Errors
     /// [`Code::Cgroup`] where they cannot be read, or not be extended.
-    pub fn read(pid: i32, nodes: &'a [DeviceNode]) -> Result<Self> {
+    pub fn read(pid: i32, nodes: &'a [DeviceNode], scope: Option<&str>) -> Result<Self> {
         let rules = nodes.iter().map(rule).collect::<Vec<_>>();
         let place =
             Place::of(pid).or_fail(Code::Cgroup, || format!("the cgroup of process {pid} cannot be read"))?;
@@ -51,7 +51,7 @@ impl<'a> Access<'a> {
         let mut lowest = None;
         if let (Some(mount), Some(path)) = (Layout::current().unified(), own(None)) {
             let directory = Place::beneath(&mount, path)?;
-            for directory in up_to_unit(&directory) {
+            for directory in up_to_unit(&directory, scope) {
                 unified.push(extend(directory, &rules)?);
             }
             lowest = Some(directory);
@@ -59,7 +59,7 @@ impl<'a> Access<'a> {
         let unit = [&legacy, &lowest]
             .into_iter()
             .flatten()
-            .find_map(|path| systemd::unit(path).map(Path::to_path_buf));
+            .find_map(|path| systemd::unit(path, scope).map(Path::to_path_buf));
         Ok(Self { nodes, rules, legacy, unified, unit })
     }
 
@@ -106,8 +106,8 @@ fn rule(node: &DeviceNode) -> DeviceRule {
 }
 
 /// The container's cgroup and those above it that are its own, too: crun makes one below systemd's unit, and each has rules.
-fn up_to_unit(directory: &Path) -> Vec<&Path> {
-    match systemd::unit(directory) {
+fn up_to_unit<'a>(directory: &'a Path, scope: Option<&str>) -> Vec<&'a Path> {
+    match systemd::unit(directory, scope) {
         Some(unit) => directory.ancestors().take_while(|path| path.starts_with(unit)).collect(),
         None => vec![directory],
     }
@@ -130,10 +130,11 @@ mod tests {
 
     #[test]
     fn a_cgroup_below_a_unit_is_restricted_by_both() {
-        let unit = "/sys/fs/cgroup/machine.slice/libpod-1.scope";
-        let below = format!("{unit}/container");
-        assert_eq!(up_to_unit(Path::new(&below)), [Path::new(&below), Path::new(unit)]);
-        assert_eq!(up_to_unit(Path::new(unit)), [Path::new(unit)]);
-        assert_eq!(up_to_unit(Path::new("/sys/fs/cgroup/docker/1")), [Path::new("/sys/fs/cgroup/docker/1")]);
+        let (unit, scope) =
+            (Path::new("/sys/fs/cgroup/machine.slice/libpod-1.scope"), Some("libpod-1.scope"));
+        let below = unit.join("container");
+        assert_eq!(up_to_unit(&below, scope), [&below, unit]);
+        assert_eq!(up_to_unit(unit, scope), [unit]);
+        assert_eq!(up_to_unit(&below, None), [&below]);
     }
 }

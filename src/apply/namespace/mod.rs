@@ -2,10 +2,10 @@
 //! the engine wants mounted is mounted, and nothing of the image has run (runtime-spec, config.md, "Prestart").
 //!
 //! ```text
-//! before   the root that the bundle names and the one that the process has are the same, or nothing is done
-//!          host files are copied to detached mounts, restricted, while the host's paths still mean the host's
-//! inside   device nodes, mount points: beneath a descriptor of the root, where a link of the image's stays inside
-//!          the mounts, last and from within the container's mount namespace, where no path is resolved any more
+//! first    the root that the bundle names is the one in the process' mount namespace, or nothing is done
+//! host     what the container gets of the host is copied to detached mounts, while the host's paths still mean the host's
+//! root     device nodes, beneath a descriptor of the container's root: no link of the image's leads out of it
+//! inside   in the container's mount namespace each copy is attached, again beneath that descriptor
 //! ```
 //!
 //! runc and crun call the hook before pivot_root(2): the container's root is then a directory in its mount namespace, and a

@@ -15,14 +15,16 @@ const DROP_IN: &str = "50-gpurun.conf";
 /// What the cgroup is named behind, in the drop-in's first line: it says when the drop-in has had its day.
 const CGROUP: &str = "# Of the container in ";
 
-/// The cgroup directory of the system manager's scope that `cgroup` lies in. Scopes of a user's manager are not root's to change,
-/// and have no device rules.
-pub fn unit(cgroup: &Path) -> Option<&Path> {
-    let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-    if cgroup.ancestors().any(|path| name(path).starts_with("user@")) {
+/// The cgroup directory of this scope, which `cgroup` is or lies in. A login session is a scope, too, and not ours to restrict, so
+/// it must be the container's by its name; and the scopes of a user's manager have no device rules.
+pub fn unit<'a>(cgroup: &'a Path, scope: Option<&str>) -> Option<&'a Path> {
+    let is_users =
+        |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"user@"));
+    if cgroup.ancestors().any(is_users) {
         return None;
     }
-    cgroup.ancestors().find(|path| Path::new(&name(path)).extension().is_some_and(|kind| kind == "scope"))
+    let scope = scope?;
+    cgroup.ancestors().find(|path| path.file_name().is_some_and(|name| name == scope))
 }
 
 /// Writes the drop-in of a unit, below `units`.
@@ -80,20 +82,19 @@ mod tests {
     #[test]
     fn a_scope_of_the_system_manager_is_a_unit() {
         let docker = "/sys/fs/cgroup/system.slice/docker-1.scope";
-        for (cgroup, found) in [
-            (docker, Some(docker)),
+        let libpod = "/sys/fs/cgroup/machine.slice/libpod-1.scope";
+        for (cgroup, scope, found) in [
+            (docker, Some("docker-1.scope"), Some(docker)),
+            (&*format!("{libpod}/container"), Some("libpod-1.scope"), Some(libpod)),
             (
-                "/sys/fs/cgroup/machine.slice/libpod-1.scope/container",
-                Some("/sys/fs/cgroup/machine.slice/libpod-1.scope"),
-            ),
-            (
-                "/sys/fs/cgroup/user.slice/user-1.slice/user@1.service/user.slice/libpod-1.scope/container",
+                "/sys/fs/cgroup/user.slice/user@1.service/user.slice/libpod-1.scope",
+                Some("libpod-1.scope"),
                 None,
             ),
-            ("/sys/fs/cgroup/docker/1", None),
-            ("/sys/fs/cgroup/system.slice/docker.service", None),
+            ("/sys/fs/cgroup/user.slice/session-3.scope/docker-1", Some("docker-1.scope"), None),
+            ("/sys/fs/cgroup/user.slice/session-3.scope/1", None, None),
         ] {
-            assert_eq!(unit(Path::new(cgroup)), found.map(Path::new), "{cgroup}");
+            assert_eq!(unit(Path::new(cgroup), scope), found.map(Path::new), "{cgroup}");
         }
     }
 

@@ -256,7 +256,13 @@ fn containerd_files(order: &Order, main: &Path) -> Result<(Vec<ConfigFile>, Vec<
         at += 1;
     }
     if order.remove {
-        files.retain(|file| file.text().is_some_and(|text| containerd::has_name(text, &order.wanted)));
+        let has =
+            |file: &ConfigFile| file.text().is_some_and(|text| containerd::has_name(text, &order.wanted));
+        if files.iter().any(has) {
+            files.retain(has);
+        } else {
+            files.truncate(1);
+        }
         return Ok((files, Vec::new()));
     }
     let file = files.remove(chosen);
