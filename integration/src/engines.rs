@@ -185,8 +185,13 @@ impl Machine {
              gpurun configure docker --set-as-default
              gpurun configure containerd
              gpurun configure podman
+             # Without root, devices of a document are mounted from where they are in the container.
+             cp -a {}/host/dev/. /dev
+             mkdir -p /etc/cdi
+             gpurun cdi generate --engine podman@4.3 --output /etc/cdi/nvidia.yaml
              install -d -o {SOMEONE} -m 700 /run/user/{SOMEONE}",
-            programs.display()
+            programs.display(),
+            self.shared.display()
         ));
         self.hand_over_to("runc");
     }
@@ -206,13 +211,12 @@ fn script() -> Command {
 const DOCKER: &str = r#"{"hosts": ["unix:///run/docker.sock"]}
 "#;
 
-/// `enable_cdi` is off so that annotations with CDI names come through to the runtime. Containers run without
-/// CAP_SYS_RESOURCE where the tests do: OOM scores cannot be lowered.
+/// Annotations with CDI names come through to the runtime. Containers run without CAP_SYS_RESOURCE where the tests do: OOM
+/// scores cannot be lowered.
 const CONTAINERD: &str = r#"version = 2
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "docker.io/library/pause:latest"
   restrict_oom_score_adj = true
-  enable_cdi = false
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     container_annotations = ["cdi.k8s.io/*"]
