@@ -84,6 +84,20 @@ impl Tree {
         made.map(|()| place)
     }
 
+    /// Where a file with this content is, made as [`Self::place`] does.
+    ///
+    /// Binding a file of ours needs one that is mounted somewhere: before Linux 6.15 open_tree(2) copies nothing of a mount that
+    /// is attached nowhere.
+    ///
+    /// # Errors
+    /// As for [`Self::place`].
+    pub fn place_file(content: &[u8], state_dir: &Path) -> Result<PathBuf> {
+        let name = Path::new("content");
+        let mut tree = Self::default();
+        tree.file(name, content);
+        Ok(tree.place(state_dir)?.join(name))
+    }
+
     fn make(&self, new: &Path) -> Result<()> {
         let failed = || format!("{} cannot be made", new.display());
         // Left by a process of our number that was killed.

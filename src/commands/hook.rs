@@ -5,6 +5,7 @@ use super::{engine, runtime};
 use crate::{
     apply::{
         bundle::Bundle,
+        delivery::MountedBy,
         namespace::{Waiting, devices::Access},
     },
     error::{Code, Error, OrFail, Result},
@@ -99,7 +100,7 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     } else {
         Some(Access::read(state.process()?, &injection.devices, spec.systemd_scope().as_deref())?)
     };
-    let binds = engine::deliver(&root, &spec, &injection, &context, false)?;
+    let binds = engine::deliver(&root, &spec, &injection, &context, MountedBy::Gpurun)?;
     if debug {
         eprintln!("gpurun: {} device nodes, {} mounts", injection.devices.len(), binds.len());
         injection.warnings.iter().for_each(|warning| eprintln!("gpurun: {warning}"));
