@@ -82,7 +82,12 @@ impl Container {
         (&self.root, path.into())
     }
 
-    /// Opens what is at a path of the container, and not on a volume.
+    /// Looks at what is at a path of the container. A device node may be a mount, where none can be made.
+    pub fn look(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        self.whole.open(path, OFlags::PATH)
+    }
+
+    /// Opens what is at a path of the container to change it: nothing on a volume.
     pub fn open(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         let (root, path) = self.place(path);
         root.open(&path, OFlags::PATH)
@@ -102,7 +107,7 @@ impl Container {
                     node.push(part);
                 }
             }
-            if self.open(&node).is_err() {
+            if self.look(&node).is_err() {
                 return Ok(());
             }
         }
@@ -125,7 +130,8 @@ impl Container {
 
     /// Makes what an engine mounted at `path` read-only from here on, if it is a mount and if we may.
     pub fn seal(&self, path: &Path) {
-        if let Ok(directory) = self.whole.open(path, OFlags::PATH | OFlags::DIRECTORY) {
+        // Not through a link: that could lead to a volume.
+        if let Ok(directory) = self.whole.plain_directory(path) {
             let read_only = Flags { read_only: true, ..Default::default() };
             let _ = restrict(directory.as_fd(), read_only, false);
         }
@@ -134,12 +140,14 @@ impl Container {
     /// Covers the file at `path` with this content, read-only; nothing happens where there is none, or where mounting is not
     /// permitted, as in some user namespaces.
     pub fn cover(&self, path: &Path, content: &[u8]) -> Result<()> {
-        let (Ok(point), Some(Ok(directory))) = (
-            self.whole.open(path, OFlags::PATH),
-            path.parent().map(|parent| self.whole.open(parent, OFlags::PATH | OFlags::DIRECTORY)),
-        ) else {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+        // Not through a link: on a volume that is shared with the host, the host would see what is mounted.
+        let Ok(directory) = self.whole.plain_directory(parent) else { return Ok(()) };
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(point) = rustix::fs::openat(&directory, name, flags, Mode::empty()) else { return Ok(()) };
+        if !rustix::fs::fstat(&point).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file()) {
             return Ok(());
-        };
+        }
         // fsopen(2) asks for CAP_SYS_ADMIN, as every call after it does.
         match rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC) {
             Err(Errno::PERM) => Ok(()),

@@ -165,7 +165,7 @@ const NVIDIA_MAJOR: u32 = 195;
 fn update_application_profile(container: &Container, _: &Words) -> Result<()> {
     let minors = (0..u64::BITS).filter(|minor| {
         let node = format!("/dev/nvidia{minor}");
-        let node = container.open(Path::new(&node)).ok();
+        let node = container.look(Path::new(&node)).ok();
         node.as_ref().and_then(character_device).is_some_and(|numbers| is_gpu(numbers, *minor))
     });
     match device::profile(minors) {

@@ -8,7 +8,7 @@ pub mod engines;
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};
 use std::{
     env, fs, io,
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -111,6 +111,31 @@ pub fn pack(root: &Path, options: &[&str]) -> TempDir {
     );
     must(Command::new("chmod").args(["-R", "a+rX"]).arg(dir.path()));
     dir
+}
+
+/// An image of Debian with a libcuda of its own, as a cuda-compat package puts it there.
+pub fn with_compat(version: &str, note: Option<&str>) -> TempDir {
+    let root = copy_of_root("debian-python");
+    let dir = root.path().join("usr/local/cuda-13.0/compat");
+    fs::create_dir_all(&dir).expect("the directory is ours");
+    symlink("cuda-13.0", root.path().join("usr/local/cuda")).expect("the directory is ours");
+    let note = note.map_or_else(String::new, |json| {
+        let json = json.replace('"', "\\\"");
+        format!(
+            "__attribute__((section(\".note.cuda.fwd_compatibility\"), used, aligned(4))) static const struct \
+             {{ unsigned name_size, size, type; char name[20], text[sizeof \"{json}\"]; }} \
+             note = {{ 19, sizeof \"{json}\", 1, \"NVIDIA Corporation\", \"{json}\" }};"
+        )
+    });
+    let work = temporary();
+    let source = work.path().join("libcuda.c");
+    fs::write(&source, format!("{note} int cuDriverGetVersion(int *v) {{ *v = 13000; return 0; }}"))
+        .expect("the directory is ours");
+    let library = dir.join(format!("libcuda.so.{version}"));
+    must(Command::new("cc").args(["-shared", "-Wl,-soname,libcuda.so.1", "-o"]).arg(library).arg(source));
+    symlink(format!("libcuda.so.{version}"), dir.join("libcuda.so.1")).expect("the directory is ours");
+    symlink("libcuda.so.1", dir.join("libcuda.so")).expect("the directory is ours");
+    root
 }
 
 /// Runs a command that a test needs to succeed.

@@ -4,7 +4,7 @@ use gpurun::formats::cdi::{ContainerEdits, Document, Hook, Mount};
 use gpurun_integration::{
     Ended, SpawnPiped, TestHost,
     bundle::{Bundle, Hierarchies, LIBRARIES, PROBE, probed},
-    cached, description, dist, finish, image, must, run, unique,
+    cached, description, dist, finish, image, must, run, unique, with_compat,
 };
 use serde_json::{Value, json};
 use std::{
@@ -470,7 +470,9 @@ fn a_root_that_changes_meanwhile_reaches_nothing_outside() {
     fs::create_dir(&root).unwrap();
     lay_root(&root);
     fs::create_dir(root.join("etc/deep")).unwrap();
-    symlink(outside.path(), root.join("link")).unwrap();
+    let beside = Path::new("../..").join(outside.path().file_name().unwrap());
+    symlink(&beside, root.join("link")).unwrap();
+    assert!(root.join("link/ld.so.cache").exists(), "it leads outside for who follows it");
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // RENAME_EXCHANGE: /etc is the directory, then the link to the outside, and at no moment absent.
@@ -552,6 +554,41 @@ fn a_volume_is_not_written_to() {
 }
 
 #[test]
+fn a_device_node_that_is_a_mount_counts_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir_all(root.join("dev/dri")).unwrap();
+    for (node, numbers) in [("nvidia3", ["195", "3"]), ("dri/card3", ["226", "3"])] {
+        let hosts = dir.path().join("node");
+        must(Command::new("mknod").arg(&hosts).arg("c").args(numbers));
+        fs::write(root.join("dev").join(node), "").unwrap();
+        must(Command::new("mount").arg("--bind").arg(&hosts).arg(root.join("dev").join(node)));
+        fs::remove_file(&hosts).unwrap();
+    }
+    let links = [
+        "--link",
+        "../card3::/dev/dri/by-path/pci-3-card",
+        "--link",
+        "../card4::/dev/dri/by-path/pci-4-card",
+    ];
+    let ended = [
+        hook(&root, &["update-application-profile"]),
+        hook(&root, &[&["create-symlinks"], &links[..]].concat()),
+    ];
+    for node in ["nvidia3", "dri/card3"] {
+        must(Command::new("umount").arg(root.join("dev").join(node)));
+    }
+    assert!(ended.iter().all(|ended| ended.code == 0), "{ended:?}");
+    let profile =
+        fs::read_to_string(root.join("etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf"))
+            .unwrap();
+    assert!(profile.contains("EGLVisibleDGPUDevices\",0x8]"), "{profile}");
+    let made: Vec<_> =
+        fs::read_dir(root.join("dev/dri/by-path")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(made, ["pci-3-card"]);
+}
+
+#[test]
 fn a_hook_that_is_not_known_or_not_named_does_no_harm() {
     let nothing = tempfile::tempdir().unwrap();
     for words in [&[][..], &["new-in-2027", "--flag", "x"], &["hook"], &["--debug"]] {
@@ -601,26 +638,53 @@ fn a_hook_that_is_not_known_or_not_named_does_no_harm() {
 }
 
 #[test]
-fn the_images_own_newer_driver_is_named_to_the_loader_and_forgotten_when_it_is_no_longer_right() {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path();
-    let conf = root.join("etc/ld.so.conf.d/00-gpurun-compat.conf");
-    must(Command::new("cp").arg("-a").arg(image("cuda-99", "root").join(".")).arg(root));
+fn the_images_own_newer_driver_goes_before_the_hosts_and_is_forgotten_when_it_is_no_longer_right() {
+    let image = with_compat("580.65.06", Some(r#"{"CUDA Version": "13.0", "Driver": [535, 550]}"#));
+    let root = image.path();
     let compat = |driver: &str| {
-        let ended = hook(
-            root,
-            &["enable-cuda-compat", &format!("--host-driver-version={driver}"), "--host-cuda-version=12.2"],
-        );
+        let words =
+            ["enable-cuda-compat", &format!("--host-driver-version={driver}"), "--host-cuda-version=12.2"];
+        let ended = hook(root, &words);
         assert_eq!(ended.code, 0, "{ended:?}");
-        fs::read_to_string(&conf).unwrap_or_default()
+        fs::read_to_string(root.join("etc/ld.so.conf.d/00-gpurun-compat.conf")).unwrap_or_default()
     };
-    let first = compat("535.104.05");
-    let ended = hook(root, &["update-ldcache", "--folder", "/opt/none"]);
-    assert_eq!(ended.code, 0, "{ended:?}");
-    if root.join("usr/local/cuda/compat").exists() {
-        assert_eq!(first, "/usr/local/cuda/compat\n");
-    }
-    assert_eq!(compat("999.1"), "");
+    // The loader's answer, after the cache that the hook wrote and after the one that ldconfig writes.
+    let libcuda = || {
+        let ended = hook(root, &["update-ldcache", "--folder", "/usr/local/nvidia/lib64"]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        let script = "import ctypes; ctypes.CDLL('libcuda.so.1'); print([l.split()[-1] for l in open('/proc/self/maps') if 'libcuda' in l][0])";
+        let mut seen = Vec::new();
+        for before in ["true", "ldconfig"] {
+            let command =
+                format!("mount -t proc proc proc && chroot . {before} && chroot . python3 -c \"{script}\"");
+            seen.push(must(Command::new("unshare").args(["-m", "sh", "-c", &command]).current_dir(root)));
+        }
+        assert_eq!(seen[0], seen[1]);
+        seen.remove(0)
+    };
+    let hosts = root.join("usr/local/nvidia/lib64");
+    fs::create_dir_all(&hosts).unwrap();
+    fs::copy(dist("libsimulated_cuda.so"), hosts.join("libcuda.so.550.1")).unwrap();
+    symlink("libcuda.so.550.1", hosts.join("libcuda.so.1")).unwrap();
+    assert_eq!(compat("550.163.01"), "/usr/local/cuda-13.0/compat\n");
+    assert_eq!(libcuda(), "/usr/local/cuda-13.0/compat/libcuda.so.580.65.06\n");
+    assert_eq!(compat("580.95.05"), "");
+    assert_eq!(libcuda(), "/usr/local/nvidia/lib64/libcuda.so.550.1\n");
+
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    let bundle = Bundle::of("debian-python");
+    must(
+        Command::new("cp")
+            .arg("-a")
+            .arg(root.join("usr/local/cuda-13.0"))
+            .arg(root.join("usr/local/cuda"))
+            .arg(bundle.root().join("usr/local")),
+    );
+    asks(&bundle, &generate(&host, &[]), &["2"]);
+    assert_eq!(
+        probed(&start(&bundle, "runc"))["libcuda"],
+        json!(["/usr/local/cuda-13.0/compat/libcuda.so.580.65.06"])
+    );
 }
 
 #[test]
@@ -643,6 +707,22 @@ fn the_drivers_libraries_are_told_to_make_no_device_nodes() {
             .arg(&state),
     );
     assert_eq!(seen, "ModifyDeviceFiles: 0\nOther: 2\n1\n", "one mount, on one file");
+    // Through a link of the image's nothing is mounted: it could lead to a volume that the host sees.
+    let params = root.join("proc/driver/nvidia");
+    fs::rename(&params, root.join("elsewhere")).unwrap();
+    symlink("/elsewhere", &params).unwrap();
+    let script = "mount -t tmpfs none /proc/driver && mkdir /proc/driver/nvidia && cp $0/elsewhere/params /proc/driver/nvidia && \
+                  $1 disable-device-node-modification < $2 && cat $0/elsewhere/params && ! grep $0 /proc/self/mountinfo";
+    let seen = must(
+        Command::new("unshare")
+            .args(["-m", "sh", "-c", script])
+            .arg(&root)
+            .arg(dist("gpurun-hook"))
+            .arg(&state),
+    );
+    assert_eq!(seen, "ModifyDeviceFiles: 1\nOther: 2\n");
+    fs::remove_file(&params).unwrap();
+    fs::rename(root.join("elsewhere"), &params).unwrap();
     // Who may not mount does without.
     let script = "mount -t tmpfs none /proc/driver && mkdir /proc/driver/nvidia && cp $0/proc/driver/nvidia/params /proc/driver/nvidia && \
                   setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin $1 disable-device-node-modification < $2 && cat $0/proc/driver/nvidia/params";

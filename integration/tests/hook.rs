@@ -9,7 +9,10 @@ use serde_json::{Value, json};
 use std::{
     fs,
     io::Write,
-    os::unix::fs::{MetadataExt, chown, symlink},
+    os::unix::{
+        fs::{MetadataExt, chown, symlink},
+        net::UnixListener,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -529,6 +532,27 @@ fn nodes_have_the_hosts_permissions_and_one_that_is_there_stays() {
     bundle.write(&spec);
     let ended = run_with(&bundle, "runc", Hierarchies::Own);
     assert!(ended.code != 0 && ended.err.contains("error[GPU-0057]"), "{ended:?}");
+}
+
+#[test]
+fn a_daemons_socket_is_mounted_unless_a_volume_brought_it() {
+    let host = TestHost::new("8xh100");
+    let directory = host.driver("run/nvidia-persistenced");
+    fs::create_dir_all(&directory).unwrap();
+    let _daemon = UnixListener::bind(directory.join("socket")).unwrap();
+    let script =
+        "test -S /run/nvidia-persistenced/socket && grep -c persistenced/socket /proc/self/mountinfo";
+    for (name, hierarchies) in [("runc", Hierarchies::Own), ("crun", Hierarchies::Unified)] {
+        let (bundle, mut spec) = busybox(&host, script);
+        let ended = run_with(&bundle, name, hierarchies);
+        assert!(ended.code == 0 && ended.out == "1\n", "{ended:?}");
+        spec["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "/run", "type": "bind", "source": host.driver("run"), "options": ["rbind", "rw"],
+        }));
+        bundle.write(&spec);
+        let ended = run_with(&bundle, name, hierarchies);
+        assert!(ended.code == 1 && ended.out == "0\n", "grep finds none: {ended:?}");
+    }
 }
 
 /// A process that waits in a mount namespace of its own, as a container's does.

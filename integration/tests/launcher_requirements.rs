@@ -1,7 +1,7 @@
 //! Whether the host can run the image is decided before a layer is unpacked; the image's own newer driver libraries are used
 //! where they fit.
 
-use gpurun_integration::{Caller, TestHost, copy_of_root, image, must, pack, rootfs, run, temporary};
+use gpurun_integration::{Caller, TestHost, copy_of_root, image, must, pack, rootfs, run, with_compat};
 use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
 use tempfile::TempDir;
 
@@ -68,30 +68,6 @@ fn a_newer_minor_version_runs_with_a_warning() {
     let (_dir, reference) = packed(&["CUDA_VERSION=12.4.1", "NVIDIA_REQUIRE_CUDA=cuda>=12.4"]);
     let ended = host.sh(Caller::Root, "--gpus all", &reference, "echo ran");
     assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{ended:?}");
-}
-
-/// An image of Debian with a libcuda of its own, as a cuda-compat package puts it there.
-fn with_compat(version: &str, note: Option<&str>) -> TempDir {
-    let root = copy_of_root("debian-python");
-    let dir = root.path().join("usr/local/cuda-13.0/compat");
-    fs::create_dir_all(&dir).unwrap();
-    symlink("cuda-13.0", root.path().join("usr/local/cuda")).unwrap();
-    let note = note.map_or_else(String::new, |json| {
-        let json = json.replace('"', "\\\"");
-        format!(
-            "__attribute__((section(\".note.cuda.fwd_compatibility\"), used, aligned(4))) static const struct \
-             {{ unsigned name_size, size, type; char name[20], text[sizeof \"{json}\"]; }} \
-             note = {{ 19, sizeof \"{json}\", 1, \"NVIDIA Corporation\", \"{json}\" }};"
-        )
-    });
-    let work = temporary();
-    let source = work.path().join("libcuda.c");
-    fs::write(&source, format!("{note} int cuDriverGetVersion(int *v) {{ *v = 13000; return 0; }}")).unwrap();
-    let library = dir.join(format!("libcuda.so.{version}"));
-    must(Command::new("cc").args(["-shared", "-Wl,-soname,libcuda.so.1", "-o"]).arg(library).arg(source));
-    symlink(format!("libcuda.so.{version}"), dir.join("libcuda.so.1")).unwrap();
-    symlink("libcuda.so.1", dir.join("libcuda.so")).unwrap();
-    root
 }
 
 /// What cuDriverGetVersion says, and from which file, with LD_LIBRARY_PATH as CUDA's images set it.

@@ -1,7 +1,7 @@
 //! `nvidia-container-runtime-hook`: the OCI prestart hook that dockerd adds for `docker run --gpus`, and that hooks.d names for
 //! Podman and CRI-O. It gives a container that exists, and does not run yet, the GPUs that it asks for.
 
-use super::runtime;
+use super::{engine, runtime};
 use crate::{
     apply::{
         bundle::Bundle,
@@ -86,20 +86,20 @@ const MAX_STATE: u64 = 16 << 20;
 
 fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     let state = state(std::io::stdin().lock())?;
-    let context = runtime::context(config)?;
+    let context = engine::context(config)?;
     let (bundle, spec) = Bundle::open(&state.bundle)?;
-    let Some(injection) = runtime::injection(&spec, &context)? else { return Ok(()) };
+    let Some(injection) = engine::injection(&spec, &context)? else { return Ok(()) };
     let root = bundle.root(&spec)?;
-    let shm_size = runtime::shm_size(&spec, context.config.shm_size.as_deref())?;
+    let shm_size = engine::shm_size(&spec, context.config.shm_size.as_deref())?;
     // Everything that can be known to fail does so before the first change.
     let container = Waiting::open(&state, &root)?;
     // An engine without root restricts no devices, and we could not.
-    let access = if runtime::in_user_namespace() {
+    let access = if engine::in_user_namespace() {
         None
     } else {
         Some(Access::read(state.process()?, &injection.devices, spec.systemd_scope().as_deref())?)
     };
-    let binds = runtime::deliver(&root, &spec, &injection, &context, false)?;
+    let binds = engine::deliver(&root, &spec, &injection, &context, false)?;
     if debug {
         eprintln!("gpurun: {} device nodes, {} mounts", injection.devices.len(), binds.len());
         injection.warnings.iter().for_each(|warning| eprintln!("gpurun: {warning}"));
@@ -108,7 +108,7 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     if let Some(size) = shm_size.filter(|_| spec.mounts().any(|mount| mount.destination == "/dev/shm")) {
         container.grow_shm(size)?;
     }
-    container.give(&injection, &binds, spec.mapped_root(), runtime::may_make_nodes(&spec))
+    container.give(&injection, &binds, spec.mapped_root(), engine::may_make_nodes(&spec))
 }
 
 fn state(input: impl Read) -> Result<State> {

@@ -6,6 +6,7 @@ pub mod config;
 pub mod configure;
 pub mod demo;
 pub mod doctor;
+mod engine;
 pub mod hook;
 pub mod images;
 pub mod inventory;

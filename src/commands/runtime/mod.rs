@@ -4,21 +4,14 @@
 pub mod args;
 mod log;
 
-use super::Context;
+use super::{
+    Context,
+    engine::{context, deliver, in_user_namespace, injection, may_make_nodes, shm_size},
+};
 use crate::{
-    apply::{
-        bundle::{Bundle, ContainerRoot},
-        delivery::{self, Destination},
-        dev_char, loader,
-        oci_spec::{self, Bind},
-        rootfs::Layers,
-    },
-    cli::{Global, LogFormat},
-    config::{Config, Nonroot},
+    apply::{bundle::Bundle, delivery, dev_char, oci_spec},
+    config::Config,
     error::{Code, Error, OrFail, Result},
-    formats::oci::Spec,
-    plan::{self, Injection},
-    request::DeviceRequest,
 };
 use args::RuntimeArgs;
 use log::{Level, Log};
@@ -60,26 +53,6 @@ fn become_runtime(args: &RuntimeArgs, words: &[OsString], log: &mut Log) -> Resu
     Err(error).or_fail(Code::NoRuntime, || format!("{} cannot be run", runtime.display()))
 }
 
-/// Where things are, from the engine's environment and the configuration, which only a hook's command line names.
-pub fn context(config: Option<PathBuf>) -> Result<Context> {
-    let path = |key| std::env::var_os(key).map(PathBuf::from);
-    let mut context = Context::new(&Global {
-        driver_root: path("GPURUN_DRIVER_ROOT"),
-        dev_root: path("GPURUN_DEV_ROOT"),
-        simulated_host: path("GPURUN_SIMULATED_HOST"),
-        config: config.or_else(|| path("GPURUN_CONFIG")),
-        log: tracing::level_filters::LevelFilter::OFF,
-        log_format: LogFormat::Text,
-        json: false,
-    })?;
-    // Podman without root calls its runtime as root of a user namespace, who may not write where root keeps its state.
-    let users = path("XDG_RUNTIME_DIR").filter(|dir| dir.is_absolute()).map(|dir| dir.join("gpurun"));
-    if let (Some(users), None, true) = (users, path("GPURUN_STATE_DIR"), in_user_namespace()) {
-        context.state_dir = users;
-    }
-    Ok(context)
-}
-
 /// Gives the container what it asks for; one that asks for nothing is not touched.
 fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Result<()> {
     let (bundle, mut spec) = Bundle::open(&args.bundle)?;
@@ -112,71 +85,6 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Resul
         &format!("gpurun: {} device nodes, {} mounts", injection.devices.len(), binds.len()),
     );
     Ok(())
-}
-
-/// What the container gets for what it asks; `None` where that is nothing.
-pub fn injection(spec: &Spec, context: &Context) -> Result<Option<Injection>> {
-    let Some(request) = DeviceRequest::from_oci(spec, &context.config.accepted())? else { return Ok(None) };
-    may_run_as(spec.uid(), context.config.nonroot)?;
-    let policy = plan::Policy { privileged: spec.is_bounded_by("CAP_SYS_ADMIN"), ..context.config.policy()? };
-    plan::plan(&context.inventory()?, &request, &policy).map(Some)
-}
-
-/// Puts on file systems what must be there first, and says what is to be mounted. `may_gather` is as for [`Destination`].
-pub fn deliver(
-    root: &ContainerRoot,
-    spec: &Spec,
-    injection: &Injection,
-    context: &Context,
-    may_gather: bool,
-) -> Result<Vec<Bind>> {
-    let image = Layers::open(vec![root.path.clone()])?;
-    let prepared = loader::prepare(&image, injection)?;
-    let destination = Destination {
-        root,
-        image: &image,
-        owner: spec.mapped_root(),
-        state_dir: &context.state_dir,
-        may_gather,
-    };
-    destination.deliver(injection, &prepared)
-}
-
-/// Whether device nodes can be made for the container: those that are made in a user namespace cannot be opened
-/// (user_namespaces(7)).
-pub fn may_make_nodes(spec: &Spec) -> bool {
-    !spec.has_user_namespace() && !in_user_namespace()
-}
-
-fn may_run_as(uid: u64, nonroot: Nonroot) -> Result<()> {
-    if uid != 0 || nonroot == Nonroot::Keep {
-        return Ok(());
-    }
-    Err(Error::new(Code::NotAllowed, "a GPU container must not run as root on this host")
-        .cause("its user is uid 0, and the administrator set nonroot = \"require\"")
-        .fix("name another user: docker run --user 1000, `user: \"1000\"` in a compose file, runAsUser in a pod"))
-}
-
-/// Whether the engine is rootless: every id of the host is mapped to itself in the first user namespace alone
-/// (user_namespaces(7)).
-pub fn in_user_namespace() -> bool {
-    let first = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
-    !std::fs::read_to_string("/proc/self/uid_map").is_ok_and(first)
-}
-
-/// The size that a /dev/shm nobody chose gets; `None`: what the engine gave.
-pub fn shm_size(spec: &Spec, configured: Option<&str>) -> Result<Option<u64>> {
-    match configured {
-        Some("keep") => Ok(None),
-        Some(size) if size != "auto" => super::run::options::size("shm-size", size).map(Some),
-        _ => {
-            let system = rustix::system::sysinfo();
-            // sysinfo(2) counts in units of mem_unit bytes, and its field is as wide as the machine's word.
-            #[allow(clippy::useless_conversion)]
-            let memory = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit));
-            Ok(Some(spec.memory_limit().map_or(memory, |limit| limit.min(memory)) / 2))
-        }
-    }
 }
 
 /// Those that are tried where the configuration names none.
@@ -242,24 +150,5 @@ mod tests {
         assert!(low_level_runtime(&config(&["sh"])).unwrap().ends_with("sh"), "by name");
         let error = low_level_runtime(&config(&["no-such-runtime"])).unwrap_err();
         assert!(error.what().contains("no-such-runtime"), "{error}");
-    }
-
-    #[test]
-    fn root_is_refused_where_the_administrator_says_so() {
-        assert!(may_run_as(0, Nonroot::Keep).is_ok() && may_run_as(1000, Nonroot::Require).is_ok());
-        assert_eq!(may_run_as(0, Nonroot::Require).unwrap_err().code(), Code::NotAllowed);
-    }
-
-    #[test]
-    fn shared_memory_is_half_of_what_the_container_may_have() {
-        let spec = |text: &str| Spec::parse(text.as_bytes()).unwrap();
-        let limited = spec(r#"{"linux":{"resources":{"memory":{"limit":1048576}}}}"#);
-        assert_eq!(shm_size(&limited, None).unwrap(), Some(524_288));
-        assert_eq!(shm_size(&limited, Some("auto")).unwrap(), Some(524_288));
-        assert_eq!(shm_size(&limited, Some("2g")).unwrap(), Some(2 << 30));
-        assert_eq!(shm_size(&limited, Some("keep")).unwrap(), None);
-        assert!(shm_size(&limited, Some("much")).is_err());
-        let unlimited = spec(r#"{"linux":{"resources":{"memory":{"limit":-1}}}}"#);
-        assert!(shm_size(&unlimited, None).unwrap().unwrap() > 64 << 20);
     }
 }
