@@ -198,7 +198,12 @@ mod tests {
         for path in [&place, &state.path().join("trees"), &state.path().to_path_buf()] {
             let mode = fs::metadata(path).unwrap().permissions();
             fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
-            assert_eq!(tree("x").place(state.path()).unwrap_err().code(), Code::StateDir, "{}", path.display());
+            assert_eq!(
+                tree("x").place(state.path()).unwrap_err().code(),
+                Code::StateDir,
+                "{}",
+                path.display()
+            );
             fs::set_permissions(path, mode).unwrap();
         }
         let aside = state.path().join("aside");
