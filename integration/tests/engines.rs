@@ -499,9 +499,11 @@ fn the_example_of_a_compose_file_becomes_healthy() {
     assert!(inference.starts_with("1\n0\n") && !inference.contains("writable"), "{inference}");
     let monitor = of("monitor");
     assert!(monitor.starts_with("8\n0\n") && monitor.ends_with("writable\n"), "{monitor}");
+    let notebook = of("notebook");
+    assert!(notebook.starts_with("2\n"), "{notebook}");
     assert_eq!(
         compose("ps --format '{{.Service}} {{.Health}}' | sort"),
-        "inference healthy\nmonitor \ntraining \n"
+        "inference healthy\nmonitor \nnotebook \ntraining \n"
     );
     compose("--progress quiet down --volumes --timeout 0");
     assert_eq!(machine.sh("docker ps -aq; pgrep -l 'shim|sleep' || true"), "");
