@@ -20,6 +20,8 @@ use std::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cli {
     Docker,
+    /// The same of an ordinary user.
+    RootlessDocker,
     Podman,
     /// The same of an ordinary user.
     RootlessPodman,
@@ -53,10 +55,11 @@ const fn way(cli: Cli, runtime: &'static str, asks: Asks) -> Way {
     Way { cli, runtime, asks }
 }
 
-const WAYS: [Way; 18] = [
+const WAYS: [Way; 19] = [
     way(Cli::Docker, "gpurun", Asks::Environment),
     way(Cli::Docker, "gpurun", Asks::Gpus),
     way(Cli::Docker, "runc", Asks::Gpus),
+    way(Cli::RootlessDocker, "gpurun", Asks::Environment),
     way(Cli::Ctr, "runc", Asks::Environment),
     way(Cli::Cri, "gpurun", Asks::Environment),
     way(Cli::Cri, "gpurun", Asks::Annotation),
@@ -77,7 +80,11 @@ const WAYS: [Way; 18] = [
 impl Cli {
     /// A command of whoever uses it.
     fn command(self, machine: &Machine, words: &[&str]) -> Command {
-        if self == Self::RootlessPodman { machine.command_as_user(words) } else { machine.command(words) }
+        if matches!(self, Self::RootlessPodman | Self::RootlessDocker) {
+            machine.command_as_user(words)
+        } else {
+            machine.command(words)
+        }
     }
 }
 
@@ -110,7 +117,7 @@ impl Way {
         // A document needs no runtime of ours. ctr would set a weight, for which a host may lack the controller.
         let ours = |name: &'static str| if self.asks == Asks::Cdi { self.runtime } else { name };
         let start = match self.cli {
-            Cli::Docker => format!("docker run --rm --runtime {}", self.runtime),
+            Cli::Docker | Cli::RootlessDocker => format!("docker run --rm --runtime {}", self.runtime),
             Cli::Podman | Cli::RootlessPodman => {
                 format!("podman --runtime {} run --rm --cap-add=MKNOD", ours("gpurun"))
             }
@@ -214,6 +221,10 @@ fn start(machine: &Machine, cli: Cli, images: &[&str]) {
     let loader: &[&str] = match cli {
         Cli::Docker => {
             machine.start_docker();
+            &["docker", "load", "-qi"]
+        }
+        Cli::RootlessDocker => {
+            machine.start_rootless_docker();
             &["docker", "load", "-qi"]
         }
         Cli::Ctr | Cli::Cri => {
@@ -345,6 +356,7 @@ fn every_way(suite: Suite, cgroups: Cgroups) {
     start(&machine, Cli::Docker, &[CUDA_IMAGE, PLAIN_IMAGE]);
     start(&machine, Cli::Cri, &[CUDA_IMAGE, PLAIN_IMAGE, "pause"]);
     start(&machine, Cli::Podman, &[CUDA_IMAGE, PLAIN_IMAGE]);
+    start(&machine, Cli::RootlessDocker, &[CUDA_IMAGE, PLAIN_IMAGE]);
     start(&machine, Cli::RootlessPodman, &[CUDA_IMAGE, PLAIN_IMAGE]);
     let (possible, left_out): (Vec<Way>, Vec<Way>) =
         ways(suite).partition(|way| cannot(way, &machine).is_none());
