@@ -398,16 +398,20 @@ impl AsFd for Root {
 
 /// Whether a regular file has this content and mode.
 fn says(parent: &OwnedFd, name: &OsStr, content: &[u8], mode: u32) -> bool {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(file) = rustix::fs::openat(parent, name, flags, Mode::empty()) else { return false };
-    let is_like_it = rustix::fs::fstat(&file).is_ok_and(|stat| {
+    // Looked at before it is opened: to open a device can be to use it, and a container may make any node in its root.
+    let is_like_it = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
             && stat.st_mode & 0o7777 == mode
             && u64::try_from(stat.st_size) == Ok(content.len() as u64)
     });
+    if !is_like_it {
+        return false;
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::openat(parent, name, flags, Mode::empty()) else { return false };
     let mut old = Vec::with_capacity(content.len());
     let limit = content.len() as u64 + 1;
-    is_like_it && std::fs::File::from(file).take(limit).read_to_end(&mut old).is_ok() && old == content
+    std::fs::File::from(file).take(limit).read_to_end(&mut old).is_ok() && old == content
 }
 
 /// Removes a link that leads nowhere.
