@@ -11,6 +11,7 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     formats::oci::State,
 };
+use rustix::fs::Mode;
 use std::{ffi::OsString, io::Read, path::PathBuf};
 
 /// The names under which gpurun is this program; engines look for them in PATH.
@@ -86,6 +87,8 @@ impl Command {
 const MAX_STATE: u64 = 16 << 20;
 
 fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
+    // crun runs hooks with none, and what we make on the host nobody else may write to.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let state = state(std::io::stdin().lock())?;
     let context = engine::context(config)?;
     let (bundle, spec) = Bundle::open(&state.bundle)?;
