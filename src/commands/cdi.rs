@@ -137,14 +137,16 @@ fn refresh(context: &Context, args: &CdiRefresh) -> Result<Option<Inventory>> {
 /// Refreshes until a signal ends it, which may be at any time: the document is replaced as a whole.
 fn keep_fresh(context: &Context, args: &CdiRefresh) -> Result<u8> {
     let host = &context.host;
-    let mut watch = Watch::new(host)?;
+    let mut watch = Watch::new()?;
     loop {
+        watch.places(host, None)?;
         match refresh(context, args) {
             Ok(Some(Inventory { fingerprint, .. })) => {
-                watch.add_all(host, &fingerprint)?;
+                watch.places(host, Some(&fingerprint))?;
                 // Looked at first: what changed while it was read was not watched yet.
                 while fingerprint.change(host).is_none() {
                     watch.wait()?;
+                    watch.places(host, Some(&fingerprint))?;
                 }
             }
             Ok(None) => watch.wait()?,

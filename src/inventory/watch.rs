@@ -49,36 +49,32 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins to watch the places of a driver, whether or not one is there.
+    /// Hears the kernel, and watches no place yet.
     ///
     /// # Errors
     /// [`Code::Inventory`] where the kernel does not let us: inotify(7) has limits for each user.
-    pub fn new(host: &Host) -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .or_fail(Code::Inventory, || "inotify cannot be used")?;
-        let mut watch = Self { inotify, uevents: uevents()?, watched: BTreeMap::new() };
-        for directory in NODE_DIRS {
-            watch.add(&host.dev_root.join(directory))?;
-        }
-        for directory in driver_files::library_dirs(&host.driver_root) {
-            watch.add(&directory)?;
-        }
-        watch.add_node(host)?;
-        Ok(watch)
+        Ok(Self { inotify, uevents: uevents()?, watched: BTreeMap::new() })
     }
 
-    /// Watches what this fingerprint was made of, too.
+    /// Watches the places of a driver, whether or not one is there, and those that a fingerprint was made of. What is made anew
+    /// is no longer watched, so each time something has happened this is to be said again.
     ///
     /// # Errors
     /// As for [`Watch::new`].
-    pub fn add_all(&mut self, host: &Host, fingerprint: &Fingerprint) -> Result<()> {
-        for path in fingerprint.mtimes.keys() {
+    pub fn places(&mut self, host: &Host, fingerprint: Option<&Fingerprint>) -> Result<()> {
+        for directory in NODE_DIRS {
+            self.add(&host.dev_root.join(directory))?;
+        }
+        for directory in driver_files::library_dirs(&host.driver_root) {
+            self.add(&directory)?;
+        }
+        for path in fingerprint.iter().flat_map(|fingerprint| fingerprint.mtimes.keys()) {
             self.add(path)?;
         }
-        for directory in fingerprint.nodes.keys().filter_map(|node| node.parent()) {
-            self.add(directory)?;
-        }
-        self.add_node(host)
+        self.add_control_node(host)
     }
 
     /// Waits until something has happened.
@@ -126,7 +122,7 @@ impl Watch {
         Ok(())
     }
 
-    fn add_node(&mut self, host: &Host) -> Result<()> {
+    fn add_control_node(&mut self, host: &Host) -> Result<()> {
         let node = host.dev_root.join(CONTROL_NODE);
         match self.register(&node, WatchFlags::CLOSE_WRITE, None) {
             // Its directory is watched.
@@ -214,8 +210,8 @@ mod tests {
 
     /// Whether the change wakes the watch; one that does not is followed by one that does, to have an end.
     fn wakes(small: &SmallHost, change: impl FnOnce()) -> bool {
-        let mut watch = Watch::new(&small.host).unwrap();
-        watch.add_all(&small.host, &small.read().unwrap().fingerprint).unwrap();
+        let mut watch = Watch::new().unwrap();
+        watch.places(&small.host, Some(&small.read().unwrap().fingerprint)).unwrap();
         // Its own reading is not waited for.
         thread::sleep(TOGETHER);
         watch.files_changed().unwrap();
