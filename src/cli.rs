@@ -3,6 +3,7 @@
 // These comments are the help text, in which brackets mean "optional".
 #![allow(rustdoc::broken_intra_doc_links)]
 
+pub mod nvidia_container_cli;
 pub mod nvidia_ctk;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};

@@ -187,7 +187,8 @@ fn host(root: Option<&Path>, dev_root: Option<&Path>) -> Host {
     Host::new(root, dev_root.map(Into::into))
 }
 
-fn load_kernel_modules(host: &Host, dry_run: bool) -> Result<()> {
+/// Loads the driver's modules.
+pub fn load_kernel_modules(host: &Host, dry_run: bool) -> Result<()> {
     for module in ["nvidia", "nvidia-uvm", "nvidia-modeset"] {
         let command = device_nodes::modprobe(&host.driver_root, module);
         if dry_run {
@@ -199,7 +200,8 @@ fn load_kernel_modules(host: &Host, dry_run: bool) -> Result<()> {
     Ok(())
 }
 
-fn make_control_nodes(host: &Host, dry_run: bool) -> Result<()> {
+/// Makes the control nodes that are not there.
+pub fn make_control_nodes(host: &Host, dry_run: bool) -> Result<()> {
     for (path, numbers) in host.missing_control_nodes() {
         match numbers {
             Some((major, minor)) if dry_run => {
