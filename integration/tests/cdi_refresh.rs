@@ -164,6 +164,9 @@ fn what_changes_in_proc_and_sys_alone_is_seen_by_the_nodes_and_the_kernels_messa
     let watcher = Watcher::start(&refreshed);
     // One that can be opened and closed, as nvidia-smi does it: there is no driver behind the simulated one.
     watcher.sees(&refreshed, "another control node", || refreshed.node("nvidiactl", 1, 3));
+    // Made anew it is the same to the document, and is to be watched again.
+    refreshed.node("nvidiactl", 1, 3);
+    std::thread::sleep(Duration::from_millis(500));
     let mut less = first.clone();
     let gone = less.gpus[0].mig.as_mut().unwrap().devices.pop().unwrap();
     watcher.sees(&refreshed, "a MIG device that is gone, whose node stays", || {
