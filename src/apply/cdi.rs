@@ -350,6 +350,10 @@ fn text(path: &Path) -> String {
 /// [`Code::Cdi`]
 pub fn write(path: &Path, content: &str) -> Result<bool> {
     let failed = || format!("{} cannot be written", path.display());
+    // /dev/stdout, /dev/null, a FIFO: there is nothing to take the place of.
+    if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        return std::fs::write(path, content).or_fail(Code::Cdi, failed).map(|()| true);
+    }
     if std::fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
         return Ok(false);
     }
@@ -423,6 +427,15 @@ mod tests {
         assert_ne!(file().0, first.0, "another file in its place");
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let reader = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || fs::read_to_string(fifo).unwrap()
+        });
+        assert!(write(&fifo, "three").unwrap());
+        assert_eq!(reader.join().unwrap(), "three");
+        assert!(!fs::metadata(&fifo).unwrap().is_file(), "it is one still");
         assert_eq!(write(&path.join("x"), "y").unwrap_err().code(), Code::Cdi);
         assert_eq!(write(Path::new("/"), "y").unwrap_err().code(), Code::Cdi);
     }
