@@ -5,7 +5,7 @@ use super::Context;
 use crate::{
     apply::{
         bundle::ContainerRoot,
-        delivery::Destination,
+        delivery::{Destination, MountedBy},
         loader,
         namespace::{Waiting, devices::Access},
         oci_spec::Bind,
@@ -53,13 +53,13 @@ pub fn injection(spec: &Spec, context: &Context) -> Result<Option<Injection>> {
     plan::plan(&context.inventory()?, &request, &policy).map(Some)
 }
 
-/// Puts on file systems what must be there first, and says what is to be mounted. `may_gather` is as for [`Destination`].
+/// Puts on file systems what must be there first, and says what is to be mounted.
 pub fn deliver(
     root: &ContainerRoot,
     spec: &Spec,
     injection: &Injection,
     context: &Context,
-    may_gather: bool,
+    mounted_by: MountedBy,
 ) -> Result<Vec<Bind>> {
     let image = Layers::open(vec![root.path.clone()])?;
     let prepared = loader::prepare(&image, injection)?;
@@ -68,7 +68,7 @@ pub fn deliver(
         image: &image,
         owner: spec.mapped_root(),
         state_dir: &context.state_dir,
-        may_gather,
+        mounted_by,
     };
     destination.deliver(injection, &prepared)
 }
@@ -98,7 +98,7 @@ pub fn give(container: &Container, spec: &Spec, injection: &Injection, context: 
     } else {
         None
     };
-    let binds = deliver(root, spec, injection, context, false)?;
+    let binds = deliver(root, spec, injection, context, MountedBy::Gpurun)?;
     access.map_or(Ok(()), Access::grant)?;
     if let Some(size) = shm_size.filter(|_| spec.mounts().any(|mount| mount.destination == "/dev/shm")) {
         waiting.grow_shm(size)?;

@@ -65,10 +65,13 @@ impl Root<'_> {
             {
                 node["hostPath"] = path;
             }
-            self.change(node.get_mut(match self.whose {
-                Whose::Host => "hostPath",
-                Whose::Container => "path",
-            }));
+            self.change_field(
+                node,
+                match self.whose {
+                    Whose::Host => "hostPath",
+                    Whose::Container => "path",
+                },
+            );
             if let Some(fields) = node.as_object_mut()
                 && fields.get("hostPath") == fields.get("path")
             {
@@ -76,28 +79,37 @@ impl Root<'_> {
             }
         }
         for mount in list(edits, "mounts") {
-            self.change(mount.get_mut(match self.whose {
-                Whose::Host => "hostPath",
-                Whose::Container => "containerPath",
-            }));
+            self.change_field(
+                mount,
+                match self.whose {
+                    Whose::Host => "hostPath",
+                    Whose::Container => "containerPath",
+                },
+            );
         }
         for hook in list(edits, "hooks") {
             let name = hook.get("hookName").and_then(Value::as_str).unwrap_or_default();
             let arguments_are = if [CREATE, START].contains(&name) { Whose::Container } else { Whose::Host };
             let program_is = if name == START { Whose::Container } else { Whose::Host };
             if program_is == self.whose {
-                self.change(hook.get_mut("path"));
+                self.change_field(hook, "path");
             }
             if arguments_are == self.whose {
                 // The first word is the program's name for itself.
-                list(hook, "args").iter_mut().skip(1).for_each(|word| self.change(Some(word)));
+                list(hook, "args").iter_mut().skip(1).for_each(|word| self.change(word));
             }
         }
     }
 
+    fn change_field(&self, owner: &mut Value, name: &str) {
+        if let Some(value) = owner.get_mut(name) {
+            self.change(value);
+        }
+    }
+
     /// A path, `--flag=PATH`, or the two of `TARGET::LINK`.
-    fn change(&self, value: Option<&mut Value>) {
-        let Some(Value::String(text)) = value else { return };
+    fn change(&self, value: &mut Value) {
+        let Value::String(text) = value else { return };
         let (flag, paths) = match text.split_once('=') {
             Some((flag, paths)) if flag.starts_with("--") => (format!("{flag}="), paths),
             _ => (String::new(), text.as_str()),

@@ -9,7 +9,11 @@ use super::{
     engine::{context, deliver, in_user_namespace, injection, may_make_nodes, shm_size},
 };
 use crate::{
-    apply::{bundle::Bundle, delivery, dev_char, oci_spec},
+    apply::{
+        bundle::Bundle,
+        delivery::{self, MountedBy},
+        dev_char, oci_spec,
+    },
     config::Config,
     error::{Code, Error, OrFail, Result},
 };
@@ -71,8 +75,9 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Resul
             log.write(Level::Warning, &error.to_string());
         }
     }
-    let may_gather = spec.has_new_mount_namespace();
-    let binds = deliver(&bundle.root(&spec)?, &spec, &injection, context, may_gather)?;
+    let mounted_by =
+        if spec.has_new_mount_namespace() { MountedBy::RuntimeFromHere } else { MountedBy::RuntimeElsewhere };
+    let binds = deliver(&bundle.root(&spec)?, &spec, &injection, context, mounted_by)?;
     let may_make_nodes = may_make_nodes(&spec);
     oci_spec::edit(&mut spec, &injection, &binds, may_make_nodes)?;
     if let Some(size) = shm_size(&spec, context.config.shm_size.as_deref())? {
