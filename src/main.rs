@@ -4,7 +4,10 @@
 use clap::{CommandFactory, Parser};
 use gpurun::{
     apply::container,
-    cli::{Cli, Command, Global, LogFormat, VERBS, nvidia_ctk::NvidiaCtk},
+    cli::{
+        Cli, Command, Global, LogFormat, VERBS, nvidia_container_cli::NvidiaContainerCli,
+        nvidia_ctk::NvidiaCtk,
+    },
     commands::{self, Context},
     error::{Code, Error, Result},
 };
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         name if name == container::INIT_NAME.to_bytes() => container::init::run(&words(&arguments)),
         name if name == container::HANDOVER_NAME.to_bytes() => container::handover::run(&words(&arguments)),
         b"nvidia-ctk" => nvidia_ctk(arguments),
+        b"nvidia-container-cli" => nvidia_container_cli(arguments),
         _ => dispatch(with_verb(arguments)),
     };
     match result {
@@ -98,6 +102,13 @@ fn nvidia_ctk(arguments: Vec<OsString>) -> Result<u8> {
     let Some(ctk) = parsed::<NvidiaCtk>(arguments, "nvidia-ctk --help")? else { return Ok(0) };
     log(ctk.log_level(), LogFormat::Text);
     commands::nvidia_ctk::run(&ctk)
+}
+
+fn nvidia_container_cli(arguments: Vec<OsString>) -> Result<u8> {
+    let help = "nvidia-container-cli --help, nvidia-container-cli configure --help";
+    let Some(cli) = parsed::<NvidiaContainerCli>(arguments, help)? else { return Ok(0) };
+    log(LevelFilter::WARN, LogFormat::Text);
+    commands::nvidia_container_cli::run(&cli)
 }
 
 fn dispatch(arguments: Vec<OsString>) -> Result<u8> {

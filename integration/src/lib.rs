@@ -3,6 +3,7 @@
 //! `integration/run` builds and fetches what is needed first; a test that misses something panics and says so.
 
 pub mod bundle;
+pub mod cdi;
 pub mod engines;
 
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};

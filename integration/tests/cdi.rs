@@ -4,74 +4,22 @@ use gpurun::formats::cdi::{ContainerEdits, Document, Hook, Mount};
 use gpurun_integration::{
     Ended, SpawnPiped, TestHost,
     bundle::{Bundle, Hierarchies, LIBRARIES, PROBE, probed},
-    cached, description, dist, finish, image, must, run, unique, with_compat,
+    cached,
+    cdi::inject,
+    description, dist, finish, image, must, run, unique, with_compat,
 };
 use serde_json::{Value, json};
 use std::{
     fs,
     io::{Seek, Write},
     os::unix::{
-        fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink},
+        fs::{MetadataExt, PermissionsExt, chown, symlink},
         process::CommandExt,
     },
     path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
 };
-
-/// What the CDI library of engines does (pkg/cdi/container-edits.go): the edits of each device that is asked for, then those that
-/// all share.
-fn inject(document: &Document, devices: &[&str], spec: &mut Value) {
-    let named = |name: &&str| {
-        document.devices.iter().find(|device| device.name == **name).unwrap_or_else(|| panic!("{name}"))
-    };
-    let edits = devices.iter().map(|name| &named(name).container_edits).chain([&document.container_edits]);
-    fn list<'a>(value: &'a mut Value, keys: &[&str]) -> &'a mut Vec<Value> {
-        let at = keys.iter().fold(value, |here, key| &mut here[*key]);
-        if at.is_null() {
-            *at = json!([]);
-        }
-        at.as_array_mut().unwrap()
-    }
-    for edit in edits {
-        list(spec, &["process", "env"]).extend(edit.env.iter().map(|one| Value::from(one.as_str())));
-        for node in &edit.device_nodes {
-            let host = node.host_path.as_ref().unwrap_or(&node.path);
-            let (mut major, mut minor) = (node.major.unwrap_or(0), node.minor.unwrap_or(0));
-            if node.kind.is_none() || major == 0 {
-                let stat = fs::symlink_metadata(host).unwrap();
-                assert!(stat.file_type().is_char_device(), "{host}");
-                (major, minor) = (rustix::fs::major(stat.rdev()), rustix::fs::minor(stat.rdev()));
-            }
-            let mut device = json!({"path": node.path, "type": "c", "major": major, "minor": minor});
-            for (key, value) in [("fileMode", node.file_mode), ("uid", node.uid), ("gid", node.gid)] {
-                if let Some(value) = value {
-                    device[key] = value.into();
-                }
-            }
-            list(spec, &["linux", "devices"]).push(device);
-            let access = node.permissions.as_deref().unwrap_or("rwm");
-            list(spec, &["linux", "resources", "devices"])
-                .push(json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": access}));
-        }
-        for Mount { host_path, container_path, kind, options } in &edit.mounts {
-            let mounts = list(spec, &["mounts"]);
-            mounts.retain(|mount| mount["destination"] != json!(container_path));
-            let mut mount = json!({"source": host_path, "destination": container_path, "options": options});
-            if let Some(kind) = kind {
-                mount["type"] = json!(kind);
-            }
-            mounts.push(mount);
-        }
-        list(spec, &["mounts"])
-            .sort_by_key(|mount| mount["destination"].as_str().unwrap().matches('/').count());
-        for Hook { hook_name, path, args, env } in &edit.hooks {
-            list(spec, &["hooks", hook_name]).push(json!({"path": path, "args": args, "env": env}));
-        }
-        list(spec, &["process", "user", "additionalGids"])
-            .extend(edit.additional_gids.iter().map(|gid| Value::from(*gid)));
-    }
-}
 
 fn generate(host: &TestHost, options: &[&str]) -> Document {
     let text = must(host.gpurun().args(["cdi", "generate", "--hook"]).arg(dist("gpurun-hook")).args(options));
@@ -223,6 +171,154 @@ fn who_draws_gets_links_to_its_own_nodes_and_the_profile() {
         assert!(ended.out.contains(&format!("pci-{}-card", gpu.pci)), "{ended:?}");
         assert!(ended.out.contains(&format!("EGLVisibleDGPUDevices\",{:#x}]", 1 << gpu.minor)), "{ended:?}");
     }
+}
+
+/// Device nodes of every feature, with the numbers of /dev/null: a name a line.
+const FEATURES: &str = "nvidia-fs0 nvidia-fs1 infiniband/uverbs0 infiniband/rdma_cm nvidia-nvswitchctl nvidia-nvswitch0 gdrdrv \
+                        nvidia-caps-imex-channels/channel0 nvidia-caps-imex-channels/channel12";
+
+fn with_features(name: &str) -> TestHost {
+    let host = TestHost::new(name);
+    for node in FEATURES.split_whitespace() {
+        let path = host.path().join("dev").join(node);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        must(Command::new("mknod").args(["-m", "666"]).arg(path).args(["c", "1", "3"]));
+    }
+    fs::create_dir_all(host.driver("run/udev/data")).unwrap();
+    fs::create_dir_all(host.driver("etc")).unwrap();
+    fs::write(host.driver("etc/cufile.json"), "{}").unwrap();
+    host
+}
+
+#[test]
+fn features_are_devices_of_documents_of_their_own() {
+    let host = with_features("8xh100");
+    let without = TestHost::new("8xh100");
+    let gpus = generate(&host, &[]);
+    for (mode, kind, nodes) in [
+        ("gds", "nvidia.com/gds", &["nvidia-fs0", "nvidia-fs1"][..]),
+        ("mofed", "nvidia.com/mofed", &["infiniband/rdma_cm", "infiniband/uverbs0"]),
+        ("nvswitch", "nvidia.com/nvswitch", &["nvidia-nvswitch0", "nvidia-nvswitchctl"]),
+        ("gdrcopy", "nvidia.com/gdrcopy", &["gdrdrv"]),
+        (
+            "imex",
+            "nvidia.com/imex-channel",
+            &["nvidia-caps-imex-channels/channel0", "nvidia-caps-imex-channels/channel12"],
+        ),
+    ] {
+        let document = generate(&host, &["--mode", mode]);
+        assert_eq!(document.kind, kind);
+        let bundle = Bundle::of("busybox");
+        let script = "cd /dev; find . -type c | grep -e fs -e infini -e switch -e gdr -e channel | cut -c3- | sort; \
+                      ls -d /run/udev/data /etc/cufile.json 2>/dev/null; echo done";
+        let mut spec = bundle.configure(&[], &["sh", "-c", script]);
+        inject(&document, &["all"], &mut spec);
+        inject(&gpus, &["2"], &mut spec);
+        bundle.write(&spec);
+        let ended = start(&bundle, "runc");
+        let files = if mode == "gds" { "/etc/cufile.json\n/run/udev/data\n" } else { "" };
+        assert_eq!(ended.out, format!("{}\n{files}done\n", nodes.join("\n")), "{mode}: {ended:?}");
+        let words = ["cdi", "generate", "--mode", mode, "--hook", "/bin/true"];
+        let ended = run(without.gpurun().args(words));
+        assert!(ended.code == 125 && ended.err.starts_with("error[GPU-0014]"), "{mode}: {ended:?}");
+    }
+    let channels = generate(&host, &["--mode", "imex"]);
+    let names: Vec<_> = channels.devices.iter().map(|device| device.name.as_str()).collect();
+    assert_eq!(names, ["0", "12", "all"]);
+    assert_eq!(channels.devices[1].container_edits.device_nodes.len(), 1);
+    // The runtime gives the same.
+    let bundle = Bundle::of("busybox");
+    let spec = bundle.configure(
+        &["NVIDIA_VISIBLE_DEVICES=0", "NVIDIA_GDS=enabled"],
+        &["sh", "-c", "ls /dev/nvidia-fs* /etc/cufile.json; ls /run/udev"],
+    );
+    bundle.write(&spec);
+    let mut command = host.gpurun();
+    command.arg0("gpurun-runtime").arg("--root").arg(bundle.dir.path().join("state"));
+    let ended = run(command.args(["run", "--bundle"]).arg(bundle.dir.path()).arg(unique()));
+    assert_eq!((ended.code, ended.out.lines().last()), (0, Some("data")), "{ended:?}");
+    assert_eq!(ended.out.lines().count(), 4, "{ended:?}");
+
+    for mode in ["csv", "wsl"] {
+        let ended = run(host.gpurun().args(["cdi", "generate", "--mode", mode, "--hook", "/bin/true"]));
+        assert!(ended.code == 125 && ended.err.contains("never tried"), "{ended:?}");
+    }
+}
+
+#[test]
+fn who_manages_gpus_gets_every_node_and_may_make_others() {
+    let host = with_features("a100-mig");
+    let document = generate(&host, &["--mode", "management"]);
+    assert_eq!((document.kind.as_str(), document.devices.len()), ("management.nvidia.com/gpu", 1));
+    for runtime in RUNTIMES {
+        let bundle = Bundle::of("debian-python");
+        let script = "cd /dev; find . -type c | grep nvidia | cut -c3- | sort | tr '\\n' ' '; nvidia-smi -L | wc -l; \
+                      python3 -c 'import ctypes; ctypes.CDLL(\"libcuda.so.1\")' && echo loaded";
+        let mut spec = bundle.configure(&[], &["sh", "-c", script]);
+        inject(&document, &["all"], &mut spec);
+        bundle.write(&spec);
+        let ended = start(&bundle, runtime);
+        assert!(ended.code == 0 && ended.out.ends_with("loaded\n"), "{runtime}: {ended:?}");
+        let nodes: Vec<_> = ended.out.lines().next().unwrap().split(' ').collect();
+        for node in [
+            "nvidia0",
+            "nvidia1",
+            "nvidiactl",
+            "nvidia-caps/nvidia-cap1",
+            "nvidia-caps-imex-channels/channel12",
+        ] {
+            assert!(nodes.contains(&node), "{node}: {ended:?}");
+        }
+        assert!(!nodes.iter().any(|node| node.contains("fs") || node.contains("switch")), "{ended:?}");
+    }
+    let hooks: Vec<_> = document.container_edits.hooks.iter().map(|hook| hook.args[1].as_str()).collect();
+    assert_eq!(hooks, ["create-symlinks", "update-ldcache"], "the driver's parameters stay");
+}
+
+#[test]
+fn a_document_moves_with_its_driver() {
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, elsewhere) = (dir.path().join("nvidia.yaml"), dir.path().join("elsewhere"));
+    let hook = dist("gpurun-hook");
+    must(host.gpurun().args(["cdi", "generate", "--output"]).arg(&whole).arg("--hook").arg(&hook));
+    // The host's files are reached by another name, as those of a driver container are from outside it.
+    symlink(host.path(), &elsewhere).unwrap();
+    let mut ctk = Command::new(dist("gpurun"));
+    ctk.arg0("nvidia-ctk")
+        .args(["cdi", "transform", "root", "--from"])
+        .arg(host.path())
+        .arg("--to")
+        .arg(&elsewhere);
+    let ended = finish(ctk.stdin(fs::File::open(&whole).unwrap()).spawn_piped());
+    let moved = Document::parse(&ended.out).unwrap_or_else(|error| panic!("{error}: {ended:?}"));
+    let sources = |document: &Document| {
+        let mounts = document.container_edits.mounts.clone().into_iter().map(|mount| mount.host_path);
+        mounts
+            .chain(document.container_edits.device_nodes.iter().filter_map(|node| node.host_path.clone()))
+            .collect::<Vec<_>>()
+    };
+    assert!(
+        sources(&moved).iter().all(|path| path == "tmpfs" || path.starts_with(elsewhere.to_str().unwrap()))
+    );
+    let bundle = Bundle::of("debian-python");
+    asks(&bundle, &moved, &["2"]);
+    has_gpu_2(&probed(&start(&bundle, "runc")), "550.163.01");
+
+    let back = dir.path().join("back.json");
+    let mut gpurun = host.gpurun();
+    let words = ["cdi", "transform", "root", "--relative-to", "host", "--input", "-", "--from"];
+    gpurun.args(words).arg(&elsewhere).arg("--to").arg(host.path()).arg("--output").arg(&back);
+    let file = dir.path().join("moved.yaml");
+    fs::write(&file, gpurun::formats::cdi::to_yaml(&moved)).unwrap();
+    let ended = finish(gpurun.stdin(fs::File::open(&file).unwrap()).spawn_piped());
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let text = fs::read_to_string(&back).unwrap();
+    assert!(text.starts_with('{'));
+    assert_eq!(
+        Document::parse(&text).unwrap(),
+        Document::parse(&fs::read_to_string(&whole).unwrap()).unwrap()
+    );
 }
 
 /// A document as NVIDIA's toolkit writes it: files in the image's own library directory, and a hook for each thing.

@@ -13,7 +13,7 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     formats::cdi::{ContainerEdits, Device, DeviceNode, Document, Hook, Mount, is_kind},
     inventory,
-    plan::{DRIVER_DIR, DevicePart, Injection, Parts, Selected},
+    plan::{self, DRIVER_DIR, DevicePart, Injection, Parts, Selected, Symlink},
     vocabulary::Version,
 };
 use rustix::{
@@ -103,27 +103,72 @@ pub fn newest_for(engine: &str) -> Result<Version> {
 /// # Errors
 /// [`Code::Cdi`] where a name cannot be one, or where nothing is left of the document in the version that may be used.
 pub fn document(parts: &Parts<'_>, options: &Options) -> Result<(Document, Vec<String>)> {
+    let mut devices = Vec::new();
+    for strategy in &options.names {
+        for (selected, part) in &parts.devices {
+            devices.push(device(strategy.name(*selected), part.nodes.iter()));
+        }
+    }
+    devices.push(device("all".into(), parts.devices.iter().flat_map(|(_, part)| &part.nodes)));
+    let edits = edits(&parts.shared, vec![hook(parts, &options.hook)]);
+    let (document, mut warnings) = finished(devices, edits, options)?;
+    warnings.extend(parts.shared.warnings.iter().cloned());
+    Ok((document, warnings))
+}
+
+/// The document of a feature's devices, by their names. Whoever asks for one asks for a GPU as well, and so has the driver.
+///
+/// # Errors
+/// As for [`document`].
+pub fn feature(offers: &[(String, DevicePart)], options: &Options) -> Result<(Document, Vec<String>)> {
+    let devices = offers
+        .iter()
+        .map(|(name, part)| {
+            let mut device = device(name.clone(), part.nodes.iter());
+            device.container_edits.mounts = part.mounts.iter().map(mount).collect();
+            device
+        })
+        .collect();
+    finished(devices, ContainerEdits::default(), options)
+}
+
+/// The document of containers that manage GPUs, who make device nodes themselves: the driver's parameters stay as they are.
+///
+/// # Errors
+/// As for [`document`].
+pub fn management(injection: &Injection, options: &Options) -> Result<(Document, Vec<String>)> {
+    let links = injection.symlinks.iter().map(link);
+    let folders = injection.library_dirs.iter().map(|directory| format!("--folder={}", text(&directory.0)));
+    let hook = |name: &str, flags: Vec<String>| Hook {
+        hook_name: CREATE_CONTAINER.into(),
+        path: text(&options.hook),
+        args: ["gpurun-hook".to_owned(), name.to_owned()].into_iter().chain(flags).collect(),
+        env: Vec::new(),
+    };
+    let hooks = vec![hook("create-symlinks", links.collect()), hook("update-ldcache", folders.collect())];
+    let nodeless = Injection { devices: Vec::new(), ..injection.clone() };
+    finished(vec![device("all".into(), injection.devices.iter())], edits(&nodeless, hooks), options)
+}
+
+/// The document in the version that it needs and the engine reads, and what was left out for that.
+fn finished(
+    devices: Vec<Device>,
+    container_edits: ContainerEdits,
+    options: &Options,
+) -> Result<(Document, Vec<String>)> {
     for word in [&options.vendor, &options.class] {
         if !is_kind(word) {
             return Err(Error::new(Code::Cdi, format!("{word:?} cannot be a CDI vendor or class"))
                 .fix("letters, digits, -, _ and ., a letter first: --vendor nvidia.com --class gpu"));
         }
     }
-    let mut devices = Vec::new();
-    for strategy in &options.names {
-        for (selected, part) in &parts.devices {
-            devices.push(device(strategy.name(*selected), &[part]));
-        }
-    }
-    let all: Vec<&DevicePart> = parts.devices.iter().map(|(_, part)| part).collect();
-    devices.push(device("all".into(), &all));
     let mut document = Document {
         kind: format!("{}/{}", options.vendor, options.class),
         devices,
-        container_edits: shared(parts, &options.hook),
+        container_edits,
         ..Document::default()
     };
-    let mut warnings = parts.shared.warnings.clone();
+    let mut warnings = Vec::new();
     match &options.newest {
         Some(newest) => warnings.extend(keep_below(&mut document, newest)?),
         // Every host with a DRM node would need 0.7.0 for them, and hardly any container does: the CDI library makes each node
@@ -151,9 +196,9 @@ pub fn fingerprint(parts: &Parts<'_>) -> String {
 /// specification and every rewriting of a document keeps it, which is true of no annotation and no comment.
 pub const FINGERPRINT: &str = "GPURUN_HOST";
 
-fn device(name: String, parts: &[&DevicePart]) -> Device {
+fn device<'a>(name: String, nodes: impl Iterator<Item = &'a inventory::DeviceNode>) -> Device {
     let mut edits = ContainerEdits::default();
-    for node in parts.iter().flat_map(|part| &part.nodes) {
+    for node in nodes {
         add_node(&mut edits, node);
     }
     Device { name, container_edits: edits, ..Device::default() }
@@ -188,11 +233,10 @@ fn add_node(edits: &mut ContainerEdits, node: &inventory::DeviceNode) {
     }
 }
 
-fn shared(parts: &Parts<'_>, program: &Path) -> ContainerEdits {
-    let shared = &parts.shared;
+fn edits(shared: &Injection, hooks: Vec<Hook>) -> ContainerEdits {
     let mut edits = ContainerEdits {
         env: shared.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
-        hooks: vec![hook(parts, program)],
+        hooks,
         ..ContainerEdits::default()
     };
     for node in &shared.devices {
@@ -204,17 +248,26 @@ fn shared(parts: &Parts<'_>, program: &Path) -> ContainerEdits {
         kind: Some("tmpfs".into()),
         options: ["nosuid", "nodev", "mode=755", "size=1m"].map(String::from).into(),
     });
-    edits.mounts.extend(shared.mounts.iter().map(|mount| {
-        let kind = if mount.read_only { BindKind::ReadOnly } else { BindKind::Socket };
-        Mount {
-            host_path: text(&mount.source.0),
-            container_path: text(&mount.target.0),
-            kind: None,
-            options: kind.options().iter().map(ToString::to_string).collect(),
-        }
-    }));
+    edits.mounts.extend(shared.mounts.iter().map(mount));
     edits
 }
+
+fn mount(mount: &plan::Mount) -> Mount {
+    let kind = if mount.read_only { BindKind::ReadOnly } else { BindKind::Socket };
+    Mount {
+        host_path: text(&mount.source.0),
+        container_path: text(&mount.target.0),
+        kind: None,
+        options: kind.options().iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn link(link: &Symlink) -> String {
+    format!("--link={}::{}", text(&link.target), text(&link.link.0))
+}
+
+/// When hooks run: in the container's namespaces, with the host's files still in view.
+const CREATE_CONTAINER: &str = "createContainer";
 
 /// One process for everything that is no mount and no node.
 fn hook(parts: &Parts<'_>, program: &Path) -> Hook {
@@ -228,9 +281,9 @@ fn hook(parts: &Parts<'_>, program: &Path) -> Hook {
     args.extend(shared.libraries.iter().map(|library| format!("--library={}", text(&library.path.0))));
     // Those of a device are made where the container has its node.
     let links = shared.symlinks.iter().chain(parts.devices.iter().flat_map(|(_, part)| &part.symlinks));
-    args.extend(links.map(|link| format!("--link={}::{}", text(&link.target), text(&link.link.0))));
+    args.extend(links.map(link));
     Hook {
-        hook_name: "createContainer".into(),
+        hook_name: CREATE_CONTAINER.into(),
         path: text(program),
         args,
         env: vec![format!("{FINGERPRINT}={}", fingerprint(parts))],
@@ -297,6 +350,10 @@ fn text(path: &Path) -> String {
 /// [`Code::Cdi`]
 pub fn write(path: &Path, content: &str) -> Result<bool> {
     let failed = || format!("{} cannot be written", path.display());
+    // /dev/stdout, /dev/null, a FIFO: there is nothing to take the place of.
+    if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        return std::fs::write(path, content).or_fail(Code::Cdi, failed).map(|()| true);
+    }
     if std::fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
         return Ok(false);
     }
@@ -370,6 +427,15 @@ mod tests {
         assert_ne!(file().0, first.0, "another file in its place");
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let reader = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || fs::read_to_string(fifo).unwrap()
+        });
+        assert!(write(&fifo, "three").unwrap());
+        assert_eq!(reader.join().unwrap(), "three");
+        assert!(!fs::metadata(&fifo).unwrap().is_file(), "it is one still");
         assert_eq!(write(&path.join("x"), "y").unwrap_err().code(), Code::Cdi);
         assert_eq!(write(Path::new("/"), "y").unwrap_err().code(), Code::Cdi);
     }

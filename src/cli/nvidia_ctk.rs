@@ -1,6 +1,6 @@
 //! What was typed to `nvidia-ctk`: the command line of NVIDIA's toolkit, which roles and scripts call.
 
-use super::CdiFormat;
+use super::{CdiFormat, CdiMode, CdiTransform};
 use crate::{apply::cdi::NameStrategy, formats::cdi::DIRECTORIES};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
 use std::{ffi::OsString, path::PathBuf};
@@ -65,6 +65,9 @@ pub enum Command {
 pub enum Cdi {
     /// Write the document of this host's GPUs
     Generate(Box<CdiGenerate>),
+    /// Change a document
+    #[command(subcommand)]
+    Transform(CdiTransform),
     /// List the devices that engines find
     List(CdiList),
 }
@@ -78,9 +81,15 @@ pub struct CdiGenerate {
     /// Its format [default: what the file's name ends with, or yaml]
     #[arg(long, value_enum, env = "NVIDIA_CTK_CDI_GENERATE_OUTPUT_FORMAT")]
     pub format: Option<CdiFormat>,
-    /// What is looked for: GPUs, through NVML
-    #[arg(long, alias = "discovery-mode", default_value = "auto", env = "NVIDIA_CTK_CDI_GENERATE_MODE")]
-    pub mode: String,
+    /// What it offers
+    #[arg(
+        long,
+        alias = "discovery-mode",
+        value_enum,
+        default_value = "auto",
+        env = "NVIDIA_CTK_CDI_GENERATE_MODE"
+    )]
+    pub mode: CdiMode,
     /// How the devices are called; each has every name
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["index", "uuid"],
           env = "NVIDIA_CTK_CDI_GENERATE_DEVICE_NAME_STRATEGIES")]
@@ -95,11 +104,11 @@ pub struct CdiGenerate {
     #[arg(long, alias = "nvidia-ctk-path", env = "NVIDIA_CTK_CDI_HOOK_PATH", value_name = "FILE")]
     pub nvidia_cdi_hook_path: Option<PathBuf>,
     /// What stands before the "/" in the names of the devices
-    #[arg(long, alias = "cdi-vendor", default_value = "nvidia.com", env = "NVIDIA_CTK_CDI_GENERATE_VENDOR")]
-    pub vendor: String,
+    #[arg(long, alias = "cdi-vendor", env = "NVIDIA_CTK_CDI_GENERATE_VENDOR")]
+    pub vendor: Option<String>,
     /// What stands before the "=" in the names of the devices
-    #[arg(long, alias = "cdi-class", default_value = "gpu", env = "NVIDIA_CTK_CDI_GENERATE_CLASS")]
-    pub class: String,
+    #[arg(long, alias = "cdi-class", env = "NVIDIA_CTK_CDI_GENERATE_CLASS")]
+    pub class: Option<String>,
     /// Not used: no ldconfig is run
     #[arg(long, value_name = "FILE")]
     pub ldconfig_path: Option<PathBuf>,

@@ -3,16 +3,25 @@
 use super::Context;
 use crate::{
     apply::cdi::{self, FINGERPRINT, Options},
-    cli::{Cdi, CdiFormat, CdiGenerate},
+    cli::{
+        Cdi, CdiDocument, CdiFormat, CdiGenerate, CdiMode, CdiRefresh, CdiTransform, CdiTransformRoot,
+        RelativeTo,
+    },
     error::{Code, Error, OrFail, Result},
-    formats::cdi::{DeviceNode, Document, Hook, is_kind, is_name},
-    inventory::{Inventory, numbers},
+    formats::{
+        self,
+        cdi::{DeviceNode, Document, Hook, is_kind, is_name},
+        cdi_root,
+    },
+    inventory::{Inventory, numbers, watch::Watch},
     plan,
-    vocabulary::DriverCapability,
+    vocabulary::{DriverCapability, GatedFeature},
 };
+use serde::Serialize;
 use serde_json::json;
 use std::{
     collections::BTreeMap,
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -20,6 +29,9 @@ use std::{
 pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
     match command {
         Cdi::Generate(args) => generate(context, args),
+        Cdi::Refresh(args) if args.watch => keep_fresh(context, args),
+        Cdi::Refresh(args) => refresh(context, args).map(|_| 0),
+        Cdi::Transform(CdiTransform::Root(args)) => transform_root(args),
         Cdi::List(args) => list(&args.directories, context.json),
         Cdi::Validate(args) => validate(context, &args.directories),
     }
@@ -27,24 +39,143 @@ pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
 
 /// Writes the document of the host's GPUs.
 pub fn generate(context: &Context, args: &CdiGenerate) -> Result<u8> {
+    let content = content(context, &context.inventory()?, &args.document, args.output.as_deref())?;
+    match &args.output {
+        Some(path) => drop(cdi::write(path, &content)?),
+        None => print!("{content}"),
+    }
+    Ok(0)
+}
+
+/// What the document of this host says.
+fn content(
+    context: &Context,
+    inventory: &Inventory,
+    args: &CdiDocument,
+    output: Option<&Path>,
+) -> Result<String> {
+    let (vendor, class) = kind(args.mode);
     let options = Options {
-        vendor: args.vendor.clone(),
-        class: args.class.clone(),
+        vendor: args.vendor.clone().unwrap_or_else(|| vendor.into()),
+        class: args.class.clone().unwrap_or_else(|| class.into()),
         names: args.device_name_strategy.clone(),
         hook: args.hook.clone().map_or_else(find_hook, Ok)?,
         newest: args.engine.as_deref().map(cdi::newest_for).transpose()?,
     };
-    let inventory = context.inventory()?;
-    let (document, warnings) = cdi::document(&parts(&inventory)?, &options)?;
+    let feature = |feature| cdi::feature(&plan::device::offers(&inventory.driver, feature)?, &options);
+    let (document, warnings) = match args.mode {
+        CdiMode::Auto | CdiMode::Nvml => cdi::document(&parts(inventory)?, &options),
+        CdiMode::Management => {
+            cdi::management(&plan::management(inventory, context.host.driver_nodes())?, &options)
+        }
+        CdiMode::Gds => feature(GatedFeature::Gds),
+        CdiMode::Mofed => feature(GatedFeature::Mofed),
+        CdiMode::Nvswitch => feature(GatedFeature::NvSwitch),
+        CdiMode::Gdrcopy => feature(GatedFeature::GdrCopy),
+        CdiMode::Imex => feature(GatedFeature::Imex),
+        CdiMode::Csv => {
+            Err(not_there("csv", "Tegra's files are not found by NVML but listed in files of their own"))
+        }
+        CdiMode::Wsl => {
+            Err(not_there("wsl", "Windows' driver has /dev/dxg in the place of every node that gpurun knows"))
+        }
+    }?;
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
-    let is_json = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "json");
-    let content = match args.format {
-        Some(CdiFormat::Json) => document.to_json(),
-        None if args.output.as_ref().is_some_and(is_json) => document.to_json(),
-        _ => document.to_yaml(),
+    Ok(text_of(&document, args.format, output))
+}
+
+/// Vendor and class of a mode's devices: those under which requests name them, too.
+fn kind(mode: CdiMode) -> (&'static str, &'static str) {
+    match mode {
+        CdiMode::Management => ("management.nvidia.com", "gpu"),
+        CdiMode::Gds => ("nvidia.com", "gds"),
+        CdiMode::Mofed => ("nvidia.com", "mofed"),
+        CdiMode::Nvswitch => ("nvidia.com", "nvswitch"),
+        CdiMode::Gdrcopy => ("nvidia.com", "gdrcopy"),
+        CdiMode::Imex => ("nvidia.com", "imex-channel"),
+        CdiMode::Auto | CdiMode::Nvml | CdiMode::Csv | CdiMode::Wsl => ("nvidia.com", "gpu"),
+    }
+}
+
+fn not_there(mode: &str, reason: &str) -> Error {
+    Error::new(Code::Cdi, format!("no CDI document can be made in mode {mode}"))
+        .cause(format!("{reason}, and gpurun was never tried on such a machine"))
+        .fix("make the document with NVIDIA's own nvidia-ctk there")
+}
+
+/// In the format that is named, or that the file's name ends with.
+fn text_of(document: &impl Serialize, format: Option<CdiFormat>, output: Option<&Path>) -> String {
+    let is_json = |path: &Path| path.extension().is_some_and(|extension| extension == "json");
+    match format {
+        Some(CdiFormat::Json) => formats::cdi::to_json(document),
+        None if output.is_some_and(is_json) => formats::cdi::to_json(document),
+        _ => formats::cdi::to_yaml(document),
+    }
+}
+
+/// Writes the document if it is not what it should be; `None` where there is no driver that it could be about.
+fn refresh(context: &Context, args: &CdiRefresh) -> Result<Option<Inventory>> {
+    let path = args.output.display();
+    let inventory = match context.inventory() {
+        Err(error) if error.code() == Code::NoDriver => {
+            println!("{path} is left as it is: {}", error.what());
+            return Ok(None);
+        }
+        result => result?,
     };
+    let content = content(context, &inventory, &args.document, Some(&args.output))?;
+    if cdi::write(&args.output, &content)? {
+        println!("{path} is written: driver {}, {} GPUs", inventory.driver.version, inventory.gpus.len());
+    } else {
+        println!("{path} is as it should be");
+    }
+    Ok(Some(inventory))
+}
+
+/// Refreshes until a signal ends it, which may be at any time: the document is replaced as a whole.
+fn keep_fresh(context: &Context, args: &CdiRefresh) -> Result<u8> {
+    let host = &context.host;
+    let mut watch = Watch::new()?;
+    loop {
+        watch.places(host, None)?;
+        match refresh(context, args) {
+            Ok(Some(Inventory { fingerprint, .. })) => {
+                watch.places(host, Some(&fingerprint))?;
+                // Looked at first: what changed while it was read was not watched yet.
+                while fingerprint.change(host).is_none() {
+                    watch.wait()?;
+                    watch.places(host, Some(&fingerprint))?;
+                }
+            }
+            Ok(None) => watch.wait()?,
+            // A driver in the middle of its upgrade. The document stays until the rest has come.
+            Err(error) => {
+                eprintln!("{error}");
+                watch.wait()?;
+            }
+        }
+    }
+}
+
+/// Puts another directory in the place of the one with which a document's paths begin.
+pub fn transform_root(args: &CdiTransformRoot) -> Result<u8> {
+    let mut text = String::new();
+    let name = args.input.display();
+    if args.input == Path::new("-") {
+        std::io::stdin().read_to_string(&mut text)
+    } else {
+        std::fs::File::open(&args.input).and_then(|mut file| file.read_to_string(&mut text))
+    }
+    .or_fail(Code::Cdi, || format!("{name} cannot be read"))?;
+    let whose = match args.relative_to {
+        RelativeTo::Host => cdi_root::Whose::Host,
+        RelativeTo::Container => cdi_root::Whose::Container,
+    };
+    let document = cdi_root::transform(&text, &args.from, &args.to, whose)
+        .map_err(|error| error.context(format!("{name} cannot be transformed")))?;
+    let content = text_of(&document, None, args.output.as_deref());
     match &args.output {
         Some(path) => drop(cdi::write(path, &content)?),
         None => print!("{content}"),

@@ -7,6 +7,7 @@ use crate::{
         bundle::ContainerRoot,
         delivery::{Destination, MountedBy},
         loader,
+        namespace::{Waiting, devices::Access},
         oci_spec::Bind,
         rootfs::Layers,
     },
@@ -31,12 +32,17 @@ pub fn context(config: Option<PathBuf>) -> Result<Context> {
         log_format: LogFormat::Text,
         json: false,
     })?;
-    // Podman without root calls its runtime as root of a user namespace, who may not write where root keeps its state.
+    keep_state_with_the_user(&mut context);
+    Ok(context)
+}
+
+/// Podman without root calls its runtime as root of a user namespace, who may not write where root keeps its state.
+pub fn keep_state_with_the_user(context: &mut Context) {
+    let path = |key| std::env::var_os(key).map(PathBuf::from);
     let users = path("XDG_RUNTIME_DIR").filter(|dir| dir.is_absolute()).map(|dir| dir.join("gpurun"));
     if let (Some(users), None, true) = (users, path("GPURUN_STATE_DIR"), in_user_namespace()) {
         context.state_dir = users;
     }
-    Ok(context)
 }
 
 /// What the container gets for what it asks; `None` where that is nothing.
@@ -65,6 +71,39 @@ pub fn deliver(
         mounted_by,
     };
     destination.deliver(injection, &prepared)
+}
+
+/// A container that has been made and does not run yet.
+#[derive(Debug)]
+pub struct Container {
+    /// Its first process.
+    pub pid: i32,
+    /// Its root.
+    pub root: ContainerRoot,
+    /// Whether it may be in this process' own mount namespace.
+    pub may_be_ours: bool,
+    /// Whether its cgroup is to let it open the nodes that it gets.
+    pub restrict: bool,
+}
+
+/// Gives the container what is planned for it.
+pub fn give(container: &Container, spec: &Spec, injection: &Injection, context: &Context) -> Result<()> {
+    let Container { pid, root, may_be_ours, restrict } = container;
+    let shm_size = shm_size(spec, context.config.shm_size.as_deref())?;
+    // Everything that can be known to fail does so before the first change.
+    let waiting = Waiting::open(*pid, root, *may_be_ours)?;
+    // An engine without root restricts no devices, and we could not.
+    let access = if *restrict && !in_user_namespace() {
+        Some(Access::read(*pid, &injection.devices, spec.systemd_scope().as_deref())?)
+    } else {
+        None
+    };
+    let binds = deliver(root, spec, injection, context, MountedBy::Gpurun)?;
+    access.map_or(Ok(()), Access::grant)?;
+    if let Some(size) = shm_size.filter(|_| spec.mounts().any(|mount| mount.destination == "/dev/shm")) {
+        waiting.grow_shm(size)?;
+    }
+    waiting.give(injection, &binds, spec.mapped_root(), may_make_nodes(spec))
 }
 
 /// Whether device nodes can be made for the container: those that are made in a user namespace cannot be opened

@@ -3,11 +3,7 @@
 
 use super::{engine, runtime};
 use crate::{
-    apply::{
-        bundle::Bundle,
-        delivery::MountedBy,
-        namespace::{Waiting, devices::Access},
-    },
+    apply::bundle::Bundle,
     error::{Code, Error, OrFail, Result},
     formats::oci::State,
 };
@@ -93,26 +89,13 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     let context = engine::context(config)?;
     let (bundle, spec) = Bundle::open(&state.bundle)?;
     let Some(injection) = engine::injection(&spec, &context)? else { return Ok(()) };
-    let root = bundle.root(&spec)?;
-    let shm_size = engine::shm_size(&spec, context.config.shm_size.as_deref())?;
-    // Everything that can be known to fail does so before the first change.
-    let container = Waiting::open(&state, &root)?;
-    // An engine without root restricts no devices, and we could not.
-    let access = if engine::in_user_namespace() {
-        None
-    } else {
-        Some(Access::read(state.process()?, &injection.devices, spec.systemd_scope().as_deref())?)
-    };
-    let binds = engine::deliver(&root, &spec, &injection, &context, MountedBy::Gpurun)?;
     if debug {
-        eprintln!("gpurun: {} device nodes, {} mounts", injection.devices.len(), binds.len());
+        eprintln!("gpurun: {} device nodes, {} files", injection.devices.len(), injection.mounts.len());
         injection.warnings.iter().for_each(|warning| eprintln!("gpurun: {warning}"));
     }
-    access.map_or(Ok(()), Access::grant)?;
-    if let Some(size) = shm_size.filter(|_| spec.mounts().any(|mount| mount.destination == "/dev/shm")) {
-        container.grow_shm(size)?;
-    }
-    container.give(&injection, &binds, spec.mapped_root(), engine::may_make_nodes(&spec))
+    let root = bundle.root(&spec)?;
+    let container = engine::Container { pid: state.process()?, root, may_be_ours: false, restrict: true };
+    engine::give(&container, &spec, &injection, &context)
 }
 
 fn state(input: impl Read) -> Result<State> {

@@ -11,6 +11,7 @@ pub mod hook;
 pub mod images;
 pub mod inventory;
 pub mod ls;
+pub mod nvidia_container_cli;
 pub mod nvidia_ctk;
 pub mod plan;
 pub mod run;

@@ -30,6 +30,7 @@ pub fn run(typed: &ctk::NvidiaCtk) -> Result<u8> {
     match &typed.command {
         ctk::Command::Runtime(ctk::Runtime::Configure(args)) => runtime_configure(args),
         ctk::Command::Cdi(ctk::Cdi::Generate(args)) => cdi_generate(args),
+        ctk::Command::Cdi(ctk::Cdi::Transform(cli::CdiTransform::Root(args))) => cdi::transform_root(args),
         ctk::Command::Cdi(ctk::Cdi::List(args)) => cdi::list(&args.spec_dir, false),
         ctk::Command::Hook { words } => hook(words),
         ctk::Command::System(ctk::System::CreateDeviceNodes(args)) => create_device_nodes(args),
@@ -98,10 +99,6 @@ fn hook(words: &[OsString]) -> Result<u8> {
 }
 
 fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
-    if !matches!(args.mode.as_str(), "auto" | "nvml") {
-        return Err(Error::new(Code::Usage, format!("no CDI document can be made in mode {}", args.mode))
-            .fix("leave out --mode: GPUs are found through NVML"));
-    }
     for (flag, used) in [
         ("--ldconfig-path", args.ldconfig_path.is_some()),
         ("--library-search-path", !args.library_search_path.is_empty()),
@@ -129,12 +126,15 @@ fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
         &context,
         &cli::CdiGenerate {
             output: args.output.clone(),
-            format: args.format,
-            engine: None,
-            vendor: args.vendor.clone(),
-            class: args.class.clone(),
-            device_name_strategy: args.device_name_strategy.clone(),
-            hook: args.nvidia_cdi_hook_path.clone(),
+            document: cli::CdiDocument {
+                format: args.format,
+                mode: args.mode,
+                engine: None,
+                vendor: args.vendor.clone(),
+                class: args.class.clone(),
+                device_name_strategy: args.device_name_strategy.clone(),
+                hook: args.nvidia_cdi_hook_path.clone(),
+            },
         },
     )
 }
@@ -187,7 +187,8 @@ fn host(root: Option<&Path>, dev_root: Option<&Path>) -> Host {
     Host::new(root, dev_root.map(Into::into))
 }
 
-fn load_kernel_modules(host: &Host, dry_run: bool) -> Result<()> {
+/// Loads the driver's modules.
+pub fn load_kernel_modules(host: &Host, dry_run: bool) -> Result<()> {
     for module in ["nvidia", "nvidia-uvm", "nvidia-modeset"] {
         let command = device_nodes::modprobe(&host.driver_root, module);
         if dry_run {
@@ -199,7 +200,8 @@ fn load_kernel_modules(host: &Host, dry_run: bool) -> Result<()> {
     Ok(())
 }
 
-fn make_control_nodes(host: &Host, dry_run: bool) -> Result<()> {
+/// Makes the control nodes that are not there.
+pub fn make_control_nodes(host: &Host, dry_run: bool) -> Result<()> {
     for (path, numbers) in host.missing_control_nodes() {
         match numbers {
             Some((major, minor)) if dry_run => {

@@ -124,6 +124,16 @@ pub struct Hook {
     pub env: Vec<String>,
 }
 
+/// A document as YAML.
+pub fn to_yaml(document: &impl Serialize) -> String {
+    serde_norway::to_string(document).unwrap_or_default()
+}
+
+/// A document as JSON.
+pub fn to_json(document: &impl Serialize) -> String {
+    serde_json::to_string_pretty(document).unwrap_or_default() + "\n"
+}
+
 impl Document {
     /// Reads YAML, of which JSON is a part.
     ///
@@ -131,16 +141,6 @@ impl Document {
     /// [`Code::Cdi`] when it is neither, or not a document.
     pub fn parse(text: &str) -> Result<Self> {
         serde_norway::from_str(text).or_fail(Code::Cdi, || "this is no CDI document")
-    }
-
-    /// As YAML.
-    pub fn to_yaml(&self) -> String {
-        serde_norway::to_string(self).unwrap_or_default()
-    }
-
-    /// As JSON.
-    pub fn to_json(&self) -> String {
-        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 
     /// The common edits and each device's.
@@ -234,10 +234,10 @@ mod tests {
         for name in ["0", "0:1", "1e3", "yes", "GPU-00", "0x1"] {
             document.devices.push(Device { name: name.into(), ..Device::default() });
         }
-        for text in [document.to_yaml(), document.to_json()] {
+        for text in [to_yaml(&document), to_json(&document)] {
             assert_eq!(Document::parse(&text).unwrap(), document, "{text}");
         }
-        assert!(document.to_yaml().contains("'0'"), "a name is no number: {}", document.to_yaml());
+        assert!(to_yaml(&document).contains("'0'"), "a name is no number: {}", to_yaml(&document));
         for text in ["", "- 1", "cdiVersion: [", "devices: 3", "\u{0}"] {
             assert_eq!(Document::parse(text).unwrap_err().code(), Code::Cdi, "{text:?}");
         }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cdi;
+pub mod cdi_root;
 pub mod cuda_compat;
 pub mod json_document;
 pub mod ldcache;

@@ -7,12 +7,12 @@ use super::{
     driver_root::OpenRoot,
     elf, procfs,
     snapshot::{Mtime, mtime},
-    types::{ContainerPath, DriverFile, FileKind, Host, HostPath},
+    types::{ContainerPath, DriverFile, DriverRoot, FileKind, GatedFile, Host, HostPath},
 };
 use crate::{
     error::{Code, Error, Result},
     formats::ldcache,
-    vocabulary::{DriverCapability as Cap, Version},
+    vocabulary::{DriverCapability as Cap, GatedFeature, Version},
 };
 use rustix::fs::FileType;
 use std::{
@@ -260,6 +260,13 @@ const SOCKETS: &[(Cap, &str, FileType)] = &[
     (Cap::COMPUTE, "/tmp/nvidia-mps", FileType::Directory),
 ];
 
+/// What libcufile reads beside the nodes of GPUDirect Storage: its configuration, and udev's database, which tells the drive below
+/// a file system.
+const GATED_FILES: &[(GatedFeature, &str, FileType)] = &[
+    (GatedFeature::Gds, "/etc/cufile.json", FileType::RegularFile),
+    (GatedFeature::Gds, "/run/udev", FileType::Directory),
+];
+
 /// Where X servers look for modules. Debian's look into /usr/lib/nvidia, too, which leads to the last; those of other images
 /// do not, so what is found there goes to the first.
 const XORG_DIRS: &[&str] = &[
@@ -296,6 +303,8 @@ const LDCACHE_LIMIT: u64 = 16 << 20;
 pub struct DriverFiles {
     /// The files, libraries first, in the order of the search.
     pub files: Vec<DriverFile>,
+    /// What belongs to features that a container must ask for by name.
+    pub gated: Vec<GatedFile>,
     /// libnvidia-ml of this machine's class.
     pub nvml: HostPath,
     /// libcuda of this machine's class, where there is one.
@@ -331,7 +340,13 @@ pub fn find(host: &Host, root: &OpenRoot<'_>, version: &Version) -> Result<Drive
     search.configs();
     search.sockets();
     search.xorg_modules();
-    Ok(DriverFiles { files: search.files, nvml, cuda, watched: search.watched })
+    let gated = search.gated_files();
+    Ok(DriverFiles { files: search.files, gated, nvml, cuda, watched: search.watched })
+}
+
+/// Where libraries are looked for on the host, whether or not a driver is there.
+pub fn library_dirs(root: &DriverRoot) -> impl Iterator<Item = PathBuf> {
+    LIBRARY_DIRS.iter().map(|dir| root.host_path(&ContainerPath(dir.into())).0)
 }
 
 struct Search<'a> {
@@ -524,6 +539,20 @@ impl Search<'_> {
                 self.add(found.path, *capabilities, FileKind::Socket(ContainerPath(path.into())));
             }
         }
+    }
+
+    fn gated_files(&mut self) -> Vec<GatedFile> {
+        let mut files = Vec::new();
+        for (feature, path, kind) in GATED_FILES {
+            self.watch(Path::new(path));
+            let found = self.root.find(Path::new(path)).filter(|found| found.kind == *kind);
+            files.extend(found.map(|found| GatedFile {
+                feature: *feature,
+                path: found.path,
+                container_path: ContainerPath(path.into()),
+            }));
+        }
+        files
     }
 
     fn xorg_modules(&mut self) {

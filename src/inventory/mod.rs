@@ -6,6 +6,7 @@
 //! gpu           GPUs with their nodes ◄── nvml ◄───┘   libnvidia-ml, loaded by the program gpurun-nvml
 //!               (device_node, mig, procfs)
 //! snapshot      all of it as it was last read, and whether it is true still
+//! watch         when that is worth another look
 //! ```
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ pub mod nvml;
 mod procfs;
 mod snapshot;
 mod types;
+pub mod watch;
 
 pub use driver_root::{Found, OpenRoot};
 pub use snapshot::{SYSTEM_STATE_DIR, numbers};
@@ -130,6 +132,7 @@ impl Inventory {
                 files: found.files,
                 control_nodes,
                 gated_nodes,
+                gated_files: found.gated,
                 params: text("driver/nvidia/params"),
             },
             gpus,

@@ -50,6 +50,9 @@ pub struct Driver {
     pub control_nodes: Vec<DeviceNode>,
     /// The nodes of features that a container must ask for by name (GDS, MOFED, NVSWITCH, GDRCOPY, IMEX).
     pub gated_nodes: Vec<(GatedFeature, DeviceNode)>,
+    /// What programs read that use them.
+    #[serde(default)]
+    pub gated_files: Vec<GatedFile>,
     /// The content of /proc/driver/nvidia/params, where there is one.
     pub params: Option<String>,
 }
@@ -93,6 +96,17 @@ pub enum FileKind {
     Socket(ContainerPath),
     /// An X server's module; its path in the container.
     XorgModule(ContainerPath),
+}
+
+/// A file or directory of a feature that a container must ask for by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatedFile {
+    /// Whose it is.
+    pub feature: GatedFeature,
+    /// Where it is on this host.
+    pub path: HostPath,
+    /// Where it is in the container.
+    pub container_path: ContainerPath,
 }
 
 /// A character device under the dev root, with the numbers that it really has.

@@ -1,6 +1,6 @@
 //! What one GPU, MIG device or feature needs: its device nodes.
 
-use super::{DevicePart, File, Selected, Symlink};
+use super::{DevicePart, File, Mount, Selected, Symlink};
 use crate::{
     error::{Code, Error, Result},
     inventory::{ContainerPath, DeviceNode, Driver},
@@ -38,7 +38,7 @@ fn remedy(feature: GatedFeature) -> (&'static str, &'static str) {
 /// The part of one GPU or MIG device.
 pub fn device(selected: Selected<'_>, capabilities: DriverCapability) -> DevicePart {
     let gpu = selected.gpu;
-    let mut part = DevicePart { nodes: vec![gpu.node.clone()], symlinks: Vec::new() };
+    let mut part = DevicePart { nodes: vec![gpu.node.clone()], ..DevicePart::default() };
     match selected.mig {
         // A MIG device is opened through its GPU's node by who can open the two capability nodes; it does not draw.
         Some(mig) => part.nodes.extend(mig.cap_nodes.iter().cloned()),
@@ -78,7 +78,31 @@ pub fn feature(driver: &Driver, feature: GatedFeature) -> Result<DevicePart> {
         )
         .fix(fix));
     }
-    Ok(DevicePart { nodes, symlinks: Vec::new() })
+    let mounts = driver
+        .gated_files
+        .iter()
+        .filter(|file| file.feature == feature)
+        .map(|file| Mount { source: file.path.clone(), target: file.container_path.clone(), read_only: true })
+        .collect();
+    Ok(DevicePart { nodes, symlinks: Vec::new(), mounts })
+}
+
+/// What a feature offers to engines that choose later: IMEX its channels one by one, and each feature all that it has.
+///
+/// # Errors
+/// [`Code::DeviceNodeMissing`] where the host has nothing of it.
+pub fn offers(driver: &Driver, asked: GatedFeature) -> Result<Vec<(String, DevicePart)>> {
+    let all = feature(driver, asked)?;
+    let channel = |node: &DeviceNode| {
+        let name = node.container_path.0.file_name()?.to_str()?.strip_prefix("channel")?.to_owned();
+        Some((name, DevicePart { nodes: vec![node.clone()], ..DevicePart::default() }))
+    };
+    let mut offers: Vec<_> = match asked {
+        GatedFeature::Imex => all.nodes.iter().filter_map(channel).collect(),
+        _ => Vec::new(),
+    };
+    offers.push(("all".into(), all));
+    Ok(offers)
 }
 
 /// The part of one IMEX channel.
@@ -93,7 +117,7 @@ pub fn imex_channel(driver: &Driver, channel: u32) -> Result<DevicePart> {
         )
         .fix(remedy(GatedFeature::Imex).1)
     })?;
-    Ok(DevicePart { nodes: vec![node.clone()], symlinks: Vec::new() })
+    Ok(DevicePart { nodes: vec![node.clone()], ..DevicePart::default() })
 }
 
 fn gated(driver: &Driver, feature: GatedFeature) -> impl Iterator<Item = &DeviceNode> {

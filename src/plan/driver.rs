@@ -48,7 +48,7 @@ pub fn shared(inventory: &Inventory, capabilities: DriverCapability) -> Result<I
         })
     };
     let nodes = driver.control_nodes.iter().filter(|node| wanted(&node.container_path.0)).cloned().collect();
-    injection.add(DevicePart { nodes, symlinks: Vec::new() });
+    injection.add(DevicePart { nodes, ..DevicePart::default() });
     injection.files.extend(driver.params.as_deref().and_then(params));
     Ok(injection)
 }

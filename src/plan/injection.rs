@@ -51,16 +51,20 @@ impl Injection {
         missing(&mut self.groups, groups.map(|node| node.gid).collect());
         missing(&mut self.devices, part.nodes);
         missing(&mut self.symlinks, part.symlinks);
+        missing(&mut self.mounts, part.mounts);
     }
 }
 
-/// What one device or feature adds to a container: nodes, and links to them.
+/// What one device or feature adds to a container: nodes, links to them, and what is read beside them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct DevicePart {
     /// Its device nodes.
     pub nodes: Vec<DeviceNode>,
     /// Links under /dev/dri/by-path.
     pub symlinks: Vec<Symlink>,
+    /// Host files and directories of a feature.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
 }
 
 /// One host file, directory or socket in the container. Always nosuid, nodev, private.

@@ -21,9 +21,9 @@ pub use select::{Selected, select};
 
 use crate::{
     error::Result,
-    inventory::Inventory,
+    inventory::{DeviceNode, Inventory},
     request::{DeviceRequest, DeviceSelection, GpuFilter},
-    vocabulary::{DriverCapability, EnvVar},
+    vocabulary::{DriverCapability, EnvVar, GatedFeature},
 };
 use cuda::Verdict;
 
@@ -108,6 +108,20 @@ pub fn parts(inventory: &Inventory, capabilities: DriverCapability) -> Result<Pa
         select::lost_gpus(inventory).map(|lost| format!("{}; {}", lost.what, lost.fix)).collect();
     let part = |device| (device, device::device(device, capabilities));
     Ok(Parts { shared, devices: selected.into_iter().map(part).collect() })
+}
+
+/// What a container gets that manages the host's GPUs and makes MIG devices of them: the driver, these nodes of its, which are all
+/// that there are, and the IMEX channels.
+///
+/// # Errors
+/// Those of a driver that lacks something.
+pub fn management(inventory: &Inventory, nodes: Vec<DeviceNode>) -> Result<Injection> {
+    let mut injection = driver::shared(inventory, DriverCapability::all() - DriverCapability::COMPAT32)?;
+    injection.env = vec![("NVIDIA_VISIBLE_DEVICES".into(), "void".into())];
+    let channels = inventory.driver.gated_nodes.iter().filter(|(feature, _)| *feature == GatedFeature::Imex);
+    let nodes = nodes.into_iter().chain(channels.map(|(_, node)| node.clone())).collect();
+    injection.add(DevicePart { nodes, ..DevicePart::default() });
+    Ok(injection)
 }
 
 /// What Docker tells a container about its request. An image says `all` there, whatever was asked for.

@@ -2,9 +2,13 @@
 //!
 //! `integration/bench` prepares what it needs. Absolute times are this machine's; the ratios are what is compared.
 
+use gpurun::formats::cdi::Document;
 use gpurun_integration::{
-    TestHost, cached, copy_of_root, dist,
+    TestHost, cached,
+    cdi::inject,
+    copy_of_root, dist,
     engines::{Cgroups, Machine, Suite},
+    must,
 };
 use std::{
     collections::hash_map::RandomState,
@@ -31,6 +35,7 @@ fn main() {
     let bundles = tempfile::tempdir().expect("a temporary directory");
     launcher(rounds, bundles.path(), &root);
     wrapper(rounds);
+    documents(rounds);
     engine(rounds);
 }
 
@@ -98,6 +103,65 @@ fn wrapper(rounds: usize) {
     ];
     take_turns(rounds, &mut contenders);
     compare("create to exit of /bin/true", rounds, &contenders);
+}
+
+/// What engines do that read CDI documents: the document of eight GPUs, its hook, and a container of it under plain runc.
+fn documents(rounds: usize) {
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    let output = tempfile::tempdir().expect("a temporary directory");
+    let generate = |state: Option<&str>| {
+        let mut command = host.gpurun();
+        command.args(["cdi", "generate", "--hook"]).arg(dist("gpurun-hook"));
+        command.arg("--output").arg(output.path().join("nvidia.yaml"));
+        // A place in which no snapshot can be: NVML is read each time.
+        state.map(|state| command.env("GPURUN_STATE_DIR", state));
+        command
+    };
+    let mut hook = Command::new(dist("gpurun-hook"));
+    hook.arg("nothing").stderr(Stdio::null());
+    let mut contenders = [
+        contender("/bin/true itself", Command::new("/bin/true")),
+        contender("gpurun-hook, for nothing", hook),
+        contender("gpurun cdi generate, from the snapshot", generate(None)),
+        contender("gpurun cdi generate, NVML read afresh", generate(Some("/dev/null"))),
+    ];
+    take_turns(rounds, &mut contenders);
+    compare("to its exit", rounds, &contenders);
+
+    let text = generate_text(&host);
+    let document = Document::parse(&text).expect("a CDI document");
+    let root = copy_of_root("debian-python");
+    let bundles = tempfile::tempdir_in("/run").expect("a temporary directory");
+    let make = |name: &'static str, devices: &[&str]| {
+        let bundle = bundles.path().join(name.replace([' ', ','], "-"));
+        fs::create_dir(&bundle).expect("a new directory");
+        let mut spec: serde_json::Value =
+            serde_json::from_str(include_str!("../../docker-28.5.json")).expect("JSON");
+        spec["root"]["path"] = root.path().display().to_string().into();
+        if !devices.is_empty() {
+            inject(&document, devices, &mut spec);
+        }
+        let mut command = Command::new("runc");
+        command
+            .args(["run", "--bundle"])
+            .arg(&bundle)
+            .arg(format!("benchmark-{}", bundles.path().file_name().expect("it has one").display()));
+        Contender {
+            bundle: Some((bundle.join("config.json"), spec.to_string().into())),
+            ..contender(name, command)
+        }
+    };
+    let mut contenders = [
+        make("runc, no GPU", &[]),
+        make("runc, document, 1 GPU", &["0"]),
+        make("runc, document, 8 GPUs", &["all"]),
+    ];
+    take_turns(rounds, &mut contenders);
+    compare("create to exit of /bin/true", rounds, &contenders);
+}
+
+fn generate_text(host: &TestHost) -> String {
+    must(host.gpurun().args(["cdi", "generate", "--hook"]).arg(dist("gpurun-hook")))
 }
 
 /// The same as users see it: `docker run` of Docker 28.5 with its default runtime and with gpurun's.

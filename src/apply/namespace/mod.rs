@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, OrFail, Result},
-    formats::{mountinfo, oci::State},
+    formats::mountinfo,
     plan::Injection,
     sys::mount::{Propagation, set_propagation},
 };
@@ -55,18 +55,19 @@ pub struct Waiting {
 type Muted = Vec<(u64, OwnedFd)>;
 
 impl Waiting {
-    /// Finds the container's mount namespace and, in it, the root that its bundle names.
+    /// Finds the container's mount namespace and, in it, the root that its bundle names. `may_be_ours` is whether that may be this
+    /// process' own namespace, which the host's never is in a user namespace.
     ///
     /// # Errors
     /// [`Code::Namespace`] where the process is gone, or has no mount namespace of its own; [`Code::Rootfs`] where its root is
     /// another one.
-    pub fn open(state: &State, root: &ContainerRoot) -> Result<Self> {
-        let failed = || format!("the container's process {} cannot be looked into", state.pid);
-        let proc = PathBuf::from(format!("/proc/{}", state.pid));
+    pub fn open(pid: i32, root: &ContainerRoot, may_be_ours: bool) -> Result<Self> {
+        let failed = || format!("the container's process {pid} cannot be looked into");
+        let proc = PathBuf::from(format!("/proc/{pid}"));
         let open =
             |name: &str, flags| rustix::fs::open(proc.join(name), flags | OFlags::CLOEXEC, Mode::empty());
-        let pid = Pid::from_raw(state.process()?).ok_or_else(|| Error::new(Code::Namespace, failed()))?;
-        let process = pidfd_open(pid, PidfdFlags::empty()).or_fail(Code::Namespace, failed)?;
+        let id = Pid::from_raw(pid).ok_or_else(|| Error::new(Code::Namespace, failed()))?;
+        let process = pidfd_open(id, PidfdFlags::empty()).or_fail(Code::Namespace, failed)?;
         let top = Root::new(open("root", OFlags::PATH | OFlags::DIRECTORY).or_fail(Code::Namespace, failed)?);
         let namespace = open("ns/mnt", OFlags::RDONLY).or_fail(Code::Namespace, failed)?;
         let mounts = open("mountinfo", OFlags::RDONLY).or_fail(Code::Namespace, failed)?.into();
@@ -76,7 +77,8 @@ impl Waiting {
             return Err(Error::new(Code::Namespace, failed()).cause("it has ended"));
         }
         let own = rustix::fs::stat("/proc/self/ns/mnt").or_fail(Code::Namespace, failed)?;
-        if identity(&namespace).or_fail(Code::Namespace, failed)? == (own.st_dev, own.st_ino) {
+        let is_ours = identity(&namespace).or_fail(Code::Namespace, failed)? == (own.st_dev, own.st_ino);
+        if is_ours && !may_be_ours {
             return Err(Error::new(Code::Namespace, "the container has no mount namespace of its own")
                 .cause("the driver's files would be mounted on the host")
                 .fix("let the engine give it one: {\"type\": \"mount\"} in linux.namespaces of its config.json"));
@@ -90,7 +92,7 @@ impl Waiting {
             .find(|found| identity(found) == Ok(wanted))
             .ok_or_else(|| {
                 Error::new(Code::Rootfs, format!("the container's root is not {}", root.path.display()))
-                    .cause(format!("in the mount namespace of process {} something else is there", state.pid))
+                    .cause(format!("in the mount namespace of process {pid} something else is there"))
             })?;
         Ok(Self { root: Root::new(root), top, namespace, mounts })
     }

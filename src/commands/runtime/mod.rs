@@ -28,8 +28,13 @@ use std::{
     process::Command,
 };
 
-/// The names under which gpurun is this program.
-pub const NAMES: [&str; 2] = ["gpurun-runtime", "nvidia-container-runtime"];
+/// The names under which gpurun is this program. NVIDIA's toolkit has the last two for modes of its own; here there is one way.
+pub const NAMES: [&str; 4] = [
+    "gpurun-runtime",
+    "nvidia-container-runtime",
+    "nvidia-container-runtime.cdi",
+    "nvidia-container-runtime.legacy",
+];
 
 /// Becomes the low-level runtime. It returns only when that fails, with runc's exit code for every failure.
 pub fn run(words: &[OsString]) -> u8 {
