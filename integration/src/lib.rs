@@ -4,6 +4,7 @@
 
 pub mod bundle;
 pub mod engines;
+pub mod registry;
 
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};
 use std::{

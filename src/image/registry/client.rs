@@ -281,41 +281,35 @@ impl Endpoint {
     }
 
     fn get(&self, path: &str, from: u64, name: &RegistryName) -> Result<Response<Body>, Failure> {
-        if let Some(&base) = self.base.get() {
-            return self.get_at(&self.bases[base], path, from, name);
-        }
-        let mut failure = None;
-        for (index, base) in self.bases.iter().enumerate() {
-            match self.send(base, path, from) {
-                Ok(_) => {
-                    let _ = self.base.set(index);
-                    return self.get_at(base, path, from, name);
-                }
-                Err(error) => failure = Some(transport(&error, base)),
-            }
-        }
-        Err(failure
-            .unwrap_or_else(|| Failure::lasting(Error::new(Code::Internal, "an endpoint without address"))))
-    }
-
-    fn get_at(
-        &self,
-        base: &str,
-        path: &str,
-        from: u64,
-        name: &RegistryName,
-    ) -> Result<Response<Body>, Failure> {
-        let send = || self.send(base, path, from).map_err(|error| transport(&error, base));
-        let mut response = send()?;
+        let (base, mut response) = self.answer(path, from)?;
         if response.status() == StatusCode::UNAUTHORIZED {
             let challenges = response.headers().get_all(header::WWW_AUTHENTICATE);
             let challenge = challenges.iter().find_map(|value| Challenge::parse(value.to_str().ok()?));
             if let Some(header) = self.authorize(challenge, base, name)? {
                 *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(header);
-                response = send()?;
+                response = self.send(base, path, from).map_err(|error| transport(&error, base))?;
             }
         }
         understand(response, base, path, name)
+    }
+
+    /// What the endpoint says, and the base that says it; the first that says anything stays the one.
+    fn answer(&self, path: &str, from: u64) -> Result<(&str, Response<Body>), Failure> {
+        let bases = match self.base.get() {
+            Some(&chosen) => &self.bases[chosen..=chosen],
+            None => &self.bases[..],
+        };
+        let mut failure = Failure::lasting(Error::new(Code::Internal, "an endpoint without an address"));
+        for base in bases {
+            match self.send(base, path, from) {
+                Ok(response) => {
+                    self.base.get_or_init(|| self.bases.iter().position(|one| one == base).unwrap_or(0));
+                    return Ok((base, response));
+                }
+                Err(error) => failure = transport(&error, base),
+            }
+        }
+        Err(failure)
     }
 
     fn send(&self, base: &str, path: &str, from: u64) -> Result<Response<Body>, ureq::Error> {
