@@ -152,11 +152,9 @@ impl Store {
             Err(Errno::NOENT) => return Ok(None),
             done => done.map_err(|errno| failed("a layer cannot be opened", errno))?,
         };
-        match flock(&directory, FlockOperation::NonBlockingLockShared) {
-            // Somebody is about to remove it.
-            Err(Errno::WOULDBLOCK) => return Ok(None),
-            done => done.map_err(|errno| failed("flock", errno))?,
-        }
+        // Who has it alone has only just made it, or is removing it, and then the name is gone.
+        rustix::io::retry_on_intr(|| flock(&directory, FlockOperation::LockShared))
+            .map_err(|errno| failed("flock", errno))?;
         Ok(self.is(&path, &directory).then_some(directory))
     }
 
