@@ -78,10 +78,10 @@ impl fmt::Display for Code {
 }
 
 /// One failure. Displayed it is a paragraph: what happened, `cause:` and `fix:`, one line each.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Error(Box<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Inner {
     code: Code,
     what: String,

@@ -6,13 +6,14 @@ use gpurun::{
     error::{Code, OrFail, Result},
     image::registry::{Order, fetch},
 };
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            println!("{}", error.to_json());
+            // Who would read it may be gone.
+            let _ = writeln!(std::io::stdout(), "{}", error.to_json());
             error.code().exit_code().into()
         }
     }

@@ -107,6 +107,21 @@ enum Source {
     Registry(RegistryName, Pull),
 }
 
+impl Source {
+    /// Puts layers into the store that it lacks.
+    fn fill(&self, missing: &[&Layer], store: &Store) -> Result<()> {
+        match self {
+            Self::Registry(name, pull) if pull.when == When::Never => {
+                let what = format!("{} layers of {name} are not on this machine", missing.len());
+                Err(Error::new(Code::ImageNotFound, what).fix(format!("gpurun pull {name}")))
+            }
+            Self::Registry(name, pull) => registry::order(store.path(), name, Step::Layers, pull),
+            Self::Layout(_, Some(layout)) => unpack_missing(missing, layout, store),
+            Self::Layout(reference, None) => unpack_missing(missing, &open_layout(reference, store)?, store),
+        }
+    }
+}
+
 impl Image {
     /// Finds an image and reads its configuration. No layer is read.
     ///
@@ -217,40 +232,23 @@ impl Image {
         let mut seen = HashSet::new();
         let layers: Vec<_> = layers.iter().rev().filter(|layer| seen.insert(&layer.diff_id)).collect();
         let mut held = self.held.borrow_mut();
-        let mut missing = Vec::new();
-        for layer in &layers {
-            match store.hold_layer(&layer.diff_id)? {
-                Some(lock) => held.push(lock),
-                None => missing.push(*layer),
-            }
-        }
-        if !missing.is_empty() {
-            match &**source {
-                Source::Registry(name, pull) if pull.when == When::Never => {
-                    let what = format!(
-                        "{} of {} layers of {name} are not on this machine",
-                        missing.len(),
-                        layers.len()
-                    );
-                    return Err(Error::new(Code::ImageNotFound, what).fix(format!("gpurun pull {name}")));
-                }
-                Source::Registry(name, pull) => registry::order(store.path(), name, Step::Layers, pull)?,
-                Source::Layout(_, Some(layout)) => unpack_missing(&missing, layout, store)?,
-                Source::Layout(reference, None) => {
-                    unpack_missing(&missing, &open_layout(reference, store)?, store)?;
+        // Again where somebody removes layers just when they are found to be there.
+        for _ in 0..3 {
+            held.clear();
+            let mut missing = Vec::new();
+            for layer in &layers {
+                match store.hold_layer(&layer.diff_id)? {
+                    Some(lock) => held.push(lock),
+                    None => missing.push(*layer),
                 }
             }
+            if missing.is_empty() {
+                return Ok(layers.iter().map(|layer| store.layer_path(&layer.diff_id)).collect());
+            }
+            source.fill(&missing, store)?;
         }
-        for layer in missing {
-            held.push(store.hold_layer(&layer.diff_id)?.ok_or_else(|| {
-                Error::new(
-                    Code::Store,
-                    format!("the layer {} was removed as soon as it was there", layer.diff_id),
-                )
-                .fix("start the container again")
-            })?);
-        }
-        Ok(layers.iter().map(|layer| store.layer_path(&layer.diff_id)).collect())
+        Err(Error::new(Code::Store, "the image's layers are removed as soon as they are there")
+            .fix("let no `gpurun rmi` or `gpurun prune` run meanwhile"))
     }
 
     fn directory(path: &Path) -> Result<Self> {

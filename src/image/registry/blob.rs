@@ -30,7 +30,7 @@ pub struct Blob<'a> {
     counted: u64,
     attempts: Attempts,
     body: Option<BodyReader<'static>>,
-    /// Why reading failed, since an [`io::Error`] has no room for it.
+    /// Why reading failed, since an [`io::Error`] has no room for it; where another blob failed, this one ends, too.
     failure: &'a Mutex<Option<Error>>,
     line: &'a Line,
 }
@@ -105,8 +105,9 @@ impl<'a> Blob<'a> {
             (self.counted, self.attempts) = (self.read, Attempts::default());
         }
         self.attempts.after(failure).map_err(|error| {
+            let error = error.context(format!("the layer {} cannot be fetched", self.digest));
             let text = error.what().to_owned();
-            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             io::Error::other(text)
         })
     }

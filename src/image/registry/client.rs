@@ -456,12 +456,14 @@ fn complaint(body: Body) -> String {
 fn transport(error: &ureq::Error, base: &str) -> Failure {
     let host = base.split('/').nth(2).unwrap_or(base);
     let again = match error {
-        ureq::Error::Io(error) => !matches!(
+        // A name that is unknown and a port that is closed stay so; a connection that was cut does not.
+        ureq::Error::Io(error) => matches!(
             error.kind(),
-            ErrorKind::ConnectionRefused
-                | ErrorKind::HostUnreachable
-                | ErrorKind::NetworkUnreachable
-                | ErrorKind::InvalidData
+            ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::BrokenPipe
+                | ErrorKind::UnexpectedEof
+                | ErrorKind::TimedOut
         ),
         ureq::Error::Timeout(timeout) => *timeout != Timeout::Connect,
         ureq::Error::Protocol(_) | ureq::Error::BodyStalled => true,

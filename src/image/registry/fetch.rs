@@ -73,21 +73,26 @@ fn layers(order: &Order, store: &Store) -> Result<()> {
     let board = Board::new(order.pull.progress);
     let ownership = Store::ownership();
     let workers = thread::available_parallelism().or_fail(Code::Internal, || "processors")?.max(AT_ONCE);
-    unpack_all(&missing, workers, |layer| {
-        store.add_layer(&layer.diff_id, |root| {
-            let digest = layer.digest.as_ref().ok_or_else(|| {
-                Error::new(Code::ImageBroken, "a layer of the image has no digest, so it cannot be fetched")
-            })?;
-            let line = board.line(digest, layer.size);
-            let failure = Mutex::new(None);
-            let blob = Blob::new(&client, digest, layer.size, &failure, &line);
-            let unpacked = layer.unpack(blob, root, ownership);
-            // Where the stream failed, all else failed because of it.
-            match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-                Some(failure) => Err(failure.context(format!("the layer {digest} cannot be fetched"))),
-                None => unpacked.inspect(|()| line.done()),
-            }
-        })
-    })
-    .map_err(|error| error.context(format!("{} cannot be used", order.name)))
+    let failure = Mutex::new(None);
+    let done = unpack_all(&missing, workers, |layer| {
+        store
+            .add_layer(&layer.diff_id, |root| {
+                let digest = layer.digest.as_ref().ok_or_else(|| {
+                    Error::new(
+                        Code::ImageBroken,
+                        "a layer of the image has no digest, so it cannot be fetched",
+                    )
+                })?;
+                let line = board.line(digest, layer.size);
+                let blob = Blob::new(&client, digest, layer.size, &failure, &line);
+                layer.unpack(blob, root, ownership).inspect(|()| line.done())
+            })
+            .inspect_err(|error| {
+                // The other layers stop, too: without this one nobody needs them.
+                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
+            })
+    });
+    // Where a stream failed, all else failed because of it.
+    let first = failure.into_inner().unwrap_or_else(PoisonError::into_inner);
+    first.map_or(done, Err).map_err(|error| error.context(format!("{} cannot be fetched", order.name)))
 }
