@@ -336,6 +336,27 @@ pub struct Request {
     pub before: usize,
 }
 
+/// A proxy of the network (RFC 9110, CONNECT) that leads everywhere to one address; its own, and the lines that it got.
+pub fn tunnel(to: String) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&lines);
+    thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut reader = BufReader::new(client.try_clone().expect("a descriptor"));
+            let Some(head) = read_head(&mut reader) else { continue };
+            log.lock().expect("no panic").push(head.lines().next().unwrap_or_default().to_owned());
+            let mut server = TcpStream::connect(&to).expect("the registry runs");
+            let mut back = server.try_clone().expect("a descriptor");
+            let _ = client.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+            thread::spawn(move || std::io::copy(&mut reader, &mut server));
+            thread::spawn(move || std::io::copy(&mut back, &mut client));
+        }
+    });
+    (address, lines)
+}
+
 type Decide = dyn Fn(&Request) -> Fault + Send + Sync;
 
 /// Stands before a registry.

@@ -2,7 +2,7 @@
 
 use gpurun_integration::{
     Caller, Ended, SpawnPiped, TestHost, dist, finish, must,
-    registry::{Fault, Packed, Proxy, Registry, Request},
+    registry::{Fault, Packed, Proxy, Registry, Request, tunnel},
     run, temporary, until,
 };
 use serde_json::{Value, json};
@@ -244,9 +244,14 @@ fn tokens_are_had_where_the_registry_says() {
     let Served { registry, storage: _storage } = registry();
     registry.push("ml", "1", &Packed::of("busybox", "gzip"));
     let tokens = Proxy::before(&registry, |request| {
-        let known = request.authorization.as_deref() == Some("Basic bWU6c2VjcmV0");
-        assert!(request.path.contains("service=tests") && request.path.contains("pull"), "{request:?}");
+        // With a name and a password, or posted with a token of `docker login`; else as anybody.
+        let known =
+            request.authorization.as_deref() == Some("Basic bWU6c2VjcmV0") || request.path == "/token";
+        let whole = request.path.contains("service=tests") && request.path.contains("pull");
         let token = if known { "private" } else { "public" };
+        if !whole && !known {
+            return Fault::Answer(400, String::new(), String::new());
+        }
         Fault::Answer(200, String::new(), json!({ "token": token }).to_string())
     });
     let realm = tokens.address.clone();
@@ -273,9 +278,91 @@ fn tokens_are_had_where_the_registry_says() {
         json!({"auths": {format!("{}/ml", proxy.address): {"auth": "bWU6c2VjcmV0"}}}).to_string(),
     )
     .unwrap();
+    let with_file = || {
+        let ended = run(host.gpurun().args(["pull", &image]).env("REGISTRY_AUTH_FILE", &path));
+        assert_eq!(ended.code, 0, "{ended:?}");
+        intact(&host, Caller::Root);
+    };
+    with_file();
+    fs::write(&path, json!({"auths": {&proxy.address: {"identitytoken": "T"}}}).to_string()).unwrap();
+    with_file();
+    assert!(tokens.requests().iter().any(|request| request.path == "/token"));
+}
+
+#[test]
+fn another_server_that_has_the_blobs_is_followed_to_without_our_token() {
+    let host = TestHost::new("t4");
+    let Served { registry, storage: _storage } = registry();
+    registry.push("ml", "1", &five_layers());
+    let elsewhere =
+        Proxy::before(
+            &registry,
+            |request| if request.before == 0 { Fault::Cut(50_000) } else { Fault::Pass },
+        );
+    let other = elsewhere.address.clone();
+    let proxy = Proxy::before(&registry, move |request| {
+        if request.authorization.as_deref() != Some("Basic bWU6c2VjcmV0") {
+            return Fault::Answer(401, "WWW-Authenticate: Basic realm=\"x\"\r\n".into(), String::new());
+        }
+        if request.path.contains("/blobs/") {
+            return Fault::Answer(
+                307,
+                format!("Location: http://{other}{}\r\n", request.path),
+                String::new(),
+            );
+        }
+        Fault::Pass
+    });
+    let file = temporary();
+    let path = file.path().join("auth.json");
+    fs::write(&path, json!({"auths": {&proxy.address: {"auth": "bWU6c2VjcmV0"}}}).to_string()).unwrap();
+    let image = format!("{}/ml:1", proxy.address);
     let ended = run(host.gpurun().args(["pull", &image]).env("REGISTRY_AUTH_FILE", &path));
     assert_eq!(ended.code, 0, "{ended:?}");
+    let asked = elsewhere.requests();
+    assert!(asked.len() > 5 && asked.iter().all(|request| request.authorization.is_none()), "{asked:?}");
     intact(&host, Caller::Root);
+}
+
+#[test]
+fn a_proxy_of_the_network_is_obeyed() {
+    let host = TestHost::new("t4");
+    let Served { registry: plain, storage } = registry();
+    plain.push("team/ml", "1", &Packed::of("busybox", "gzip"));
+    let files = certificates();
+    let passwords = files.path().join("passwords");
+    must(Command::new("htpasswd").args(["-Bbc"]).arg(&passwords).args(["me", "secret"]));
+    let guarded = Registry::guarded(
+        storage.path(),
+        &files.path().join("tls.crt"),
+        &files.path().join("tls.key"),
+        &passwords,
+    );
+    let (address, connects) = tunnel(guarded.address.clone());
+    let config = files.path().join("config.toml");
+    fs::write(&config, "insecure-registries = [\"registry.invalid\"]").unwrap();
+    let auth = files.path().join("auth.json");
+    fs::write(&auth, r#"{"auths": {"registry.invalid": {"auth": "bWU6c2VjcmV0"}}}"#).unwrap();
+    let pull = |key: &str, value: &str| {
+        let mut command = host.gpurun();
+        command.arg("--config").arg(&config).args(["pull", "registry.invalid/team/ml:1"]);
+        run(command
+            .env("REGISTRY_AUTH_FILE", &auth)
+            .env("HTTPS_PROXY", format!("http://{address}"))
+            .env(key, value))
+    };
+    let ended = pull("NO_PROXY", "registry.other");
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let seen = connects.lock().unwrap().clone();
+    assert!(
+        !seen.is_empty() && seen.iter().all(|line| line.starts_with("CONNECT registry.invalid:443 ")),
+        "{seen:?}"
+    );
+    fails(&pull("NO_PROXY", "registry.invalid"), "GPU-0047");
+    fs::write(&config, "").unwrap();
+    let ended = pull("NO_PROXY", "registry.other");
+    fails(&ended, "GPU-0047");
+    assert!(ended.err.contains("certificate"), "{ended:?}");
 }
 
 #[test]

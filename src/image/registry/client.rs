@@ -9,6 +9,7 @@ use crate::{
     error::{Code, Error, Result},
     image::{
         RegistryName,
+        layout::MAX_DOCUMENT,
         manifest::{Descriptor, INDEXES, MANIFESTS, check_document},
         reference::DOCKER_HUB,
     },
@@ -36,8 +37,6 @@ const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(250);
 /// Nobody waits longer than so for a registry that wants a pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The longest manifest or configuration, in bytes; as for archives.
-const MAX_DOCUMENT: u64 = 8 << 20;
 
 /// A request that failed.
 pub struct Failure {
