@@ -1,9 +1,9 @@
 //! Images from a registry: Debian's docker-registry, plain and with TLS and passwords, and a proxy that breaks what it passes on.
 
 use gpurun_integration::{
-    Caller, Ended, SpawnPiped, TestHost, dist, finish, must,
+    Caller, Ended, SpawnPiped, TestHost, dist, finish, must, processes_with,
     registry::{Fault, Packed, Proxy, Registry, Request, tunnel},
-    run, temporary, until,
+    run, temporary, unique, until,
 };
 use serde_json::{Value, json};
 use std::{
@@ -480,7 +480,6 @@ fn killed_anywhere_the_next_pull_succeeds() {
         thread::sleep(Duration::from_millis(7 * moment));
         child.kill().unwrap();
         child.wait().unwrap();
-        // gpurun-pull goes with it.
         if moment % 10 == 9 {
             pulled(&host, Caller::Root, &image);
             intact(&host, Caller::Root);
@@ -490,6 +489,28 @@ fn killed_anywhere_the_next_pull_succeeds() {
     pulled(&host, Caller::Root, &image);
     assert_eq!(host.ok(Caller::Root, "", &image, "cat /a /b /c /d | wc -c"), format!("{}\n", 8 << 20));
     intact(&host, Caller::Root);
+}
+
+#[test]
+fn who_fetches_goes_with_the_one_who_wants_it() {
+    let Served { registry, storage: _storage } = registry();
+    registry.push("ml", "1", &Packed::of("busybox", "gzip"));
+    let layer = Packed::of("busybox", "gzip").blob(0);
+    let hung = layer.clone();
+    let proxy = Proxy::before(&registry, move |request| {
+        if request.path.ends_with(&hung) && request.before == 0 { Fault::Hang } else { Fault::Pass }
+    });
+    let (host, mark) = (TestHost::new("t4"), unique());
+    let mut command = host.gpurun();
+    let mut child =
+        command.args(["pull", &format!("{}/ml:1", proxy.address)]).env("MARK", &mark).spawn_piped();
+    until("half of the layer", || proxy.count(&layer) == 1);
+    assert_eq!(processes_with(&mark).len(), 2);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    until("the end of gpurun-pull", || processes_with(&mark).is_empty());
+    // By itself it would have asked again.
+    assert_eq!(proxy.count(&layer), 1);
 }
 
 #[test]
