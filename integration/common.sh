@@ -11,3 +11,14 @@ mirror() {
   echo "$found"
 }
 MIRROR=${DEBIAN_MIRROR:-$(mirror)}
+
+# A root of a Debian release with these packages, apart from what nobody reads in a test. The mirror may be a frozen one: its
+# Release files are past their date, their signatures hold.
+debian() { # SUITE DIRECTORY VARIANT PACKAGES [OPTION…]
+  local suite=$1 directory=$2 variant=$3 packages=$4
+  shift 4
+  mmdebstrap --quiet --mode=root --variant="$variant" --include="$packages" --aptopt='APT::Install-Recommends "false"' \
+    --aptopt='Acquire::Languages "none"' --aptopt='Acquire::Check-Valid-Until "false"' --dpkgopt='path-exclude=/usr/share/doc/*' \
+    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' "$@" \
+    "$suite" "$directory" "deb $MIRROR $suite main"
+}

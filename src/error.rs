@@ -37,6 +37,7 @@ codes! {
     DeviceNodeMissing = 14, 125, "a device node under /dev is missing or is not what it should be";
     GpuLost = 15, 125, "the GPU that was asked for does not answer";
     Inventory = 16, 125, "the host's facts cannot be read or recorded";
+    StateDir = 17, 125, "the directory in which gpurun keeps what it knows of the host cannot be used";
     BadRequest = 20, 125, "the request for GPUs cannot be understood";
     UnknownGpu = 21, 125, "the GPU that was asked for does not exist";
     BadCapability = 22, 125, "the driver capability does not exist or is not allowed";

@@ -203,6 +203,7 @@ fn procfs(proc: &Path, description: &Description, unified_memory: u32) -> io::Re
         ),
     )?;
     put("sys/kernel/random/boot_id".into(), fs::read_to_string("/proc/sys/kernel/random/boot_id")?)?;
+    put("sys/kernel/osrelease".into(), fs::read_to_string("/proc/sys/kernel/osrelease")?)?;
     let nvidia = Path::new("driver/nvidia");
     put(
         nvidia.join("version"),

@@ -8,7 +8,7 @@ use gpurun::{
         rootfs::{Layers, Root},
     },
     error::{Code, Error, OrFail, Result},
-    formats::oci::State,
+    formats::{mountinfo, oci::State},
     plan::{DRIVER_DIR, Symlink},
     sys::mount::{Flags, restrict},
 };
@@ -26,7 +26,7 @@ use std::{
 
 /// A state has some hundred bytes and the engine's annotations.
 const MAX_STATE: u64 = 16 << 20;
-/// What engines mount in a container that is its own: a hook may write there.
+/// Where engines mount a new file system for the container, to which a hook may write; a volume can lie there in its place.
 const OWN_MOUNTS: [&str; 2] = [DRIVER_DIR, "/dev"];
 
 /// A container that is made and not yet started.
@@ -55,17 +55,27 @@ impl Container {
             let (bundle, spec) = Bundle::open(&state.bundle)?;
             bundle.root(&spec)?
         };
-        Self::beneath(&root.directory)
+        let failed = || "the container's mounts cannot be read";
+        let path = std::fs::canonicalize(&root.path).or_fail(Code::Mount, failed)?;
+        let table = std::fs::read("/proc/self/mountinfo").or_fail(Code::Mount, failed)?;
+        Self::beneath(&root.directory, &path, &table)
     }
 
-    fn beneath(root: &OwnedFd) -> Result<Self> {
+    /// The container with this root, which is at `path` in the namespace whose mounts `table` has.
+    fn beneath(root: &OwnedFd, path: &Path, table: &[u8]) -> Result<Self> {
         let copy = || root.try_clone().or_fail(Code::Internal, || "no descriptor is left");
-        let image =
-            Layers::open(Vec::new())?.beneath(root).or_fail(Code::Internal, || "no descriptor is left")?;
+        let image = Layers::mounted(root).or_fail(Code::Internal, || "no descriptor is left")?;
         let whole = Root::new(copy()?);
+        // Before the root is changed the host's mounts are there, too: a volume comes from one of them.
+        let is_new = |directory: &OwnedFd| {
+            rustix::fs::fstat(directory).is_ok_and(|stat| {
+                let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+                mountinfo::mount_points(table, device).all(|point| point.starts_with(path))
+            })
+        };
         let mounted = |mount: &'static str| {
             // A link of the image's could lead to a volume.
-            let directory = whole.plain_directory(Path::new(mount)).ok()?;
+            let directory = whole.plain_directory(Path::new(mount)).ok().filter(is_new)?;
             Some((Path::new(mount), Root::without_mounts(directory)))
         };
         let mounts = OWN_MOUNTS.into_iter().filter_map(mounted).collect();
@@ -107,7 +117,8 @@ impl Container {
                     node.push(part);
                 }
             }
-            if self.look(&node).is_err() {
+            // With `-v /dev:/dev` the links are the host's, too.
+            if self.look(&node).is_err() || self.open(Path::new("/dev")).err() == Some(Errno::XDEV) {
                 return Ok(());
             }
         }
@@ -128,10 +139,9 @@ impl Container {
         prepared.symlinks.iter().try_for_each(|link| self.link(link))
     }
 
-    /// Makes what an engine mounted at `path` read-only from here on, if it is a mount and if we may.
+    /// Makes the new file system that an engine mounted at `path` read-only from here on, if there is one and if we may.
     pub fn seal(&self, path: &Path) {
-        // Not through a link: that could lead to a volume.
-        if let Ok(directory) = self.whole.plain_directory(path) {
+        if let Some((_, directory)) = self.mounts.iter().find(|(mount, _)| *mount == path) {
             let read_only = Flags { read_only: true, ..Default::default() };
             let _ = restrict(directory.as_fd(), read_only, false);
         }

@@ -105,7 +105,8 @@ fn host(words: &Words) -> Result<Option<ForwardCompat>> {
 fn update_ldcache(container: &Container, words: &Words) -> Result<()> {
     let image = &container.image;
     let compat = image.read(COMPAT_CONF, 4096).and_then(|bytes| String::from_utf8(bytes).ok());
-    let compat = compat.as_deref().unwrap_or_default().lines();
+    // `enable-cuda-compat` writes one line.
+    let compat = compat.as_deref().unwrap_or_default().lines().take(1);
     let folders: Vec<&str> =
         compat.chain(words.all("folder")).filter(|folder| folder.starts_with('/')).collect();
     let cache = image

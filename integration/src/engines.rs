@@ -111,6 +111,7 @@ impl Machine {
     /// A command of an ordinary user's in it.
     pub fn command_as_user(&self, words: &[&str]) -> Command {
         let runtime_dir = format!("XDG_RUNTIME_DIR=/run/user/{SOMEONE}");
+        let docker = format!("DOCKER_HOST=unix:///run/user/{SOMEONE}/docker.sock");
         let words = [
             &[
                 "setpriv",
@@ -123,7 +124,7 @@ impl Machine {
                 "--chdir=/home/someone",
             ][..],
             // Podman 4.3 would take a driver that copies whole images.
-            &["HOME=/home/someone", &runtime_dir, "STORAGE_DRIVER=overlay"],
+            &["HOME=/home/someone", &runtime_dir, "STORAGE_DRIVER=overlay", &docker],
             words,
         ]
         .concat();
@@ -141,6 +142,19 @@ impl Machine {
     pub fn start_docker(&self) {
         self.sh("dockerd > /var/log/dockerd.log 2>&1 &");
         self.until_it_answers("docker version");
+    }
+
+    /// Starts Docker as an ordinary user, on the network of its own machine.
+    pub fn start_rootless_docker(&self) {
+        // rootlesskit 1.1 takes one range for two where it asks getsubids(1). Links to what root's Docker has in /run are in the way.
+        let script = "mkdir -p .config/docker
+            sed s,/run/,$XDG_RUNTIME_DIR/, /etc/docker/daemon.json > .config/docker/daemon.json
+            rootlesskit --subid-source=static --state-dir=$XDG_RUNTIME_DIR/rootlesskit --net=host --copy-up=/etc --copy-up=/run sh -c '
+                rm -f /run/docker /run/containerd; exec dockerd --rootless --iptables=false --bridge=none
+            ' > dockerd.log 2>&1 &";
+        let started = run(&mut self.command_as_user(&["sh", "-ec", script]));
+        assert_eq!(started.code, 0, "{started:?}");
+        until("docker version", || run(&mut self.command_as_user(&["docker", "version"])).code == 0);
     }
 
     /// Starts containerd, for ctr and for its CRI.

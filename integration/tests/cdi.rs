@@ -553,6 +553,64 @@ fn a_volume_is_not_written_to() {
     }
 }
 
+/// What a document makes in the container's own /dev and /usr/local/nvidia goes to no volume that lies there in their place.
+#[test]
+fn a_volume_in_the_place_of_the_drivers_directory_or_of_dev_is_not_written_to() {
+    for (place, link) in [("/dev", "/dev/y"), ("/usr/local/nvidia", "/usr/local/nvidia/lib64/x")] {
+        for runtime in RUNTIMES {
+            let bundle = Bundle::of("busybox");
+            let volume = bundle.dir.path().join("volume");
+            fs::create_dir(&volume).unwrap();
+            fs::write(volume.join("null"), "").unwrap();
+            let mut spec = bundle.configure(&[], &["true"]);
+            spec["mounts"].as_array_mut().unwrap().push(json!({
+                "destination": place, "type": "bind", "source": volume, "options": ["bind", "rw"],
+            }));
+            let args = ["gpurun-hook", "all", "--link", &format!("null::{link}")];
+            spec["hooks"] = json!({"createContainer": [{"path": dist("gpurun-hook"), "args": args}]});
+            bundle.write(&spec);
+            let ended = start(&bundle, runtime);
+            assert_eq!(must(Command::new("ls").arg(&volume)), "null\n", "{place} {runtime} {ended:?}");
+            assert_eq!(ended.err.contains("hook"), place != "/dev", "{place} {runtime} {ended:?}");
+        }
+    }
+}
+
+/// A link of an image's names what its user may not read: the hook may, and writes for everybody.
+#[test]
+fn nothing_of_a_volume_or_of_the_kernel_is_copied_to_where_an_images_user_can_read_it() {
+    const SECRET: &str = "/very/secret";
+    let volume = tempfile::tempdir().unwrap();
+    fs::write(volume.path().join("secret"), format!("{SECRET}\n")).unwrap();
+    fs::set_permissions(volume.path().join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    for runtime in RUNTIMES {
+        for (target, word) in [("/data/secret", SECRET), ("../../../proc/version", "version")] {
+            for (file, words) in
+                [("etc/ld-musl-x86_64.path", HOOKS[6]), ("etc/ld.so.conf.d/00-gpurun-compat.conf", HOOKS[1])]
+            {
+                let bundle = Bundle::of("busybox");
+                let root = bundle.root();
+                lay_root(&root);
+                fs::create_dir_all(root.join("lib")).unwrap();
+                fs::write(root.join("lib/ld-musl-x86_64.so.1"), "").unwrap();
+                symlink(target, root.join(file)).unwrap();
+                let mut spec =
+                    bundle.configure(&[], &["sh", "-c", "cat /etc/*.path /etc/ld.so.conf.d/00-gpurun.conf"]);
+                spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+                spec["mounts"].as_array_mut().unwrap().push(json!({
+                    "destination": "/data", "type": "bind", "source": volume.path(), "options": ["bind", "ro"],
+                }));
+                let args = [&["gpurun-hook"], words].concat();
+                spec["hooks"] = json!({"createContainer": [{"path": dist("gpurun-hook"), "args": args}]});
+                bundle.write(&spec);
+                let ended = start(&bundle, runtime);
+                assert!(ended.code == 0 && ended.out.contains("lib"), "{runtime} {target} {file}: {ended:?}");
+                assert!(!ended.out.contains(word), "{runtime} {target} {file}: {ended:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_device_node_that_is_a_mount_counts_as_one() {
     let dir = tempfile::tempdir().unwrap();

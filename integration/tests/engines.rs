@@ -20,6 +20,8 @@ use std::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cli {
     Docker,
+    /// The same of an ordinary user.
+    RootlessDocker,
     Podman,
     /// The same of an ordinary user.
     RootlessPodman,
@@ -53,10 +55,11 @@ const fn way(cli: Cli, runtime: &'static str, asks: Asks) -> Way {
     Way { cli, runtime, asks }
 }
 
-const WAYS: [Way; 18] = [
+const WAYS: [Way; 19] = [
     way(Cli::Docker, "gpurun", Asks::Environment),
     way(Cli::Docker, "gpurun", Asks::Gpus),
     way(Cli::Docker, "runc", Asks::Gpus),
+    way(Cli::RootlessDocker, "gpurun", Asks::Environment),
     way(Cli::Ctr, "runc", Asks::Environment),
     way(Cli::Cri, "gpurun", Asks::Environment),
     way(Cli::Cri, "gpurun", Asks::Annotation),
@@ -77,7 +80,11 @@ const WAYS: [Way; 18] = [
 impl Cli {
     /// A command of whoever uses it.
     fn command(self, machine: &Machine, words: &[&str]) -> Command {
-        if self == Self::RootlessPodman { machine.command_as_user(words) } else { machine.command(words) }
+        if matches!(self, Self::RootlessPodman | Self::RootlessDocker) {
+            machine.command_as_user(words)
+        } else {
+            machine.command(words)
+        }
     }
 }
 
@@ -107,32 +114,16 @@ impl Way {
             return self.run_pod(machine, devices, image, command);
         }
         let name = unique();
-        // A document needs no runtime of ours.
-        let cdi = self.asks == Asks::Cdi;
-        let mut words: Vec<&str> = match self.cli {
-            Cli::Docker => vec!["docker", "run", "--rm", "--runtime", self.runtime],
+        // A document needs no runtime of ours. ctr would set a weight, for which a host may lack the controller.
+        let ours = |name: &'static str| if self.asks == Asks::Cdi { self.runtime } else { name };
+        let start = match self.cli {
+            Cli::Docker | Cli::RootlessDocker => format!("docker run --rm --runtime {}", self.runtime),
             Cli::Podman | Cli::RootlessPodman => {
-                vec![
-                    "podman",
-                    "--runtime",
-                    if cdi { self.runtime } else { "gpurun" },
-                    "run",
-                    "--rm",
-                    "--cap-add=MKNOD",
-                ]
+                format!("podman --runtime {} run --rm --cap-add=MKNOD", ours("gpurun"))
             }
-            _ => {
-                vec![
-                    "ctr",
-                    "-n",
-                    "k8s.io",
-                    "run",
-                    "--rm",
-                    "--runc-binary",
-                    if cdi { self.runtime } else { RUNTIME },
-                ]
-            }
+            _ => format!("ctr -n k8s.io run --rm --cpu-shares=0 --runc-binary {}", ours(RUNTIME)),
         };
+        let mut words: Vec<&str> = start.split(' ').collect();
         let asked = devices.map(|devices| match self.asks {
             Asks::Gpus if devices == "all" => "--gpus=all".into(),
             Asks::Gpus => format!("--gpus=\"device={devices}\""),
@@ -230,6 +221,10 @@ fn start(machine: &Machine, cli: Cli, images: &[&str]) {
     let loader: &[&str] = match cli {
         Cli::Docker => {
             machine.start_docker();
+            &["docker", "load", "-qi"]
+        }
+        Cli::RootlessDocker => {
+            machine.start_rootless_docker();
             &["docker", "load", "-qi"]
         }
         Cli::Ctr | Cli::Cri => {
@@ -330,10 +325,9 @@ fn ways(suite: Suite) -> impl Iterator<Item = Way> {
 fn cannot(way: &Way, machine: &Machine) -> Option<&'static str> {
     let says = |script: &str| run(&mut machine.command(&["sh", "-c", script])).code == 0;
     let cgroup_2 = says("test -e /sys/fs/cgroup/cgroup.controllers");
-    let containerd = matches!(way.cli, Cli::Ctr | Cli::Cri);
-    if containerd && cgroup_2 && !says("grep -qw cpu /sys/fs/cgroup/cgroup.controllers") {
+    if way.cli == Cli::Cri && cgroup_2 && !says("grep -qw cpu /sys/fs/cgroup/cgroup.controllers") {
         return Some(
-            "containerd sets cpu.weight, and the host has its cpu controller in a hierarchy of version 1",
+            "a pod's sandbox gets a cpu.weight, and the host has its cpu controller in a hierarchy of version 1",
         );
     }
     if way.cli == Cli::Podman
@@ -362,6 +356,7 @@ fn every_way(suite: Suite, cgroups: Cgroups) {
     start(&machine, Cli::Docker, &[CUDA_IMAGE, PLAIN_IMAGE]);
     start(&machine, Cli::Cri, &[CUDA_IMAGE, PLAIN_IMAGE, "pause"]);
     start(&machine, Cli::Podman, &[CUDA_IMAGE, PLAIN_IMAGE]);
+    start(&machine, Cli::RootlessDocker, &[CUDA_IMAGE, PLAIN_IMAGE]);
     start(&machine, Cli::RootlessPodman, &[CUDA_IMAGE, PLAIN_IMAGE]);
     let (possible, left_out): (Vec<Way>, Vec<Way>) =
         ways(suite).partition(|way| cannot(way, &machine).is_none());
@@ -479,18 +474,25 @@ fn a_container_that_is_stopped_or_committed_starts_on_another_driver() {
     let driver = "/app/probe libcuda.so.1 | tail -n 1; nvidia-smi -L | wc -l; \
         cd /usr/local/nvidia; { ls -R; strings /etc/ld.so.cache; } | sed -n 's/.*[.]so[.]\\(5[0-9.]*\\)$/\\1/p' | sort -u";
     let on = |version: &str| format!("libcuda.so.1: loaded\n8\n{version}\n");
-    let exec = || run(&mut machine.command(&["docker", "exec", "kept", "sh", "-c", driver])).out;
-    machine.sh("docker run --detach --name kept --gpus all cuda sleep infinity");
-    assert_eq!(exec(), on("550.163.01"));
-    machine.sh("docker stop --time 0 kept");
-    machine.install_driver(535);
-    machine.sh("docker start kept");
-    assert_eq!(exec(), on("535.216.03"));
-    machine.sh("docker commit kept committed && docker rm --force kept");
-    machine.install_driver(550);
-    let committed =
-        run(&mut machine.command(&["docker", "run", "--gpus", "all", "committed", "sh", "-c", driver]));
-    assert_eq!(committed.out, on("550.163.01"), "{committed:?}");
+    start(&machine, Cli::Podman, &[CUDA_IMAGE]);
+    let podman = "podman --runtime gpurun";
+    for (engine, asks) in [("docker", "--gpus all"), (podman, "--env NVIDIA_VISIBLE_DEVICES=all")] {
+        let of = |container: &str| {
+            let words: Vec<&str> = engine.split(' ').chain(container.split(' ')).collect();
+            let ended = run(&mut machine.command(&[&words[..], &["sh", "-c", driver]].concat()));
+            assert_eq!(ended.code, 0, "{engine} {ended:?}");
+            ended.out
+        };
+        machine.sh(&format!("{engine} run --detach --name kept {asks} cuda sleep infinity"));
+        assert_eq!(of("exec kept"), on("550.163.01"), "{engine}");
+        machine.sh(&format!("{engine} stop -t 0 kept"));
+        machine.install_driver(535);
+        machine.sh(&format!("{engine} start kept"));
+        assert_eq!(of("exec kept"), on("535.216.03"), "{engine}");
+        machine.sh(&format!("{engine} commit kept committed && {engine} rm --force kept"));
+        machine.install_driver(550);
+        assert_eq!(of(&format!("run {asks} committed")), on("550.163.01"), "{engine}");
+    }
 }
 
 #[test]
@@ -509,9 +511,11 @@ fn the_example_of_a_compose_file_becomes_healthy() {
     assert!(inference.starts_with("1\n0\n") && !inference.contains("writable"), "{inference}");
     let monitor = of("monitor");
     assert!(monitor.starts_with("8\n0\n") && monitor.ends_with("writable\n"), "{monitor}");
+    let notebook = of("notebook");
+    assert!(notebook.starts_with("2\n"), "{notebook}");
     assert_eq!(
         compose("ps --format '{{.Service}} {{.Health}}' | sort"),
-        "inference healthy\nmonitor \ntraining \n"
+        "inference healthy\nmonitor \nnotebook \ntraining \n"
     );
     compose("--progress quiet down --volumes --timeout 0");
     assert_eq!(machine.sh("docker ps -aq; pgrep -l 'shim|sleep' || true"), "");

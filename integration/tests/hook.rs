@@ -654,3 +654,48 @@ fn other_verbs_do_nothing_and_a_wrong_one_says_how() {
         assert_eq!(ended.err.starts_with("Usage"), code == 2, "{ended:?}");
     }
 }
+
+/// A cgroup that goes with this.
+struct Cgroup(PathBuf);
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        until("the cgroup's end", || fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+/// crun runs hooks without a umask, and systemd believes every file below a unit's directory of drop-ins.
+#[test]
+fn nobody_else_may_write_to_what_systemd_reads() {
+    let host = TestHost::new("8xh100");
+    let (bundle, mut spec) = busybox(&host, "true");
+    let name = unique();
+    spec["linux"]["cgroupsPath"] = json!(format!("system.slice:{name}:x"));
+    bundle.write(&spec);
+    let hierarchy = ["/sys/fs/cgroup/devices", "/sys/fs/cgroup"]
+        .map(Path::new)
+        .into_iter()
+        .find(|dir| dir.join("cgroup.procs").exists());
+    let cgroup = Cgroup(hierarchy.unwrap().join(format!("{name}-x.scope")));
+    fs::create_dir(&cgroup.0).unwrap();
+    let waits = Waits::after("true");
+    fs::write(cgroup.0.join("cgroup.procs"), waits.0.id().to_string()).unwrap();
+    let script = "mount -t tmpfs tmpfs /dev && mknod /dev/null c 1 3 && mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system
+        umask 0; \"$0\" prestart && cd /run/systemd && find . -printf '%y %m %f\n' | sort";
+    let mut child = Command::new("unshare")
+        .args(["-m", "sh", "-c", script])
+        .arg(bundle.link(HOOK))
+        .env("GPURUN_SIMULATED_HOST", host.path())
+        .env("GPURUN_STATE_DIR", host.state_dir(0))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(state(bundle.dir.path(), waits.0.id()).as_bytes()).unwrap();
+    let ended = gpurun_integration::finish(child);
+    drop(waits);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(ended.out.contains(&format!("d 755 {name}-x.scope.d\n")), "{ended:?}");
+    assert!(ended.out.contains("f 644 50-gpurun.conf\n"), "{ended:?}");
+}

@@ -3,7 +3,7 @@
 use gpurun_integration::{
     TestHost,
     bundle::{Bundle, LIBRARIES, asks, has_gpu_2, probed},
-    cached, dist, image, run,
+    cached, description, dist, image, run,
 };
 use serde_json::{Value, json};
 use std::{
@@ -440,12 +440,13 @@ const SHARED_MOUNT: &str = r#"
 shared=$1; shift
 mount -t tmpfs shared "$shared" && mount --make-shared "$shared" && mkdir "$shared/state" "$shared/volume"
 export GPURUN_STATE_DIR="$shared/state"
-cut -d' ' -f2- /proc/self/mountinfo > "$shared/before"
+mounts() { cut -d' ' -f2- /proc/self/mountinfo | grep -F "$shared"; }
+mounts > "$shared/before"
 "$@" &
 until [ -e "$shared/volume/runs" ]; do kill -0 $! || exit 1; sleep 0.01; done
-cut -d' ' -f2- /proc/self/mountinfo | diff "$shared/before" - || exit 1
+mounts | diff "$shared/before" - || exit 1
 mkdir "$shared/volume/late" && mount -t tmpfs late "$shared/volume/late" && touch "$shared/volume/late/file"
-wait $! && umount "$shared/volume/late" && cut -d' ' -f2- /proc/self/mountinfo | diff "$shared/before" -
+wait $! && umount "$shared/volume/late" && mounts | diff "$shared/before" -
 "#;
 
 #[test]
@@ -540,5 +541,34 @@ fn nvidias_configuration_holds_where_gpurun_has_none() {
         let is_gpu =
             |name: &&str| name.strip_prefix("nvidia").is_some_and(|rest| rest.parse::<u32>().is_ok());
         assert_eq!(ended.out.lines().filter(is_gpu).count(), gpus, "{text}: {ended:?}");
+    }
+}
+
+#[test]
+fn mig_devices_are_asked_for_by_number_and_by_uuid_and_configured_by_the_privileged() {
+    let host = TestHost::new("a100-mig");
+    let described = description("a100-mig");
+    let devices = &described.gpus[0].mig.as_ref().unwrap().devices;
+    let bundle = Bundle::of("busybox");
+    let nodes = |env: &[&str], privileged: bool| {
+        let mut spec = bundle.configure(env, &["sh", "-c", "ls -d /dev/nvidia? /dev/nvidia-caps/*"]);
+        if privileged {
+            spec["process"]["capabilities"]["bounding"].as_array_mut().unwrap().push("CAP_SYS_ADMIN".into());
+            bundle.write(&spec);
+        }
+        let ended = bundle.run(&host, "");
+        assert_eq!(ended.code, 0, "{env:?}: {ended:?}");
+        ended.out.lines().map(String::from).collect::<Vec<_>>()
+    };
+    let by_number = nodes(&["NVIDIA_VISIBLE_DEVICES=0:1"], false);
+    assert_eq!(by_number, nodes(&[&format!("NVIDIA_VISIBLE_DEVICES={}", devices[1].uuid)], false));
+    assert_ne!(by_number, nodes(&["NVIDIA_VISIBLE_DEVICES=0:2"], false));
+    // The GPU's node, and those of the GPU instance and of the compute instance.
+    assert!(by_number.len() == 3 && by_number.contains(&"/dev/nvidia0".into()), "{by_number:?}");
+    let both =
+        ["NVIDIA_VISIBLE_DEVICES=0:1", "NVIDIA_MIG_CONFIG_DEVICES=all", "NVIDIA_MIG_MONITOR_DEVICES=all"];
+    let configuring = nodes(&both, true);
+    for node in ["/dev/nvidia-caps/nvidia-cap1", "/dev/nvidia-caps/nvidia-cap2"] {
+        assert!(configuring.contains(&node.into()) && !by_number.contains(&node.into()), "{configuring:?}");
     }
 }

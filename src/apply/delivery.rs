@@ -42,8 +42,19 @@ pub struct Destination<'a> {
     pub owner: Option<(u32, u32)>,
     /// Where gpurun keeps its trees.
     pub state_dir: &'a Path,
-    /// Whether the container's mounts will be made from this process' mount namespace, so that it may be one of our own.
-    pub may_gather: bool,
+    /// Who makes the mounts.
+    pub mounted_by: MountedBy,
+}
+
+/// Who makes the mounts that a container needs for what is delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountedBy {
+    /// The low-level runtime, from a copy of this process' mount namespace: so that may be one of our own.
+    RuntimeFromHere,
+    /// The low-level runtime, in a mount namespace that is there already.
+    RuntimeElsewhere,
+    /// gpurun itself.
+    Gpurun,
 }
 
 /// A small file of the container's root: path, content, mode.
@@ -53,7 +64,7 @@ impl Destination<'_> {
     /// Delivers, and says which mounts the container needs beyond that.
     ///
     /// # Errors
-    /// [`Code::Rootfs`] where something of the image stands in the way, [`Code::Bundle`] where gpurun's own directory cannot be used.
+    /// [`Code::Rootfs`] where something of the image stands in the way, [`Code::StateDir`] where gpurun's own directory cannot be used.
     pub fn deliver(&self, injection: &Injection, prepared: &Prepared) -> Result<Vec<Bind>> {
         // What we make is for every user of the container to read, whatever the engine's umask; the low-level runtime gets that back.
         let umask = rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -64,14 +75,13 @@ impl Destination<'_> {
 
     fn put(&self, injection: &Injection, prepared: &Prepared) -> Result<Vec<Bind>> {
         let (trees, links) = trees(injection, prepared);
-        // runc mounts nothing inside /proc but a handful of files that it names itself (libcontainer, checkProcMount), so the
-        // driver's parameters stay as the host has them: its libraries may make device nodes, which the cgroup lets nobody open.
-        let ours = injection.files.iter().filter(|file| !file.path.0.starts_with("/proc"));
+        let (in_proc, ours): (Vec<_>, Vec<_>) =
+            injection.files.iter().partition(|file| file.path.0.starts_with("/proc"));
         let files: Vec<SmallFile<'_>> = prepared
             .files
             .iter()
             .map(|(path, content, mode)| (path.as_path(), content.as_slice(), *mode))
-            .chain(ours.map(|file| (file.path.0.as_path(), file.content.as_bytes(), 0o444)))
+            .chain(ours.into_iter().map(|file| (file.path.0.as_path(), file.content.as_bytes(), 0o444)))
             .collect();
         let (of_driver, others): (Vec<_>, Vec<_>) =
             injection.mounts.iter().map(bind).partition(|bind| bind.target.starts_with(DRIVER_DIR));
@@ -80,13 +90,22 @@ impl Destination<'_> {
         for (directory, tree) in &trees {
             let place = tree.place(self.state_dir)?;
             let is_drivers = *directory == Path::new(DRIVER_DIR);
-            let gathered = is_drivers && self.may_gather && gathering::gather(&place, directory, &of_driver)?;
+            let gathered = is_drivers
+                && self.mounted_by == MountedBy::RuntimeFromHere
+                && gathering::gather(&place, directory, &of_driver)?;
             binds.push(read_only(place, directory.to_path_buf()));
             if is_drivers && !gathered {
                 binds.extend(of_driver.iter().cloned());
             }
         }
         binds.extend(others);
+        // runc mounts nothing inside /proc but a handful of files that it names itself (libcontainer, checkProcMount), so with it
+        // the driver's parameters stay as the host has them: its libraries may make device nodes, which the cgroup lets nobody
+        // open.
+        for file in in_proc.into_iter().filter(|_| self.mounted_by == MountedBy::Gpurun) {
+            let source = Tree::place_file(file.content.as_bytes(), self.state_dir)?;
+            binds.push(read_only(source, file.path.0.clone()));
+        }
         if self.root.writable {
             self.write(&files, &links)?;
             return Ok(binds);

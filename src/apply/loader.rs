@@ -37,6 +37,9 @@ pub const LD_SO_CACHE: &str = "/etc/ld.so.cache";
 pub const MAX_CACHE: u64 = 16 << 20;
 /// Where NVIDIA's images and packages put the newer driver libraries.
 pub const COMPAT_DIR: &str = "/usr/local/cuda/compat";
+/// How many files may lie there: packages put a dozen. Each may be a link that takes a thousand look-ups, which we would make as
+/// root and not on the container's account.
+const MAX_COMPAT: usize = 200;
 
 #[cfg(target_arch = "x86_64")]
 mod machine {
@@ -157,6 +160,9 @@ pub fn find_compat(
     let (directory, Found::Directory(_)) = image.find(directory)? else { return None };
     let names: Vec<String> =
         image.list(directory.to_str()?).into_iter().filter_map(|n| n.into_string().ok()).collect();
+    if names.len() > MAX_COMPAT {
+        return None;
+    }
     let file = |name: &str| match image.find(directory.join(name).to_str()?)? {
         (path, Found::File(file)) => Some((path, file)),
         _ => None,

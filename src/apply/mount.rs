@@ -1,7 +1,6 @@
 //! Detached mounts: made or copied where nobody sees them, restricted, and attached to a descriptor when they are ready
 //! (fsopen(2), open_tree(2), move_mount(2)).
 
-use super::rootfs::Root;
 use crate::{
     error::{Code, Error, OrFail, Result},
     inventory::DeviceNode,
@@ -72,18 +71,6 @@ pub fn node_of_host(node: &DeviceNode) -> Result<OwnedFd> {
     }
     let (major, minor) = (node.major, node.minor);
     Err(Error::new(Code::DeviceNodeMissing, format!("{path} is not device {major}:{minor}")))
-}
-
-/// A detached mount of a read-only file with this content, on no file system that a container can change; `shown` is for
-/// messages.
-pub fn file_of_content(content: &[u8], shown: &Path) -> Result<OwnedFd> {
-    let tmpfs = new_filesystem("tmpfs", &[("mode", "0755".into()), ("size", "64k".into())], NOTHING)?;
-    let tmpfs = Root::new(tmpfs);
-    tmpfs.write(Path::new("/content"), content, 0o444)?;
-    let mount = open_tree(&tmpfs, OpenTreeFlags::empty(), "content", shown)?;
-    restrict(mount.as_fd(), Flags { read_only: true, ..NOTHING }, false)
-        .or_fail(Code::Mount, || format!("{} cannot be made read-only", shown.display()))?;
-    Ok(mount)
 }
 
 /// A detached copy of the mount at `path`, beneath `at`; `shown` is for messages.

@@ -5,7 +5,7 @@
 
 use super::mount::{HOST_NODE, NOTHING};
 use crate::{
-    error::Result,
+    error::{Code, Error, Result},
     formats::oci::Spec,
     inventory::DeviceNode,
     plan::{DRIVER_DIR, Injection},
@@ -66,9 +66,17 @@ const HOOKS: [&str; 2] = ["prestart", "createRuntime"];
 /// The edit: `binds` in their order, then what the injection says itself. `may_make_nodes` is whether the low-level runtime can
 /// make device nodes, which it cannot in a user namespace.
 ///
+/// Returns the sources of mounts of others' that were in the place of the driver's directory.
+///
 /// # Errors
-/// [`crate::error::Code::Bundle`] where the configuration has something else in the place of a list.
-pub fn edit(spec: &mut Spec, injection: &Injection, binds: &[Bind], may_make_nodes: bool) -> Result<()> {
+/// [`Code::Bundle`] where the configuration has something else in the place of a list, [`Code::Volume`] where the host would get
+/// the driver's mounts, too.
+pub fn edit(
+    spec: &mut Spec,
+    injection: &Injection,
+    binds: &[Bind],
+    may_make_nodes: bool,
+) -> Result<Vec<PathBuf>> {
     remove_peer_hooks(spec)?;
     set_environment(spec, &injection.env)?;
     add_groups(spec, &injection.groups)?;
@@ -81,14 +89,15 @@ pub fn edit(spec: &mut Spec, injection: &Injection, binds: &[Bind], may_make_nod
         kind: BindKind::Device,
     });
     let binds: Vec<Bind> = binds.iter().cloned().chain(bound).collect();
-    add_mounts(spec, &binds)?;
+    refuse_shared(spec, &binds)?;
+    let replaced = add_mounts(spec, &binds)?;
     for node in made {
         add_device(spec, node)?;
     }
     for node in &injection.devices {
         allow_device(spec, node)?;
     }
-    Ok(())
+    Ok(replaced)
 }
 
 fn remove_peer_hooks(spec: &mut Spec) -> Result<()> {
@@ -133,11 +142,31 @@ fn add_groups(spec: &mut Spec, groups: &[u32]) -> Result<()> {
     Ok(())
 }
 
+/// What is mounted on a volume that is shared with the host appears there, too, and stays when the container is gone.
+fn refuse_shared(spec: &Spec, binds: &[Bind]) -> Result<()> {
+    let is_shared = |mount: &&Value| {
+        let options = mount.get("options").and_then(Value::as_array);
+        options.into_iter().flatten().any(|option| option == "shared" || option == "rshared")
+    };
+    for volume in spec.list(&["mounts"]).iter().filter(is_shared) {
+        let place = Path::new(volume["destination"].as_str().unwrap_or_default());
+        if let Some(bind) = binds.iter().find(|bind| bind.target.starts_with(place)) {
+            return Err(Error::new(
+                Code::Volume,
+                format!("the volume at {} is shared with the host", place.display()),
+            )
+            .cause(format!("what is mounted at {} would be mounted on the host, too", bind.target.display()))
+            .fix("mount it as a slave (`:rslave`), or at another place"));
+        }
+    }
+    Ok(())
+}
+
 /// A mount that somebody asked for by name goes before one of the driver's files; the driver's own directory is ours, and
 /// what an earlier edit put below it for another driver goes.
-fn add_mounts(spec: &mut Spec, binds: &[Bind]) -> Result<()> {
+fn add_mounts(spec: &mut Spec, binds: &[Bind]) -> Result<Vec<PathBuf>> {
     if binds.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let entry = |bind: &Bind| {
         json!({
@@ -150,13 +179,20 @@ fn add_mounts(spec: &mut Spec, binds: &[Bind]) -> Result<()> {
     let ours: Vec<Value> = binds.iter().map(entry).collect();
     let destination = |mount: &Value| PathBuf::from(mount["destination"].as_str().unwrap_or_default());
     let mounts = spec.list_mut(&["mounts"])?;
-    mounts.retain(|mount| !destination(mount).starts_with(DRIVER_DIR) && !ours.contains(mount));
+    let mut replaced = Vec::new();
+    mounts.retain(|mount| {
+        let in_place = destination(mount).starts_with(DRIVER_DIR);
+        if in_place && !ours.contains(mount) {
+            replaced.extend(mount["source"].as_str().map(PathBuf::from));
+        }
+        !in_place && !ours.contains(mount)
+    });
     for mount in ours {
         if mounts.iter().all(|known| destination(known) != destination(&mount)) {
             mounts.push(mount);
         }
     }
-    Ok(())
+    Ok(replaced)
 }
 
 fn add_device(spec: &mut Spec, node: &DeviceNode) -> Result<()> {
@@ -232,10 +268,7 @@ fn tmpfs_size(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        error::Code,
-        inventory::{ContainerPath, HostPath},
-    };
+    use crate::inventory::{ContainerPath, HostPath};
 
     /// As containerd writes it, cut to what matters.
     fn engines() -> Spec {
@@ -318,6 +351,30 @@ mod tests {
         edit(&mut twice, &injection(), &binds(), true).unwrap();
         resize_shm(&mut twice, 1 << 30).unwrap();
         assert_eq!(pretty(&once), pretty(&twice));
+    }
+
+    #[test]
+    fn what_somebody_mounted_in_the_drivers_place_is_told() {
+        let mut spec = engines();
+        assert_eq!(edit(&mut spec, &injection(), &binds(), true).unwrap(), [PathBuf::from("/gone")]);
+        assert!(edit(&mut spec, &injection(), &binds(), true).unwrap().is_empty(), "our own");
+    }
+
+    #[test]
+    fn nothing_is_mounted_on_a_volume_that_the_host_shares() {
+        for (place, option, code) in [
+            ("/usr/local", "rshared", Some(Code::Volume)),
+            ("/", "shared", Some(Code::Volume)),
+            ("/usr/local", "rslave", None),
+            ("/usr/loc", "rshared", None),
+            ("/data", "rshared", None),
+        ] {
+            let mut spec = engines();
+            let volume = json!({"destination": place, "source": "/x", "options": ["rbind", option]});
+            spec.list_mut(&["mounts"]).unwrap().push(volume);
+            let edited = edit(&mut spec, &injection(), &binds(), true);
+            assert_eq!(edited.err().map(|error| error.code()), code, "{place} {option}");
+        }
     }
 
     #[test]

@@ -32,6 +32,8 @@ const MAX_LISTED: usize = 10_000;
 pub struct Layers {
     paths: Vec<PathBuf>,
     descriptors: Vec<OwnedFd>,
+    /// Whether volumes are mounted in it already.
+    is_mounted: bool,
 }
 
 /// What a path leads to.
@@ -57,7 +59,14 @@ impl Layers {
             rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .or_fail(Code::Store, || format!("the image's directory {} cannot be opened", path.display()))
         };
-        Ok(Self { descriptors: lowers.iter().map(open).collect::<Result<_>>()?, paths: lowers })
+        let descriptors = lowers.iter().map(open).collect::<Result<_>>()?;
+        Ok(Self { descriptors, paths: lowers, is_mounted: false })
+    }
+
+    /// A root in which an engine has mounted volumes and the kernel's file systems already. What lies there is found, and none of
+    /// it is [read](Self::read): a user of the container's may be forbidden to, and what is read is written again for everybody.
+    pub fn mounted(root: &OwnedFd) -> std::io::Result<Self> {
+        Ok(Self { descriptors: vec![root.try_clone()?], paths: Vec::new(), is_mounted: true })
     }
 
     /// The directories and their descriptors, topmost first.
@@ -68,7 +77,8 @@ impl Layers {
     /// The same layers beneath a directory that has no path.
     pub fn beneath(&self, top: &OwnedFd) -> std::io::Result<Self> {
         let descriptors = [top].into_iter().chain(&self.descriptors).map(OwnedFd::try_clone);
-        Ok(Self { paths: Vec::new(), descriptors: descriptors.collect::<std::io::Result<_>>()? })
+        let descriptors = descriptors.collect::<std::io::Result<_>>()?;
+        Ok(Self { descriptors, paths: Vec::new(), is_mounted: self.is_mounted })
     }
 
     /// Where `path` leads, as the mounted overlay would say: its name after all links, and what is there.
@@ -120,6 +130,10 @@ impl Layers {
 
     /// The content of a regular file of at most `limit` bytes; `None` if there is none, or if it is larger.
     pub fn read(&self, path: &str, limit: u64) -> Option<Vec<u8>> {
+        if self.is_mounted {
+            let top = Root::without_mounts(self.descriptors.first()?.try_clone().ok()?);
+            top.open(Path::new(path), OFlags::PATH).ok()?;
+        }
         let (_, Found::File(file)) = self.find(path)? else { return None };
         let mut bytes = Vec::new();
         file.take(limit + 1).read_to_end(&mut bytes).ok()?;
@@ -398,16 +412,20 @@ impl AsFd for Root {
 
 /// Whether a regular file has this content and mode.
 fn says(parent: &OwnedFd, name: &OsStr, content: &[u8], mode: u32) -> bool {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(file) = rustix::fs::openat(parent, name, flags, Mode::empty()) else { return false };
-    let is_like_it = rustix::fs::fstat(&file).is_ok_and(|stat| {
+    // Looked at before it is opened: to open a device can be to use it, and a container may make any node in its root.
+    let is_like_it = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
             && stat.st_mode & 0o7777 == mode
             && u64::try_from(stat.st_size) == Ok(content.len() as u64)
     });
+    if !is_like_it {
+        return false;
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::openat(parent, name, flags, Mode::empty()) else { return false };
     let mut old = Vec::with_capacity(content.len());
     let limit = content.len() as u64 + 1;
-    is_like_it && std::fs::File::from(file).take(limit).read_to_end(&mut old).is_ok() && old == content
+    std::fs::File::from(file).take(limit).read_to_end(&mut old).is_ok() && old == content
 }
 
 /// Removes a link that leads nowhere.

@@ -49,7 +49,7 @@ impl Tree {
     /// Where it is below `state_dir`, made there if it was not.
     ///
     /// # Errors
-    /// [`Code::Bundle`] when it cannot be made, or when others could have written what is there.
+    /// [`Code::StateDir`] when it cannot be made, or when others could have written what is there.
     pub fn place(&self, state_dir: &Path) -> Result<PathBuf> {
         let trees = state_dir.join("trees");
         let place = trees.join(self.name());
@@ -62,7 +62,7 @@ impl Tree {
             .recursive(true)
             .mode(0o755)
             .create(&trees)
-            .or_fail(Code::Bundle, || format!("{} cannot be made", trees.display()))?;
+            .or_fail(Code::StateDir, || format!("{} cannot be made", trees.display()))?;
         for directory in [state_dir, &trees] {
             match trusted(directory) {
                 Ok(true) => {}
@@ -74,9 +74,9 @@ impl Tree {
             // Another start made it meanwhile.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTEMPTY)) => {
                 std::fs::remove_dir_all(&new)
-                    .or_fail(Code::Bundle, || format!("{} cannot be removed", new.display()))
+                    .or_fail(Code::StateDir, || format!("{} cannot be removed", new.display()))
             }
-            result => result.or_fail(Code::Bundle, || format!("{} cannot be made", place.display())),
+            result => result.or_fail(Code::StateDir, || format!("{} cannot be made", place.display())),
         });
         if made.is_err() {
             let _ = std::fs::remove_dir_all(&new);
@@ -84,17 +84,31 @@ impl Tree {
         made.map(|()| place)
     }
 
+    /// Where a file with this content is, made as [`Self::place`] does.
+    ///
+    /// Binding a file of ours needs one that is mounted somewhere: before Linux 6.15 open_tree(2) copies nothing of a mount that
+    /// is attached nowhere.
+    ///
+    /// # Errors
+    /// As for [`Self::place`].
+    pub fn place_file(content: &[u8], state_dir: &Path) -> Result<PathBuf> {
+        let name = Path::new("content");
+        let mut tree = Self::default();
+        tree.file(name, content);
+        Ok(tree.place(state_dir)?.join(name))
+    }
+
     fn make(&self, new: &Path) -> Result<()> {
         let failed = || format!("{} cannot be made", new.display());
         // Left by a process of our number that was killed.
         match std::fs::remove_dir_all(new) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).or_fail(Code::Bundle, failed);
+                return Err(error).or_fail(Code::StateDir, failed);
             }
             _ => {}
         }
-        std::fs::DirBuilder::new().mode(0o755).create(new).or_fail(Code::Bundle, failed)?;
-        let root = Root::new(open_host_directory(new).or_fail(Code::Bundle, failed)?);
+        std::fs::DirBuilder::new().mode(0o755).create(new).or_fail(Code::StateDir, failed)?;
+        let root = Root::new(open_host_directory(new).or_fail(Code::StateDir, failed)?);
         for (path, entry) in &self.0 {
             let path = Path::new("/").join(path);
             match entry {
@@ -142,7 +156,7 @@ fn trusted(path: &Path) -> rustix::io::Result<bool> {
 }
 
 fn untrusted(path: &Path, errno: Option<Errno>) -> Error {
-    let error = Error::new(Code::Bundle, format!("{} cannot be used", path.display()));
+    let error = Error::new(Code::StateDir, format!("{} cannot be used", path.display()));
     match errno {
         Some(errno) => error.cause(errno),
         None => error
@@ -184,7 +198,12 @@ mod tests {
         for path in [&place, &state.path().join("trees"), &state.path().to_path_buf()] {
             let mode = fs::metadata(path).unwrap().permissions();
             fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
-            assert_eq!(tree("x").place(state.path()).unwrap_err().code(), Code::Bundle, "{}", path.display());
+            assert_eq!(
+                tree("x").place(state.path()).unwrap_err().code(),
+                Code::StateDir,
+                "{}",
+                path.display()
+            );
             fs::set_permissions(path, mode).unwrap();
         }
         let aside = state.path().join("aside");

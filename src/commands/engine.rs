@@ -3,7 +3,13 @@
 
 use super::Context;
 use crate::{
-    apply::{bundle::ContainerRoot, delivery::Destination, loader, oci_spec::Bind, rootfs::Layers},
+    apply::{
+        bundle::ContainerRoot,
+        delivery::{Destination, MountedBy},
+        loader,
+        oci_spec::Bind,
+        rootfs::Layers,
+    },
     cli::{Global, LogFormat},
     config::Nonroot,
     error::{Code, Error, Result},
@@ -41,13 +47,13 @@ pub fn injection(spec: &Spec, context: &Context) -> Result<Option<Injection>> {
     plan::plan(&context.inventory()?, &request, &policy).map(Some)
 }
 
-/// Puts on file systems what must be there first, and says what is to be mounted. `may_gather` is as for [`Destination`].
+/// Puts on file systems what must be there first, and says what is to be mounted.
 pub fn deliver(
     root: &ContainerRoot,
     spec: &Spec,
     injection: &Injection,
     context: &Context,
-    may_gather: bool,
+    mounted_by: MountedBy,
 ) -> Result<Vec<Bind>> {
     let image = Layers::open(vec![root.path.clone()])?;
     let prepared = loader::prepare(&image, injection)?;
@@ -56,7 +62,7 @@ pub fn deliver(
         image: &image,
         owner: spec.mapped_root(),
         state_dir: &context.state_dir,
-        may_gather,
+        mounted_by,
     };
     destination.deliver(injection, &prepared)
 }

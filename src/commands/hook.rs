@@ -5,11 +5,13 @@ use super::{engine, runtime};
 use crate::{
     apply::{
         bundle::Bundle,
+        delivery::MountedBy,
         namespace::{Waiting, devices::Access},
     },
     error::{Code, Error, OrFail, Result},
     formats::oci::State,
 };
+use rustix::fs::Mode;
 use std::{ffi::OsString, io::Read, path::PathBuf};
 
 /// The names under which gpurun is this program; engines look for them in PATH.
@@ -85,6 +87,8 @@ impl Command {
 const MAX_STATE: u64 = 16 << 20;
 
 fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
+    // crun runs hooks with none, and what we make on the host nobody else may write to.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let state = state(std::io::stdin().lock())?;
     let context = engine::context(config)?;
     let (bundle, spec) = Bundle::open(&state.bundle)?;
@@ -99,7 +103,7 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     } else {
         Some(Access::read(state.process()?, &injection.devices, spec.systemd_scope().as_deref())?)
     };
-    let binds = engine::deliver(&root, &spec, &injection, &context, false)?;
+    let binds = engine::deliver(&root, &spec, &injection, &context, MountedBy::Gpurun)?;
     if debug {
         eprintln!("gpurun: {} device nodes, {} mounts", injection.devices.len(), binds.len());
         injection.warnings.iter().for_each(|warning| eprintln!("gpurun: {warning}"));

@@ -175,5 +175,28 @@ mod tests {
             document.restore(&["r", "g"], &before).unwrap();
             prop_assert_eq!(document.text_after(text).unwrap(), text);
         }
+
+        #[test]
+        fn any_text_is_changed_or_refused(text in "[\\[\\]{}:,\" \n\tr0-9g\\\\u-]{0,40}", before in "(\\{\"r\": ?(\\{\"g\": 1\\}|[0-9]|null)\\})?") {
+            if let (Ok(mut document), Ok(before)) = (JsonDocument::parse(&text), JsonDocument::parse(&before)) {
+                if document.set(&["r", "g"], &json!({"path": "/g"})).is_ok() {
+                    JsonDocument::parse(&document.text()).unwrap();
+                }
+                let _ = document.restore(&["r", "g"], &before);
+            }
+        }
+
+        #[test]
+        fn any_object_keeps_what_it_had(
+            keys in proptest::collection::vec(("[a-q]{1,3}", prop_oneof![Just("1"), Just("{}"), Just("[ ]"), Just("{ \"x\":[1,{}] }"), Just("\"\\u00e9\"")]), 0..4),
+            space in prop_oneof![Just(""), Just(" "), Just("\n"), Just("\r\n\t"), Just("\n    ")],
+        ) {
+            let body: Vec<String> = keys.iter().map(|(key, value)| format!("{space}\"{key}\"{space}:{space}{value}")).collect();
+            let text = format!("{{{}{space}}}", body.join(","));
+            let before: Map<String, Value> = serde_json::from_str(&text).unwrap();
+            let mut after: Map<String, Value> = serde_json::from_str(&changed(&text, &["r", "g"], &json!("/g"))).unwrap();
+            prop_assert_eq!(after.remove("r"), Some(json!({"g": "/g"})));
+            prop_assert_eq!(after, before);
+        }
     }
 }

@@ -15,6 +15,17 @@ pub fn shared_mount_point(table: &[u8], id: u64) -> Option<PathBuf> {
     is_shared.then(|| OsString::from_vec(unescaped(mount_point)).into())
 }
 
+/// Where the file system with these device numbers is mounted, by the whole of it or a part.
+pub fn mount_points(table: &[u8], (major, minor): (u32, u32)) -> impl Iterator<Item = PathBuf> {
+    let device = format!("{major}:{minor}");
+    table.split(|&byte| byte == b'\n').filter_map(move |line| {
+        let mut fields = line.split(|&byte| byte == b' ').skip(2);
+        let is_it = fields.next()? == device.as_bytes();
+        let mount_point = fields.nth(1).filter(|_| is_it)?;
+        Some(OsString::from_vec(unescaped(mount_point)).into())
+    })
+}
+
 /// The kernel writes blank, tab, newline and backslash as `\040`: three octal digits.
 fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
@@ -49,8 +60,18 @@ mod tests {
         assert!(shared_mount_point(&std::fs::read("/proc/self/mountinfo").unwrap(), 0).is_none());
     }
 
+    #[test]
+    fn a_file_system_is_where_its_device_is_mounted() {
+        let of = |device| mount_points(TABLE, device).collect::<Vec<_>>();
+        assert_eq!(of((0, 40)), [Path::new("/usr/lo cal\\x")]);
+        assert_eq!(of((254, 0)), [Path::new("/")]);
+        assert!(of((0, 4)).is_empty());
+    }
+
     proptest! {
         #[test]
-        fn any_table_is_read(table: Vec<u8>) { let _ = (shared_mount_point(&table, 1), unescaped(&table)); }
+        fn any_table_is_read(table: Vec<u8>) {
+            let _ = (shared_mount_point(&table, 1), unescaped(&table), mount_points(&table, (0, 1)).count());
+        }
     }
 }

@@ -196,5 +196,18 @@ mod tests {
             document.restore(&["p", "r", "g"], &before).unwrap();
             prop_assert_eq!(document.text_after(text), text);
         }
+
+        #[test]
+        fn any_text_is_changed_or_refused(text in "(\\[{1,2}[prg.x]{1,5}\\]{1,2}\n|[prg.]{1,3} = ([{][pg] = 1[}]|1|\"a\"|\\[1,\n2\\]) ?(#.)?\r?\n| *\n|# c\n|.){0,8}") {
+            let Ok(before) = TomlDocument::parse(&text) else { return Ok(()) };
+            let mut document = TomlDocument::parse(&text).unwrap();
+            if document.set(&["p", "r", "g", "path"], "/g").is_ok() {
+                let again = TomlDocument::parse(&document.text()).unwrap();
+                prop_assert_eq!(again.text_at(&["p", "r", "g", "path"]), Some("/g"), "{}", document.text());
+            }
+            let _ = document.get(&["p", "r"]).map(copy);
+            let _ = document.restore(&["p", "r", "g"], &before);
+            TomlDocument::parse(&document.text()).unwrap();
+        }
     }
 }

@@ -281,6 +281,13 @@ const XORG_MODULES: &[(&str, &str)] =
 /// The GPU's own firmware, which the kernel module loads by this name below one of its firmware directories.
 const FIRMWARE: &str = "gsp";
 
+/// Whether the kernel loads firmware from the mount namespace of init (`kernel_read_file_from_path_initns`, which Linux 5.10
+/// surely has). Older ones load it from that of the process that opens the GPU first, which may be a container's.
+fn reads_firmware_for_itself(release: &str) -> bool {
+    let end = release.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(release.len());
+    release[..end].parse::<Version>().is_ok_and(|version| version >= Version::of(5, 10))
+}
+
 /// A driver's ld.so.cache is 20–300 kB.
 const LDCACHE_LIMIT: u64 = 16 << 20;
 
@@ -459,8 +466,11 @@ impl Search<'_> {
     }
 
     fn firmware(&mut self) {
-        // The kernel's own order (kernel documentation, "Firmware search paths"); then NixOS.
         let release = procfs::read(&self.host.proc.join("sys/kernel/osrelease")).unwrap_or_default();
+        if reads_firmware_for_itself(&release) {
+            return;
+        }
+        // The kernel's own order (kernel documentation, "Firmware search paths"); then NixOS.
         let custom = procfs::read(&self.host.sys.join("module/firmware_class/parameters/path"));
         let dirs = [
             custom.filter(|path| !path.is_empty()).unwrap_or_default(),
@@ -784,6 +794,21 @@ mod tests {
         // With the right ones beside them they do no harm.
         tree.library(&format!("/usr/local/nvidia/lib64/libnvidia-ml.so.{V}"), "libnvidia-ml.so.1");
         assert_eq!(tree.find().unwrap().files.len(), 1);
+    }
+
+    #[test]
+    fn firmware_is_a_containers_business_on_old_kernels_alone() {
+        for (release, itself) in [
+            ("", false),
+            ("x", false),
+            ("4.18.0-553.el8_10.x86_64", false),
+            ("5.4.0-200-generic", false),
+            ("5.10.0", true),
+            ("6.1.0-50-cloud-amd64", true),
+            ("6.18", true),
+        ] {
+            assert_eq!(reads_firmware_for_itself(release), itself, "{release}");
+        }
     }
 
     #[test]

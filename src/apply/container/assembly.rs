@@ -3,10 +3,7 @@
 use super::spec::{Container, Volume};
 use crate::{
     apply::{
-        mount::{
-            HOST_NODE, NOTHING, attach, clone_of_host, file_of_content, new_filesystem, node_of_host,
-            open_tree,
-        },
+        mount::{HOST_NODE, NOTHING, attach, clone_of_host, new_filesystem, node_of_host, open_tree},
         rootfs::Root,
     },
     error::{Code, Error, OrFail, Result},
@@ -41,8 +38,8 @@ pub enum Step {
     Directory { path: PathBuf, mode: u32, owner: (u32, u32) },
     /// A file that is written into the root.
     File { path: PathBuf, content: Vec<u8>, mode: u32 },
-    /// A file that lies over another, read-only, on no file system that the container can change.
-    Cover { path: PathBuf, content: Vec<u8> },
+    /// A file of ours on the host that lies over one of the container's, read-only; nothing where that is absent.
+    Cover { source: PathBuf, target: PathBuf },
     /// A link.
     Symlink { link: PathBuf, target: PathBuf },
 }
@@ -92,7 +89,12 @@ pub struct Steps {
 }
 
 /// All of it.
-pub fn steps(container: &Container, cgroups: &CgroupView, host_files: Vec<(PathBuf, Vec<u8>)>) -> Steps {
+pub fn steps(
+    container: &Container,
+    cgroups: &CgroupView,
+    host_files: Vec<(PathBuf, Vec<u8>)>,
+    covers: Vec<Step>,
+) -> Steps {
     let rootless = !container.privileged;
     let mut mounts = kernel_file_systems(container, rootless, cgroups);
     mounts.extend(devices(container, rootless));
@@ -105,6 +107,7 @@ pub fn steps(container: &Container, cgroups: &CgroupView, host_files: Vec<(PathB
         links.partition(|s| s.link.0.starts_with(DRIVER_DIR) || s.link.0.starts_with("/dev"));
     image.extend(in_image.into_iter().map(link));
     mounts.extend(driver(container, beside_driver.into_iter().map(link)));
+    mounts.extend(covers);
     let volumes = container.volumes.iter().map(volume).collect();
     Steps { image, mounts, volumes }
 }
@@ -250,12 +253,6 @@ fn driver(container: &Container, links: impl Iterator<Item = Step>) -> Vec<Step>
     if any {
         steps.push(Step::Seal { target: DRIVER_DIR.into() });
     }
-    steps.extend(
-        injection.files.iter().map(|file| Step::Cover {
-            path: file.path.0.clone(),
-            content: file.content.clone().into_bytes(),
-        }),
-    );
     steps
 }
 
@@ -334,9 +331,9 @@ fn perform(root: &Root, step: Step) -> Result<()> {
             attach(&mount, &own, &target)
         }
         Step::Node { node } => make_node(root, &node),
-        Step::Cover { path, content } => {
-            let Some(point) = existing(root, &path)? else { return Ok(()) };
-            attach(&file_of_content(&content, &path)?, &point, &path)
+        Step::Cover { source, target } => {
+            let Some(point) = existing(root, &target)? else { return Ok(()) };
+            attach(&clone_of_host(&source, false, Flags { read_only: true, ..NOTHING })?, &point, &target)
         }
         Step::Symlink { link, target } => root.symlink(&link, &target),
         // Laid down before the root was mounted.

@@ -16,14 +16,15 @@ pub mod spec;
 pub mod user_namespace;
 
 use crate::{
-    apply::rootfs::Layers,
+    apply::{rootfs::Layers, tree::Tree},
     error::{Code, Error, Result},
+    plan::File,
     sys::{
         bpf::{DeviceKind, DeviceRule},
         process::{self, Clone},
     },
 };
-use assembly::CgroupView;
+use assembly::{CgroupView, Step};
 use cgroup::{Cgroup, Layout};
 use channel::{Channel, Said};
 pub use handover::HANDOVER_NAME;
@@ -42,13 +43,14 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     let (ours, theirs) = Channel::pair()?;
     let signals = relay::Signals::block()?;
 
+    let covers = covers(&container)?;
     let scratch = Scratch::create(&container.scratch, &container.id, container.id_map.clone())?;
     let mut cgroup = match Cgroup::create(&container.id, &container.limits, container.privileged) {
         Ok(cgroup) => cgroup,
         Err(error) => return Err(after(error, scratch.remove())),
     };
     let entry = enter::Entry {
-        steps: assembly::steps(&container, &cgroup_view(cgroup.as_ref()), host_files(&container)),
+        steps: assembly::steps(&container, &cgroup_view(cgroup.as_ref()), host_files(&container), covers),
         seccomp,
         layers: &layers,
         container: &container,
@@ -208,6 +210,15 @@ fn cgroup_view(cgroup: Option<&Cgroup>) -> CgroupView {
         (_, Some(cgroup)) => CgroupView::Legacy(cgroup.legacy_view()),
         (_, None) => CgroupView::Legacy(Vec::new()),
     }
+}
+
+/// The injection's small files, each on the host.
+fn covers(container: &Container) -> Result<Vec<Step>> {
+    let cover = |file: &File| {
+        let source = Tree::place_file(file.content.as_bytes(), &container.state_dir)?;
+        Ok(Step::Cover { source, target: file.path.0.clone() })
+    };
+    container.injection.files.iter().map(cover).collect()
 }
 
 /// The files by which a container knows its host's network, as Docker writes them.

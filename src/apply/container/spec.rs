@@ -13,7 +13,7 @@ pub struct Container {
     pub read_only: bool,
     /// Where files are kept that the container writes into its root.
     pub scratch: PathBuf,
-    /// Where gpurun keeps what it derives (the compiled system call filter).
+    /// Where gpurun keeps its trees.
     pub state_dir: PathBuf,
     /// The command.
     pub process: Process,

@@ -17,7 +17,7 @@ mod systemd;
 use super::{
     bundle::ContainerRoot,
     delivery::{as_owner, grow_shm},
-    mount::{attach, clone_of_host, file_of_content, node_of_host},
+    mount::{attach, clone_of_host, node_of_host},
     oci_spec::Bind,
     rootfs::Root,
 };
@@ -121,17 +121,15 @@ impl Waiting {
         may_make_nodes: bool,
     ) -> Result<()> {
         let mut mounts: Vec<(OwnedFd, &Path)> = Vec::new();
-        for bind in binds {
+        // The engine mounts a new /proc, which has the driver's files if the host has them.
+        let is_there = |bind: &&Bind| {
+            !bind.target.starts_with("/proc") || self.root.open(&bind.target, OFlags::PATH).is_ok()
+        };
+        for bind in binds.iter().filter(is_there) {
             mounts.push((clone_of_host(&bind.source, true, bind.kind.flags())?, &bind.target));
         }
         for node in injection.devices.iter().filter(|_| !may_make_nodes) {
             mounts.push((node_of_host(node)?, &node.container_path.0));
-        }
-        // The engine mounts a new /proc, which has the file if the host has it.
-        for file in injection.files.iter().filter(|file| file.path.0.starts_with("/proc")) {
-            if self.root.open(&file.path.0, OFlags::PATH).is_ok() {
-                mounts.push((file_of_content(file.content.as_bytes(), &file.path.0)?, &file.path.0));
-            }
         }
         let mut table = Vec::new();
         self.mounts

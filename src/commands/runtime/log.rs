@@ -7,6 +7,7 @@ use std::{
     fmt::Write as _,
     fs::File,
     io::Write,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -78,7 +79,8 @@ impl<'a> Log<'a> {
 
 /// A log that cannot be written keeps no container from its start.
 fn append(file: &Path, line: &str) {
-    if let Ok(mut file) = File::options().append(true).create(true).open(file) {
+    // The mode that runc gives it, whatever the engine's umask.
+    if let Ok(mut file) = File::options().append(true).create(true).mode(0o644).open(file) {
         // One write: lines of two processes do not mix.
         let _ = file.write_all(line.as_bytes());
     }

@@ -9,9 +9,14 @@ use super::{
     engine::{context, deliver, in_user_namespace, injection, may_make_nodes, shm_size},
 };
 use crate::{
-    apply::{bundle::Bundle, delivery, dev_char, oci_spec},
+    apply::{
+        bundle::Bundle,
+        delivery::{self, MountedBy},
+        dev_char, oci_spec,
+    },
     config::Config,
     error::{Code, Error, OrFail, Result},
+    plan::DRIVER_DIR,
 };
 use args::RuntimeArgs;
 use log::{Level, Log};
@@ -66,10 +71,20 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Resul
             log.write(Level::Warning, &error.to_string());
         }
     }
-    let may_gather = spec.has_new_mount_namespace();
-    let binds = deliver(&bundle.root(&spec)?, &spec, &injection, context, may_gather)?;
+    let mounted_by =
+        if spec.has_new_mount_namespace() { MountedBy::RuntimeFromHere } else { MountedBy::RuntimeElsewhere };
+    let binds = deliver(&bundle.root(&spec)?, &spec, &injection, context, mounted_by)?;
     let may_make_nodes = may_make_nodes(&spec);
-    oci_spec::edit(&mut spec, &injection, &binds, may_make_nodes)?;
+    for source in oci_spec::edit(&mut spec, &injection, &binds, may_make_nodes)? {
+        // A restart brings back what an earlier start mounted.
+        if !source.starts_with(&context.state_dir) {
+            let source = source.display();
+            log.write(
+                Level::Warning,
+                &format!("the mount of {source} is not made: {DRIVER_DIR} is gpurun's"),
+            );
+        }
+    }
     if let Some(size) = shm_size(&spec, context.config.shm_size.as_deref())? {
         oci_spec::resize_shm(&mut spec, size)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
