@@ -26,13 +26,16 @@ pub struct Cli {
 }
 
 /// The names of the verbs, by which a command line without one is known to be `run`.
-pub const VERBS: [&str; 12] = [
+pub const VERBS: [&str; 15] = [
     "run",
     "plan",
     "ls",
     "doctor",
     "inventory",
     "images",
+    "pull",
+    "rmi",
+    "prune",
     "cdi",
     "configure",
     "config",
@@ -103,7 +106,28 @@ pub enum Command {
     /// Print everything gpurun knows of the host as JSON (a bug report; a fixture)
     Inventory,
     /// List the images that are unpacked in the store
-    Images,
+    Images {
+        /// Check each: its configuration by its digest, its layers by the configuration and for being there
+        #[arg(long)]
+        verify: bool,
+    },
+    /// Fetch images from a registry, or unpack them from an archive, into the store
+    Pull {
+        /// How they are had
+        #[command(flatten)]
+        pulling: Pulling,
+        /// NAME[:TAG][@DIGEST], docker://… or any other image
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Remove images from the store, and the layers that no other image needs
+    Rmi {
+        /// As `gpurun images` lists them
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Remove the layers that no image in the store needs
+    Prune,
     /// CDI documents: for docker, podman, containerd and CRI-O
     #[command(subcommand)]
     Cdi(Cdi),
@@ -321,9 +345,26 @@ pub struct Demo {
     pub keep: Option<PathBuf>,
 }
 
+/// How images of registries are had.
+#[derive(Debug, Args)]
+pub struct Pulling {
+    /// The image for this kind of machine: linux/amd64, linux/arm64 [default: this one's]
+    #[arg(long, value_name = "PLATFORM", help_heading = "Image")]
+    pub platform: Option<crate::image::Platform>,
+    /// How the fetching is shown on stderr
+    #[arg(long, value_enum, default_value = "auto", help_heading = "Image")]
+    pub progress: crate::image::registry::Progress,
+}
+
 /// Docker's options, with Docker's grammar.
 #[derive(Debug, Args)]
 pub struct Run {
+    /// When the registry is asked
+    #[arg(long, value_enum, default_value = "missing", help_heading = "Image")]
+    pub pull: crate::image::registry::When,
+    /// How the image is had
+    #[command(flatten)]
+    pub pulling: Pulling,
     /// GPUs: all, a number, or "device=0,GPU-…,0:1"; also capabilities=…
     #[arg(long, value_name = "REQUEST", help_heading = "GPU")]
     pub gpus: Option<String>,
@@ -402,7 +443,7 @@ pub struct Run {
     /// Number of processes; -1 is no limit
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true, help_heading = "Limits")]
     pub pids_limit: Option<i64>,
-    /// oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], rootfs:DIR, or host:
+    /// NAME[:TAG][@DIGEST] of a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], rootfs:DIR, or host:
     pub image: String,
     /// The command and its arguments [default: the image's]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]

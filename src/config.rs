@@ -11,6 +11,7 @@ use crate::{
 };
 use serde::Deserialize;
 use std::{
+    collections::BTreeMap,
     io::ErrorKind,
     path::{Path, PathBuf},
 };
@@ -123,6 +124,20 @@ pub const SETTINGS: &[Setting] = &[
     setting("", "", "log-level", "`info`", "how much of it: `error`, `warning`, `info`, `debug`"),
     setting(
         "",
+        "",
+        "insecure-registries",
+        "none",
+        "registries, `HOST[:PORT]`, whose certificates are not checked and that may speak plain HTTP; those on this machine may anyway",
+    ),
+    setting(
+        "",
+        "",
+        "registry-mirrors",
+        "none",
+        "what is asked before a registry: `{ \"docker.io\" = [\"https://mirror.example\"] }`",
+    ),
+    setting(
+        "",
         "GPURUN_STATE_DIR",
         "",
         "/run/gpurun, `$XDG_RUNTIME_DIR/gpurun`",
@@ -169,6 +184,8 @@ pub struct Config {
     pub nonroot: Nonroot,
     pub log_file: Option<PathBuf>,
     pub log_level: LogLevel,
+    pub insecure_registries: Vec<String>,
+    pub registry_mirrors: BTreeMap<String, Vec<String>>,
 }
 
 /// `nonroot`

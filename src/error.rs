@@ -53,6 +53,9 @@ codes! {
     LayerRefused = 44, 125, "a layer holds an entry that must not be unpacked";
     WrongPlatform = 45, 125, "the image is for another platform";
     Store = 46, 125, "the image store cannot be used";
+    Registry = 47, 125, "the registry cannot be reached or does not answer as it should";
+    NotAuthorised = 48, 125, "the registry wants credentials, or refuses those that it got";
+    NoSpace = 49, 125, "there is no room for the image";
     Namespace = 50, 125, "the kernel refuses to make the container's namespaces";
     Mount = 51, 125, "a mount of the container failed";
     Cgroup = 52, 125, "the container's cgroup cannot be set up";
@@ -76,10 +79,10 @@ impl fmt::Display for Code {
 }
 
 /// One failure. Displayed it is a paragraph: what happened, `cause:` and `fix:`, one line each.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Error(Box<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Inner {
     code: Code,
     what: String,

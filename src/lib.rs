@@ -25,6 +25,7 @@ pub mod formats;
 pub mod image;
 pub mod inventory;
 pub mod plan;
+pub mod programs;
 pub mod request;
 pub mod simulated_host;
 pub mod sys;

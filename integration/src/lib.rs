@@ -5,6 +5,7 @@
 pub mod bundle;
 pub mod cdi;
 pub mod engines;
+pub mod registry;
 
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};
 use std::{

@@ -18,9 +18,10 @@ pub mod run;
 pub mod runtime;
 
 use crate::{
-    cli::Global,
+    cli::{Global, Pulling},
     config::Config,
     error::{Code, Error, Result},
+    image::{Pull, registry::When},
     inventory::{Host, Inventory},
 };
 use std::path::PathBuf;
@@ -89,6 +90,17 @@ impl Context {
             store_dir: dir("GPURUN_STORE", "/var/lib/gpurun", "XDG_DATA_HOME", ".local/share/gpurun")?,
             json: global.json,
         })
+    }
+
+    /// How images of registries are had.
+    pub fn pull(&self, when: When, pulling: &Pulling) -> Pull {
+        Pull {
+            when,
+            platform: pulling.platform.clone().unwrap_or_default(),
+            progress: pulling.progress,
+            insecure: self.config.insecure_registries.clone(),
+            mirrors: self.config.registry_mirrors.clone(),
+        }
     }
 
     /// The host's facts, from the snapshot if it is still true.

@@ -11,7 +11,8 @@ use serde_json::json;
 /// Prints it.
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let store = Store::open(&context.store_dir)?;
-    let image = Image::open(&ImageReference::parse(&args.image)?, &store)?;
+    let image =
+        Image::open(&ImageReference::parse(&args.image)?, &store, &context.pull(args.pull, &args.pulling))?;
     let injection = injection(context, args, &image, &options::environment(args)?)?;
     if context.json {
         println!(

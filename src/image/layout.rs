@@ -23,7 +23,7 @@ use std::{
 
 /// The longest JSON document of an image, in bytes. Registries refuse manifests above 4 MiB; configurations with a long
 /// history are larger now and then.
-const MAX_DOCUMENT: u64 = 8 << 20;
+pub const MAX_DOCUMENT: u64 = 8 << 20;
 /// An image has a member or two for each layer; `docker save` of many images has a few hundred.
 const MAX_MEMBERS: usize = 100_000;
 

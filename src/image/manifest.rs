@@ -6,17 +6,23 @@
 
 use super::{Digest, layer::Layer, layout::Layout};
 use crate::error::{Code, Error, OrFail, Result};
-use serde::{Deserialize, Deserializer};
-use std::collections::{BTreeMap, BTreeSet};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 /// An index of indexes of indexes is all that anybody has seen.
 const MAX_DEPTH: usize = 4;
 /// overlayfs takes no more lower directories (OVL_MAX_STACK).
 const MAX_LAYERS: usize = 500;
 
-const INDEXES: &[&str] =
+/// Media types of indexes.
+pub const INDEXES: &[&str] =
     &["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
-const MANIFESTS: &[&str] =
+/// Media types of manifests.
+pub const MANIFESTS: &[&str] =
     &["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
 const CONFIGS: &[&str] =
     &["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
@@ -31,25 +37,63 @@ const LAYERS: &[&str] = &[
 /// What points to a blob.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Descriptor {
+pub struct Descriptor {
+    /// What it is.
     #[serde(default, deserialize_with = "nullable")]
-    media_type: String,
-    digest: Digest,
-    size: u64,
+    pub media_type: String,
+    /// Its bytes.
+    pub digest: Digest,
+    /// How many.
+    pub size: u64,
+    /// Which machine it is for.
     #[serde(default)]
-    platform: Option<Platform>,
+    pub platform: Option<Platform>,
+    /// Remarks.
     #[serde(default, deserialize_with = "nullable")]
-    annotations: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-struct Platform {
+/// A kind of machine, in GOARCH's words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
     #[serde(default, deserialize_with = "nullable")]
     architecture: String,
     #[serde(default, deserialize_with = "nullable")]
     os: String,
     #[serde(default, deserialize_with = "nullable")]
     variant: String,
+}
+
+impl Default for Platform {
+    /// This machine's.
+    fn default() -> Self {
+        Self { architecture: architecture().into(), os: "linux".into(), variant: String::new() }
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        if self.variant.is_empty() { Ok(()) } else { write!(f, "/{}", self.variant) }
+    }
+}
+
+impl FromStr for Platform {
+    type Err = String;
+    /// `linux/ARCHITECTURE[/VARIANT]`, as Docker's `--platform`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut words = text.split('/');
+        let (os, architecture) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let (variant, more) = (words.next().unwrap_or_default(), words.next());
+        let word = |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        if os != "linux" || architecture.is_empty() || more.is_some() || !word(architecture) || !word(variant)
+        {
+            return Err(
+                "a platform is linux/amd64 or linux/arm64, with a variant behind: linux/amd64/v3".into()
+            );
+        }
+        Ok(Self { architecture: architecture.into(), os: os.into(), variant: variant.into() })
+    }
 }
 
 #[derive(Deserialize)]
@@ -138,19 +182,24 @@ pub fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T> {
 }
 
 impl ConfigFile {
-    /// Fails where this machine cannot run the image.
-    pub fn check_platform(&self) -> Result<()> {
+    /// Fails where such a machine cannot run the image.
+    pub fn check_platform(&self, wanted: &Platform) -> Result<()> {
         let same = |has: &str, wanted: &str| has.is_empty() || has == wanted;
-        if same(&self.os, "linux") && same(&self.architecture, architecture()) {
+        if same(&self.os, &wanted.os) && same(&self.architecture, &wanted.architecture) {
             return Ok(());
         }
-        Err(wrong_platform(&format!("{}/{}", self.os, self.architecture)))
+        Err(wrong_platform(&format!("{}/{}", self.os, self.architecture), wanted))
     }
 
     /// The layers' identities, lowest first.
     fn diff_ids(self) -> Vec<Digest> {
         self.rootfs.diff_ids
     }
+}
+
+/// The layers' identities by this configuration file, lowest first.
+pub fn diff_ids(config: &[u8]) -> Result<Vec<Digest>> {
+    Ok(parse::<ConfigFile>(config, "the image's configuration")?.diff_ids())
 }
 
 /// This machine's architecture in the words of GOARCH, which images use.
@@ -163,12 +212,10 @@ fn architecture() -> &'static str {
     }
 }
 
-fn wrong_platform(has: &str) -> Error {
-    Error::new(
-        Code::WrongPlatform,
-        format!("the image is for {has}, and this machine is linux/{}", architecture()),
-    )
-    .fix(format!("get the image for linux/{}", architecture()))
+fn wrong_platform(has: &str, wanted: &Platform) -> Error {
+    let whose = if *wanted == Platform::default() { "this machine is" } else { "what was asked for is" };
+    Error::new(Code::WrongPlatform, format!("the image is for {has}, and {whose} {wanted}"))
+        .fix(format!("get the image for {wanted}"))
 }
 
 /// Follows `index.json` to the image of this name and platform.
@@ -184,10 +231,20 @@ pub fn from_oci(layout: &Layout, tag: Option<&str>) -> Result<Found> {
     }
     let index: Index = parse(&layout.read("index.json")?, "index.json of the image")?;
     let tops = choose_tag(index.manifests, tag)?;
+    follow(tops, &Platform::default(), |descriptor| read_blob(layout, descriptor))
+}
+
+/// Goes from these descriptors to the image for this platform. `read` gives a document's bytes, checked against its
+/// descriptor.
+pub fn follow(
+    tops: Vec<Descriptor>,
+    platform: &Platform,
+    mut read: impl FnMut(&Descriptor) -> Result<Vec<u8>>,
+) -> Result<Found> {
     let mut manifests = Vec::new();
-    collect_manifests(layout, tops, MAX_DEPTH, &mut manifests)?;
-    let descriptor = choose_platform(&manifests)?;
-    let manifest: Manifest = parse(&read_blob(layout, descriptor)?, "the image's manifest")?;
+    collect_manifests(&mut read, tops, MAX_DEPTH, &mut manifests)?;
+    let descriptor = choose_platform(&manifests, platform)?;
+    let manifest: Manifest = parse(&read(descriptor)?, "the image's manifest")?;
     if !CONFIGS.contains(&manifest.config.media_type.as_str()) {
         let kind = &manifest.config.media_type;
         return Err(Error::new(
@@ -195,9 +252,9 @@ pub fn from_oci(layout: &Layout, tag: Option<&str>) -> Result<Found> {
             format!("this is an artifact of type {kind:?}, not a container image"),
         ));
     }
-    let config = read_blob(layout, &manifest.config)?;
+    let config = read(&manifest.config)?;
     let parsed: ConfigFile = parse(&config, "the image's configuration")?;
-    parsed.check_platform()?;
+    parsed.check_platform(platform)?;
     let diff_ids = parsed.diff_ids();
     check_layers(manifest.layers.len(), diff_ids.len())?;
     let layers = manifest.layers.into_iter().zip(diff_ids).map(|(blob, diff_id)| {
@@ -250,7 +307,7 @@ pub fn from_docker(layout: &Layout, reference: Option<&str>) -> Result<Found> {
         promised.verify(&id, "the image's configuration")?;
     }
     let parsed: ConfigFile = parse(&config, "the image's configuration")?;
-    parsed.check_platform()?;
+    parsed.check_platform(&Platform::default())?;
     let diff_ids = parsed.diff_ids();
     check_layers(image.layers.len(), diff_ids.len())?;
     let layers = image.layers.iter().zip(diff_ids).map(|(path, diff_id)| {
@@ -310,7 +367,7 @@ fn which_one<'a>(wanted: Option<&str>, names: impl Iterator<Item = &'a str>) -> 
 
 /// All image manifests beneath these descriptors.
 fn collect_manifests(
-    layout: &Layout,
+    read: &mut impl FnMut(&Descriptor) -> Result<Vec<u8>>,
     descriptors: Vec<Descriptor>,
     depth: usize,
     into: &mut Vec<Descriptor>,
@@ -323,19 +380,21 @@ fn collect_manifests(
             if depth == 0 || into.len() > 1000 {
                 return Err(Error::new(Code::ImageBroken, "the image's indexes are nested too deeply"));
             }
-            let index: Index = parse(&read_blob(layout, &descriptor)?, "an index of the image")?;
-            collect_manifests(layout, index.manifests, depth - 1, into)?;
+            let index: Index = parse(&read(&descriptor)?, "an index of the image")?;
+            collect_manifests(read, index.manifests, depth - 1, into)?;
         }
     }
     Ok(())
 }
 
-/// The first that is for this machine (OCI image specification, image-index.md). One that names no platform may be; one
+/// The first that is for such a machine (OCI image specification, image-index.md). One that names no platform may be; one
 /// without a variant runs everywhere, `amd64/v3` does not.
-fn choose_platform(manifests: &[Descriptor]) -> Result<&Descriptor> {
+fn choose_platform<'a>(manifests: &'a [Descriptor], wanted: &Platform) -> Result<&'a Descriptor> {
     let rank = |descriptor: &&Descriptor| match &descriptor.platform {
         None => Some(2),
-        Some(platform) if platform.os != "linux" || platform.architecture != architecture() => None,
+        Some(platform) if platform.os != wanted.os || platform.architecture != wanted.architecture => None,
+        Some(platform) if platform.variant == wanted.variant => Some(0),
+        Some(platform) if !wanted.variant.is_empty() && !platform.variant.is_empty() => None,
         Some(platform) if matches!(platform.variant.as_str(), "" | "v1" | "v8") => Some(0),
         Some(_) => Some(1),
     };
@@ -346,17 +405,21 @@ fn choose_platform(manifests: &[Descriptor]) -> Result<&Descriptor> {
             .filter_map(|one| one.platform.as_ref())
             // Build attestations call themselves so.
             .filter(|platform| platform.os != "unknown")
-            .map(|platform| format!("{}/{}", platform.os, platform.architecture))
+            .map(Platform::to_string)
             .collect();
         if all.is_empty() {
             return Error::new(Code::ImageBroken, "the image's index names no image manifest");
         }
-        wrong_platform(&all.into_iter().collect::<Vec<_>>().join(", "))
+        wrong_platform(&all.into_iter().collect::<Vec<_>>().join(", "), wanted)
     })
 }
 
 fn read_blob(layout: &Layout, descriptor: &Descriptor) -> Result<Vec<u8>> {
-    let bytes = layout.read(&blob_path(&descriptor.digest))?;
+    check_document(descriptor, layout.read(&blob_path(&descriptor.digest))?)
+}
+
+/// These bytes, if they are the ones that the descriptor promises.
+pub fn check_document(descriptor: &Descriptor, bytes: Vec<u8>) -> Result<Vec<u8>> {
     descriptor.digest.verify(&Digest::of(&bytes), "a document of the image")?;
     if bytes.len() as u64 != descriptor.size {
         return Err(Error::new(

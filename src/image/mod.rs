@@ -4,6 +4,7 @@
 //!  text ─► ImageReference ─► Layout ─────► manifest ──► Image ─► root(): lower directories, topmost first
 //!                            (a directory  (documents,     │
 //!                             or a tar)     checked)       └─► layer ─► unpack, for each that the store lacks
+//!         a registry's name ─► registry ─► the store, by a program of its own
 //! ```
 //!
 //! All of it is hostile input: names, documents, tar streams. Every byte is checked against its digest before a layer is
@@ -15,25 +16,32 @@ mod layer;
 mod layout;
 mod manifest;
 mod reference;
+pub mod registry;
 mod store;
 mod tar;
 pub mod tree;
 mod unpack;
 
 pub use digest::Digest;
-pub use reference::ImageReference;
-pub use store::{Store, StoredImage};
+pub use manifest::Platform;
+pub use reference::{ImageReference, RegistryName};
+pub use registry::Pull;
+pub use store::{Pruned, Store, StoredImage};
 pub use unpack::Ownership;
 
 use crate::{
-    error::{Code, Error, OrFail, Result},
+    error::{Code, Error, Result},
     vocabulary::EnvVar,
 };
 use layer::Layer;
 use layout::{Layout, Stamp};
 use manifest::{ConfigFile, Defaults, Found};
+use registry::{Step, When};
+use rustix::fd::OwnedFd;
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashSet},
+    num::NonZero,
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -72,6 +80,8 @@ pub struct ImageConfig {
 pub struct Image {
     config: ImageConfig,
     root: Root,
+    /// Layers that nobody may remove as long as this image is in use.
+    held: RefCell<Vec<OwnedFd>>,
 }
 
 #[derive(Debug)]
@@ -81,12 +91,35 @@ enum Root {
     /// Layers of the store.
     Layers {
         id: Digest,
-        reference: ImageReference,
         /// Lowest first.
         layers: Vec<Layer>,
-        /// Where missing ones come from, if that is open already.
-        layout: Option<Layout>,
+        /// Where missing ones come from.
+        source: Box<Source>,
     },
+}
+
+/// Where an image's layers come from.
+#[derive(Debug)]
+enum Source {
+    /// A directory or an archive, open if it had to be.
+    Layout(ImageReference, Option<Layout>),
+    /// A registry.
+    Registry(RegistryName, Pull),
+}
+
+impl Source {
+    /// Puts layers into the store that it lacks.
+    fn fill(&self, missing: &[&Layer], store: &Store) -> Result<()> {
+        match self {
+            Self::Registry(name, pull) if pull.when == When::Never => {
+                let what = format!("{} layers of {name} are not on this machine", missing.len());
+                Err(Error::new(Code::ImageNotFound, what).fix(format!("gpurun pull {name}")))
+            }
+            Self::Registry(name, pull) => registry::order(store.path(), name, Step::Layers, pull),
+            Self::Layout(_, Some(layout)) => unpack_missing(missing, layout, store),
+            Self::Layout(reference, None) => unpack_missing(missing, &open_layout(reference, store)?, store),
+        }
+    }
 }
 
 impl Image {
@@ -94,17 +127,10 @@ impl Image {
     ///
     /// # Errors
     /// [`Code::ImageNotFound`] where there is none of that name, [`Code::ImageBroken`] and [`Code::DigestMismatch`] where its
-    /// documents are wrong, [`Code::WrongPlatform`] where it is for another machine.
-    pub fn open(reference: &ImageReference, store: &Store) -> Result<Self> {
+    /// documents are wrong, [`Code::WrongPlatform`] where it is for another machine; what [`registry::order`] meets.
+    pub fn open(reference: &ImageReference, store: &Store, pull: &Pull) -> Result<Self> {
         let version = match reference {
-            ImageReference::Registry(name) => {
-                let what = format!("{name:?} is not on this machine, and this build pulls nothing yet");
-                return Err(Error::new(Code::ImageNotFound, what)
-                    .fix(format!(
-                        "fetch it with `skopeo copy docker://{name} oci-archive:image.tar` and run oci-archive:image.tar, \
-                         or with `docker save -o image.tar {name}` and run docker-archive:image.tar"
-                    )));
-            }
+            ImageReference::Registry(name) => return Self::of_registry(name, store, pull),
             ImageReference::Rootfs(path) => return Self::directory(path),
             ImageReference::Host => return Self::directory(Path::new("/")),
             ImageReference::OciDir { path, .. } => path.join("index.json"),
@@ -112,7 +138,7 @@ impl Image {
                 path.clone()
             }
         };
-        let name = absolute_name(reference)?;
+        let name = reference.absolute()?.to_string();
         // Before the bytes are read: if they change meanwhile, the next start sees another version.
         let stamp = Stamp::of(&version);
         if let Some(record) = store.record(&name)
@@ -120,14 +146,9 @@ impl Image {
             && record.stamp == stamp
             && let Some(config) = store.blob(&record.id)
         {
-            let config = ImageConfig::read(&config)?;
-            let root = Root::Layers {
-                id: record.id,
-                reference: reference.clone(),
-                layers: record.layers,
-                layout: None,
-            };
-            return Ok(Self { config, root });
+            let config = ImageConfig::read(&config, &Platform::default())?;
+            let source = Box::new(Source::Layout(reference.clone(), None));
+            return Ok(Self::new(config, Root::Layers { id: record.id, layers: record.layers, source }));
         }
         let layout = open_layout(reference, store)?;
         let found = match reference {
@@ -141,12 +162,43 @@ impl Image {
         };
         let Found { id, config, layers } =
             found.map_err(|error| error.context(format!("{name} cannot be used")))?;
-        let parsed = ImageConfig::read(&config)?;
+        let parsed = ImageConfig::read(&config, &Platform::default())?;
         store.put_blob(&id, &config)?;
         let stamp = stamp.filter(Stamp::is_settled);
         store.put_record(&Record { name, id: id.clone(), stamp, layers: layers.clone() })?;
-        let root = Root::Layers { id, reference: reference.clone(), layers, layout: Some(layout) };
-        Ok(Self { config: parsed, root })
+        let source = Box::new(Source::Layout(reference.clone(), Some(layout)));
+        Ok(Self::new(parsed, Root::Layers { id, layers, source }))
+    }
+
+    /// Where the store knows the name, nobody is asked.
+    fn of_registry(name: &RegistryName, store: &Store, pull: &Pull) -> Result<Self> {
+        let key = registry::record_name(name, &pull.platform);
+        let known = || store.record(&key).and_then(|record| Some((store.blob(&record.id)?, record)));
+        let found = match pull.when {
+            When::Always => {
+                registry::order(store.path(), name, Step::Documents, pull)?;
+                known()
+            }
+            When::Missing => match known() {
+                None => {
+                    registry::order(store.path(), name, Step::UnknownDocuments, pull)?;
+                    known()
+                }
+                found => found,
+            },
+            When::Never => known(),
+        };
+        let (config, record) = found.ok_or_else(|| {
+            Error::new(Code::ImageNotFound, format!("{key} is not on this machine"))
+                .fix(format!("gpurun pull {name}"))
+        })?;
+        let source = Box::new(Source::Registry(name.clone(), pull.clone()));
+        let config = ImageConfig::read(&config, &pull.platform)?;
+        Ok(Self::new(config, Root::Layers { id: record.id, layers: record.layers, source }))
+    }
+
+    fn new(config: ImageConfig, root: Root) -> Self {
+        Self { config, root, held: RefCell::default() }
     }
 
     /// What a container of it gets that the user says nothing about.
@@ -163,7 +215,7 @@ impl Image {
     }
 
     /// The directories of the root, topmost first, as overlayfs takes its lower directories. Layers that the store lacks
-    /// are unpacked first.
+    /// are unpacked first. They stay as long as this value lives.
     ///
     /// Mount them `nodev`, and with `userxattr` unless root of the initial user namespace does: whiteouts are made for that.
     ///
@@ -171,23 +223,32 @@ impl Image {
     /// [`Code::DigestMismatch`], [`Code::ImageBroken`] and [`Code::LayerRefused`] where a layer is not what it should be,
     /// [`Code::Store`] where it cannot be kept.
     pub fn root(&self, store: &Store) -> Result<Vec<PathBuf>> {
-        let (reference, layers, layout) = match &self.root {
+        let (layers, source) = match &self.root {
             Root::Directory(path) => return Ok(vec![path.clone()]),
-            Root::Layers { reference, layers, layout, .. } => (reference, layers, layout),
+            Root::Layers { layers, source, .. } => (layers, source),
         };
         // overlayfs refuses to stack a directory twice (ELOOP). Where a layer comes twice, the upper one alone shows the
         // same: all that the lower one has is in the upper one too.
         let mut seen = HashSet::new();
         let layers: Vec<_> = layers.iter().rev().filter(|layer| seen.insert(&layer.diff_id)).collect();
-        let missing: Vec<_> =
-            layers.iter().copied().filter(|layer| !store.has_layer(&layer.diff_id)).collect();
-        if !missing.is_empty() {
-            match layout {
-                Some(layout) => unpack_missing(&missing, layout, store)?,
-                None => unpack_missing(&missing, &open_layout(reference, store)?, store)?,
+        let mut held = self.held.borrow_mut();
+        // Again where somebody removes layers just when they are found to be there.
+        for _ in 0..3 {
+            held.clear();
+            let mut missing = Vec::new();
+            for layer in &layers {
+                match store.hold_layer(&layer.diff_id)? {
+                    Some(lock) => held.push(lock),
+                    None => missing.push(*layer),
+                }
             }
+            if missing.is_empty() {
+                return Ok(layers.iter().map(|layer| store.layer_path(&layer.diff_id)).collect());
+            }
+            source.fill(&missing, store)?;
         }
-        Ok(layers.iter().map(|layer| store.layer_path(&layer.diff_id)).collect())
+        Err(Error::new(Code::Store, "the image's layers are removed as soon as they are there")
+            .fix("let no `gpurun rmi` or `gpurun prune` run meanwhile"))
     }
 
     fn directory(path: &Path) -> Result<Self> {
@@ -202,15 +263,15 @@ impl Image {
             cmd: vec!["/bin/sh".into()],
             ..ImageConfig::default()
         };
-        Ok(Self { config, root: Root::Directory(found) })
+        Ok(Self::new(config, Root::Directory(found)))
     }
 }
 
 impl ImageConfig {
-    fn read(file: &[u8]) -> Result<Self> {
+    fn read(file: &[u8], platform: &Platform) -> Result<Self> {
         let file: ConfigFile = manifest::parse(file, "the image's configuration")?;
         // Again at every start: a store may be carried to another machine.
-        file.check_platform()?;
+        file.check_platform(platform)?;
         let Defaults { env, entrypoint, cmd, user, working_dir, labels, volumes, stop_signal } = file.config;
         let words =
             env.iter().chain(&entrypoint).chain(&cmd).chain([&user, &working_dir]).chain(volumes.keys());
@@ -247,37 +308,33 @@ fn open_layout(reference: &ImageReference, store: &Store) -> Result<Layout> {
     }
 }
 
-/// The name by which an image is remembered, whatever the working directory.
-fn absolute_name(reference: &ImageReference) -> Result<String> {
-    let mut reference = reference.clone();
-    if let ImageReference::OciDir { path, .. }
-    | ImageReference::OciArchive { path, .. }
-    | ImageReference::DockerArchive { path, .. } = &mut reference
-    {
-        *path = std::path::absolute(&*path)
-            .or_fail(Code::ImageReference, || format!("{} is no path", path.display()))?;
-    }
-    Ok(reference.to_string())
-}
-
-/// Unpacks layers, as many at a time as there are processors; the first failure ends it.
+/// Unpacks layers of a layout, as many at a time as there are processors.
 fn unpack_missing(missing: &[&Layer], layout: &Layout, store: &Store) -> Result<()> {
     let ownership = Store::ownership();
-    let workers = thread::available_parallelism().map_or(1, usize::from).min(missing.len());
+    let workers = thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+    unpack_all(missing, workers, |layer| {
+        store.add_layer(&layer.diff_id, |root| layer.unpack(layout.open(&layer.path)?, root, ownership))
+    })
+}
+
+/// Does this with each layer, so many at a time; the first failure ends it.
+fn unpack_all(
+    layers: &[&Layer],
+    workers: NonZero<usize>,
+    unpack: impl Fn(&Layer) -> Result<()> + Sync,
+) -> Result<()> {
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
     let work = || {
-        while let Some(layer) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let unpacked = store
-                .add_layer(&layer.diff_id, |root| layer.unpack(layout.open(&layer.path)?, root, ownership));
-            if let Err(error) = unpacked {
-                next.store(missing.len(), Ordering::Relaxed);
+        while let Some(layer) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = unpack(layer) {
+                next.store(layers.len(), Ordering::Relaxed);
                 failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             }
         }
     };
     thread::scope(|scope| {
-        for _ in 1..workers {
+        for _ in 1..workers.get().min(layers.len()) {
             scope.spawn(work);
         }
         work();

@@ -1,6 +1,8 @@
 //! The name of an image: where it is, as the user typed it.
 
-use crate::error::{Code, Error, Result};
+use super::Digest;
+use crate::error::{Code, Error, OrFail, Result};
+use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -9,8 +11,8 @@ use std::{
 /// Where an image is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageReference {
-    /// In a registry: `ubuntu:24.04`, `docker://nvcr.io/nvidia/cuda:12.4.1-base-ubuntu22.04`, without the `docker://`.
-    Registry(String),
+    /// In a registry: `ubuntu:24.04`, `docker://nvcr.io/nvidia/cuda:12.4.1-base-ubuntu22.04`.
+    Registry(RegistryName),
     /// `oci:DIR[:TAG]`, an OCI image layout in a directory.
     OciDir {
         /// The directory that holds `index.json`.
@@ -37,6 +39,22 @@ pub enum ImageReference {
     /// `host:`, the host's own root.
     Host,
 }
+
+/// The name of an image in a registry, written out (distribution/reference, "normalized name").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryName {
+    /// `docker.io`, `localhost:5000`.
+    pub host: String,
+    /// `library/ubuntu`.
+    pub repository: String,
+    /// `latest` where neither a tag nor a digest was named.
+    pub tag: Option<String>,
+    /// What counts, where one was named; the tag beside it is a remark then.
+    pub digest: Option<Digest>,
+}
+
+/// The registry of names without a host: Docker's grammar of references knows it by heart, and so does every image's name.
+pub const DOCKER_HUB: &str = "docker.io";
 
 const KINDS: &str = "NAME[:TAG] or docker://NAME[:TAG], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], \
                      rootfs:DIR, host:";
@@ -82,10 +100,24 @@ impl ImageReference {
                 if name.starts_with(['/', '.', '~']) {
                     return Err(broken("it looks like a path, and a path needs its kind in front"));
                 }
-                check_registry_name(name).map_err(|cause| broken(&cause))?;
-                Ok(Self::Registry(name.to_owned()))
+                RegistryName::parse(name).map(Self::Registry).map_err(|cause| broken(&cause))
             }
         }
+    }
+
+    /// The name by which the store remembers the image, whatever the working directory.
+    ///
+    /// # Errors
+    /// [`Code::ImageReference`] where there is no working directory that a path could start at.
+    pub fn absolute(&self) -> Result<Self> {
+        let mut reference = self.clone();
+        if let Self::OciDir { path, .. } | Self::OciArchive { path, .. } | Self::DockerArchive { path, .. } =
+            &mut reference
+        {
+            *path = std::path::absolute(&*path)
+                .or_fail(Code::ImageReference, || format!("{} is no path", path.display()))?;
+        }
+        Ok(reference)
     }
 
     /// The file or directory that the name points to.
@@ -100,55 +132,74 @@ impl ImageReference {
     }
 }
 
-/// The grammar of distribution/reference: `[host[:port]/]path[:tag][@digest]`.
-fn check_registry_name(name: &str) -> Result<(), String> {
-    let (name, digest) = name.split_once('@').map_or((name, None), |(name, digest)| (name, Some(digest)));
-    if let Some(digest) = digest {
-        super::Digest::parse(digest).map_err(|error| error.what().to_owned())?;
-    }
-    let (path, tag) = match name.rsplit_once(':') {
-        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
-        _ => (name, None),
-    };
-    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    if let Some(tag) = tag {
-        let good = tag.len() <= 128
-            && tag.bytes().next().is_some_and(word)
-            && tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'));
-        if !good {
-            return Err(format!("{tag:?} is not a tag: letters, digits, '_', '.' and '-', at most 128"));
+impl RegistryName {
+    /// The grammar of distribution/reference: `[host[:port]/]path[:tag][@digest]`.
+    fn parse(text: &str) -> Result<Self, String> {
+        let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
+        let digest = digest.map(Digest::parse).transpose().map_err(|error| error.what().to_owned())?;
+        let (path, tag) = match name.rsplit_once(':') {
+            Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+            _ => (name, None),
+        };
+        let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        if let Some(tag) = tag {
+            let good = tag.len() <= 128
+                && tag.bytes().next().is_some_and(word)
+                && tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'));
+            if !good {
+                return Err(format!("{tag:?} is not a tag: letters, digits, '_', '.' and '-', at most 128"));
+            }
         }
-    }
-    let mut parts: Vec<&str> = path.split('/').collect();
-    let is_host = |part: &str| part.contains(['.', ':']) || part == "localhost";
-    if parts.len() > 1 && is_host(parts[0]) {
-        let host = parts.remove(0);
-        let good = host
+        let is_host = |part: &str| part.contains(['.', ':']) || part == "localhost";
+        let (host, repository) = match path.split_once('/') {
+            Some((host, repository)) if is_host(host) => (host, repository),
+            _ => (DOCKER_HUB, path),
+        };
+        let good_host = host
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']'));
-        if !good {
+        if !good_host {
             return Err(format!("{host:?} is not a registry's host"));
         }
+        let good_part = |part: &str| {
+            let lower = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+            part.bytes().next().is_some_and(lower)
+                && part.bytes().next_back().is_some_and(lower)
+                && part.bytes().all(|byte| lower(byte) || matches!(byte, b'.' | b'_' | b'-'))
+        };
+        if let Some(part) = repository.split('/').find(|part| !good_part(part)) {
+            return Err(format!(
+                "{part:?} is not a part of a repository's name: lower-case letters, digits, '.', '_' and '-'"
+            ));
+        }
+        if path.len() > 255 {
+            return Err("it is longer than 255 characters".into());
+        }
+        // The Hub's older name for itself, and its own images, which have no owner.
+        let host = if host == "index.docker.io" { DOCKER_HUB } else { host };
+        let owned_by_none = host == DOCKER_HUB && !repository.contains('/');
+        let tag = tag.or(if digest.is_none() { Some("latest") } else { None });
+        Ok(Self {
+            host: host.into(),
+            repository: if owned_by_none { format!("library/{repository}") } else { repository.into() },
+            tag: tag.map(Into::into),
+            digest,
+        })
     }
-    let good_part = |part: &str| {
-        let lower = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        part.bytes().next().is_some_and(lower)
-            && part.bytes().next_back().is_some_and(lower)
-            && part.bytes().all(|byte| lower(byte) || matches!(byte, b'.' | b'_' | b'-'))
-    };
-    match parts.iter().find(|part| !good_part(part)) {
-        _ if path.len() > 255 => Err("it is longer than 255 characters".into()),
-        Some(part) => Err(format!(
-            "{part:?} is not a part of a repository's name: lower-case letters, digits, '.', '_' and '-'"
-        )),
-        None => Ok(()),
+}
+
+impl fmt::Display for RegistryName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.host, self.repository)?;
+        self.tag.as_ref().map_or(Ok(()), |tag| write!(f, ":{tag}"))?;
+        self.digest.as_ref().map_or(Ok(()), |digest| write!(f, "@{digest}"))
     }
 }
 
 impl fmt::Display for ImageReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, path, tag) = match self {
-            Self::Registry(name) => return f.write_str(name),
+            Self::Registry(name) => return name.fmt(f),
             Self::Host => return f.write_str("host:"),
             Self::Rootfs(path) => ("rootfs", path, &None),
             Self::OciDir { path, tag } => ("oci", path, tag),
@@ -181,22 +232,31 @@ mod tests {
             ),
             ("rootfs:/srv/a:b", ImageReference::Rootfs("/srv/a:b".into())),
             ("host:", ImageReference::Host),
-            ("ubuntu", ImageReference::Registry("ubuntu".into())),
-            ("localhost:5000/ml:1", ImageReference::Registry("localhost:5000/ml:1".into())),
-            (
-                "nvcr.io/nvidia/cuda:12.4.1-base-ubuntu22.04",
-                ImageReference::Registry("nvcr.io/nvidia/cuda:12.4.1-base-ubuntu22.04".into()),
-            ),
         ] {
             let read = ImageReference::parse(typed).unwrap();
             assert_eq!(read, meant);
             assert_eq!(read.to_string(), typed);
         }
-        let by_digest = format!("a/b@{}", super::super::Digest::of(b""));
-        assert_eq!(
-            ImageReference::parse(&format!("docker://{by_digest}")).unwrap(),
-            ImageReference::Registry(by_digest)
-        );
+    }
+
+    #[test]
+    fn a_registrys_name_is_written_out() {
+        let digest = Digest::of(b"");
+        for (typed, meant) in [
+            ("ubuntu", "docker.io/library/ubuntu:latest"),
+            ("docker://index.docker.io/ubuntu:24.04", "docker.io/library/ubuntu:24.04"),
+            ("a/b", "docker.io/a/b:latest"),
+            ("localhost/b", "localhost/b:latest"),
+            ("localhost:5000/ml:1", "localhost:5000/ml:1"),
+            ("[::1]:5000/ml", "[::1]:5000/ml:latest"),
+            ("nvcr.io/nvidia/cuda:12.4.1-base", "nvcr.io/nvidia/cuda:12.4.1-base"),
+            (&format!("docker://a/b@{digest}"), &format!("docker.io/a/b@{digest}")),
+            (&format!("h.x/b:v1@{digest}"), &format!("h.x/b:v1@{digest}")),
+        ] {
+            let read = ImageReference::parse(typed).unwrap();
+            assert_eq!(read.to_string(), meant, "{typed}");
+            assert_eq!(ImageReference::parse(meant).unwrap(), read);
+        }
     }
 
     #[test]

@@ -13,12 +13,13 @@ use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{
         AtFlags, Dir, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock,
-        fstat, fstatvfs, mkdirat, openat, renameat, statat, syncfs,
+        fstat, fstatvfs, mkdirat, openat, renameat, statat, syncfs, unlinkat,
     },
     io::Errno,
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::HashSet,
     ffi::CString,
     fs::File,
     io::{self, Read, Write},
@@ -50,6 +51,15 @@ pub struct Record {
     pub stamp: Option<Stamp>,
     /// Lowest first.
     pub layers: Vec<Layer>,
+}
+
+/// What [`Store::prune`] did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Pruned {
+    /// So many layers are gone.
+    pub removed: usize,
+    /// So many are not, because containers run on them.
+    pub in_use: usize,
 }
 
 /// An image that was opened before.
@@ -120,6 +130,11 @@ impl Store {
         Ok(store)
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Where a layer's directory is or will be.
     pub fn layer_path(&self, diff_id: &Digest) -> PathBuf {
         self.path.join("layers").join(short(diff_id))
@@ -128,6 +143,133 @@ impl Store {
     /// Whether a layer is there, whole.
     pub fn has_layer(&self, diff_id: &Digest) -> bool {
         self.exists(&format!("layers/{}", short(diff_id)))
+    }
+
+    /// Keeps a layer from being removed as long as the result is open; `None` where it is not there.
+    pub fn hold_layer(&self, diff_id: &Digest) -> Result<Option<OwnedFd>> {
+        let path = format!("layers/{}", short(diff_id));
+        let directory = match openat(&self.directory, &path, tree::DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            done => done.map_err(|errno| failed("a layer cannot be opened", errno))?,
+        };
+        // Who has it alone has only just made it, or is removing it, and then the name is gone.
+        rustix::io::retry_on_intr(|| flock(&directory, FlockOperation::LockShared))
+            .map_err(|errno| failed("flock", errno))?;
+        Ok(self.is(&path, &directory).then_some(directory))
+    }
+
+    /// Waits until no other process works on what is called so; until the result is dropped, none will.
+    pub fn lock(&self, name: &str) -> Result<OwnedFd> {
+        let path = format!("tmp/{}.lock", short(&Digest::of(name.as_bytes())));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        loop {
+            let file = openat(&self.directory, &path, flags, Mode::RUSR | Mode::WUSR)
+                .map_err(|errno| failed("a lock cannot be made", errno))?;
+            rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))
+                .map_err(|errno| failed("flock", errno))?;
+            // The next start clears it away.
+            if self.is(&path, &file) {
+                return Ok(file);
+            }
+        }
+    }
+
+    /// Fails where so many bytes do not fit: what is unpacked is seldom smaller than what it came as. A hundredth of the
+    /// filesystem stays free, as when layers are written.
+    ///
+    /// # Errors
+    /// [`Code::NoSpace`]
+    pub fn check_room(&self, bytes: u64) -> Result<()> {
+        let space = fstatvfs(&self.directory).map_err(|errno| failed("fstatvfs", errno))?;
+        let free = space.f_bavail.saturating_sub(space.f_blocks / 100).saturating_mul(space.f_frsize);
+        if bytes <= free {
+            return Ok(());
+        }
+        let what = format!(
+            "the image's layers have {} MB, and there is room for {} MB",
+            bytes / 1_000_000,
+            free / 1_000_000
+        );
+        Err(Error::new(Code::NoSpace, what)
+            .cause(format!("the image store is {}", self.path.display()))
+            .fix("make room (`gpurun images`, `gpurun rmi`), or name a directory on another filesystem in GPURUN_STORE"))
+    }
+
+    /// Forgets a name; whether it was known. Layers go when [`Store::prune`] comes.
+    pub fn forget(&self, name: &str) -> Result<bool> {
+        match unlinkat(&self.directory, record_path(name), AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(failed("a record cannot be removed", errno)),
+        }
+    }
+
+    /// Removes the layers and configurations of which no image is made, but for layers that a container runs on.
+    pub fn prune(&self) -> Result<Pruned> {
+        // Layers before images: a pull writes the image first, so none of its layers is here without it.
+        let (layers, blobs) = (self.names("layers")?, self.names("blobs")?);
+        let records = self.records()?;
+        let used: HashSet<&str> = records
+            .iter()
+            .flat_map(|(record, _)| &record.layers)
+            .map(|layer| short(&layer.diff_id))
+            .collect();
+        let configurations: HashSet<&str> = records.iter().map(|(record, _)| record.id.hex()).collect();
+        let mut pruned = Pruned::default();
+        for layer in layers.iter().filter(|layer| !used.contains(layer.as_str())) {
+            *(if self.remove_layer(layer)? { &mut pruned.removed } else { &mut pruned.in_use }) += 1;
+        }
+        for blob in blobs.iter().filter(|blob| !configurations.contains(blob.as_str())) {
+            match unlinkat(&self.directory, format!("blobs/{blob}"), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(failed("a configuration cannot be removed", errno)),
+            }
+        }
+        Ok(pruned)
+    }
+
+    /// Whether it is gone; not, where somebody holds it.
+    fn remove_layer(&self, name: &str) -> Result<bool> {
+        let fail = |errno| failed("a layer cannot be removed", errno);
+        let path = format!("layers/{name}");
+        let directory = match openat(&self.directory, &path, tree::DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(true),
+            done => done.map_err(fail)?,
+        };
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            done => done.map_err(fail)?,
+        }
+        // Gone at once: who is killed here leaves no half of a layer where a whole one is looked for.
+        let temporary = format!("tmp/{name}.{}", std::process::id());
+        match renameat(&self.directory, &path, &self.directory, &temporary) {
+            Err(Errno::NOENT) => return Ok(true),
+            done => done.map_err(fail)?,
+        }
+        tree::remove(&self.directory, &c_string(&temporary)?).map_err(fail)?;
+        Ok(true)
+    }
+
+    /// What is wrong with an image: its configuration is read and checked against its digest, the layers' names against
+    /// the configuration, and each layer must be there. The files in a layer were checked when they were unpacked, and bear
+    /// no digest of their own.
+    pub fn verify(&self, name: &str) -> Vec<String> {
+        let Some(record) = self.record_of(name) else { return vec!["its record cannot be read".into()] };
+        let Some(config) = self.blob(&record.id) else {
+            return vec![format!("its configuration {} is missing or damaged", record.id)];
+        };
+        let mut wrong = Vec::new();
+        match super::manifest::diff_ids(&config) {
+            Err(error) => wrong.push(error.what().to_owned()),
+            Ok(ids) if !ids.iter().eq(record.layers.iter().map(|layer| &layer.diff_id)) => {
+                wrong.push("its layers are not those of its configuration".into());
+            }
+            Ok(_) => {}
+        }
+        for layer in record.layers.iter().filter(|layer| !self.has_layer(&layer.diff_id)) {
+            wrong.push(format!("its layer {} is not there", layer.diff_id));
+        }
+        wrong
     }
 
     /// Makes a layer's directory with what `fill` puts into it; nothing, if it is there already. Another process that
@@ -194,12 +336,17 @@ impl Store {
     /// What a name stood for when it was last opened, and marks it as used now.
     pub fn record(&self, name: &str) -> Option<Record> {
         let path = record_path(name);
-        let record: Record = serde_json::from_slice(&self.read(&path).ok()?).ok()?;
+        let record = self.record_of(name)?;
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let times =
             Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: now };
         // A store on a full or read-only filesystem still serves what it has.
         let _ = rustix::fs::utimensat(&self.directory, path, &times, AtFlags::SYMLINK_NOFOLLOW);
+        Some(record)
+    }
+
+    fn record_of(&self, name: &str) -> Option<Record> {
+        let record: Record = serde_json::from_slice(&self.read(&record_path(name)).ok()?).ok()?;
         (record.name == name).then_some(record)
     }
 
@@ -212,28 +359,46 @@ impl Store {
 
     /// The images that were opened before, last used first.
     pub fn images(&self) -> Result<Vec<StoredImage>> {
-        let images = openat(&self.directory, "images", tree::DIRECTORY, Mode::empty())
-            .map_err(|errno| failed("images", errno))?;
-        let mut found = Vec::new();
-        for entry in Dir::read_from(&images).map_err(|errno| failed("images", errno))? {
-            let entry = entry.map_err(|errno| failed("images", errno))?;
-            let path = format!("images/{}", entry.file_name().to_string_lossy());
-            let Some(record) =
-                self.read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok())
-            else {
-                continue;
-            };
-            let Ok(stat) = statat(&self.directory, &path, AtFlags::SYMLINK_NOFOLLOW) else { continue };
-            let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
-            found.push(StoredImage {
+        let mut found: Vec<StoredImage> = self
+            .records()?
+            .into_iter()
+            .map(|(record, last_used)| StoredImage {
                 size: record.layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size)),
                 name: record.name,
                 id: record.id,
-                last_used: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
-            });
-        }
+                last_used,
+            })
+            .collect();
         found.sort_by(|a, b| b.last_used.cmp(&a.last_used).then_with(|| a.name.cmp(&b.name)));
         Ok(found)
+    }
+
+    /// Every record that can be read, and when it was used last.
+    fn records(&self) -> Result<Vec<(Record, SystemTime)>> {
+        let mut found = Vec::new();
+        for name in self.names("images")? {
+            let path = format!("images/{name}");
+            let record = self.read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            let stat = statat(&self.directory, &path, AtFlags::SYMLINK_NOFOLLOW);
+            let (Some(record), Ok(stat)) = (record, stat) else { continue };
+            let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
+            found.push((record, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)));
+        }
+        Ok(found)
+    }
+
+    fn names(&self, directory: &str) -> Result<Vec<String>> {
+        let opened = openat(&self.directory, directory, tree::DIRECTORY, Mode::empty());
+        let entries = opened.and_then(Dir::new).map_err(|errno| failed(directory, errno))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let name =
+                entry.map_err(|errno| failed(directory, errno))?.file_name().to_string_lossy().into_owned();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
     }
 
     /// How layers are written here: root's store keeps the image's owners. In a user namespace even root has no
@@ -257,7 +422,7 @@ impl Store {
             let space = fstatvfs(&self.directory).map_err(|errno| failed("fstatvfs", errno))?;
             if space.f_bavail < space.f_blocks / 100 {
                 return Err(
-                    Error::new(Code::Store, "the image store's filesystem is full").fix("make room on it")
+                    Error::new(Code::NoSpace, "the image store's filesystem is full").fix("make room on it")
                 );
             }
             piece = io::copy(&mut stream.take(64 << 20), file)

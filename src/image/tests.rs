@@ -576,7 +576,7 @@ impl Maker {
         self.text(file)
     }
     fn open(&self, reference: &str) -> Result<Image> {
-        Image::open(&ImageReference::parse(reference).unwrap(), &self.store())
+        Image::open(&ImageReference::parse(reference).unwrap(), &self.store(), &Pull::default())
     }
 }
 
@@ -666,9 +666,11 @@ fn the_configuration_is_read_and_docker_words_are_understood() {
     let rootfs = maker.open(&format!("rootfs:{}/./layout/../save", maker.text(""))).unwrap();
     assert_eq!(rootfs.root(&maker.store()).unwrap(), [maker.path("save").canonicalize().unwrap()]);
     assert_eq!(maker.open("rootfs:/nowhere").unwrap_err().code(), Code::ImageNotFound);
-    let error = maker.open("ubuntu:24.04").unwrap_err();
+    let never = Pull { when: registry::When::Never, ..Pull::default() };
+    let error =
+        Image::open(&ImageReference::parse("ubuntu:24.04").unwrap(), &maker.store(), &never).unwrap_err();
     assert_eq!(error.code(), Code::ImageNotFound);
-    assert!(error.fix_line().contains("skopeo copy docker://ubuntu:24.04"), "{error}");
+    assert_eq!(error.fix_line(), "gpurun pull docker.io/library/ubuntu:24.04", "{error}");
 }
 
 #[test]
@@ -754,7 +756,8 @@ fn archives_of_both_kinds_open_and_a_second_start_reads_no_tar() {
     assert_eq!(listed.len(), references.len());
     assert!(listed.iter().all(|image| image.size > 0 && image.id.hex() == hex));
     let warm = maker.open(&references[0]).unwrap();
-    assert!(matches!(&warm.root, Root::Layers { layout: None, .. }), "a second start opens no archive");
+    let Root::Layers { source, .. } = &warm.root else { panic!("{warm:?}") };
+    assert!(matches!(**source, Source::Layout(_, None)), "a second start opens no archive");
     assert_eq!(warm.root(&maker.store()).unwrap(), root);
     // A layer that was removed comes back, from the archive.
     fs::remove_dir_all(&root[0]).unwrap();
@@ -855,7 +858,8 @@ fn eight_at_once_make_one_layer_and_a_killed_one_leaves_nothing() {
         for _ in 0..8 {
             scope.spawn(|| {
                 let store = maker.store();
-                let image = Image::open(&ImageReference::parse(&layout).unwrap(), &store).unwrap();
+                let image =
+                    Image::open(&ImageReference::parse(&layout).unwrap(), &store, &Pull::default()).unwrap();
                 assert!(image.root(&store).unwrap()[0].join("etc/name").exists());
                 let fill = |_: rustix::fd::BorrowedFd<'_>| {
                     fills.fetch_add(1, Ordering::SeqCst);

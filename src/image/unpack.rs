@@ -107,7 +107,7 @@ fn failed(path: &[u8], call: &str, errno: Errno) -> Error {
 }
 
 fn full() -> Error {
-    Error::new(Code::Store, "the image store's filesystem is full")
+    Error::new(Code::NoSpace, "the image store's filesystem is full")
         .fix("make room on it, or name a directory on another filesystem in GPURUN_STORE")
 }
 

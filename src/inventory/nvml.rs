@@ -2,7 +2,10 @@
 //! them as JSON; this module is what passes between the two, and the running of it.
 
 use super::types::HostPath;
-use crate::error::{Code, Error, OrFail, Result};
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    programs,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -99,8 +102,6 @@ pub struct MigDevice {
 
 /// The program that reads NVML.
 pub const READER: &str = "gpurun-nvml";
-/// Where packages install it.
-const LIBEXEC: &str = "/usr/libexec/gpurun";
 /// After so long the user is told what the wait is for: without persistence the driver initialises each GPU in 1–3 s.
 const SLOW: Duration = Duration::from_secs(3);
 /// After so long there is no hope left.
@@ -108,19 +109,12 @@ const HOPELESS: Duration = Duration::from_secs(120);
 /// Eight GPUs have 10 kB of facts.
 const OUTPUT_LIMIT: usize = 8 << 20;
 
-/// Finds the reader: beside this program's own file, else where packages install it. No variable names it, because root
-/// runs it.
+/// Finds the reader.
 ///
 /// # Errors
-/// [`Code::NvmlFailed`] when it is at neither place.
+/// [`Code::NvmlFailed`] when it is not there.
 pub fn find_reader() -> Result<PathBuf> {
-    let own = std::env::current_exe().or_fail(Code::Internal, || "/proc/self/exe cannot be read")?;
-    let places = [own.parent().unwrap_or(Path::new("/")), Path::new(LIBEXEC)].map(|dir| dir.join(READER));
-    places.iter().find(|place| place.is_file()).cloned().ok_or_else(|| {
-        Error::new(Code::NvmlFailed, format!("gpurun's own program {READER} was not found"))
-            .cause(format!("it is neither {} nor {}", places[0].display(), places[1].display()))
-            .fix(format!("install {READER} beside gpurun, as its packages do"))
-    })
+    programs::find(READER, Code::NvmlFailed)
 }
 
 /// Runs the reader on the driver's libraries and waits for its answer.

@@ -27,9 +27,9 @@ use std::{collections::HashMap, path::PathBuf};
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let store = Store::open(&context.store_dir)?;
     let reference = ImageReference::parse(&args.image)?;
-    let image = Image::open(&reference, &store)?;
+    let image = Image::open(&reference, &store, &context.pull(args.pull, &args.pulling))?;
     let user_env = options::environment(args)?;
-    // Whether the host can run the image is known before a layer is unpacked.
+    // Whether the host can run the image is known before a layer is fetched or unpacked.
     let injection = injection(context, args, &image, &user_env)?;
     for warning in &injection.warnings {
         tracing::warn!("{warning}");

@@ -1,0 +1,693 @@
+//! Images from a registry: Debian's docker-registry, plain and with TLS and passwords, and a proxy that breaks what it passes on.
+
+use gpurun_integration::{
+    Caller, Ended, SpawnPiped, TestHost, dist, finish, must, processes_with,
+    registry::{Fault, Packed, Proxy, Registry, Request, tunnel},
+    run, temporary, unique, until,
+};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+use tempfile::TempDir;
+
+struct Served {
+    registry: Registry,
+    storage: TempDir,
+}
+
+fn registry() -> Served {
+    let storage = temporary();
+    Served { registry: Registry::plain(storage.path()), storage }
+}
+
+fn pull(host: &TestHost, caller: Caller, options: &[&str], image: &str) -> Ended {
+    run(host.gpurun_of(caller).arg("pull").args(options).arg(image))
+}
+
+fn pulled(host: &TestHost, caller: Caller, image: &str) {
+    let ended = pull(host, caller, &[], image);
+    assert_eq!(ended.code, 0, "{image}: {ended:?}");
+}
+
+/// Every image in the store is good, and nothing else is in it.
+fn intact(host: &TestHost, caller: Caller) {
+    let ended = run(host.gpurun_of(caller).args(["images", "--verify"]));
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let left: Vec<_> = fs::read_dir(host.store(caller.uid()).join("tmp")).unwrap().flatten().collect();
+    assert!(left.iter().all(|one| one.file_name().to_string_lossy().ends_with(".lock")), "{left:?}");
+}
+
+fn fails(ended: &Ended, code: &str) {
+    assert!(ended.code == 125 && ended.err.starts_with(&format!("error[{code}]: ")), "{code}: {ended:?}");
+    assert_eq!(ended.err.lines().filter(|line| line.starts_with("error")).count(), 1, "{ended:?}");
+}
+
+fn blobs(requests: &[Request]) -> usize {
+    requests.iter().filter(|request| request.path.contains("/blobs/")).count()
+}
+
+/// Five layers of every form, and busybox.
+fn five_layers() -> Packed {
+    Packed::of("busybox", "gzip")
+        .with_layer("a", 3 << 20, "tar")
+        .with_layer("b", 2 << 20, "tar+gzip")
+        .with_layer("c", 2 << 20, "tar+zstd")
+        .with_layer("d", 1 << 20, "tar+gzip")
+}
+
+#[test]
+fn the_main_job_runs_from_a_registry_into_an_empty_store_and_the_second_time_without_one() {
+    let host = TestHost::with_driver("8xh100", 550, "debian");
+    let served = registry();
+    served.registry.push("team/ml", "1", &Packed::of("debian-python", "gzip"));
+    let image = format!("{}/team/ml:1", served.registry.address);
+    let script = "import ctypes, numpy, os\nctypes.CDLL('libcuda.so.1')\n\
+                  print(numpy.arange(4).sum(), sum(n[6:].isdigit() for n in os.listdir('/dev') if n.startswith('nvidia')))";
+    let job = |caller| {
+        let ended = run(&mut host.command(caller, "--gpus all", &image, &["python3", "-c", script]));
+        assert_eq!((ended.code, ended.out.as_str()), (0, "6 8\n"), "{ended:?}");
+        assert_eq!(ended.err, "", "quiet where stderr is no terminal");
+    };
+    Caller::EACH.into_iter().for_each(job);
+    drop(served);
+    Caller::EACH.into_iter().for_each(job);
+    for caller in Caller::EACH {
+        intact(&host, caller);
+        let ended = run(&mut host.command(caller, "--pull always", &image, &["true"]));
+        fails(&ended, "GPU-0047");
+    }
+}
+
+#[test]
+fn every_form_of_an_image_comes_whole() {
+    let host = TestHost::new("t4");
+    let Served { registry, storage: _storage } = registry();
+    let base = Packed::of("busybox", "gzip");
+    registry.push("forms", "gzip", &base);
+    registry.push("forms", "zstd", &Packed::of("busybox", "zstd"));
+    registry.push("forms", "docker", &base.clone().as_docker());
+    let digest = registry.push("forms", "layers", &five_layers());
+    let mut index =
+        json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []});
+    for architecture in ["arm64", "amd64"] {
+        let image = base.clone().edit(|config, _| {
+            config["architecture"] = architecture.into();
+            config["config"]["Env"] = json!([format!("FOR={architecture}")]);
+        });
+        let digest = registry.push("forms", architecture, &image);
+        index["manifests"].as_array_mut().unwrap().push(json!({
+            "mediaType": image.manifest()["mediaType"], "digest": digest, "size": image.manifest().to_string().len(),
+            "platform": {"os": "linux", "architecture": architecture},
+        }));
+    }
+    registry.put_manifest("forms", "index", &index);
+    let address = &registry.address;
+    for caller in Caller::EACH {
+        for tag in ["gzip", "zstd", "docker", "index"] {
+            let out = host.ok(caller, "", &format!("{address}/forms:{tag}"), "echo it runs $FOR");
+            assert!(out == if tag == "index" { "it runs amd64\n" } else { "it runs\n" }, "{tag}: {out}");
+        }
+        for name in [format!("{address}/forms:layers"), format!("docker://{address}/forms@{digest}")] {
+            let out = host.ok(caller, "", &name, "cd /; wc -c a b c d | tail -n 1");
+            assert_eq!(out.trim(), format!("{} total", 8 << 20), "{name}");
+        }
+        fails(&pull(&host, caller, &[], &format!("{address}/forms:arm64")), "GPU-0045");
+        fails(&pull(&host, caller, &[], &format!("{address}/forms:nothing")), "GPU-0041");
+        fails(&pull(&host, caller, &[], &format!("{address}/nothing/at/all")), "GPU-0041");
+        let ended = pull(&host, caller, &["--platform", "linux/arm64"], &format!("{address}/forms:index"));
+        assert_eq!(ended.code, 0, "{ended:?}");
+        // The other machine's image does not take the place of ours.
+        assert_eq!(host.ok(caller, "", &format!("{address}/forms:index"), "echo $FOR"), "amd64\n");
+        intact(&host, caller);
+    }
+}
+
+#[test]
+fn a_digest_that_is_not_the_manifests_is_refused() {
+    let host = TestHost::new("t4");
+    let Served { registry, storage: _storage } = registry();
+    let digest = registry.push("a", "1", &Packed::of("busybox", "gzip"));
+    let other = registry.push("a", "2", &Packed::of("busybox", "zstd"));
+    let manifest = Packed::of("busybox", "zstd").manifest().to_string();
+    let proxy = Proxy::before(&registry, move |request| {
+        if request.path.ends_with(&digest) {
+            let kind = "Content-Type: application/vnd.oci.image.manifest.v1+json\r\n";
+            return Fault::Answer(200, kind.into(), manifest.clone());
+        }
+        Fault::Pass
+    });
+    let digest = Packed::of("busybox", "gzip").manifest().to_string();
+    let digest = gpurun::image::Digest::of(digest.as_bytes());
+    fails(&pull(&host, Caller::Root, &[], &format!("{}/a@{digest}", proxy.address)), "GPU-0043");
+    pulled(&host, Caller::Root, &format!("{}/a@{other}", proxy.address));
+    intact(&host, Caller::Root);
+}
+
+/// A certificate authority and a certificate for this machine, in PEM: ca.crt, tls.crt, tls.key.
+fn certificates() -> TempDir {
+    let dir = temporary();
+    let openssl = |words: &str| {
+        must(Command::new("openssl").args(words.split_whitespace()).current_dir(dir.path()));
+    };
+    openssl("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.crt");
+    openssl("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout tls.key -out tls.csr");
+    fs::write(dir.path().join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").unwrap();
+    openssl(
+        "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out tls.crt",
+    );
+    dir
+}
+
+#[test]
+fn tls_is_checked_and_credentials_are_found_where_docker_and_podman_keep_them() {
+    let host = TestHost::new("t4");
+    let Served { registry: plain, storage } = registry();
+    plain.push("team/ml", "1", &Packed::of("busybox", "gzip"));
+    let (ours, others) = (certificates(), certificates());
+    let passwords = ours.path().join("passwords");
+    must(Command::new("htpasswd").args(["-Bbc"]).arg(&passwords).args(["me", "secret"]));
+    let guarded = Registry::guarded(
+        storage.path(),
+        &ours.path().join("tls.crt"),
+        &ours.path().join("tls.key"),
+        &passwords,
+    );
+    let address = &guarded.address;
+    let image = format!("{address}/team/ml:1");
+    for caller in Caller::EACH {
+        let home = must(host.gpurun_of(caller).args(["config"]));
+        assert!(!home.is_empty());
+        let home = host.store(caller.uid()).with_file_name(format!("home-{}", caller.uid()));
+        let write = |path: &str, text: &[u8]| {
+            let path = home.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let again = |expected: &str| {
+            run(host.gpurun_of(caller).args(["rmi", &image]));
+            let mut command = host.gpurun_of(caller);
+            command.args(["pull", &image]).env("PATH", format!("{}:/usr/bin:/bin", home.display()));
+            let ended = run(&mut command);
+            if expected == "good" {
+                assert_eq!(ended.code, 0, "{ended:?}");
+            } else {
+                fails(&ended, expected);
+            }
+            ended.err
+        };
+        let authority = format!(".config/containers/certs.d/{address}/ca.crt");
+        // This machine's own registry is believed; one with an authority of its own is checked all the same.
+        again("GPU-0048");
+        write(&authority, &fs::read(others.path().join("ca.crt")).unwrap());
+        assert!(again("GPU-0047").contains("certificate"), "the cause is named");
+        write(&authority, &fs::read(ours.path().join("ca.crt")).unwrap());
+        let message = again("GPU-0048");
+        assert!(message.contains(&format!("docker login {address}")), "{message}");
+        // me:wrong, me:secret
+        let docker = |auth: &str| json!({"auths": {address: {"auth": auth}}}).to_string();
+        let config = write(".docker/config.json", docker("bWU6d3Jvbmc=").as_bytes());
+        again("GPU-0048");
+        write(".docker/config.json", docker("bWU6c2VjcmV0").as_bytes());
+        again("good");
+        assert_eq!(host.ok(caller, "", &image, "echo it runs"), "it runs\n");
+        fs::remove_file(&config).unwrap();
+        again("GPU-0048");
+        let helper = "#!/bin/sh\nread -r address\n[ \"$1 $address\" = \"get ADDRESS\" ] || { echo credentials not found in native keychain; exit 1; }\n\
+                      echo '{\"ServerURL\": \"x\", \"Username\": \"me\", \"Secret\": \"secret\"}'\n";
+        let helper = write("docker-credential-test", helper.replace("ADDRESS", address).as_bytes());
+        fs::set_permissions(helper, fs::Permissions::from_mode(0o755)).unwrap();
+        for file in [json!({"credHelpers": {address: "test"}}), json!({"credsStore": "test"})] {
+            write(".docker/config.json", file.to_string().as_bytes());
+            again("good");
+        }
+        write(".docker/config.json", b"{");
+        again("GPU-0048");
+        fs::remove_file(&config).unwrap();
+        intact(&host, caller);
+    }
+}
+
+#[test]
+fn tokens_are_had_where_the_registry_says() {
+    let host = TestHost::new("t4");
+    let Served { registry, storage: _storage } = registry();
+    registry.push("ml", "1", &Packed::of("busybox", "gzip"));
+    let tokens = Proxy::before(&registry, |request| {
+        // With a name and a password, or posted with a token of `docker login`; else as anybody.
+        let known =
+            request.authorization.as_deref() == Some("Basic bWU6c2VjcmV0") || request.path == "/token";
+        let whole = request.path.contains("service=tests") && request.path.contains("pull");
+        let token = if known { "private" } else { "public" };
+        if !whole && !known {
+            return Fault::Answer(400, String::new(), String::new());
+        }
+        Fault::Answer(200, String::new(), json!({ "token": token }).to_string())
+    });
+    let realm = tokens.address.clone();
+    let wanted = Arc::new(AtomicBool::new(false));
+    let private = Arc::clone(&wanted);
+    let proxy = Proxy::before(&registry, move |request| {
+        let token = if private.load(Ordering::Relaxed) { "Bearer private" } else { "Bearer public" };
+        if request.authorization.as_deref() == Some(token) {
+            return Fault::Pass;
+        }
+        let challenge = format!(
+            "WWW-Authenticate: Bearer realm=\"http://{realm}/token\",service=\"tests\",scope=\"repository:ml:pull\"\r\n"
+        );
+        Fault::Answer(401, challenge, String::new())
+    });
+    let image = format!("{}/ml:1", proxy.address);
+    pulled(&host, Caller::Root, &image);
+    wanted.store(true, Ordering::Relaxed);
+    fails(&pull(&host, Caller::Root, &[], &image), "GPU-0048");
+    let file = temporary();
+    let path = file.path().join("auth.json");
+    fs::write(
+        &path,
+        json!({"auths": {format!("{}/ml", proxy.address): {"auth": "bWU6c2VjcmV0"}}}).to_string(),
+    )
+    .unwrap();
+    let with_file = || {
+        let ended = run(host.gpurun().args(["pull", &image]).env("REGISTRY_AUTH_FILE", &path));
+        assert_eq!(ended.code, 0, "{ended:?}");
+        intact(&host, Caller::Root);
+    };
+    with_file();
+    fs::write(&path, json!({"auths": {&proxy.address: {"identitytoken": "T"}}}).to_string()).unwrap();
+    with_file();
+    assert!(tokens.requests().iter().any(|request| request.path == "/token"));
+}
+
+#[test]
+fn another_server_that_has_the_blobs_is_followed_to_without_our_token() {
+    let host = TestHost::new("t4");
+    let Served { registry, storage: _storage } = registry();
+    registry.push("ml", "1", &five_layers());
+    let elsewhere =
+        Proxy::before(
+            &registry,
+            |request| if request.before == 0 { Fault::Cut(50_000) } else { Fault::Pass },
+        );
+    let other = elsewhere.address.clone();
+    let proxy = Proxy::before(&registry, move |request| {
+        if request.authorization.as_deref() != Some("Basic bWU6c2VjcmV0") {
+            return Fault::Answer(401, "WWW-Authenticate: Basic realm=\"x\"\r\n".into(), String::new());
+        }
+        if request.path.contains("/blobs/") {
+            return Fault::Answer(
+                307,
+                format!("Location: http://{other}{}\r\n", request.path),
+                String::new(),
+            );
+        }
+        Fault::Pass
+    });
+    let file = temporary();
+    let path = file.path().join("auth.json");
+    fs::write(&path, json!({"auths": {&proxy.address: {"auth": "bWU6c2VjcmV0"}}}).to_string()).unwrap();
+    let image = format!("{}/ml:1", proxy.address);
+    let ended = run(host.gpurun().args(["pull", &image]).env("REGISTRY_AUTH_FILE", &path));
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let asked = elsewhere.requests();
+    assert!(asked.len() > 5 && asked.iter().all(|request| request.authorization.is_none()), "{asked:?}");
+    intact(&host, Caller::Root);
+}
+
+#[test]
+fn a_proxy_of_the_network_is_obeyed() {
+    let host = TestHost::new("t4");
+    let Served { registry: plain, storage } = registry();
+    plain.push("team/ml", "1", &Packed::of("busybox", "gzip"));
+    let files = certificates();
+    let passwords = files.path().join("passwords");
+    must(Command::new("htpasswd").args(["-Bbc"]).arg(&passwords).args(["me", "secret"]));
+    let guarded = Registry::guarded(
+        storage.path(),
+        &files.path().join("tls.crt"),
+        &files.path().join("tls.key"),
+        &passwords,
+    );
+    let (address, connects) = tunnel(guarded.address.clone());
+    let config = files.path().join("config.toml");
+    fs::write(&config, "insecure-registries = [\"registry.invalid\"]").unwrap();
+    let auth = files.path().join("auth.json");
+    fs::write(&auth, r#"{"auths": {"registry.invalid": {"auth": "bWU6c2VjcmV0"}}}"#).unwrap();
+    let pull = |key: &str, value: &str| {
+        let mut command = host.gpurun();
+        command.arg("--config").arg(&config).args(["pull", "registry.invalid/team/ml:1"]);
+        run(command
+            .env("REGISTRY_AUTH_FILE", &auth)
+            .env("HTTPS_PROXY", format!("http://{address}"))
+            .env(key, value))
+    };
+    let ended = pull("NO_PROXY", "registry.other");
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let seen = connects.lock().unwrap().clone();
+    assert!(
+        !seen.is_empty() && seen.iter().all(|line| line.starts_with("CONNECT registry.invalid:443 ")),
+        "{seen:?}"
+    );
+    fails(&pull("NO_PROXY", "registry.invalid"), "GPU-0047");
+    fs::write(&config, "").unwrap();
+    let ended = pull("NO_PROXY", "registry.other");
+    fails(&ended, "GPU-0047");
+    assert!(ended.err.contains("certificate"), "{ended:?}");
+}
+
+#[test]
+fn what_a_network_does_ends_in_the_image_or_in_one_error() {
+    let Served { registry, storage: _storage } = registry();
+    let packed = five_layers();
+    registry.push("ml", "1", &packed);
+    let big = packed.blob(1);
+    let first = move |request: &Request, count: usize| request.path.ends_with(&big) && request.before < count;
+    let busy = |seconds: u32| Fault::Answer(429, format!("Retry-After: {seconds}\r\n"), String::new());
+    let broken = Fault::Answer(500, String::new(), r#"{"errors":[{"message":"disk on fire"}]}"#.into());
+    // (what happens to the large blob, how often, how it ends)
+    for (fault, count, end) in [
+        (Fault::Cut(1 << 20), 2, ""),
+        (Fault::Cut(0), 3, ""),
+        // Always, but with progress each time.
+        (Fault::Cut(700_000), 99, ""),
+        (Fault::Cut(10), 99, "GPU-0047"),
+        (Fault::Drop, 2, ""),
+        (Fault::Drop, 99, "GPU-0047"),
+        (busy(1), 2, ""),
+        (busy(3600), 1, "GPU-0047"),
+        (broken.clone(), 2, ""),
+        (broken, 99, "GPU-0047"),
+        (Fault::Answer(404, String::new(), String::new()), 99, "GPU-0042"),
+        (Fault::Answer(200, String::new(), "something else".into()), 99, "GPU-0042"),
+        (Fault::Garble, 99, "GPU-0043"),
+        (Fault::Slow(64 << 10), 99, ""),
+        (Fault::Hang, 1, ""),
+    ] {
+        let host = TestHost::new("t4");
+        let (what, first) = (fault.clone(), first.clone());
+        let well = Arc::new(AtomicBool::new(false));
+        let healed = Arc::clone(&well);
+        let proxy = Proxy::before(&registry, move |request| {
+            if first(request, count) && !healed.load(Ordering::Relaxed) { fault.clone() } else { Fault::Pass }
+        });
+        let image = format!("{}/ml:1", proxy.address);
+        let ended = pull(&host, Caller::Root, &[], &image);
+        if end.is_empty() {
+            assert_eq!(ended.code, 0, "{what:?}: {ended:?}");
+            intact(&host, Caller::Root);
+        } else {
+            fails(&ended, end);
+            well.store(true, Ordering::Relaxed);
+            pulled(&host, Caller::Root, &image);
+        }
+        if matches!(what, Fault::Cut(1_048_576) | Fault::Hang) {
+            let ranges: Vec<_> = proxy.requests().into_iter().filter_map(|request| request.range).collect();
+            assert!(
+                !ranges.is_empty() && ranges.iter().all(|range| range != "bytes=0-"),
+                "{what:?}: {ranges:?}"
+            );
+        }
+        assert_eq!(host.ok(Caller::Root, "", &image, "wc -c < /a"), format!("{}\n", 3 << 20), "{what:?}");
+        intact(&host, Caller::Root);
+    }
+}
+
+#[test]
+fn a_manifest_is_asked_for_again_too() {
+    let Served { registry, storage: _storage } = registry();
+    registry.push("ml", "1", &Packed::of("busybox", "gzip"));
+    for fault in [
+        Fault::Drop,
+        Fault::Cut(100),
+        Fault::Answer(503, String::new(), String::new()),
+        Fault::Answer(429, "Retry-After: 1\r\n".into(), String::new()),
+    ] {
+        let host = TestHost::new("t4");
+        let proxy = Proxy::before(&registry, move |request| {
+            if request.path.contains("/manifests/") && request.before < 2 {
+                fault.clone()
+            } else {
+                Fault::Pass
+            }
+        });
+        pulled(&host, Caller::Root, &format!("{}/ml:1", proxy.address));
+    }
+}
+
+#[test]
+fn eight_at_once_fetch_each_blob_once() {
+    for caller in Caller::EACH {
+        let host = TestHost::new("t4");
+        let Served { registry, storage: _storage } = registry();
+        let packed = five_layers();
+        registry.push("ml", "1", &packed);
+        let proxy = Proxy::before(&registry, |_| Fault::Slow(256 << 10));
+        let image = format!("{}/ml:1", proxy.address);
+        let started: Vec<_> = (0..8)
+            .map(|_| host.command(caller, "", &image, &["sh", "-c", "cat /a /b /c /d | wc -c"]).spawn_piped())
+            .collect();
+        for child in started {
+            let ended = finish(child);
+            assert_eq!((ended.code, ended.out.trim()), (0, (8 << 20).to_string().as_str()), "{ended:?}");
+        }
+        for layer in 0..packed.layers.len() {
+            assert_eq!(proxy.count(&packed.blob(layer)), 1, "{:?}", proxy.requests());
+        }
+        assert_eq!(blobs(&proxy.requests()), packed.layers.len() + 1, "the configuration, too");
+        intact(&host, caller);
+    }
+}
+
+#[test]
+fn killed_anywhere_the_next_pull_succeeds() {
+    let Served { registry, storage: _storage } = registry();
+    registry.push("ml", "1", &five_layers());
+    let proxy = Proxy::before(&registry, |_| Fault::Slow(256 << 10));
+    let image = format!("{}/ml:1", proxy.address);
+    let host = TestHost::new("t4");
+    for moment in 0..50 {
+        let mut child = host.gpurun().args(["pull", &image]).stdout(Stdio::null()).spawn().unwrap();
+        thread::sleep(Duration::from_millis(7 * moment));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if moment % 10 == 9 {
+            pulled(&host, Caller::Root, &image);
+            intact(&host, Caller::Root);
+            must(host.gpurun().args(["rmi", &image]));
+        }
+    }
+    pulled(&host, Caller::Root, &image);
+    assert_eq!(host.ok(Caller::Root, "", &image, "cat /a /b /c /d | wc -c"), format!("{}\n", 8 << 20));
+    intact(&host, Caller::Root);
+}
+
+#[test]
+fn who_fetches_goes_with_the_one_who_wants_it() {
+    let Served { registry, storage: _storage } = registry();
+    registry.push("ml", "1", &Packed::of("busybox", "gzip"));
+    let layer = Packed::of("busybox", "gzip").blob(0);
+    let hung = layer.clone();
+    let proxy = Proxy::before(&registry, move |request| {
+        if request.path.ends_with(&hung) && request.before == 0 { Fault::Hang } else { Fault::Pass }
+    });
+    let (host, mark) = (TestHost::new("t4"), unique());
+    let mut command = host.gpurun();
+    let mut child =
+        command.args(["pull", &format!("{}/ml:1", proxy.address)]).env("MARK", &mark).spawn_piped();
+    until("half of the layer", || proxy.count(&layer) == 1);
+    assert_eq!(processes_with(&mark).len(), 2);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    until("the end of gpurun-pull", || processes_with(&mark).is_empty());
+    // By itself it would have asked again.
+    assert_eq!(proxy.count(&layer), 1);
+}
+
+#[test]
+fn no_layer_is_fetched_for_a_host_that_cannot_run_it_or_keep_it() {
+    let host = TestHost::new("old-driver");
+    let Served { registry, storage: _storage } = registry();
+    let packed = Packed::of("cuda-99", "gzip");
+    registry.push("cuda", "99", &packed);
+    let large = Packed::of("busybox", "gzip").with_layer("a", 12 << 20, "tar+gzip");
+    registry.push("large", "1", &large);
+    let proxy = Proxy::before(&registry, |_| Fault::Pass);
+    for caller in Caller::EACH {
+        host.refused(caller, "--gpus all", &format!("{}/cuda:99", proxy.address), "GPU-0030");
+    }
+    assert_eq!(proxy.count(&packed.blob(0)), 0);
+    let store = host.store(0);
+    let script =
+        format!("mount -t tmpfs -o size=8m none {0} && chmod 700 {0} && exec \"$@\"", store.display());
+    let mut command = Command::new("unshare");
+    let full = must(host.gpurun().arg("config"));
+    assert!(full.contains("registry-mirrors"));
+    command.args(["-m", "sh", "-c", &script, "sh"]).arg(dist("gpurun"));
+    command.args(["pull", &format!("{}/large:1", proxy.address)]);
+    command.env("GPURUN_STORE", &store).env("HOME", host.store(0).with_file_name("home-0"));
+    let ended = run(&mut command);
+    fails(&ended, "GPU-0049");
+    assert_eq!((proxy.count(&large.blob(0)), proxy.count(&large.blob(1))), (0, 0));
+}
+
+#[test]
+fn layers_in_use_stay_and_others_go() {
+    for caller in Caller::EACH {
+        let host = TestHost::new("t4");
+        let Served { registry, storage: _storage } = registry();
+        let base = Packed::of("busybox", "gzip");
+        registry.push("one", "1", &base.clone().with_layer("a", 1 << 20, "tar"));
+        registry.push("two", "1", &base.with_layer("b", 1 << 20, "tar"));
+        let (one, two) = (format!("{}/one:1", registry.address), format!("{}/two:1", registry.address));
+        pulled(&host, caller, &one);
+        pulled(&host, caller, &two);
+        let layers = || fs::read_dir(host.store(caller.uid()).join("layers")).unwrap().count();
+        assert_eq!(layers(), 3);
+        let script = "echo ready; until [ -e /tmp/go ]; do sleep 0.01; done; wc -c < /a";
+        let go = temporary();
+        fs::set_permissions(go.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let options = format!("-v {}:/tmp", go.path().display());
+        let mut child = host.command(caller, &options, &one, &["sh", "-c", script]).spawn_piped();
+        let mut ready = [0; 6];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        let out = must(host.gpurun_of(caller).args(["rmi", &one]));
+        assert!(out.starts_with("0 layers removed\n1 more are in use"), "{out}");
+        assert_eq!(layers(), 3);
+        fs::write(go.path().join("go"), "").unwrap();
+        let ended = finish(child);
+        assert_eq!((ended.code, ended.out.trim()), (0, "1048576"), "{ended:?}");
+        assert_eq!(must(host.gpurun_of(caller).arg("prune")), "1 layers removed\n");
+        assert_eq!(layers(), 2);
+        assert_eq!(host.ok(caller, "", &two, "wc -c < /b"), "1048576\n");
+        fails(&run(&mut host.command(caller, "--pull never", &one, &["true"])), "GPU-0041");
+        fails(&run(host.gpurun_of(caller).args(["rmi", &one])), "GPU-0041");
+        // A layer that is lost is found missing, and comes again.
+        fs::rename(
+            fs::read_dir(host.store(caller.uid()).join("layers")).unwrap().next().unwrap().unwrap().path(),
+            go.path().join("away"),
+        )
+        .unwrap();
+        let ended = run(host.gpurun_of(caller).args(["images", "--verify"]));
+        assert!(ended.code == 1 && ended.out.contains("is not there"), "{ended:?}");
+        fails(&run(&mut host.command(caller, "--pull never", &two, &["true"])), "GPU-0041");
+        assert_eq!(host.ok(caller, "", &two, "wc -c < /b"), "1048576\n");
+        intact(&host, caller);
+    }
+}
+
+#[test]
+fn a_tag_that_moved_is_seen_when_the_registry_is_asked() {
+    let host = TestHost::new("t4");
+    let Served { registry, storage: _storage } = registry();
+    let say = |word: &str| {
+        Packed::of("busybox", "gzip")
+            .edit(|config, _| config["config"]["Env"] = json!([format!("WORD={word}")]))
+    };
+    registry.push("ml", "1", &say("old"));
+    let proxy = Proxy::before(&registry, |_| Fault::Pass);
+    let image = format!("{}/ml:1", proxy.address);
+    let word = |options: &str| host.ok(Caller::Root, options, &image, "echo $WORD");
+    assert_eq!(word(""), "old\n");
+    registry.push("ml", "1", &say("new"));
+    let asked = proxy.requests().len();
+    assert_eq!(
+        (word(""), word("--pull never"), word("--pull missing")),
+        ("old\n".into(), "old\n".into(), "old\n".into())
+    );
+    assert_eq!(proxy.requests().len(), asked, "the second start asks nobody");
+    assert_eq!(word("--pull always"), "new\n");
+    let later = proxy.requests();
+    assert!(later[asked..].iter().all(|request| !request.path.ends_with(&say("old").blob(0))), "{later:?}");
+    assert_eq!(word("--pull always"), "new\n");
+    assert_eq!(blobs(&proxy.requests()), blobs(&later), "the same image again is a manifest, and no blob");
+}
+
+#[test]
+fn mirrors_are_asked_first_and_the_configuration_says_who_is_insecure() {
+    let host = TestHost::new("t4");
+    let Served { registry, storage: _storage } = registry();
+    registry.push("library/ml", "1", &Packed::of("busybox", "gzip"));
+    registry.push("library/ml", "2", &Packed::of("busybox", "gzip"));
+    let healthy = Proxy::before(&registry, |_| Fault::Pass);
+    let poor = Proxy::before(&registry, |request| {
+        if request.path.ends_with("/1") {
+            Fault::Answer(404, String::new(), String::new())
+        } else {
+            Fault::Pass
+        }
+    });
+    let config = temporary();
+    let path = config.path().join("config.toml");
+    let mirrors = format!(
+        "registry-mirrors = {{ \"docker.io\" = [\"http://{0}\"], \"registry.invalid\" = [\"http://{0}\"], \"{1}\" = [\"http://{0}\"] }}",
+        poor.address, healthy.address
+    );
+    fs::write(&path, mirrors).unwrap();
+    let pull = |image: &str| run(host.gpurun().arg("--config").arg(&path).args(["pull", image]));
+    let ended = pull("ml:2");
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(healthy.requests().is_empty());
+    // What the mirror lacks the host has.
+    let ended = pull(&format!("{}/library/ml:1", healthy.address));
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let ended = pull("registry.invalid/library/ml:1");
+    fails(&ended, "GPU-0047");
+    assert!(ended.err.contains("a mirror: "), "{ended:?}");
+    fs::write(&path, "insecure-registries = \"no list\"").unwrap();
+    fails(&pull("ml:2"), "GPU-0002");
+}
+
+#[test]
+fn progress_is_an_object_a_line_where_it_is_asked_for() {
+    let host = TestHost::new("t4");
+    let Served { registry, storage: _storage } = registry();
+    let packed = five_layers();
+    registry.push("ml", "1", &packed);
+    let proxy = Proxy::before(&registry, |_| Fault::Slow(32 << 10));
+    let image = format!("{}/ml:1", proxy.address);
+    let ended = pull(&host, Caller::Root, &["--progress", "json"], &image);
+    let lines: Vec<Value> = ended.err.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let done: Vec<_> = lines.iter().filter(|line| line["done"] == true).collect();
+    assert_eq!(done.len(), packed.layers.len(), "{ended:?}");
+    assert!(done.iter().all(|line| line["bytes"] == line["size"]), "{ended:?}");
+    assert!(lines.iter().any(|line| line["done"] == false), "{ended:?}");
+    must(host.gpurun().args(["rmi", &image]));
+    let ended = pull(&host, Caller::Root, &["--progress", "plain"], &image);
+    assert_eq!(ended.err.lines().count(), packed.layers.len(), "{ended:?}");
+    must(host.gpurun().args(["rmi", &image]));
+    assert_eq!(pull(&host, Caller::Root, &[], &image).err, "");
+}
+
+#[test]
+fn memory_is_bounded_whatever_a_layers_size() {
+    let host = TestHost::new("t4");
+    let Served { registry, storage: _storage } = registry();
+    registry.push("ml", "1", &Packed::of("busybox", "gzip").with_layer("a", 300 << 20, "tar"));
+    let image = format!("{}/ml:1", registry.address);
+    let mut child = host.gpurun().args(["pull", &image]).spawn_piped();
+    let mut most = 0;
+    until("the end of the pull", || {
+        for id in fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id()))
+            .unwrap_or_default()
+            .split_whitespace()
+        {
+            let status = fs::read_to_string(Path::new("/proc").join(id).join("status")).unwrap_or_default();
+            let peak = status
+                .lines()
+                .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+            most = most.max(peak.unwrap_or(0_u64));
+        }
+        child.try_wait().unwrap().is_some()
+    });
+    assert!(finish(child).code == 0 && most > 0 && most < 64 << 10, "{most} kB");
+}
