@@ -53,8 +53,16 @@ pub struct RegistryName {
     pub digest: Option<Digest>,
 }
 
-/// The registry of names without a host: Docker's grammar of references knows it by heart, and so does every image's name.
+// The one registry that is known by heart, because Docker's grammar of references is: names without a host are its own.
+
+/// Its name in references.
 pub const DOCKER_HUB: &str = "docker.io";
+/// Its older name.
+pub const DOCKER_HUB_ALIAS: &str = "index.docker.io";
+/// Where it is: not where its name says.
+pub const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+/// Under which `docker login` keeps its credentials: the address of its first interface.
+pub const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
 const KINDS: &str = "NAME[:TAG] or docker://NAME[:TAG], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], \
                      rootfs:DIR, host:";
@@ -176,7 +184,7 @@ impl RegistryName {
             return Err("it is longer than 255 characters".into());
         }
         // The Hub's older name for itself, and its own images, which have no owner.
-        let host = if host == "index.docker.io" { DOCKER_HUB } else { host };
+        let host = if host == DOCKER_HUB_ALIAS { DOCKER_HUB } else { host };
         let owned_by_none = host == DOCKER_HUB && !repository.contains('/');
         let tag = tag.or(if digest.is_none() { Some("latest") } else { None });
         Ok(Self {

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Code, Error, OrFail, Result},
-    image::reference::DOCKER_HUB,
+    image::reference::{DOCKER_HUB, DOCKER_HUB_ALIAS, DOCKER_HUB_KEY},
 };
 use serde::Deserialize;
 use std::{
@@ -11,9 +11,6 @@ use std::{
     path::PathBuf,
     process::{Command, Stdio},
 };
-
-/// Under which `docker login` keeps the Hub's credentials: the address of its first interface.
-const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// What proves who asks.
 #[derive(Clone, PartialEq, Eq)]
@@ -120,7 +117,7 @@ fn keys(host: &str, repository: &str) -> Vec<String> {
         path.truncate(path.rfind('/').unwrap_or(0));
     }
     if host == DOCKER_HUB {
-        keys.extend([DOCKER_HUB_KEY, "index.docker.io", DOCKER_HUB].map(str::to_owned));
+        keys.extend([DOCKER_HUB_KEY, DOCKER_HUB_ALIAS, DOCKER_HUB].map(str::to_owned));
     } else {
         keys.push(host.to_owned());
         for scheme in ["https", "http"] {

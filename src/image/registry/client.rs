@@ -11,7 +11,7 @@ use crate::{
         RegistryName,
         layout::MAX_DOCUMENT,
         manifest::{Descriptor, INDEXES, MANIFESTS, check_document},
-        reference::DOCKER_HUB,
+        reference::{DOCKER_HUB, DOCKER_HUB_HOST},
     },
 };
 use serde::Deserialize;
@@ -27,8 +27,6 @@ use ureq::{
     http::{Response, StatusCode, header},
 };
 
-/// Where the Hub's interface is, by its own documentation: not where its name says.
-const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 /// A server that says nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(20);
 /// How often a request is made before it has failed.
