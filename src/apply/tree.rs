@@ -58,12 +58,13 @@ impl Tree {
             Ok(true) if trusted(&trees) == Ok(true) && trusted(state_dir) == Ok(true) => return Ok(place),
             result => return Err(untrusted(&place, result.err())),
         }
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&trees)
-            .or_fail(Code::StateDir, || format!("{} cannot be made", trees.display()))?;
         for directory in [state_dir, &trees] {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(directory)
+                .or_fail(Code::StateDir, || format!("{} cannot be made", directory.display()))?;
+            // Before anything is made in it: it may be a link that somebody made.
             match trusted(directory) {
                 Ok(true) => {}
                 result => return Err(untrusted(directory, result.err())),
