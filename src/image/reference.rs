@@ -55,14 +55,20 @@ pub struct RegistryName {
 
 // The one registry that is known by heart, because Docker's grammar of references is: names without a host are its own.
 
+macro_rules! docker_hub {
+    ($before:literal, $behind:literal) => {
+        concat!($before, "docker.io", $behind)
+    };
+}
+
 /// Its name in references.
-pub const DOCKER_HUB: &str = "docker.io";
+pub const DOCKER_HUB: &str = docker_hub!("", "");
 /// Its older name.
-pub const DOCKER_HUB_ALIAS: &str = "index.docker.io";
+pub const DOCKER_HUB_ALIAS: &str = docker_hub!("index.", "");
 /// Where it is: not where its name says.
-pub const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+pub const DOCKER_HUB_HOST: &str = docker_hub!("registry-1.", "");
 /// Under which `docker login` keeps its credentials: the address of its first interface.
-pub const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+pub const DOCKER_HUB_KEY: &str = docker_hub!("https://index.", "/v1/");
 
 const KINDS: &str = "NAME[:TAG] or docker://NAME[:TAG], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], \
                      rootfs:DIR, host:";
@@ -252,7 +258,7 @@ mod tests {
         let digest = Digest::of(b"");
         for (typed, meant) in [
             ("ubuntu", "docker.io/library/ubuntu:latest"),
-            ("docker://index.docker.io/ubuntu:24.04", "docker.io/library/ubuntu:24.04"),
+            (&format!("docker://{DOCKER_HUB_ALIAS}/ubuntu:24.04"), "docker.io/library/ubuntu:24.04"),
             ("a/b", "docker.io/a/b:latest"),
             ("localhost/b", "localhost/b:latest"),
             ("localhost:5000/ml:1", "localhost:5000/ml:1"),

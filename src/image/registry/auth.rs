@@ -252,8 +252,10 @@ mod tests {
         // a:x, b:x, c:x, d:x
         let text = r#"{"auths": {
             "h:5000": {"auth": "YTp4"}, "h:5000/team": {"auth": "Yjp4"}, "https://old.example/v1/": {"auth": "Yzp4"},
-            "https://index.docker.io/v1/": {"auth": "ZDp4"}, "t.example": {"auth": "YTp4", "identitytoken": "T"}, "e.example": {}},
-            "credHelpers": {"gcr.example": "gcloud"}}"#;
+            "HUB": {"auth": "ZDp4"}, "t.example": {"auth": "YTp4", "identitytoken": "T"}, "e.example": {}},
+            "credHelpers": {"gcr.example": "gcloud"}}"#
+            .replace("HUB", DOCKER_HUB_KEY);
+        let text = text.as_str();
         assert_eq!(user(text, "h:5000", "app"), "a");
         assert_eq!(user(text, "h:5000", "team/app"), "b");
         assert_eq!(user(text, "h:5000", "teammates/app"), "a");
