@@ -43,7 +43,9 @@ fn what_is_listed_is_what_the_driver_has() {
         assert!(host.driver(&path[1..]).symlink_metadata().is_ok_and(|file| !file.is_symlink()), "{path}");
     }
     let libraries = lines(&host, &["list", "--libraries"]);
-    for name in ["libcuda.so.550.163.01", "libnvidia-ml.so.550.163.01", "libnvidia-encode.so.550.163.01"] {
+    for name in
+        ["libcuda.so.550.163.01", "libnvidia-ml.so.550.163.01", "libnvidia-ptxjitcompiler.so.550.163.01"]
+    {
         assert_eq!(
             libraries.iter().filter(|path| path.ends_with(&format!("/{name}"))).count(),
             1,
