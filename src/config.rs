@@ -235,7 +235,10 @@ impl Found {
     pub fn open(file: Option<&Path>) -> Result<Option<Self>> {
         let present = |path: &Path| match std::fs::read_to_string(path) {
             Err(error) if file.is_none() && error.kind() == ErrorKind::NotFound => Ok(None),
-            read => read.map(Some).or_fail(Code::Config, || format!("{} cannot be read", path.display())),
+            read => read
+                .map(Some)
+                .or_fail(Code::Config, || format!("{} cannot be read", path.display()))
+                .map_err(|error| error.fix("name a file that can be in GPURUN_CONFIG or --config, or none")),
         };
         let ours = file.unwrap_or(Path::new(DEFAULT_FILE));
         if let Some(text) = present(ours)? {

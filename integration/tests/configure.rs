@@ -349,7 +349,8 @@ fn the_runtime_beside_the_program_is_registered() {
     assert!(text.contains(dist("gpurun-runtime").to_str().unwrap()), "{text}");
     // Where there is none, that is said.
     let alone = etc.0.path().join("gpurun");
-    fs::copy(dist("gpurun"), &alone).unwrap();
+    // By another process: one that another test forks meanwhile would have the file open for writing, and it could not be run.
+    must(Command::new("cp").arg(dist("gpurun")).arg(&alone));
     let ended =
         run(Command::new(&alone).env("PATH", "/no").args(["configure", "docker", "--file"]).arg(&file));
     refused(&ended, "GPU-0001", "gpurun-runtime was not found");

@@ -8,7 +8,7 @@ use crate::{
     inventory::DeviceNode,
 };
 use rustix::{
-    fd::{AsFd, BorrowedFd, OwnedFd},
+    fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid},
     io::Errno,
 };
@@ -130,11 +130,19 @@ impl Layers {
 
     /// The content of a regular file of at most `limit` bytes; `None` if there is none, or if it is larger.
     pub fn read(&self, path: &str, limit: u64) -> Option<Vec<u8>> {
-        if self.is_mounted {
+        let file = if self.is_mounted {
             let top = Root::without_mounts(self.descriptors.first()?.try_clone().ok()?);
-            top.open(Path::new(path), OFlags::PATH).ok()?;
-        }
-        let (_, Found::File(file)) = self.find(path)? else { return None };
+            let found = top.open(Path::new(path), OFlags::PATH).ok()?;
+            let stat = rustix::fs::fstat(&found).ok()?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                return None;
+            }
+            // What was looked at is what is read, whoever changes the path meanwhile.
+            std::fs::File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?
+        } else {
+            let (_, Found::File(file)) = self.find(path)? else { return None };
+            file
+        };
         let mut bytes = Vec::new();
         file.take(limit + 1).read_to_end(&mut bytes).ok()?;
         (bytes.len() as u64 <= limit).then_some(bytes)

@@ -13,7 +13,7 @@ use crate::{
     },
     cli::{Global, LogFormat},
     config::Nonroot,
-    error::{Code, Error, Result},
+    error::{Code, Error, OrFail, Result},
     formats::oci::Spec,
     plan::{self, Injection},
     request::DeviceRequest,
@@ -61,7 +61,8 @@ pub fn deliver(
     context: &Context,
     mounted_by: MountedBy,
 ) -> Result<Vec<Bind>> {
-    let image = Layers::open(vec![root.path.clone()])?;
+    // The descriptor that was checked, and not the path once more.
+    let image = Layers::mounted(&root.directory).or_fail(Code::Internal, || "no descriptor is left")?;
     let prepared = loader::prepare(&image, injection)?;
     let destination = Destination {
         root,

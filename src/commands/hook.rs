@@ -87,7 +87,8 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let state = state(std::io::stdin().lock())?;
     let context = engine::context(config)?;
-    let (bundle, spec) = Bundle::open(&state.bundle)?;
+    let (bundle, spec) = Bundle::open(&state.bundle)
+        .map_err(|error| error.fix("start the container again: its engine makes the bundle"))?;
     let Some(injection) = engine::injection(&spec, &context)? else { return Ok(()) };
     if debug {
         eprintln!("gpurun: {} device nodes, {} files", injection.devices.len(), injection.mounts.len());

@@ -130,10 +130,13 @@ pub fn carry_out(order: &Order) -> Result<u8> {
     Ok(0)
 }
 
+/// Nothing is written before the file is understood.
+const MEND: &str = "mend the file, or name another one; it is as it was";
+
 fn change(order: &Order, file: &ConfigFile, read: &[String]) -> Result<()> {
     let name = &order.wanted.name;
     let path = file.path().display();
-    let in_file = |error: Error| error.context(format!("{path} cannot be used"));
+    let in_file = |error: Error| error.context(format!("{path} cannot be used")).fix(MEND);
     let old = file.text().unwrap_or_default();
     let kept = ConfigFile::open(&file.kept(name))?;
     let new = if order.remove {
@@ -240,7 +243,8 @@ fn containerd_files(order: &Order, main: &Path) -> Result<(Vec<ConfigFile>, Vec<
     let (mut at, mut chosen) = (0, 0);
     while let Some(file) = files.get(at) {
         let text = file.text().unwrap_or_default();
-        let in_file = |error: Error| error.context(format!("{} cannot be used", file.path().display()));
+        let in_file =
+            |error: Error| error.context(format!("{} cannot be used", file.path().display())).fix(MEND);
         if containerd::has_plugin(text).map_err(in_file)? {
             chosen = at;
         }

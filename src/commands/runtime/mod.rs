@@ -65,7 +65,7 @@ fn become_runtime(args: &RuntimeArgs, words: &[OsString], log: &mut Log) -> Resu
 
 /// Gives the container what it asks for; one that asks for nothing is not touched.
 fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Result<()> {
-    let (bundle, mut spec) = Bundle::open(&args.bundle)?;
+    let (bundle, mut spec) = Bundle::open(&args.bundle).map_err(by_hand)?;
     let Some(injection) = injection(&spec, context)? else { return Ok(()) };
     for warning in &injection.warnings {
         log.write(Level::Warning, warning);
@@ -105,6 +105,10 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Resul
         &format!("gpurun: {} device nodes, {} mounts", injection.devices.len(), binds.len()),
     );
     Ok(())
+}
+
+fn by_hand(error: Error) -> Error {
+    error.fix("engines make bundles: start the container again; by hand, `runc spec` writes a config.json")
 }
 
 /// Those that are tried where the configuration names none.
