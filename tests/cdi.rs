@@ -45,6 +45,10 @@ fn is_valid(document: &Document) {
     assert_eq!(names.len(), document.devices.len(), "each name once");
     assert!(names.iter().all(|name| is_name(name)));
     for edits in document.edits() {
+        let once = |paths: Vec<&String>| paths.iter().collect::<BTreeSet<_>>().len() == paths.len();
+        assert!(once(edits.mounts.iter().map(|mount| &mount.container_path).collect()));
+        assert!(once(edits.device_nodes.iter().map(|node| &node.path).collect()));
+        assert!(edits.device_nodes.iter().all(|node| node.host_path.as_ref() != Some(&node.path)));
         assert!(edits.env.iter().all(|variable| variable.find('=').is_some_and(|at| at > 0)));
         for node in &edits.device_nodes {
             assert!(

@@ -388,6 +388,19 @@ pub fn write(path: &Path, content: &str) -> Result<bool> {
     Ok(true)
 }
 
+/// Takes a document away. True if there was one.
+///
+/// # Errors
+/// [`Code::Cdi`]
+pub fn remove(path: &Path) -> Result<bool> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        result => {
+            result.or_fail(Code::Cdi, || format!("{} cannot be removed", path.display())).map(|()| true)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -64,7 +64,10 @@ fn content(
     };
     let feature = |feature| cdi::feature(&plan::device::offers(&inventory.driver, feature)?, &options);
     let (document, warnings) = match args.mode {
-        CdiMode::Auto | CdiMode::Nvml => cdi::document(&parts(inventory)?, &options),
+        CdiMode::Auto | CdiMode::Nvml => {
+            let parts = parts(inventory).map_err(|error| error.context("no CDI document can be made"))?;
+            cdi::document(&parts, &options)
+        }
         CdiMode::Management => {
             cdi::management(&plan::management(inventory, context.host.driver_nodes())?, &options)
         }
@@ -115,7 +118,8 @@ fn text_of(document: &impl Serialize, format: Option<CdiFormat>, output: Option<
     }
 }
 
-/// Writes the document if it is not what it should be; `None` where there is no driver that it could be about.
+/// Writes the document if it is not what it should be, and removes it where there is no device that it could name; `None` where
+/// there is no driver.
 fn refresh(context: &Context, args: &CdiRefresh) -> Result<Option<Inventory>> {
     let path = args.output.display();
     let inventory = match context.inventory() {
@@ -125,6 +129,13 @@ fn refresh(context: &Context, args: &CdiRefresh) -> Result<Option<Inventory>> {
         }
         result => result?,
     };
+    // One that named GPUs that are gone would start containers without them.
+    let names_gpus = matches!(args.document.mode, CdiMode::Auto | CdiMode::Nvml);
+    if names_gpus && !plan::has_devices(&inventory) {
+        let done = if cdi::remove(&args.output)? { "is removed" } else { "is not written" };
+        println!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why");
+        return Ok(Some(inventory));
+    }
     let content = content(context, &inventory, &args.document, Some(&args.output))?;
     if cdi::write(&args.output, &content)? {
         println!("{path} is written: driver {}, {} GPUs", inventory.driver.version, inventory.gpus.len());
