@@ -32,7 +32,13 @@ const MB: usize = 1_000_000;
 /// As a distribution, its packages, CUDA, PyTorch, what is installed with it, an application, its configuration.
 const LAYERS: [Content; 7] = [
     Content { top: "usr/share", directories: 420, sources: 3_000, libraries: &[2 * MB; 24], weights: 0 },
-    Content { top: "usr/lib/x86_64-linux-gnu", directories: 650, sources: 5_400, libraries: &[3 * MB; 50], weights: 0 },
+    Content {
+        top: "usr/lib/x86_64-linux-gnu",
+        directories: 650,
+        sources: 5_400,
+        libraries: &[3 * MB; 50],
+        weights: 0,
+    },
     Content {
         top: "usr/local/cuda/lib64",
         directories: 40,
@@ -54,7 +60,13 @@ const LAYERS: [Content; 7] = [
         libraries: &[4 * MB; 40],
         weights: 0,
     },
-    Content { top: "srv/application", directories: 120, sources: 1_500, libraries: &[30 * MB], weights: 60 * MB },
+    Content {
+        top: "srv/application",
+        directories: 120,
+        sources: 1_500,
+        libraries: &[30 * MB],
+        weights: 60 * MB,
+    },
     Content { top: "etc/application", directories: 5, sources: 20, libraries: &[], weights: 0 },
 ];
 
@@ -94,7 +106,10 @@ fn write(directory: &Path) -> io::Result<()> {
         manifests.push(descriptor);
     }
     fs::write(directory.join("oci/oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#)?;
-    fs::write(directory.join("oci/index.json"), json!({"schemaVersion": 2, "manifests": manifests}).to_string())?;
+    fs::write(
+        directory.join("oci/index.json"),
+        json!({"schemaVersion": 2, "manifests": manifests}).to_string(),
+    )?;
     let file = format!("{}.json", Digest::of(&config_bytes).hex());
     append(&mut saved, &file, &config_bytes)?;
     let paths: Vec<_> = (0..LAYERS.len()).map(|number| format!("{number}/layer.tar")).collect();
@@ -181,8 +196,10 @@ impl Random {
     }
 
     fn word(&mut self) -> String {
-        const SYLLABLES: [&str; 16] =
-            ["ten", "sor", "mod", "el", "in", "put", "con", "fig", "re", "load", "ba", "tch", "ker", "nel", "op", "_x"];
+        const SYLLABLES: [&str; 16] = [
+            "ten", "sor", "mod", "el", "in", "put", "con", "fig", "re", "load", "ba", "tch", "ker", "nel",
+            "op", "_x",
+        ];
         (0..2 + self.below(3)).map(|_| SYLLABLES[self.below(16)]).collect()
     }
 
