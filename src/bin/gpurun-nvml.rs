@@ -2,6 +2,8 @@
 //! [`Facts`], or the failure as an object. gpurun runs it when its snapshot of the host is stale, because gpurun itself is
 //! static and cannot load a library.
 //!
+//! `gpurun-nvml --watch NVML` prints what the driver says of its GPUs from now on, one [`Report`] a line. gpurun-device-plugin runs it.
+//!
 //! `gpurun-nvml --probe` runs in a container: it loads both libraries as any program there would, by name, and prints what it
 //! saw. `gpurun demo` shows it.
 #![forbid(unsafe_code)]
@@ -10,7 +12,7 @@ use gpurun::{
     error::{Code, Error},
     inventory::{
         MigResources,
-        nvml::{AnsweringGpu, Facts, Gpu, LostGpu, MigDevice},
+        nvml::{AnsweringGpu, Facts, Gpu, LostGpu, MigDevice, QUIET, Report},
     },
     sys::dynamic,
 };
@@ -33,6 +35,15 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let (answer, code) = match &arguments[..] {
         [flag] if flag == "--probe" => (probe(), ExitCode::SUCCESS),
+        [flag, nvml] if flag == "--watch" => {
+            // The plugin's end is ours, however it comes.
+            let signal = rustix::process::Signal::TERM;
+            drop(rustix::process::set_parent_process_death_signal(Some(signal)));
+            return watch(nvml).unwrap_or_else(|error| {
+                eprintln!("{error}");
+                error.code().exit_code().into()
+            });
+        }
         [nvml] => read(nvml, None),
         [nvml, cuda] => read(nvml, Some(cuda)),
         _ => {
@@ -128,6 +139,87 @@ fn gpu(nvml: &Nvml, index: u32) -> Gpu {
             pci: device.pci_info().ok().map(|pci| sysfs_address(&pci)),
             words: words(&error),
         }),
+    }
+}
+
+/// How a GPU is to who watches it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    Watched,
+    Unwatched,
+    Lost,
+}
+
+/// Watches until nobody listens.
+fn watch(path: &OsStr) -> Result<ExitCode, Error> {
+    let failed = |error: NvmlError| failure(path, &error);
+    let nvml = init(path).map_err(failed)?;
+    let mut out = std::io::stdout().lock();
+    let mut say = |report: &Report| {
+        let line = serde_json::to_string(report).unwrap_or_default();
+        writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
+    };
+    // By index: NVML counts those that are lost, too.
+    let mut gpus: BTreeMap<u32, (Option<String>, Condition)> = BTreeMap::new();
+    loop {
+        // A set with a lost GPU in it has nothing else to say, so each change makes a new one.
+        let set = nvml.create_event_set().map_err(failed)?;
+        let mut devices = Vec::new();
+        for index in 0..nvml.device_count().map_err(failed)? {
+            let (before_uuid, before) = gpus.remove(&index).unzip();
+            let device = nvml.device_by_index(index).and_then(|device| Ok((device.uuid()?, device)));
+            let (uuid, registered) = match device {
+                Ok((uuid, device)) => {
+                    let registered = dynamic::register_xid_errors(&device, &set);
+                    devices.push((uuid.clone(), device));
+                    (Some(uuid), registered)
+                }
+                Err(error) => (before_uuid.flatten(), Err(error)),
+            };
+            let condition = match &registered {
+                // Some have no such events: nothing is wrong with them.
+                Ok(()) | Err(NvmlError::NotSupported) => Condition::Watched,
+                Err(NvmlError::GpuLost | NvmlError::ResetRequired) => Condition::Lost,
+                Err(_) => Condition::Unwatched,
+            };
+            if let (Some(uuid), true) = (uuid.clone(), before != Some(condition)) {
+                let words = registered.err().as_ref().map(words).unwrap_or_default();
+                let said = say(&match condition {
+                    Condition::Watched => Report::Answers { uuid },
+                    Condition::Unwatched => Report::Unwatched { uuid, words },
+                    Condition::Lost => Report::Lost { uuid, words },
+                });
+                if !said {
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+            gpus.insert(index, (uuid, condition));
+        }
+        let answers = |index: u32| nvml.device_by_index(index).and_then(|device| device.uuid()).is_ok();
+        let as_before =
+            || gpus.iter().all(|(index, (_, before))| answers(*index) == (*before != Condition::Lost));
+        // After each event: an error may be the last thing that a GPU says. And now and then, because one comes back unsaid.
+        while as_before() {
+            let report = match dynamic::next_xid_error(&set, QUIET) {
+                Ok(error) => {
+                    let of = devices.iter().find(|(_, device)| dynamic::is_same(device, &error.device));
+                    let Some((uuid, _)) = of else { continue };
+                    Report::Xid { uuid: uuid.clone(), xid: error.xid, instance: error.instance }
+                }
+                Err(NvmlError::Timeout) => Report::Quiet,
+                Err(NvmlError::GpuLost) => {
+                    if as_before() {
+                        // Not as fast as the machine can.
+                        std::thread::sleep(QUIET);
+                    }
+                    break;
+                }
+                Err(error) => return Err(failed(error)),
+            };
+            if !say(&report) {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
     }
 }
 

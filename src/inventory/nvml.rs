@@ -106,6 +106,45 @@ pub struct MigDevice {
     pub resources: Option<MigResources>,
 }
 
+/// What `gpurun-nvml --watch` prints, one a line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Report {
+    /// The driver reports an error.
+    Xid {
+        /// The GPU's.
+        uuid: String,
+        /// Its number.
+        xid: u64,
+        /// The MIG instance that it is about: GPU instance and, where it is about one of those, compute instance.
+        instance: Option<(u32, Option<u32>)>,
+    },
+    /// A GPU does not answer any more.
+    Lost {
+        /// The GPU's.
+        uuid: String,
+        /// Why, in NVML's words.
+        words: String,
+    },
+    /// One that did not answers.
+    Answers {
+        /// The GPU's.
+        uuid: String,
+    },
+    /// NVML does not say what happens to this one.
+    Unwatched {
+        /// The GPU's.
+        uuid: String,
+        /// Why, in NVML's words.
+        words: String,
+    },
+    /// Nothing has happened.
+    Quiet,
+}
+
+/// How long `gpurun-nvml --watch` is silent at most.
+pub const QUIET: Duration = Duration::from_secs(10);
+
 /// The program that reads NVML.
 pub const READER: &str = "gpurun-nvml";
 /// After so long the user is told what the wait is for: without persistence the driver initialises each GPU in 1–3 s.
