@@ -4,6 +4,7 @@ use super::{
     Pull,
     auth::{self, Challenge, Credentials},
     certificates,
+    registries::{self, Place, Places},
 };
 use crate::{
     error::{Code, Error, Result},
@@ -95,6 +96,7 @@ struct Endpoint {
     /// The one that answered.
     base: OnceLock<usize>,
     agent: Agent,
+    repository: String,
     credentials: Option<Credentials>,
     /// The header that was accepted last.
     authorization: Mutex<Option<String>>,
@@ -106,10 +108,14 @@ impl Client {
     /// # Errors
     /// Where certificates or credentials cannot be read.
     pub fn new(name: &RegistryName, pull: &Pull) -> Result<Self> {
-        let mirrors = pull.mirrors.get(&name.host).into_iter().flatten();
-        let mut endpoints =
-            mirrors.map(|address| Endpoint::new(address, name, pull)).collect::<Result<Vec<_>>>()?;
-        endpoints.push(Endpoint::new(&name.host, name, pull)?);
+        let Places { mirrors, own } = registries::find(name)?;
+        let mut endpoints = match pull.mirrors.get(&name.host) {
+            Some(ours) => {
+                ours.iter().map(|address| Endpoint::new(address, &name.repository, false, pull)).collect()
+            }
+            None => mirrors.iter().map(|place| Endpoint::at(place, pull)).collect::<Result<Vec<_>>>(),
+        }?;
+        endpoints.push(Endpoint::at(&own, pull)?);
         Ok(Self { name: name.clone(), endpoints })
     }
 
@@ -238,14 +244,19 @@ fn is_loopback(host: &str) -> bool {
 }
 
 impl Endpoint {
+    fn at(place: &Place, pull: &Pull) -> Result<Self> {
+        Self::new(&place.host, &place.repository, place.insecure, pull)
+    }
+
     /// `address` is a host, or a base address with its scheme.
-    fn new(address: &str, name: &RegistryName, pull: &Pull) -> Result<Self> {
+    fn new(address: &str, repository: &str, insecure: bool, pull: &Pull) -> Result<Self> {
         let (scheme, rest) =
             address.split_once("://").map_or((None, address), |(scheme, rest)| (Some(scheme), rest));
         let rest = rest.trim_end_matches('/');
         let host = rest.split('/').next().unwrap_or_default();
         let loopback = is_loopback(host);
-        let tls = certificates::configure(host, loopback || pull.insecure.iter().any(|one| one == host))?;
+        let insecure = insecure || loopback || pull.insecure.iter().any(|one| one == host);
+        let tls = certificates::configure(host, insecure)?;
         let schemes = match scheme {
             Some("http") => vec!["http"],
             None if tls.disable_verification() => vec!["https", "http"],
@@ -256,8 +267,7 @@ impl Endpoint {
             }
         };
         let place = if rest == DOCKER_HUB { DOCKER_HUB_HOST } else { rest };
-        let bases =
-            schemes.iter().map(|scheme| format!("{scheme}://{place}/v2/{}", name.repository)).collect();
+        let bases = schemes.iter().map(|scheme| format!("{scheme}://{place}/v2/{repository}")).collect();
         let agent = Agent::config_builder()
             .tls_config(tls)
             .http_status_as_error(false)
@@ -272,7 +282,8 @@ impl Endpoint {
             bases,
             base: OnceLock::new(),
             agent: agent.into(),
-            credentials: auth::find(host, &name.repository)?,
+            credentials: auth::find(host, repository)?,
+            repository: repository.into(),
             authorization: Mutex::new(None),
         })
     }
@@ -345,7 +356,7 @@ impl Endpoint {
             let what = format!("the registry wants a token of {realm}, and that is not encrypted");
             return Err(Failure::lasting(Error::new(Code::NotAuthorised, what)));
         }
-        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", name.repository));
+        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.repository));
         let service = service.as_deref();
         let answer = if let Some(Credentials::IdentityToken(token)) = &self.credentials {
             let mut form = vec![
@@ -467,11 +478,51 @@ fn transport(error: &ureq::Error, base: &str) -> Failure {
         _ => false,
     };
     let error = match error {
-        ureq::Error::Io(cause) if cause.kind() == ErrorKind::InvalidData => untrusted(host, cause),
-        ureq::Error::Rustls(cause) => untrusted(host, cause),
+        ureq::Error::Io(cause) if cause.kind() == ErrorKind::InvalidData => {
+            match cause.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(tls) => insecure(host, tls),
+                None => untrusted(host, cause),
+            }
+        }
+        ureq::Error::Rustls(cause) => insecure(host, cause),
         _ => unreachable(format!("{host} cannot be reached")).cause(error),
     };
     Failure { error, again, pause: None }
+}
+
+/// A handshake that one of the two ended.
+fn insecure(host: &str, cause: &rustls::Error) -> Error {
+    use rustls::AlertDescription as Alert;
+    let wants_another = |alert| {
+        matches!(
+            alert,
+            Alert::BadCertificate
+                | Alert::CertificateRequired
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateExpired
+                | Alert::CertificateRevoked
+                | Alert::CertificateUnknown
+        )
+    };
+    match cause {
+        rustls::Error::AlertReceived(alert) if wants_another(*alert) => {
+            let what = format!("{host} wants a certificate of who asks, or refuses the one that it got");
+            Error::new(Code::NotAuthorised, what).cause(cause).fix(format!(
+                "put the certificate and its key into /etc/containers/certs.d/{host}/client.cert and client.key \
+                 (of an ordinary user: ~/.config/containers/certs.d)"
+            ))
+        }
+        // rustls does not know what a server without TLS says.
+        rustls::Error::InvalidMessage(_) => Error::new(Code::Registry, format!("{host} does not speak TLS"))
+            .cause(cause)
+            .fix(format!(
+                "if it is meant to speak plain HTTP: insecure-registries = [{host:?}] in gpurun's configuration, or insecure = true \
+                 in registries.conf"
+            )),
+        _ => untrusted(host, cause),
+    }
 }
 
 fn untrusted(host: &str, cause: impl std::fmt::Display) -> Error {

@@ -1,7 +1,7 @@
 //! Images from registries (OCI distribution specification).
 //!
 //! ```text
-//!  gpurun ── Order (JSON, stdin) ──► gpurun-pull: fetch ─► client ─► auth, certificates
+//!  gpurun ── Order (JSON, stdin) ──► gpurun-pull: fetch ─► client ─► auth, certificates, registries
 //!         ◄── a failure (stdout) ──               │  └───► blob (resumes) ─► inflate ─► hash ─► write
 //!                                                 └──────► the store
 //! ```
@@ -15,6 +15,7 @@ mod certificates;
 mod client;
 pub mod fetch;
 mod progress;
+mod registries;
 
 use super::{RegistryName, manifest::Platform};
 use crate::{
