@@ -163,3 +163,53 @@ fn a_registry_that_demands_a_certificate_of_its_client_gets_the_one_of_certs_d()
         assert_eq!(host.ok(caller, "", &image, "echo it runs"), "it runs\n");
     }
 }
+
+#[test]
+fn a_password_that_docker_credential_pass_keeps_is_had_from_it() {
+    let (storage, files) = (temporary(), certificates());
+    let file = |name: &str| files.path().join(name);
+    Registry::plain(storage.path()).push("team/ml", "1", &Packed::of("busybox", "gzip"));
+    must(Command::new("htpasswd").args(["-Bbc"]).arg(file("passwords")).args(["me", "secret"]));
+    let guarded = Registry::guarded(storage.path(), &file("tls.crt"), &file("tls.key"), &file("passwords"));
+    let image = format!("{}/team/ml:1", guarded.address);
+    for caller in Caller::EACH {
+        let host = TestHost::new("t4");
+        let home = home(&host, caller);
+        // As the caller in his home, where his keys are.
+        let sh = |script: &str| {
+            let mut command = Command::new("setpriv");
+            let id = caller.uid().to_string();
+            command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "sh", "-ec", script]);
+            command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", &home).current_dir(&home);
+            must(&mut command)
+        };
+        let pull = || run(host.gpurun_of(caller).args(["pull", &image]));
+        write(
+            &home,
+            ".docker/config.json",
+            &format!("{{\"credHelpers\": {{{:?}: \"pass\"}}}}", guarded.address),
+        );
+        sh(
+            "mkdir -m 700 .gnupg; gpg --batch --quiet --passphrase '' --quick-generate-key tests 2>&1; pass init tests",
+        );
+        fails(&pull(), "GPU-0048");
+        let store = |password: &str| {
+            let secret = format!(
+                r#"{{"ServerURL": "{}", "Username": "me", "Secret": "{password}"}}"#,
+                guarded.address
+            );
+            sh(&format!("echo '{secret}' | docker-credential-pass store"));
+        };
+        store("wrong");
+        fails(&pull(), "GPU-0048");
+        store("secret");
+        let ended = pull();
+        assert_eq!(ended.code, 0, "{ended:?}");
+        sh("gpgconf --kill all");
+        // A helper that is named and not there.
+        write(&home, ".docker/config.json", r#"{"credsStore": "nowhere"}"#);
+        let ended = pull();
+        fails(&ended, "GPU-0048");
+        assert!(ended.err.contains("docker-credential-nowhere"), "{ended:?}");
+    }
+}
