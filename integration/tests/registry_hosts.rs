@@ -6,6 +6,7 @@ use gpurun_integration::{
     registry::{Fault, Packed, Proxy, Registry},
     run, temporary,
 };
+use serde_json::json;
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, chown},
@@ -211,5 +212,68 @@ fn a_password_that_docker_credential_pass_keeps_is_had_from_it() {
         let ended = pull();
         fails(&ended, "GPU-0048");
         assert!(ended.err.contains("docker-credential-nowhere"), "{ended:?}");
+    }
+}
+
+#[test]
+fn another_machines_image_is_fetched_but_run_by_an_emulator_alone() {
+    let storage = temporary();
+    let registry = Registry::plain(storage.path());
+    let base = Packed::of("busybox", "gzip");
+    let mut manifests = Vec::new();
+    for architecture in ["arm64", "s390x"] {
+        let image = base.clone().edit(|config, _| {
+            config["architecture"] = architecture.into();
+            config["config"]["Env"] = json!([format!("FOR={architecture}")]);
+        });
+        let digest = registry.push("others", architecture, &image);
+        manifests.push(json!({
+            "mediaType": image.manifest()["mediaType"], "digest": digest, "size": image.manifest().to_string().len(),
+            "platform": {"os": "linux", "architecture": architecture},
+        }));
+    }
+    let index = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests,
+    });
+    registry.put_manifest("others", "all", &index);
+    let proxy = Proxy::before(&registry, |_| Fault::Pass);
+    let dir = temporary();
+    let oci = format!("oci:{}", dir.path().join("oci").display());
+    must(
+        Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "-q", "--all", "--src-tls-verify=false"])
+            .args([&format!("docker://{}/others:all", registry.address), &format!("{oci}:1")]),
+    );
+    for caller in Caller::EACH {
+        let host = TestHost::new("t4");
+        for image in [format!("{}/others:all", proxy.address), format!("{oci}:1")] {
+            let pull = |options: &[&str]| run(host.gpurun_of(caller).arg("pull").args(options).arg(&image));
+            let ended = pull(&[]);
+            fails(&ended, "GPU-0045");
+            assert!(
+                ended.err.contains("linux/arm64, linux/s390x") && ended.err.contains("linux/amd64"),
+                "{ended:?}"
+            );
+            let asked = proxy.requests().len();
+            let message = host.refused(caller, "--platform linux/arm64", &image, "GPU-0045");
+            assert!(message.contains("linux/arm64") && message.contains("qemu-user-static"), "{message}");
+            assert_eq!(proxy.requests().len(), asked, "nothing is fetched that cannot run");
+            let ended = pull(&["--platform", "linux/arm64"]);
+            assert_eq!(ended.code, 0, "{ended:?}");
+            let ended = pull(&["--platform", "linux/ppc64le"]);
+            fails(&ended, "GPU-0045");
+        }
+        let listed = must(host.gpurun_of(caller).arg("images"));
+        assert!(listed.lines().filter(|line| line.ends_with("(linux/arm64)")).count() == 2, "{listed}");
+        // Registered, and open since: these programs are this machine's, so they run in any case.
+        let entries = host.path().join("proc/sys/fs/binfmt_misc");
+        fs::create_dir_all(&entries).unwrap();
+        let entry = "enabled\ninterpreter /usr/bin/qemu-aarch64-static\nflags: F\noffset 0\n\
+                     magic 7f454c460201010000000000000000000200b700\n";
+        fs::write(entries.join("qemu-aarch64"), entry).unwrap();
+        for image in [format!("{}/others:all", proxy.address), format!("{oci}:1")] {
+            assert_eq!(host.ok(caller, "--platform linux/arm64", &image, "echo $FOR"), "arm64\n");
+            host.refused(caller, "--platform linux/s390x", &image, "GPU-0045");
+        }
     }
 }

@@ -26,6 +26,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
+    fmt,
     io::{Read, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -103,7 +104,7 @@ pub struct Order {
 }
 
 /// The name under which the store knows an image: another machine's image does not take the place of this one's.
-pub fn record_name(name: &RegistryName, platform: &Platform) -> String {
+pub fn record_name(name: &impl fmt::Display, platform: &Platform) -> String {
     if *platform == Platform::default() { name.to_string() } else { format!("{name} ({platform})") }
 }
 
