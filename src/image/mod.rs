@@ -43,6 +43,7 @@ use registry::{Step, When};
 use rustix::fd::OwnedFd;
 use std::{
     cell::RefCell,
+    cmp::Reverse,
     collections::{BTreeMap, HashSet},
     num::NonZero,
     path::{Path, PathBuf},
@@ -340,12 +341,15 @@ fn unpack_missing(missing: &[&Layer], layout: &Layout, store: &Store) -> Result<
     })
 }
 
-/// Does this with each layer, so many at a time; the first failure ends it.
+/// Does this with each layer, so many at a time; the first failure ends it. Large ones come first, so that none of them is
+/// left for one processor at the end.
 fn unpack_all(
     layers: &[&Layer],
     workers: NonZero<usize>,
     unpack: impl Fn(&Layer) -> Result<()> + Sync,
 ) -> Result<()> {
+    let mut layers = layers.to_vec();
+    layers.sort_by_key(|layer| Reverse(layer.size));
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
     let work = || {
