@@ -97,6 +97,8 @@ struct Endpoint {
     base: OnceLock<usize>,
     agent: Agent,
     repository: String,
+    /// What stands between, in words.
+    proxy: Option<String>,
     credentials: Option<Credentials>,
     /// The header that was accepted last.
     authorization: Mutex<Option<String>>,
@@ -206,6 +208,7 @@ impl Client {
             match endpoint.get(path, from, &self.name) {
                 Ok(response) => return Ok(response),
                 Err(failure) => {
+                    let failure = endpoint.explain(failure);
                     before.extend(last.replace(failure).map(|failure: Failure| failure.error));
                 }
             }
@@ -228,8 +231,8 @@ impl Client {
 
 fn unreachable(what: String) -> Error {
     Error::new(Code::Registry, what).fix(
-        "check the name and the network (HTTPS_PROXY is obeyed); mirrors and insecure registries are keys of the \
-         configuration: `gpurun config`",
+        "check the registry's name and the network; HTTPS_PROXY names a proxy and NO_PROXY what is asked without, registry-mirrors \
+         in gpurun's configuration who is asked first",
     )
 }
 
@@ -284,6 +287,11 @@ impl Endpoint {
             agent: agent.into(),
             credentials: auth::find(host, repository)?,
             repository: repository.into(),
+            proxy: Proxy::try_from_env()
+                .filter(|proxy| {
+                    !loopback && !format!("https://{host}").parse().is_ok_and(|uri| proxy.is_no_proxy(&uri))
+                })
+                .map(|proxy| format!("{}:{}", proxy.host(), proxy.port())),
             authorization: Mutex::new(None),
         })
     }
@@ -299,6 +307,19 @@ impl Endpoint {
             }
         }
         understand(response, base, path, name)
+    }
+
+    /// Adds to a failure what only the endpoint knows.
+    fn explain(&self, mut failure: Failure) -> Failure {
+        let Failure { error, .. } = &failure;
+        let more = match (error.code(), &self.proxy, &self.credentials) {
+            (Code::NotAuthorised, _, None) => "nobody is logged in there".into(),
+            (Code::NotAuthorised, _, Some(_)) => "the credentials that are kept for it were shown".into(),
+            (Code::Registry, Some(proxy), _) => format!("asked through the proxy {proxy}"),
+            _ => return failure,
+        };
+        failure.error = failure.error.cause(more);
+        failure
     }
 
     /// What the endpoint says, and the base that says it; the first that says anything stays the one.
@@ -405,13 +426,15 @@ fn understand(
     let pause = seconds.map(Duration::from_secs);
     let said = complaint(response.into_body());
     let host = base.split('/').nth(2).unwrap_or(base);
+    // As it is called where one logs in.
+    let host = if host == DOCKER_HUB_HOST { DOCKER_HUB } else { host };
     let cause = if said.is_empty() { status.to_string() } else { format!("{status}: {said}") };
     Err(match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             let what = format!("{host} does not give {name} to us");
             Failure::lasting(Error::new(Code::NotAuthorised, what).cause(cause).fix(format!(
-                "check the name: registries say this of what does not exist, too; then log in: \
-                 `docker login {host}` or `podman login {host}`"
+                "log in, `docker login {host}` or `podman login {host}`, as somebody who may have it; and check the name: \
+                 registries say this of what does not exist, too"
             )))
         }
         StatusCode::NOT_FOUND if path.starts_with("blobs/") => {
@@ -421,7 +444,7 @@ fn understand(
         StatusCode::NOT_FOUND => {
             let what = format!("there is no image {name}");
             Failure::lasting(
-                Error::new(Code::ImageNotFound, what).cause(cause).fix("check the name and the tag"),
+                Error::new(Code::ImageNotFound, what).cause(cause).fix(format!("check the repository's name and the tag: `skopeo list-tags docker://{}/{}` lists those that are there", name.host, name.repository)),
             )
         }
         StatusCode::TOO_MANY_REQUESTS => {
@@ -435,7 +458,9 @@ fn understand(
             Failure { error, again: true, pause }
         }
         _ => {
-            let error = unreachable(format!("{host} cannot serve {name}")).cause(cause);
+            let error = Error::new(Code::Registry, format!("{host} cannot serve {name}"))
+                .cause(cause)
+                .fix("try it again later: it is the registry that failed, or what stands before it");
             let again = status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT;
             Failure { error, again, pause }
         }
@@ -485,6 +510,7 @@ fn transport(error: &ureq::Error, base: &str) -> Failure {
             }
         }
         ureq::Error::Rustls(cause) => insecure(host, cause),
+        ureq::Error::Io(cause) => unreachable(format!("{host} cannot be reached")).cause(cause),
         _ => unreachable(format!("{host} cannot be reached")).cause(error),
     };
     Failure { error, again, pause: None }
@@ -528,7 +554,10 @@ fn insecure(host: &str, cause: &rustls::Error) -> Error {
 fn untrusted(host: &str, cause: impl std::fmt::Display) -> Error {
     Error::new(Code::Registry, format!("no trusted connection to {host} can be made"))
         .cause(cause)
-        .fix(format!("put the certificate of its authority into /etc/containers/certs.d/{host}/ca.crt"))
+        .fix(format!(
+            "put the certificate of its authority into /etc/containers/certs.d/{host}/ca.crt (of an ordinary user: \
+             ~/.config/containers/certs.d)"
+        ))
 }
 
 #[cfg(test)]
