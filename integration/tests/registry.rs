@@ -1,7 +1,7 @@
 //! Images from a registry: Debian's docker-registry, plain and with TLS and passwords, and a proxy that breaks what it passes on.
 
 use gpurun_integration::{
-    Caller, Ended, SpawnPiped, TestHost, dist, finish, must, processes_with,
+    Caller, Ended, SpawnPiped, TestHost, certificates, dist, finish, must, processes_with,
     registry::{Fault, Packed, Proxy, Registry, Request, tunnel},
     run, temporary, unique, until,
 };
@@ -151,21 +151,6 @@ fn a_digest_that_is_not_the_manifests_is_refused() {
     fails(&pull(&host, Caller::Root, &[], &format!("{}/a@{digest}", proxy.address)), "GPU-0043");
     pulled(&host, Caller::Root, &format!("{}/a@{other}", proxy.address));
     intact(&host, Caller::Root);
-}
-
-/// A certificate authority and a certificate for this machine, in PEM: ca.crt, tls.crt, tls.key.
-fn certificates() -> TempDir {
-    let dir = temporary();
-    let openssl = |words: &str| {
-        must(Command::new("openssl").args(words.split_whitespace()).current_dir(dir.path()));
-    };
-    openssl("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.crt");
-    openssl("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout tls.key -out tls.csr");
-    fs::write(dir.path().join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").unwrap();
-    openssl(
-        "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out tls.crt",
-    );
-    dir
 }
 
 #[test]
