@@ -8,6 +8,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
@@ -321,6 +322,14 @@ pub enum Fault {
     Slow(usize),
     /// Half of the body comes, and then nothing for a minute.
     Hang,
+    /// Range is not understood.
+    Whole,
+    /// Half of the range comes, and is called that.
+    Half,
+    /// The range is called another one.
+    Shifted,
+    /// Another blob is sent, of this digest.
+    Other(String),
 }
 
 /// What was asked.
@@ -334,6 +343,14 @@ pub struct Request {
     pub authorization: Option<String>,
     /// So often was the path asked for before.
     pub before: usize,
+}
+
+impl Request {
+    /// The bytes that it asks for; `None`: all of them.
+    pub fn bytes(&self) -> Option<Range<u64>> {
+        let (start, end) = self.range.as_deref()?.strip_prefix("bytes=")?.split_once('-')?;
+        Some(start.parse().ok()?..end.parse::<u64>().ok()? + 1)
+    }
 }
 
 /// A proxy of the network (RFC 9110, CONNECT) that leads everywhere to one address; its own, and the lines that it got.
@@ -423,7 +440,7 @@ fn serve(
         before,
     };
     let fault = decide(&request);
-    log.lock().expect("no panic").push(request);
+    log.lock().expect("no panic").push(request.clone());
     let answer = match &fault {
         Fault::Drop => return,
         Fault::Answer(status, headers, body) => {
@@ -435,11 +452,25 @@ fn serve(
             return;
         }
         _ => {
+            let path = match &fault {
+                Fault::Other(digest) => format!("{}/{digest}", path.rsplit_once('/').expect("a blob").0),
+                _ => path,
+            };
+            let range = match (&fault, request.bytes()) {
+                (Fault::Whole, _) | (_, None) => None,
+                (Fault::Half, Some(range)) => {
+                    Some((range.start, u64::midpoint(range.start, range.end).max(range.start + 1)))
+                }
+                (_, Some(range)) => Some((range.start, range.end)),
+            };
             let mut passed = format!("GET {path} HTTP/1.1\r\nHost: {upstream}\r\n");
-            for name in ["Accept", "Range"] {
-                passed.extend(header(&head, name).map(|value| format!("{name}: {value}\r\n")));
+            passed.extend(header(&head, "accept").map(|value| format!("Accept: {value}\r\n")));
+            passed.extend(range.map(|(start, end)| format!("Range: bytes={start}-{}\r\n", end - 1)));
+            let mut answer = ask(upstream, &passed, &[]);
+            if fault == Fault::Shifted {
+                answer.head = answer.head.replace("Content-Range: bytes ", "Content-Range: bytes 1");
             }
-            ask(upstream, &passed, &[])
+            answer
         }
     };
     let mut body = answer.body;

@@ -19,6 +19,7 @@ use rustix::{
 };
 use std::{
     io::{self, Read},
+    ops::Range,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -257,10 +258,12 @@ impl<'a> Blob<'a> {
         let part = response.status() == StatusCode::PARTIAL_CONTENT;
         let (start, total) = if part {
             let sent = text(header::CONTENT_RANGE).unwrap_or_default();
-            let (start, total) = content_range(sent)
-                .filter(|&(start, _)| start <= at)
+            let (part, total) = content_range(sent)
+                .filter(|(part, _)| part.contains(&at))
                 .ok_or_else(|| wrong(format!("{sent:?} instead of bytes from {at} on")))?;
-            (start, total)
+            // It may be less than what was asked for.
+            *end = part.end.min(*end);
+            (part.start, total)
         } else {
             (0, length)
         };
@@ -338,11 +341,11 @@ fn failed(errno: Errno) -> Error {
     }
 }
 
-/// Where the bytes of `bytes 0-9/10` begin, and of how many they are a part (RFC 9110, section 14.4).
-fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
+/// `bytes 0-9/10`: which bytes, and of how many, if that is known (RFC 9110, section 14.4).
+fn content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (start, _) = range.split_once('-')?;
-    Some((start.trim().parse().ok()?, total.trim().parse().ok()))
+    let (start, last) = range.split_once('-')?;
+    Some((start.parse().ok()?..last.parse::<u64>().ok()?.checked_add(1)?, total.parse().ok()))
 }
 
 /// Reads a [`Blob`]; waits for what is not there yet.
