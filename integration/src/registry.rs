@@ -147,7 +147,11 @@ pub struct Packed {
 impl Packed {
     /// A test image with its layer compressed so: `gzip`, `zstd`.
     pub fn of(name: &str, compression: &str) -> Self {
-        let oci = image(name, "oci");
+        Self::read(&image(name, "oci"), compression)
+    }
+
+    /// The image of this tag in an OCI layout.
+    pub fn read(oci: &Path, tag: &str) -> Self {
         let read = |digest: &Value| {
             let hex = digest.as_str().and_then(|text| text.strip_prefix("sha256:")).expect("a digest");
             fs::read(oci.join("blobs/sha256").join(hex)).expect("the image is whole")
@@ -157,7 +161,7 @@ impl Packed {
         let all = index["manifests"].as_array().expect("manifests");
         let chosen = all
             .iter()
-            .find(|one| one["annotations"]["org.opencontainers.image.ref.name"] == compression)
+            .find(|one| one["annotations"]["org.opencontainers.image.ref.name"] == tag)
             .expect("a tag");
         let manifest = parse(&read(&chosen["digest"]));
         let config = read(&manifest["config"]["digest"]);
