@@ -137,7 +137,7 @@ pub fn management(injection: &Injection, options: &Options) -> Result<(Document,
         hook_name: CREATE_CONTAINER.into(),
         path: text(&options.hook),
         args: ["gpurun-hook".to_owned(), name.to_owned()].into_iter().chain(flags).collect(),
-        env: Vec::new(),
+        ..Hook::default()
     };
     let hooks = vec![hook("create-symlinks", links.collect()), hook("update-ldcache", folders.collect())];
     let nodeless = Injection { devices: Vec::new(), ..injection.clone() };
@@ -308,6 +308,7 @@ fn hook(parts: &Parts<'_>, program: &Path) -> Hook {
         path: text(program),
         args,
         env: vec![format!("{FINGERPRINT}={}", fingerprint(parts))],
+        timeout: None,
     }
 }
 

@@ -13,12 +13,12 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     formats::{
         self,
-        cdi::{DeviceNode, Document, Hook, is_kind, is_name},
+        cdi::{DeviceNode, Document, Hook},
         cdi_root,
     },
     inventory::{Inventory, numbers, watch},
     plan,
-    vocabulary::{DriverCapability, GatedFeature},
+    vocabulary::{DriverCapability, GatedFeature, Version},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -345,29 +345,15 @@ const REGENERATE: &str = "write it anew with `gpurun cdi generate`, or with what
 
 /// What is wrong with one document, and what to do.
 fn check(document: &Document, inventory: &Result<Inventory>) -> Vec<(String, &'static str)> {
-    let mut findings = Vec::new();
+    let mut findings: Vec<_> = document.faults().into_iter().map(|what| (what, REGENERATE)).collect();
     let mut wrong = |what: String| findings.push((what, REGENERATE));
-    let kind = document.kind.split_once('/');
-    if !kind.is_some_and(|(vendor, class)| is_kind(vendor) && is_kind(class)) {
-        wrong(format!("its kind {:?} is not vendor/class", document.kind));
-    }
-    for device in document.devices.iter().filter(|device| !is_name(&device.name)) {
-        wrong(format!("a device cannot be called {:?}", device.name));
-    }
-    if document.devices.is_empty() {
-        wrong("it defines no device".into());
-    }
-    let version = |text: &str| text.parse::<crate::vocabulary::Version>().ok();
-    let lowest = document.lowest_version();
-    if version(&document.cdi_version).is_none_or(|own| version(lowest).is_some_and(|lowest| own < lowest)) {
-        wrong(format!("it says version {:?} and uses what came with {lowest}", document.cdi_version));
-    }
     let mut gone: Vec<&str> = Vec::new();
     for edits in document.edits() {
-        let mounts = edits.mounts.iter().filter(|mount| mount.host_path.starts_with('/'));
+        let mounts = edits.mounts.iter().map(|mount| mount.host_path.as_str());
         let hooks = edits.hooks.iter().map(|hook| hook.path.as_str());
         let nodes = edits.device_nodes.iter().map(host_path);
-        for path in mounts.map(|mount| mount.host_path.as_str()).chain(hooks).chain(nodes) {
+        // File systems without a source have any word.
+        for path in mounts.chain(hooks).chain(nodes).filter(|path| path.starts_with('/')) {
             if !Path::new(path).exists() && !gone.contains(&path) {
                 gone.push(path);
             }
@@ -407,6 +393,7 @@ fn check(document: &Document, inventory: &Result<Inventory>) -> Vec<(String, &'s
         }
     };
     let mut wrong = |what: String| findings.push((what, REGENERATE));
+    let version = |text: &str| text.parse::<Version>().ok();
     let is_anothers = version(driver).is_none_or(|driver| driver != inventory.driver.version);
     if is_anothers {
         wrong(format!("it is for driver {driver}, and {} is running", inventory.driver.version));
@@ -415,9 +402,14 @@ fn check(document: &Document, inventory: &Result<Inventory>) -> Vec<(String, &'s
         .iter()
         .flat_map(|hook| &hook.env)
         .find_map(|variable| variable.strip_prefix(FINGERPRINT).and_then(|rest| rest.strip_prefix('=')));
-    let Ok(parts) = parts(inventory) else {
-        wrong("it names devices, and no GPU of this host can be used: `gpurun doctor` says why".into());
-        return findings;
+    let parts = match parts(inventory) {
+        Ok(parts) => parts,
+        Err(error) => {
+            let why =
+                if plan::has_devices(inventory) { error.what() } else { "no GPU of this host can be used" };
+            findings.push((format!("it names devices, and {why}"), "`gpurun doctor` says more"));
+            return findings;
+        }
     };
     let uuids: Vec<&str> = parts.devices.iter().map(|(device, _)| device.uuid()).collect();
     let names = document.devices.iter().map(|device| device.name.as_str());
