@@ -4,8 +4,7 @@ use gpurun::simulated_host::Description;
 use gpurun_integration::{Ended, SpawnPiped, TestHost, description, dist, finish, run, until};
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::Write,
+    fs::{self, OpenOptions},
     os::unix::fs::symlink,
     path::PathBuf,
     process::{Child, Command},
@@ -43,20 +42,6 @@ impl Refreshed {
 
     fn validate(&self) -> Ended {
         run(self.host.gpurun().args(["cdi", "validate", "--spec-dir"]).arg(self.path().parent().unwrap()))
-    }
-
-    /// Lets the driver's libraries say that the host is like this. Their files stay, so that no directory changes.
-    fn describe(&self, description: &Description) {
-        let root = self.host.path().canonicalize().unwrap().join("driver");
-        let description = Description { driver_root: Some(root.clone()), ..description.clone() };
-        for (name, stand_in) in
-            [("libnvidia-ml", "libsimulated_nvml.so"), ("libcuda", "libsimulated_cuda.so")]
-        {
-            let path = root.join(LIBRARIES).join(format!("{name}.so.{}", description.driver));
-            let mut file = File::create(path).unwrap();
-            file.write_all(&fs::read(dist(stand_in)).unwrap()).unwrap();
-            description.append_to(&mut file).unwrap();
-        }
     }
 
     fn put(&self, path: &str, text: &str) {
@@ -135,7 +120,7 @@ fn another_driver_another_major_and_another_mig_layout_are_in_the_document_by_th
     let gone = less.gpus[0].mig.as_mut().unwrap().devices.pop().unwrap();
     let [_, compute] = gone.cap_minors(less.gpus[0].minor);
     watcher.sees(&refreshed, "another MIG layout", || {
-        refreshed.describe(&less);
+        refreshed.host.describe(&less);
         let (gi, ci) = (gone.gpu_instance, gone.compute_instance);
         let instance = format!("proc/driver/nvidia/capabilities/gpu{}/mig/gi{gi}/ci{ci}", less.gpus[0].minor);
         fs::remove_dir_all(refreshed.host.path().join(instance)).unwrap();
@@ -152,7 +137,7 @@ fn another_driver_another_major_and_another_mig_layout_are_in_the_document_by_th
             fs::remove_file(libraries.join(format!("{name}.so.1"))).unwrap();
             symlink(format!("{name}.so.580.65.06"), libraries.join(format!("{name}.so.1"))).unwrap();
         }
-        refreshed.describe(&newer);
+        refreshed.host.describe(&newer);
     });
     assert!(refreshed.document().contains("--host-driver-version=580.65.06"));
 }
@@ -170,7 +155,7 @@ fn what_changes_in_proc_and_sys_alone_is_seen_by_the_nodes_and_the_kernels_messa
     let mut less = first.clone();
     let gone = less.gpus[0].mig.as_mut().unwrap().devices.pop().unwrap();
     watcher.sees(&refreshed, "a MIG device that is gone, whose node stays", || {
-        refreshed.describe(&less);
+        refreshed.host.describe(&less);
         let (gi, ci) = (gone.gpu_instance, gone.compute_instance);
         let instance = format!("proc/driver/nvidia/capabilities/gpu{}/mig/gi{gi}/ci{ci}", less.gpus[0].minor);
         fs::remove_dir_all(refreshed.host.path().join(instance)).unwrap();
@@ -180,7 +165,7 @@ fn what_changes_in_proc_and_sys_alone_is_seen_by_the_nodes_and_the_kernels_messa
     // Debian's upgrade: the libraries are there first, and do not fit until the module is loaded anew.
     let newer = Description { driver: "580.65.06".into(), ..less };
     let before = refreshed.document();
-    refreshed.describe(&newer);
+    refreshed.host.describe(&newer);
     for name in ["libnvidia-ml", "libcuda"] {
         let file = format!("{name}.so.{}", first.driver);
         fs::remove_file(refreshed.host.driver(LIBRARIES).join(file)).unwrap();

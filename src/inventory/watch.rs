@@ -46,11 +46,7 @@ type Names = Option<BTreeSet<OsString>>;
 ///
 /// # Errors
 /// Those of [`Watch::new`] and [`Watch::wait`].
-pub fn follow(
-    host: &Host,
-    state_dir: &Path,
-    mut tell: impl FnMut(Result<Inventory>),
-) -> Result<Infallible> {
+pub fn follow(host: &Host, state_dir: &Path, mut tell: impl FnMut(Result<Inventory>)) -> Result<Infallible> {
     let mut watch = Watch::new()?;
     loop {
         watch.places(host, None)?;

@@ -213,9 +213,18 @@ mod tests {
 
     #[test]
     fn a_path_becomes_an_authority_of_its_length_however_it_comes() {
-        let sent = [vec![b'P'; PREFACE], frame(4, 0, &[9; 6]), frame(HEADERS, 4, &fields(b"/run/x.sock")), frame(0, 0, b"A/")];
-        let wanted =
-            [vec![b'P'; PREFACE], frame(4, 0, &[9; 6]), frame(HEADERS, 4, &fields(b"kkkkkkkkkkk")), frame(0, 0, b"A/")];
+        let sent = [
+            vec![b'P'; PREFACE],
+            frame(4, 0, &[9; 6]),
+            frame(HEADERS, 4, &fields(b"/run/x.sock")),
+            frame(0, 0, b"A/"),
+        ];
+        let wanted = [
+            vec![b'P'; PREFACE],
+            frame(4, 0, &[9; 6]),
+            frame(HEADERS, 4, &fields(b"kkkkkkkkkkk")),
+            frame(0, 0, b"A/"),
+        ];
         let (sent, wanted) = (sent.concat(), wanted.concat());
         assert_eq!(through(&[&sent]), wanted);
         let bytes: Vec<&[u8]> = sent.chunks(1).collect();

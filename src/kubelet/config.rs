@@ -15,7 +15,7 @@ use gpurun::{
 };
 use serde::{Deserialize, Deserializer};
 use serde_norway::Value;
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf};
 
 /// Tells a Kubernetes node's kubelet of its GPUs.
 #[derive(Debug, Parser)]
@@ -76,7 +76,7 @@ pub struct Flags {
     imex_channel_ids: Option<Vec<u32>>,
     /// The kubelet's socket; empty: nobody is told [default: /var/lib/kubelet/device-plugins/kubelet.sock]
     #[arg(long, env = "KUBELET_SOCKET", value_name = "SOCKET")]
-    kubelet_socket: Option<PathBuf>,
+    kubelet_socket: Option<OsString>,
     /// Where CDI documents go
     #[arg(long, default_value = "/var/run/cdi", value_name = "DIR")]
     pub cdi_directory: PathBuf,
@@ -84,10 +84,22 @@ pub struct Flags {
     #[arg(long, env = "METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
     pub metrics_address: Option<SocketAddr>,
     /// XIDs that do not count: all, xids, or a list
-    #[arg(long = "disable-healthchecks", env = "DP_DISABLE_HEALTHCHECKS", default_value = "", hide_default_value = true, value_name = "LIST")]
+    #[arg(
+        long = "disable-healthchecks",
+        env = "DP_DISABLE_HEALTHCHECKS",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "LIST"
+    )]
     disable_healthchecks: String,
     /// XIDs that count all the same: all, or a list
-    #[arg(long = "enable-healthchecks", env = "DP_ENABLE_HEALTHCHECKS", default_value = "", hide_default_value = true, value_name = "LIST")]
+    #[arg(
+        long = "enable-healthchecks",
+        env = "DP_ENABLE_HEALTHCHECKS",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "LIST"
+    )]
     enable_healthchecks: String,
 }
 
@@ -140,7 +152,8 @@ impl Options {
             Some(path) => {
                 let text = std::fs::read_to_string(path);
                 let text = text.or_fail(Code::Config, || format!("{} cannot be read", path.display()))?;
-                File::parse(&text).map_err(|error| error.context(format!("{} cannot be used", path.display())))?
+                File::parse(&text)
+                    .map_err(|error| error.context(format!("{} cannot be used", path.display())))?
             }
             None => (File::default(), Vec::new()),
         };
@@ -152,7 +165,7 @@ impl Options {
         let feature = |typed: Option<bool>, filed: Option<bool>, feature| {
             typed.or(filed).unwrap_or(false).then_some(feature)
         };
-        let socket = flags.kubelet_socket.unwrap_or_else(|| KUBELET_SOCKET.into());
+        let socket = flags.kubelet_socket.map_or_else(|| KUBELET_SOCKET.into(), PathBuf::from);
         Self {
             mig: flags.mig_strategy.or(file.flags.mig_strategy).unwrap_or_default(),
             sharing: file.sharing.time_slicing,
@@ -162,10 +175,7 @@ impl Options {
                     .device_list_strategy
                     .or(plugin.device_list_strategy)
                     .unwrap_or_else(|| vec![Strategy::Envvar]),
-                pass_device_specs: flags
-                    .pass_device_specs
-                    .or(plugin.pass_device_specs)
-                    .unwrap_or(false),
+                pass_device_specs: flags.pass_device_specs.or(plugin.pass_device_specs).unwrap_or(false),
                 annotation_prefix: flags
                     .cdi_annotation_prefix
                     .or(plugin.cdi_annotation_prefix)

@@ -43,7 +43,8 @@ impl Watcher {
                     Err(error) => error.to_string(),
                 };
                 tracing::warn!("{} --watch ended: {ended}", reader.display());
-                failures = if started.elapsed().as_secs() > AGAIN[AGAIN.len() - 1] { 1 } else { failures + 1 };
+                failures =
+                    if started.elapsed().as_secs() > AGAIN[AGAIN.len() - 1] { 1 } else { failures + 1 };
             }
         })))
     }
@@ -69,7 +70,9 @@ async fn watch(reader: &Path, nvml: &HostPath, reports: &mpsc::Sender<Report>) -
         .kill_on_drop(true)
         .spawn()
         .or_fail(Code::NvmlFailed, failed)?;
-    let mut lines = BufReader::new(child.stdout.take().ok_or("it has no pipe").or_fail(Code::NvmlFailed, failed)?).lines();
+    let mut lines =
+        BufReader::new(child.stdout.take().ok_or("it has no pipe").or_fail(Code::NvmlFailed, failed)?)
+            .lines();
     loop {
         let line = match timeout(HANGS, lines.next_line()).await {
             Ok(Ok(Some(line))) => line,

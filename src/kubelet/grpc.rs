@@ -2,11 +2,7 @@
 
 use crate::authority::Lenient;
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::http2::SendRequest,
-    server::conn::http2,
-};
+use hyper::{body::Incoming, client::conn::http2::SendRequest, server::conn::http2};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     service::TowerToHyperService,
@@ -80,7 +76,8 @@ impl Service<Request<Body>> for Channel {
         // HTTP/2 wants one, and a Unix socket has none.
         let path = request.uri().path_and_query().cloned();
         let uri = http::Uri::builder().scheme("http").authority("localhost");
-        if let Ok(uri) = uri.path_and_query(path.unwrap_or(http::uri::PathAndQuery::from_static("/"))).build() {
+        if let Ok(uri) = uri.path_and_query(path.unwrap_or(http::uri::PathAndQuery::from_static("/"))).build()
+        {
             *request.uri_mut() = uri;
         }
         Box::pin(self.0.send_request(request))

@@ -94,7 +94,12 @@ impl Metrics {
         for ((gpu, xid), count) in &counts.xids {
             let _ = writeln!(text, "gpurun_xid_errors_total{{gpu=\"{gpu}\",xid=\"{xid}\"}} {count}");
         }
-        head(&mut text, "registrations_total", "counter", "How often resources were made known to a kubelet.");
+        head(
+            &mut text,
+            "registrations_total",
+            "counter",
+            "How often resources were made known to a kubelet.",
+        );
         let _ = writeln!(text, "gpurun_registrations_total {}", counts.registrations);
         let Some(state) = state else { return text };
         head(&mut text, "device_healthy", "gauge", "Whether a device may be given out.");

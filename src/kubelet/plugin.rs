@@ -19,8 +19,7 @@ use gpurun::{
     error::{Code, OrFail, Result},
     formats,
     inventory::{FileKind, Gpu, HostPath, Inventory, nvml::Report, watch},
-    plan,
-    programs,
+    plan, programs,
     vocabulary::{DriverCapability, GatedFeature},
 };
 use std::{
@@ -229,9 +228,7 @@ impl Plugin {
                 tracing::warn!("{uuid} does not answer: {words}");
                 (uuid, None, Event::Lost)
             }
-            Report::Answers { uuid } => {
-                (uuid, None, Event::Answers)
-            }
+            Report::Answers { uuid } => (uuid, None, Event::Answers),
             Report::Unwatched { uuid, words } => {
                 tracing::warn!("{uuid} cannot be watched: {words}");
                 (uuid, None, Event::Unwatched)
@@ -246,7 +243,8 @@ impl Plugin {
             self.publish();
         }
         // One that was lost when the host was read is in no inventory, and nothing that is watched says that it has come back.
-        let missing = self.inventory.as_ref().is_some_and(|now| !now.gpus.iter().any(|known| known.uuid == gpu));
+        let missing =
+            self.inventory.as_ref().is_some_and(|now| !now.gpus.iter().any(|known| known.uuid == gpu));
         if event == Event::Answers && missing {
             let host = self.context.host.clone();
             if let Ok(Ok(inventory)) = tokio::task::spawn_blocking(move || Inventory::read(&host)).await {
@@ -314,9 +312,8 @@ impl Plugin {
         if self.options.needs_cdi() && !inventory.gpus.is_empty() {
             self.write_documents(inventory)?;
         }
-        let gone = self.gone.iter().flat_map(|gpu| {
-            gpu.mig_devices.iter().map(|part| &part.uuid).chain([&gpu.uuid])
-        });
+        let gone =
+            self.gone.iter().flat_map(|gpu| gpu.mig_devices.iter().map(|part| &part.uuid).chain([&gpu.uuid]));
         let mut unhealthy: BTreeMap<String, String> =
             gone.map(|uuid| (uuid.clone(), "it does not answer".to_owned())).collect();
         for device in resources.iter().flat_map(|resource| &resource.devices) {
@@ -350,7 +347,9 @@ impl Plugin {
             newest: None,
         };
         let write = |class: &str, (document, warnings): (formats::cdi::Document, Vec<String>)| {
-            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            for warning in &warnings {
+                tracing::warn!("{warning}");
+            }
             let path = self.cli.flags.cdi_directory.join(format!("{CDI_VENDOR}-{class}.json"));
             cdi::write(&path, &formats::cdi::to_json(&document)).map(drop)
         };

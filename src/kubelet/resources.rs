@@ -157,7 +157,10 @@ fn has_whole_instance(part: &MigDevice) -> bool {
 fn mig_name(profile: &str) -> Result<String> {
     let name = format!("nvidia.com/mig-{}", profile.replace('+', "."));
     if without_vendor(&name).len() > LONGEST_NAME {
-        return Err(Error::new(Code::Config, format!("the MIG profile {profile} is too long for a resource")));
+        return Err(Error::new(
+            Code::Config,
+            format!("the MIG profile {profile} is too long for a resource"),
+        ));
     }
     Ok(name)
 }
@@ -188,8 +191,11 @@ fn share(resources: &mut [Resource], sharing: &Sharing) -> Result<()> {
             Err(Error::new(Code::Config, format!("the resource {} cannot be shared like this", shared.name))
                 .cause(what))
         };
-        let full =
-            if shared.name.contains('/') { shared.name.clone() } else { format!("nvidia.com/{}", shared.name) };
+        let full = if shared.name.contains('/') {
+            shared.name.clone()
+        } else {
+            format!("nvidia.com/{}", shared.name)
+        };
         let renamed = format!("{full}.shared");
         if shared.replicas < 2 {
             return wrong(format!("replicas is {}, and must be two at least", shared.replicas));

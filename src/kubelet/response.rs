@@ -110,7 +110,9 @@ pub fn response(injection: &Injection, names: &[String], shape: &Shape) -> Conta
         }
     }
     if shape.strategies.iter().any(|one| matches!(one, Strategy::Envvar | Strategy::VolumeMounts)) {
-        response.envs.extend(features().map(|(_, variable, _)| ((*variable).to_owned(), "enabled".to_owned())));
+        response
+            .envs
+            .extend(features().map(|(_, variable, _)| ((*variable).to_owned(), "enabled".to_owned())));
         if !shape.imex_channels.is_empty() {
             let channels: Vec<_> = shape.imex_channels.iter().map(ToString::to_string).collect();
             response.envs.insert("NVIDIA_IMEX_CHANNELS".into(), channels.join(","));
@@ -154,7 +156,8 @@ fn files(injection: &Injection) -> Vec<Mount> {
     });
     let elsewhere = |path: &Path| !path.starts_with(DRIVER_DIR);
     let linked = links.keys().filter(|link| elsewhere(link)).map(|link| (link.to_path_buf(), *link));
-    let plain = mounts.keys().filter(|target| elsewhere(target)).map(|target| (target.to_path_buf(), *target));
+    let plain =
+        mounts.keys().filter(|target| elsewhere(target)).map(|target| (target.to_path_buf(), *target));
     let by_target: BTreeMap<PathBuf, &gpurun::plan::Mount> = libraries
         .chain(linked)
         .chain(plain)
@@ -238,7 +241,10 @@ mod tests {
         let said = answer(&[Strategy::VolumeMounts], true);
         assert_eq!(said.envs[VISIBLE], "/var/run/nvidia-container-devices");
         let targets: Vec<_> = said.mounts.iter().map(|mount| mount.container_path.as_str()).collect();
-        assert_eq!(targets, ["/var/run/nvidia-container-devices/GPU-a", "/var/run/nvidia-container-devices/GPU-b"]);
+        assert_eq!(
+            targets,
+            ["/var/run/nvidia-container-devices/GPU-a", "/var/run/nvidia-container-devices/GPU-b"]
+        );
         assert_eq!(said.devices[0].host_path, "/host/dev/nvidia0");
         let names = "k8s.device-plugin.nvidia.com/gpu=GPU-a,k8s.device-plugin.nvidia.com/gpu=GPU-b,\
                      k8s.device-plugin.nvidia.com/gds=all,k8s.device-plugin.nvidia.com/imex-channel=0";
@@ -268,6 +274,9 @@ mod tests {
                 ("/usr/lib64/libcuda.so.1", "/lib/libcuda.so.550", true),
             ]
         );
-        assert_eq!((said.devices[0].container_path.as_str(), said.devices[0].permissions.as_str()), ("/dev/nvidia0", "rw"));
+        assert_eq!(
+            (said.devices[0].container_path.as_str(), said.devices[0].permissions.as_str()),
+            ("/dev/nvidia0", "rw")
+        );
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::{
     api::{
-        AllocateRequest, AllocateResponse, ContainerAllocateResponse, ContainerPreferredAllocationResponse, Device,
-        DevicePluginOptions, Empty, ListAndWatchResponse, NumaNode, PreStartContainerRequest,
+        AllocateRequest, AllocateResponse, ContainerAllocateResponse, ContainerPreferredAllocationResponse,
+        Device, DevicePluginOptions, Empty, ListAndWatchResponse, NumaNode, PreStartContainerRequest,
         PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse, TopologyInfo,
         device_plugin_server::DevicePlugin,
     },
@@ -65,9 +65,7 @@ impl State {
         let devices = resource.ids().map(|(id, device)| Device {
             id,
             health: if self.unhealthy.contains_key(&device.uuid) { "Unhealthy" } else { "Healthy" }.into(),
-            topology: device
-                .numa_node
-                .map(|node| TopologyInfo { nodes: vec![NumaNode { id: node.into() }] }),
+            topology: device.numa_node.map(|node| TopologyInfo { nodes: vec![NumaNode { id: node.into() }] }),
         });
         ListAndWatchResponse { devices: devices.collect() }
     }
@@ -82,12 +80,15 @@ impl State {
                 uuids.push(uuid);
             }
         }
-        if resource.replicas.is_some() && ids.len() > 1 && self.options.sharing.fail_requests_greater_than_one {
+        if resource.replicas.is_some() && ids.len() > 1 && self.options.sharing.fail_requests_greater_than_one
+        {
             return Err(Error::new(
                 Code::NotAllowed,
                 format!("{} of {} are asked for, and one is allowed", ids.len(), resource.name),
             )
-            .cause("replicas of a shared GPU are no more of it than one, and failRequestsGreaterThanOne is set")
+            .cause(
+                "replicas of a shared GPU are no more of it than one, and failRequestsGreaterThanOne is set",
+            )
             .fix("ask for one"));
         }
         for uuid in &uuids {
@@ -96,7 +97,9 @@ impl State {
             }
         }
         let request = DeviceRequest {
-            selection: DeviceSelection::Ids(uuids.iter().map(|uuid| DeviceId::Uuid((*uuid).clone())).collect()),
+            selection: DeviceSelection::Ids(
+                uuids.iter().map(|uuid| DeviceId::Uuid((*uuid).clone())).collect(),
+            ),
             filter: GpuFilter::default(),
             capabilities: None,
             requirements: Vec::new(),
@@ -154,9 +157,11 @@ impl DevicePlugin for Server {
         let mut last = None;
         let lists = WatchStream::new(self.state.clone())
             // A resource that is not offered any more has no devices: pods keep theirs, and nobody gets more.
-            .map(move |state| match state.as_deref().and_then(|state| Some((state, state.resource(&name)?))) {
-                Some((state, resource)) => state.list(resource),
-                None => ListAndWatchResponse::default(),
+            .map(move |state| {
+                match state.as_deref().and_then(|state| Some((state, state.resource(&name)?))) {
+                    Some((state, resource)) => state.list(resource),
+                    None => ListAndWatchResponse::default(),
+                }
             })
             .filter(move |list| last.replace(list.clone()).as_ref() != Some(list));
         Ok(Response::new(Box::pin(lists.map(Ok))))
@@ -182,7 +187,10 @@ impl DevicePlugin for Server {
         Ok(Response::new(PreferredAllocationResponse { container_responses: responses.collect() }))
     }
 
-    async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateResponse>, Status> {
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
         let started = Instant::now();
         let state = self.state()?;
         let resource = self.resource(&state)?;

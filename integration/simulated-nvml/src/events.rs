@@ -14,7 +14,8 @@ use crate::{
     own_description::own,
 };
 use nvml_wrapper_sys::bindings::{
-    nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST, nvmlReturn_enum_NVML_ERROR_TIMEOUT, nvmlReturn_enum_NVML_ERROR_UNKNOWN,
+    nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST, nvmlReturn_enum_NVML_ERROR_TIMEOUT,
+    nvmlReturn_enum_NVML_ERROR_UNKNOWN,
 };
 use std::{
     collections::BTreeSet,
@@ -66,9 +67,10 @@ fn registered() -> BTreeSet<usize> {
 }
 
 fn any_is_lost(host: &Description) -> bool {
-    registered().iter().filter_map(|&place| host.gpus.get(place)).any(|gpu| {
-        gpu.state == State::Lost || told(gpu).is_some_and(|word| word == LOST)
-    })
+    registered()
+        .iter()
+        .filter_map(|&place| host.gpus.get(place))
+        .any(|gpu| gpu.state == State::Lost || told(gpu).is_some_and(|word| word == LOST))
 }
 
 /// The FIFO. Opened for writing, too, it never ends.
@@ -76,7 +78,12 @@ fn fifo() -> Option<&'static File> {
     static FIFO: OnceLock<Option<File>> = OnceLock::new();
     FIFO.get_or_init(|| {
         let path = directory()?.join("events");
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path).ok()
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open(path)
+            .ok()
     })
     .as_ref()
 }
