@@ -102,7 +102,7 @@ pub enum Command {
     /// List the GPUs
     Ls,
     /// Check the host, and say what is wrong and what to do
-    Doctor,
+    Doctor(CdiDirectories),
     /// Print everything gpurun knows of the host as JSON (a bug report; a fixture)
     Inventory,
     /// List the images that are unpacked in the store
@@ -284,7 +284,7 @@ pub enum CdiFormat {
 /// Where the documents are.
 #[derive(Debug, Args)]
 pub struct CdiDirectories {
-    /// A directory of documents; one that is named later goes before
+    /// A directory of CDI documents; one that is named later goes before
     #[arg(long = "spec-dir", value_name = "DIR", value_delimiter = ',', default_values = crate::formats::cdi::DIRECTORIES)]
     pub directories: Vec<PathBuf>,
 }

@@ -119,7 +119,7 @@ fn dispatch(arguments: Vec<OsString>) -> Result<u8> {
         Command::Run(args) => commands::run::run(&context()?, &args),
         Command::Plan(args) => commands::plan::run(&context()?, &args),
         Command::Ls => commands::ls::run(&context()?),
-        Command::Doctor => commands::doctor::run(&context()?),
+        Command::Doctor(args) => commands::doctor::run(&context()?, &args.directories),
         Command::Inventory => commands::inventory::run(&context()?),
         Command::Images { verify: false } => commands::images::list(&context()?),
         Command::Images { verify: true } => commands::images::verify(&context()?),

@@ -45,6 +45,10 @@ fn is_valid(document: &Document) {
     assert_eq!(names.len(), document.devices.len(), "each name once");
     assert!(names.iter().all(|name| is_name(name)));
     for edits in document.edits() {
+        let once = |paths: Vec<&String>| paths.iter().collect::<BTreeSet<_>>().len() == paths.len();
+        assert!(once(edits.mounts.iter().map(|mount| &mount.container_path).collect()));
+        assert!(once(edits.device_nodes.iter().map(|node| &node.path).collect()));
+        assert!(edits.device_nodes.iter().all(|node| node.host_path.as_ref() != Some(&node.path)));
         assert!(edits.env.iter().all(|variable| variable.find('=').is_some_and(|at| at > 0)));
         for node in &edits.device_nodes {
             assert!(
@@ -157,16 +161,21 @@ fn the_fingerprint_is_of_what_the_document_says_and_of_nothing_else() {
     other.gpus[0].persistence = Some(false);
     other.problems.clear();
     assert_eq!(cdi::fingerprint(&parts(&other)), now);
-    for change in [
-        (&|host: &mut Inventory| drop(host.gpus.pop())) as &dyn Fn(&mut Inventory),
-        &|host| drop(host.driver.files.pop()),
-        &|host| host.gpus[0].node.minor = 77,
-        &|host| host.driver.version = "999.1".parse().unwrap(),
+    assert_eq!(cdi::change(&now, &now), None);
+    for (what, change) in [
+        (0, (&|host: &mut Inventory| drop(host.driver.files.pop())) as &dyn Fn(&mut Inventory)),
+        (0, &|host| host.driver.version = "999.1".parse().unwrap()),
+        (1, &|host| drop(host.gpus.pop())),
+        (1, &|host| host.gpus[0].uuid.push('0')),
+        (2, &|host| host.gpus[0].node.minor = 77),
+        (2, &|host| host.driver.control_nodes[1].major = 77),
+        (2, &|host| host.gpus[0].node.mode = 0o600),
     ] {
         let mut other = host("8xh100");
         change(&mut other);
-        assert_ne!(cdi::fingerprint(&parts(&other)), now);
+        assert_eq!(cdi::change(&now, &cdi::fingerprint(&parts(&other))), Some(cdi::CHANGES[what]));
     }
+    assert!(cdi::change("008dde7bc68a09c9", &now).is_some(), "of an older release");
 }
 
 #[test]

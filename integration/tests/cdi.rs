@@ -553,60 +553,107 @@ fn a_hostile_root_reaches_nothing_outside() {
     assert!(refused > 10, "some of these cannot be had: {refused}");
 }
 
+/// How often a hook runs while the root changes: a second for each 1,000.
+const ROUNDS: u32 = 10_000;
+
+/// Directories of a root through which hooks go, and files that they write.
+const SWAPPED: [&str; 13] = [
+    "etc",
+    "etc/ld.so.conf.d",
+    "etc/ld.so.cache",
+    "etc/deep",
+    "etc/nvidia",
+    "etc/nvidia/nvidia-application-profiles-rc.d",
+    "usr",
+    "usr/lib",
+    "usr/lib/x86_64-linux-gnu",
+    "usr/bin",
+    "usr/local",
+    "usr/local/nvidia",
+    "usr/local/nvidia/lib64",
+];
+
+/// While hooks work, each directory of their paths is for moments a link out of the root, or a FIFO. They run in a root of their
+/// own, so that what leaves the container's comes to lie where it is seen and does no harm.
 #[test]
 fn a_root_that_changes_meanwhile_reaches_nothing_outside() {
-    let outside = tempfile::tempdir().unwrap();
-    for part in ["ld.so.conf.d", "deep"] {
-        fs::create_dir(outside.path().join(part)).unwrap();
-    }
-    fs::write(outside.path().join("ld.so.cache"), "untouched").unwrap();
-    let before = state_of(outside.path());
     let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("root");
-    fs::create_dir(&root).unwrap();
-    lay_root(&root);
-    fs::create_dir(root.join("etc/deep")).unwrap();
-    let beside = Path::new("../..").join(outside.path().file_name().unwrap());
-    symlink(&beside, root.join("link")).unwrap();
-    assert!(root.join("link/ld.so.cache").exists(), "it leads outside for who follows it");
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        // RENAME_EXCHANGE: /etc is the directory, then the link to the outside, and at no moment absent.
-        let swapper = scope.spawn(|| {
-            let exchange = |one: &str, other: &str| {
-                rustix::fs::renameat_with(
-                    rustix::fs::CWD,
-                    root.join(one),
-                    rustix::fs::CWD,
-                    root.join(other),
-                    rustix::fs::RenameFlags::EXCHANGE,
-                )
-                .unwrap();
-            };
-            let mut rounds = 0_u64;
-            while !stop.load(Ordering::Relaxed) {
-                exchange("etc", "link");
-                rounds += 1;
-            }
-            rounds
-        });
-        let mut met = [0_u32; 2];
-        for round in 0..5_000 {
-            let link = format!("x{round}::/etc/deep/link");
-            for words in
-                [&["create-symlinks", "--link", &link][..], &["update-ldcache", "--folder", "/opt/lib"]]
-            {
-                let ended = hook(&root, words);
-                assert!(ended.code <= 1 && !ended.err.contains("panicked"), "{ended:?}");
-                met[usize::from(ended.code == 0)] += 1;
-            }
+    let outside = dir.path().join("outside");
+    must(Command::new("cp").arg("-a").arg(image("busybox", "root")).arg(&outside));
+    let root = outside.join("container");
+    for host in [&outside, &root] {
+        fs::create_dir_all(host).unwrap();
+        lay_root(host);
+        for part in SWAPPED.into_iter().filter(|part| !part.ends_with("cache")) {
+            fs::create_dir_all(host.join(part)).unwrap();
         }
+        fs::write(host.join("etc/ld.so.cache"), "").unwrap();
+    }
+    fs::copy(dist("gpurun-hook"), outside.join("hook")).unwrap();
+    let state = |root: &str| json!({"bundle": "/nowhere", "root": root}).to_string();
+    fs::write(outside.join("state"), state("/container")).unwrap();
+    let without = |what: &Path| {
+        let script = "find . -path ./container -prune -o -printf '%p %y %m %U %l %C@\\n' | sort";
+        must(Command::new("sh").args(["-c", script]).current_dir(what))
+    };
+    let before = without(&outside);
+    let traps: Vec<_> = ["/", "..", "../..", "/dev/zero", "FIFO"].into_iter().zip(0..).collect();
+    for (target, number) in &traps {
+        let trap = root.join(number.to_string());
+        match *target {
+            "FIFO" => drop(must(Command::new("mkfifo").arg(trap))),
+            target => symlink(target, trap).unwrap(),
+        }
+    }
+    let words: String = HOOKS.iter().map(|words| format!("/hook {} < /state;", words.join(" "))).collect();
+    let each = u32::try_from(HOOKS.len()).unwrap();
+    // `set +e`: what cannot be had is refused, and the next one has its turn.
+    let script = format!(
+        "mount -t proc proc $0/proc && exec chroot $0 sh -c 'for round in $(seq {}); do {} done; echo done'",
+        ROUNDS.div_ceil(each),
+        words.replace(';', " 2>&1; echo \"code $?\";"),
+    );
+    let stop = AtomicBool::new(false);
+    let said = std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let exchange = |one: &Path, other: &Path| {
+                let (cwd, how) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+                rustix::fs::renameat_with(cwd, one, cwd, other, how).is_ok()
+            };
+            let mut swaps = 0_u64;
+            // RENAME_EXCHANGE: at each moment there is the one or the other.
+            for part in SWAPPED.into_iter().cycle() {
+                for (_, number) in &traps {
+                    let (place, trap) = (root.join(part), root.join(number.to_string()));
+                    for _ in 0..20 {
+                        // What one hook makes can be away for a moment.
+                        if exchange(&place, &trap) {
+                            swaps += 1;
+                            while !exchange(&place, &trap) {}
+                        }
+                    }
+                }
+                if stop.load(Ordering::Relaxed) {
+                    return swaps;
+                }
+            }
+            swaps
+        });
+        let said = run(Command::new("unshare")
+            .args(["-m", "--propagation", "private", "sh", "-c", &script])
+            .arg(&outside));
         stop.store(true, Ordering::Relaxed);
-        let swapped = swapper.join().unwrap();
-        assert!(swapped > 10_000, "{swapped}");
-        assert!(met[1] > 100, "{met:?}");
+        assert!(swapper.join().unwrap() > 10_000, "swaps");
+        said
     });
-    assert_eq!(state_of(outside.path()), before);
+    assert!(said.code == 0 && said.out.ends_with("done\n"), "{:.2000}", said.err);
+    let codes = |code: &str| said.out.lines().filter(|line| *line == code).count();
+    let (done, refused) = (codes("code 0"), codes("code 1"));
+    assert_eq!(done + refused, usize::try_from(ROUNDS.div_ceil(each) * each).unwrap(), "{:.2000}", said.out);
+    assert!(done > 100 && refused > 100 && !said.out.contains("panicked"), "{done} {refused}");
+    let after = without(&outside);
+    let changed: Vec<&str> = after.lines().filter(|line| !before.contains(line)).collect();
+    assert!(after == before, "{changed:#?}");
 }
 
 #[test]

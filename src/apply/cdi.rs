@@ -180,12 +180,39 @@ fn finished(
 }
 
 /// What a check compares to know whether a document is about the host as it is now: the parts that it was made of. Not the
-/// inventory's own fingerprint, which is another one after each reboot.
+/// inventory's own fingerprint, which is another one after each reboot. One number for each of [`CHANGES`], in their order.
 pub fn fingerprint(parts: &Parts<'_>) -> String {
-    let devices: Vec<_> =
-        parts.devices.iter().map(|(device, part)| (device.id().to_string(), device.uuid(), part)).collect();
-    let shared = Injection { warnings: Vec::new(), ..parts.shared.clone() };
-    let text = serde_json::to_vec(&(shared, devices)).unwrap_or_default();
+    let nodes: Vec<_> =
+        parts.shared.devices.iter().chain(parts.devices.iter().flat_map(|(_, part)| &part.nodes)).collect();
+    let devices: Vec<_> = parts
+        .devices
+        .iter()
+        .map(|(device, part)| {
+            let paths: Vec<_> = part.nodes.iter().map(|node| &node.container_path).collect();
+            let rest = DevicePart { nodes: Vec::new(), ..part.clone() };
+            (device.id().to_string(), device.uuid(), paths, rest)
+        })
+        .collect();
+    let shared = Injection { warnings: Vec::new(), devices: Vec::new(), ..parts.shared.clone() };
+    [hash(&shared), hash(&devices), hash(&nodes)].join("-")
+}
+
+/// What of a host may be another than it was.
+pub const CHANGES: [&str; 3] = [
+    "the driver's files are not those that they were when it was written",
+    "the host's GPUs or MIG devices are not those that they were when it was written",
+    "a device node has another number or mode than when it was written, as after a reboot",
+];
+
+/// The first of [`CHANGES`] between two fingerprints of documents.
+pub fn change(then: &str, now: &str) -> Option<&'static str> {
+    let pairs = then.split('-').zip(now.split('-')).zip(CHANGES);
+    let known = pairs.filter(|((then, now), _)| then != now).map(|(_, change)| change).next();
+    known.or((then != now).then_some("another release of gpurun wrote it"))
+}
+
+fn hash(value: &impl serde::Serialize) -> String {
+    let text = serde_json::to_vec(value).unwrap_or_default();
     Sha256::digest(text).iter().take(8).fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex
@@ -386,6 +413,19 @@ pub fn write(path: &Path, content: &str) -> Result<bool> {
     }
     written.or_fail(Code::Cdi, failed)?;
     Ok(true)
+}
+
+/// Takes a document away. True if there was one.
+///
+/// # Errors
+/// [`Code::Cdi`]
+pub fn remove(path: &Path) -> Result<bool> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        result => {
+            result.or_fail(Code::Cdi, || format!("{} cannot be removed", path.display())).map(|()| true)
+        }
+    }
 }
 
 #[cfg(test)]

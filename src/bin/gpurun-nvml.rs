@@ -10,7 +10,10 @@
 
 use gpurun::{
     error::{Code, Error, OrFail},
-    inventory::nvml::{AnsweringGpu, Facts, Gpu, LostGpu, MigDevice, QUIET, Report},
+    inventory::{
+        MigResources,
+        nvml::{AnsweringGpu, Facts, Gpu, LostGpu, MigDevice, QUIET, Report},
+    },
     sys::dynamic,
 };
 use nvml_wrapper::{
@@ -246,7 +249,8 @@ fn answering(device: &Device<'_>, index: u32) -> Result<AnsweringGpu, NvmlError>
     // A capability of two small numbers; anything else is no fact.
     let capability = optional(device.cuda_compute_capability())?
         .and_then(|capability| Some((capability.major.try_into().ok()?, capability.minor.try_into().ok()?)));
-    let mig_enabled = optional(device.mig_mode())?.is_some_and(|mode| mode.current == 1);
+    let mig_mode = optional(device.mig_mode())?;
+    let mig_enabled = mig_mode.as_ref().is_some_and(|mode| mode.current == 1);
     Ok(AnsweringGpu {
         index,
         minor: device.minor_number()?,
@@ -258,6 +262,7 @@ fn answering(device: &Device<'_>, index: u32) -> Result<AnsweringGpu, NvmlError>
         compute_capability: capability,
         memory: optional(memory)?,
         persistence: optional(device.is_in_persistent_mode())?,
+        mig_capable: mig_mode.is_some(),
         mig_enabled,
         mig_devices: if mig_enabled { mig_devices(device) } else { Vec::new() },
         nvlinks: nvlinks(device),
@@ -302,13 +307,24 @@ fn mig_devices(device: &Device<'_>) -> Vec<MigDevice> {
         .filter_map(|index| {
             let mig = device.mig_device_by_index(index).ok()?;
             let (gpu_instance, compute_instance) = dynamic::mig_instances(&mig).ok()?;
+            let attributes = mig.attributes().ok();
             Some(MigDevice {
                 index,
                 uuid: mig.uuid().ok()?,
                 gpu_instance,
                 compute_instance,
                 profile: mig.name().ok().and_then(|name| profile(&name)),
-                memory: mig.attributes().ok().map(|attributes| attributes.memory_size_mb << 20),
+                memory: attributes.as_ref().map(|attributes| attributes.memory_size_mb << 20),
+                resources: attributes.map(|attributes| MigResources {
+                    multiprocessors: attributes.multiprocessor_count,
+                    gpu_instance_slices: attributes.gpu_instance_slice_count,
+                    compute_instance_slices: attributes.compute_instance_slice_count,
+                    copy_engines: attributes.shared_copy_engine_count,
+                    decoders: attributes.shared_decoder_count,
+                    encoders: attributes.shared_encoder_count,
+                    jpeg_engines: attributes.shared_jpeg_count,
+                    ofa_engines: attributes.shared_ofa_count,
+                }),
             })
         })
         .collect()

@@ -64,7 +64,10 @@ fn content(
     };
     let feature = |feature| cdi::feature(&plan::device::offers(&inventory.driver, feature)?, &options);
     let (document, warnings) = match args.mode {
-        CdiMode::Auto | CdiMode::Nvml => cdi::document(&parts(inventory)?, &options),
+        CdiMode::Auto | CdiMode::Nvml => {
+            let parts = parts(inventory).map_err(|error| error.context("no CDI document can be made"))?;
+            cdi::document(&parts, &options)
+        }
         CdiMode::Management => {
             cdi::management(&plan::management(inventory, context.host.driver_nodes())?, &options)
         }
@@ -115,7 +118,8 @@ fn text_of(document: &impl Serialize, format: Option<CdiFormat>, output: Option<
     }
 }
 
-/// Writes the document if it is not what it should be. Where there is no driver that it could be about, it is left as it is.
+/// Writes the document if it is not what it should be, and removes it where there is no device that it could name. Where there
+/// is no driver that it could be about, it is left as it is.
 fn refresh(context: &Context, args: &CdiRefresh, inventory: Result<Inventory>) -> Result<()> {
     let path = args.output.display();
     let inventory = match inventory {
@@ -125,6 +129,13 @@ fn refresh(context: &Context, args: &CdiRefresh, inventory: Result<Inventory>) -
         }
         result => result?,
     };
+    // One that named GPUs that are gone would start containers without them.
+    let names_gpus = matches!(args.document.mode, CdiMode::Auto | CdiMode::Nvml);
+    if names_gpus && !plan::has_devices(&inventory) {
+        let done = if cdi::remove(&args.output)? { "is removed" } else { "is not written" };
+        println!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why");
+        return Ok(());
+    }
     let content = content(context, &inventory, &args.document, Some(&args.output))?;
     if cdi::write(&args.output, &content)? {
         println!("{path} is written: driver {}, {} GPUs", inventory.driver.version, inventory.gpus.len());
@@ -245,8 +256,56 @@ pub fn list(directories: &[PathBuf], as_json: bool) -> Result<u8> {
 
 /// Prints what is wrong; 0 if nothing is, 1 otherwise.
 fn validate(context: &Context, directories: &[PathBuf]) -> Result<u8> {
+    let Checked { files, findings } = checked(directories, &context.inventory())?;
+    if context.json {
+        let all: Vec<_> = findings
+            .iter()
+            .map(|Finding { path, what, fix }| json!({"file": path, "what": what, "fix": fix}))
+            .collect();
+        println!("{:#}", json!({"files": files, "findings": all}));
+    } else {
+        for Finding { path, what, fix } in &findings {
+            println!("!    {}: {what}; {fix}", path.display());
+        }
+        if files.is_empty() {
+            println!("there is no document in {}", shown(directories));
+        } else if findings.is_empty() {
+            println!("{} documents, nothing is wrong", files.len());
+        }
+    }
+    Ok(u8::from(!findings.is_empty()))
+}
+
+/// Directories, as one names them in a sentence.
+pub fn shown(directories: &[PathBuf]) -> String {
+    let all: Vec<_> = directories.iter().map(|directory| directory.display().to_string()).collect();
+    all.join(", ")
+}
+
+/// What a look at the documents found.
+#[derive(Debug)]
+pub struct Checked {
+    /// The documents.
+    pub files: Vec<PathBuf>,
+    /// What is wrong with them.
+    pub findings: Vec<Finding>,
+}
+
+/// Something that is wrong with a document.
+#[derive(Debug)]
+pub struct Finding {
+    /// The document.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub fix: &'static str,
+}
+
+/// Looks at the documents that engines find, on a host that is like this.
+pub fn checked(directories: &[PathBuf], inventory: &Result<Inventory>) -> Result<Checked> {
     let found = found(directories)?;
-    let mut findings: Vec<(PathBuf, String, &str)> = Vec::new();
+    let mut findings: Vec<Finding> = Vec::new();
     for (name, paths) in devices(&found) {
         for pair in paths.windows(2) {
             let [first, second] = pair else { continue };
@@ -263,43 +322,20 @@ fn validate(context: &Context, directories: &[PathBuf]) -> Result<u8> {
                     "remove the one that is not meant",
                 )
             };
-            findings.push((second.to_path_buf(), what, fix));
+            findings.push(Finding { path: second.to_path_buf(), what, fix });
         }
     }
-    let inventory = context.inventory();
-    for file in &found {
-        match &file.document {
-            Ok(document) => findings.extend(
-                check(document, &inventory).into_iter().map(|(what, fix)| (file.path.clone(), what, fix)),
-            ),
-            Err(error) => findings.push((
-                file.path.clone(),
+    for Found { path, document } in &found {
+        let finding = |(what, fix)| Finding { path: path.clone(), what, fix };
+        match document {
+            Ok(document) => findings.extend(check(document, inventory).into_iter().map(finding)),
+            Err(error) => findings.push(finding((
                 format!("{}: {}", error.what(), error.cause_line()),
                 "remove it, or write it anew",
-            )),
+            ))),
         }
     }
-    if context.json {
-        let all: Vec<_> = findings
-            .iter()
-            .map(|(path, what, fix)| json!({"file": path, "what": what, "fix": fix}))
-            .collect();
-        println!(
-            "{:#}",
-            json!({"files": found.iter().map(|file| &file.path).collect::<Vec<_>>(), "findings": all})
-        );
-    } else {
-        for (path, what, fix) in &findings {
-            println!("!    {}: {what}; {fix}", path.display());
-        }
-        if found.is_empty() {
-            let all: Vec<_> = directories.iter().map(|directory| directory.display().to_string()).collect();
-            println!("there is no document in {}", all.join(", "));
-        } else if findings.is_empty() {
-            println!("{} documents, nothing is wrong", found.len());
-        }
-    }
-    Ok(u8::from(!findings.is_empty()))
+    Ok(Checked { files: found.into_iter().map(|file| file.path).collect(), findings })
 }
 
 const REGENERATE: &str = "write it anew with `gpurun cdi generate`, or with what wrote it";
@@ -368,18 +404,35 @@ fn check(document: &Document, inventory: &Result<Inventory>) -> Vec<(String, &'s
         }
     };
     let mut wrong = |what: String| findings.push((what, REGENERATE));
-    if version(driver).is_none_or(|driver| driver != inventory.driver.version) {
+    let is_anothers = version(driver).is_none_or(|driver| driver != inventory.driver.version);
+    if is_anothers {
         wrong(format!("it is for driver {driver}, and {} is running", inventory.driver.version));
     }
     let own = hooks
         .iter()
         .flat_map(|hook| &hook.env)
         .find_map(|variable| variable.strip_prefix(FINGERPRINT).and_then(|rest| rest.strip_prefix('=')));
-    let now = parts(inventory).map(|parts| cdi::fingerprint(&parts));
-    if let (Some(own), Ok(now)) = (own, now)
-        && own != now
-    {
-        wrong("the host's driver, GPUs or MIG devices are not what they were when it was written".into());
+    let Ok(parts) = parts(inventory) else {
+        wrong("it names devices, and no GPU of this host can be used: `gpurun doctor` says why".into());
+        return findings;
+    };
+    let uuids: Vec<&str> = parts.devices.iter().map(|(device, _)| device.uuid()).collect();
+    let names = document.devices.iter().map(|device| device.name.as_str());
+    let (kept, gone): (Vec<_>, Vec<_>) = names
+        .filter(|name| name.starts_with("GPU-") || name.starts_with("MIG-"))
+        .partition(|name| uuids.contains(name));
+    if !gone.is_empty() {
+        wrong(format!("it names {}, which this host does not have", gone.join(", ")));
+    }
+    let change = own.and_then(|own| cdi::change(own, &cdi::fingerprint(&parts)));
+    if let Some(change) = change.filter(|change| !is_anothers || *change != cdi::CHANGES[0]) {
+        let new: Vec<&str> = uuids.into_iter().filter(|uuid| !kept.contains(uuid)).collect();
+        let new = if kept.is_empty() || new.is_empty() {
+            String::new()
+        } else {
+            format!("; it does not name {}", new.join(", "))
+        };
+        wrong(format!("{change}{new}"));
     }
     findings
 }

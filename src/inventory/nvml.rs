@@ -1,7 +1,7 @@
 //! NVML's facts. A static program cannot load the driver's library, so a second program, `gpurun-nvml`, does and prints
 //! them as JSON; this module is what passes between the two, and the running of it.
 
-use super::types::HostPath;
+use super::types::{HostPath, MigResources};
 use crate::{
     error::{Code, Error, OrFail, Result},
     programs,
@@ -60,6 +60,9 @@ pub struct AnsweringGpu {
     pub memory: Option<u64>,
     /// Persistence mode.
     pub persistence: Option<bool>,
+    /// It knows MIG mode.
+    #[serde(default)]
+    pub mig_capable: bool,
     /// MIG mode is on.
     pub mig_enabled: bool,
     /// MIG devices.
@@ -98,6 +101,9 @@ pub struct MigDevice {
     pub profile: Option<String>,
     /// Bytes.
     pub memory: Option<u64>,
+    /// The rest of its part of the GPU.
+    #[serde(default)]
+    pub resources: Option<MigResources>,
 }
 
 /// What `gpurun-nvml --watch` prints, one a line.

@@ -79,6 +79,11 @@ pub fn plan(inventory: &Inventory, request: &DeviceRequest, policy: &Policy) -> 
     Ok(injection)
 }
 
+/// Whether there is anything on the host that a program can compute on.
+pub fn has_devices(inventory: &Inventory) -> bool {
+    select::all(inventory, &GpuFilter::default()).is_ok()
+}
+
 /// What a container could get, shared and for each device apart: for engines that choose later.
 #[derive(Debug)]
 pub struct Parts<'a> {
