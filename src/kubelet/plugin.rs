@@ -359,7 +359,9 @@ impl Plugin {
             newest: None,
         };
         let write = |class: &str, (document, warnings): (formats::cdi::Document, Vec<String>)| {
-            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            for warning in &warnings {
+                tracing::warn!("{warning}");
+            }
             let path = self.cli.flags.cdi_directory.join(format!("{CDI_VENDOR}-{class}.json"));
             whole_file::write(&path, &formats::cdi::to_json(&document), Code::Cdi).map(drop)
         };
