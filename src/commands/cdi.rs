@@ -13,7 +13,7 @@ use crate::{
         cdi::{DeviceNode, Document, Hook},
         cdi_root,
     },
-    inventory::{Inventory, numbers, watch::Watch},
+    inventory::{Inventory, numbers, watch},
     plan,
     vocabulary::{DriverCapability, GatedFeature, Version},
 };
@@ -30,7 +30,7 @@ pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
     match command {
         Cdi::Generate(args) => generate(context, args),
         Cdi::Refresh(args) if args.watch => keep_fresh(context, args),
-        Cdi::Refresh(args) => refresh(context, args).map(|_| 0),
+        Cdi::Refresh(args) => refresh(context, args, context.inventory()).map(|()| 0),
         Cdi::Transform(CdiTransform::Root(args)) => transform_root(args),
         Cdi::List(args) => list(&args.directories, context.json),
         Cdi::Validate(args) => validate(context, &args.directories),
@@ -118,14 +118,14 @@ fn text_of(document: &impl Serialize, format: Option<CdiFormat>, output: Option<
     }
 }
 
-/// Writes the document if it is not what it should be, and removes it where there is no device that it could name; `None` where
-/// there is no driver.
-fn refresh(context: &Context, args: &CdiRefresh) -> Result<Option<Inventory>> {
+/// Writes the document if it is not what it should be, and removes it where there is no device that it could name. Where there
+/// is no driver that it could be about, it is left as it is.
+fn refresh(context: &Context, args: &CdiRefresh, inventory: Result<Inventory>) -> Result<()> {
     let path = args.output.display();
-    let inventory = match context.inventory() {
+    let inventory = match inventory {
         Err(error) if error.code() == Code::NoDriver => {
             println!("{path} is left as it is: {}", error.what());
-            return Ok(None);
+            return Ok(());
         }
         result => result?,
     };
@@ -134,7 +134,7 @@ fn refresh(context: &Context, args: &CdiRefresh) -> Result<Option<Inventory>> {
     if names_gpus && !plan::has_devices(&inventory) {
         let done = if cdi::remove(&args.output)? { "is removed" } else { "is not written" };
         println!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why");
-        return Ok(Some(inventory));
+        return Ok(());
     }
     let content = content(context, &inventory, &args.document, Some(&args.output))?;
     if cdi::write(&args.output, &content)? {
@@ -142,32 +142,18 @@ fn refresh(context: &Context, args: &CdiRefresh) -> Result<Option<Inventory>> {
     } else {
         println!("{path} is as it should be");
     }
-    Ok(Some(inventory))
+    Ok(())
 }
 
 /// Refreshes until a signal ends it, which may be at any time: the document is replaced as a whole.
 fn keep_fresh(context: &Context, args: &CdiRefresh) -> Result<u8> {
-    let host = &context.host;
-    let mut watch = Watch::new()?;
-    loop {
-        watch.places(host, None)?;
-        match refresh(context, args) {
-            Ok(Some(Inventory { fingerprint, .. })) => {
-                watch.places(host, Some(&fingerprint))?;
-                // Looked at first: what changed while it was read was not watched yet.
-                while fingerprint.change(host).is_none() {
-                    watch.wait()?;
-                    watch.places(host, Some(&fingerprint))?;
-                }
-            }
-            Ok(None) => watch.wait()?,
-            // A driver in the middle of its upgrade. The document stays until the rest has come.
-            Err(error) => {
-                eprintln!("{error}");
-                watch.wait()?;
-            }
+    let never = watch::follow(&context.host, &context.state_dir, |inventory| {
+        // The document stays as it was until the rest has come.
+        if let Err(error) = refresh(context, args, inventory) {
+            eprintln!("{error}");
         }
-    }
+    })?;
+    match never {}
 }
 
 /// Puts another directory in the place of the one with which a document's paths begin.

@@ -1,13 +1,9 @@
-//! What names content: `sha256:…`, and readers that check it.
+//! What names content: `sha256:…`.
 
 use crate::error::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use std::{
-    fmt,
-    fmt::Write as _,
-    io::{self, Read},
-};
+use std::{fmt, fmt::Write as _};
 
 /// A SHA-256 digest as images write it, `sha256:` and 64 lower-case hexadecimal digits
 /// (OCI image specification, descriptor.md).
@@ -91,32 +87,6 @@ impl Hasher {
     }
 }
 
-/// Hashes what is read through it.
-pub struct HashingReader<R> {
-    inner: R,
-    hasher: Hasher,
-}
-
-impl<R: Read> HashingReader<R> {
-    /// Over this source, from where it stands.
-    pub fn new(inner: R) -> Self {
-        Self { inner, hasher: Hasher::new() }
-    }
-    /// Reads what is left, so that the digest covers all of the source.
-    pub fn finish(mut self) -> io::Result<Digest> {
-        io::copy(&mut self, &mut io::sink())?;
-        Ok(self.hasher.finish())
-    }
-}
-
-impl<R: Read> Read for HashingReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        Ok(count)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,9 +104,6 @@ mod tests {
         }
         let error = Digest::of(b"a").verify(&Digest::of(b"b"), "x").unwrap_err();
         assert_eq!(error.code(), Code::DigestMismatch);
-        let mut reader = HashingReader::new(&b"hello world"[..]);
-        reader.read_exact(&mut [0; 3]).unwrap();
-        assert_eq!(reader.finish().unwrap(), Digest::of(b"hello world"));
     }
     proptest! {
         #[test]

@@ -1,21 +1,22 @@
 //! From a layer's blob to its directory: inflate, check, unpack.
 
 use super::{
-    digest::{Digest, Hasher, HashingReader},
+    digest::{Digest, Hasher},
     unpack::{Ownership, unpack},
 };
 use crate::error::{Code, Error, OrFail, Result};
 use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use std::{
-    io::{self, BufReader, Read},
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
-    thread,
+    io::{self, BufRead, Read},
+    mem,
+    sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+    thread::{self, Scope, ScopedJoinHandle},
 };
 
 /// How much a layer may inflate to, in bytes: far beyond any real one, and an end to one that inflates for ever.
 const MAX_LAYER: u64 = 1 << 40;
-/// Inflated bytes travel to the writer in pieces of this size …
+/// Bytes travel from thread to thread in pieces of this size …
 const CHUNK: usize = 256 << 10;
 /// … of which so many may wait, so that memory stays bounded whatever the layer's size.
 const CHUNKS: usize = 4;
@@ -36,98 +37,264 @@ pub struct Layer {
 impl Layer {
     /// Unpacks the blob into an empty directory; success means that every byte was what the digests promise.
     ///
-    /// One thread reads, inflates and hashes while the caller's writes files: either takes about as long.
-    pub fn unpack(&self, blob: impl Read + Send, root: BorrowedFd<'_>, ownership: Ownership) -> Result<()> {
-        thread::scope(|scope| {
-            let (sender, receiver) = sync_channel(CHUNKS);
-            let inflating = thread::Builder::new()
-                .spawn_scoped(scope, move || self.inflate(blob, &sender))
-                .or_fail(Code::Internal, || "a thread cannot be started")?;
-            let mut chunks = Chunks { receiver, current: Vec::new(), read: 0 };
-            let unpacked = unpack(&mut chunks, root, ownership);
-            if !unpacked.as_ref().is_err_and(|error| error.code() != Code::ImageBroken) {
-                // Past the archive's end there may be padding, which the digest covers. And damaged bytes look like a
-                // broken archive: only the digest, at the end, says which it is.
-                while chunks.receiver.recv().is_ok() {}
-            }
-            drop(chunks);
-            let inflated =
-                inflating.join().map_err(|_| Error::new(Code::Internal, "the inflating thread panicked"))?;
-            match (inflated, unpacked) {
-                // The writer gave up, and the other thread only because of it.
-                (Ok(()), unpacked) => unpacked,
-                (Err(inflated), _) => Err(inflated),
-            }
-        })
-        .map_err(|error| error.context(format!("the layer {} cannot be unpacked", self.diff_id)))
-    }
-
-    fn inflate(&self, blob: impl Read, sender: &SyncSender<Vec<u8>>) -> Result<()> {
-        let mut blob = BufReader::with_capacity(CHUNK, HashingReader::new(blob));
-        let mut hasher = Hasher::new();
-        let mut total = 0_u64;
-        let inflated = {
-            let mut stream = decompressor(&mut blob)?;
-            loop {
-                let mut chunk = Vec::with_capacity(CHUNK);
-                match (&mut stream).take(CHUNK as u64).read_to_end(&mut chunk) {
-                    Ok(0) => break Ok(()),
-                    Ok(count) => total += count as u64,
-                    Err(error) => break Err(error),
+    /// One thread reads and hashes the blob, one inflates it, and the caller's hashes the content and writes files.
+    pub fn unpack(
+        &self,
+        mut blob: impl Read + Send,
+        root: BorrowedFd<'_>,
+        ownership: Ownership,
+    ) -> Result<()> {
+        let mut head = Vec::new();
+        let unpacked = match (&mut blob).take(4).read_to_end(&mut head) {
+            Ok(_) => thread::scope(|scope| {
+                let compressed = is_compressed(&head);
+                let (sink, mut source) = pipe();
+                let promised = self.digest.as_ref().filter(|_| compressed);
+                let blob = io::Cursor::new(head).chain(blob);
+                let reading = start(scope, move || read(blob, promised, &sink))?;
+                let mut inflating = None;
+                if compressed {
+                    let (sink, inflated) = pipe();
+                    let stored = mem::replace(&mut source, inflated);
+                    inflating = Some(start(scope, move || inflate(stored, &sink))?);
                 }
-                if total > MAX_LAYER {
-                    return Err(Error::new(
-                        Code::LayerRefused,
-                        format!("it inflates to more than {MAX_LAYER} bytes"),
-                    ));
-                }
-                hasher.update(&chunk);
-                if sender.send(chunk).is_err() {
-                    return Ok(());
-                }
-            }
+                let mut content = Content { source, hasher: Hasher::new(), total: 0 };
+                let unpacked = unpack(&mut content, root, ownership);
+                let unpacked = match unpacked {
+                    // Where the writer gave up, the others do so only because of it.
+                    Err(error) if error.code() != Code::ImageBroken => {
+                        drop(content);
+                        Err(error)
+                    }
+                    // Damaged bytes look like a broken archive: only the digest, at the end, says which it is.
+                    unpacked => content.finish().and_then(|digest| {
+                        if let Some(promised) = self.digest.as_ref().filter(|_| !compressed) {
+                            promised.verify(&digest, "its blob")?;
+                        }
+                        self.diff_id.verify(&digest, "its content")?;
+                        unpacked
+                    }),
+                };
+                // The first in the row is the reason of what comes after.
+                let (read, inflated) = (join(reading), inflating.map_or(Ok(()), join));
+                read.and(inflated).and(unpacked)
+            }),
+            Err(error) => Err(unreadable(&error)),
         };
-        let digest = blob.into_inner().finish().or_fail(Code::ImageBroken, || "its blob cannot be read")?;
-        if let Some(promised) = &self.digest {
-            promised.verify(&digest, "its blob")?;
-        }
-        inflated.or_fail(Code::ImageBroken, || "its blob cannot be decompressed")?;
-        self.diff_id.verify(&hasher.finish(), "its content")
+        unpacked.map_err(|error| error.context(format!("the layer {} cannot be unpacked", self.diff_id)))
     }
+}
+
+/// Passes a blob on, and checks it, but where its content is the blob.
+fn read(mut blob: impl Read, promised: Option<&Digest>, sink: &Sink) -> Result<()> {
+    let mut hasher = Hasher::new();
+    loop {
+        let chunk = sink.fill(&mut blob).map_err(|error| unreadable(&error))?;
+        if chunk.length == 0 {
+            break;
+        }
+        if promised.is_some() {
+            hasher.update(chunk.content());
+        }
+        if !sink.send(chunk) {
+            return Ok(());
+        }
+    }
+    promised.map_or(Ok(()), |promised| promised.verify(&hasher.finish(), "its blob"))
+}
+
+fn inflate(mut source: Source, sink: &Sink) -> Result<()> {
+    let inflated = {
+        let mut stream = decompressor(&mut source)?;
+        loop {
+            match sink.fill(&mut stream) {
+                Err(error) => break Err(error),
+                Ok(chunk) if chunk.length == 0 => break Ok(()),
+                Ok(chunk) => {
+                    if !sink.send(chunk) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    };
+    // What follows the stream has a part in the blob's digest; and damaged bytes are told by that.
+    source.drain();
+    inflated.or_fail(Code::ImageBroken, || "its blob cannot be decompressed")
+}
+
+fn unreadable(error: &io::Error) -> Error {
+    Error::new(Code::ImageBroken, "its blob cannot be read").cause(error)
+}
+
+fn start<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    work: impl FnOnce() -> Result<()> + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, Result<()>>> {
+    let started = thread::Builder::new().spawn_scoped(scope, work);
+    started.or_fail(Code::Internal, || "a thread cannot be started")
+}
+
+fn join(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    thread.join().unwrap_or_else(|_| Err(Error::new(Code::Internal, "a thread panicked")))
+}
+
+fn is_compressed(head: &[u8]) -> bool {
+    // The last is a skippable frame, with which zstd:chunked may begin.
+    matches!(head, [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
 }
 
 /// The stream within: what the first bytes say counts, because media types in the wild are wrong now and then
 /// (an uncompressed layer that is called `tar.gzip`); containerd does the same.
 pub fn decompressor<'a, R: io::BufRead + 'a>(mut blob: R) -> Result<Box<dyn Read + 'a>> {
-    let head = blob.fill_buf().or_fail(Code::ImageBroken, || "its blob cannot be read")?;
+    let head = blob.fill_buf().map_err(|error| unreadable(&error))?;
     Ok(match head {
+        head if !is_compressed(head) => Box::new(blob),
         // Several members one after the other are one stream: eStargz and pigz write them.
-        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(blob)),
-        // The second is a skippable frame, with which zstd:chunked may begin.
-        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
-            Box::new(zstd::Decoder::with_buffer(blob).or_fail(Code::Internal, || "zstd cannot be set up")?)
-        }
-        _ => Box::new(blob),
+        [0x1f, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(blob)),
+        _ => Box::new(zstd::Decoder::with_buffer(blob).or_fail(Code::Internal, || "zstd cannot be set up")?),
     })
 }
 
-/// The writer's end of the pipe. Where the other thread stopped early this just ends, and that thread says why.
-struct Chunks {
-    receiver: Receiver<Vec<u8>>,
-    current: Vec<u8>,
+/// Bytes on their way from one thread to another.
+struct Chunk {
+    /// [`CHUNK`] long.
+    bytes: Vec<u8>,
+    /// So many of them are meant.
+    length: usize,
+}
+
+impl Chunk {
+    fn content(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+/// Between two threads: chunks go one way, and back when they were read, so that none is made twice.
+fn pipe() -> (Sink, Source) {
+    let (full, filled) = sync_channel(CHUNKS);
+    let (back, empty) = channel();
+    let current = Chunk { bytes: Vec::new(), length: 0 };
+    (Sink { full, empty }, Source { full: filled, empty: back, current, read: 0 })
+}
+
+struct Sink {
+    full: SyncSender<Chunk>,
+    empty: Receiver<Chunk>,
+}
+
+impl Sink {
+    /// The next bytes of a stream; none at its end.
+    fn fill(&self, stream: &mut impl Read) -> io::Result<Chunk> {
+        let empty = self.empty.try_recv();
+        let mut chunk = empty.unwrap_or_else(|_| Chunk { bytes: vec![0; CHUNK], length: 0 });
+        chunk.length = 0;
+        while chunk.length < CHUNK {
+            match stream.read(&mut chunk.bytes[chunk.length..]) {
+                Ok(0) => break,
+                Ok(count) => chunk.length += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(chunk)
+    }
+
+    /// `false` where nobody wants it any more: who does not says why.
+    fn send(&self, chunk: Chunk) -> bool {
+        self.full.send(chunk).is_ok()
+    }
+}
+
+/// Where the thread before stopped early this just ends, and that thread says why.
+struct Source {
+    full: Receiver<Chunk>,
+    empty: Sender<Chunk>,
+    current: Chunk,
     read: usize,
 }
 
-impl Read for Chunks {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.read == self.current.len() {
-            self.current = self.receiver.recv().unwrap_or_default();
-            self.read = 0;
+impl Source {
+    fn give_back(&self, chunk: Chunk) {
+        // Who fills them may have finished.
+        let _ = self.empty.send(chunk);
+    }
+
+    fn ready(&self) -> &[u8] {
+        &self.current.content()[self.read..]
+    }
+
+    /// Takes all that comes.
+    fn drain(&self) {
+        self.full.iter().for_each(|chunk| self.give_back(chunk));
+    }
+}
+
+/// What a layer holds, hashed as it is read.
+struct Content {
+    source: Source,
+    hasher: Hasher,
+    total: u64,
+}
+
+impl Content {
+    /// The digest, of what nobody read as well: past the archive's end there may be padding.
+    fn finish(mut self) -> Result<Digest> {
+        while self.total <= MAX_LAYER {
+            let Ok(ready @ 1..) = self.fill_buf().map(<[u8]>::len) else { return Ok(self.hasher.finish()) };
+            self.consume(ready);
         }
-        let rest = &self.current[self.read..];
-        let count = rest.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&rest[..count]);
+        Err(Error::new(Code::LayerRefused, format!("it inflates to more than {MAX_LAYER} bytes")))
+    }
+}
+
+impl BufRead for Content {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.total > MAX_LAYER { Ok(&[]) } else { self.source.fill_buf() }
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.hasher.update(&self.source.ready()[..count]);
+        self.total += count as u64;
+        self.source.consume(count);
+    }
+}
+
+impl Read for Content {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        copy_ready(self, buffer)
+    }
+}
+
+/// What [`Read`] is to something that has its bytes ready.
+fn copy_ready(from: &mut impl BufRead, buffer: &mut [u8]) -> io::Result<usize> {
+    let ready = from.fill_buf()?;
+    let count = ready.len().min(buffer.len());
+    buffer[..count].copy_from_slice(&ready[..count]);
+    from.consume(count);
+    Ok(count)
+}
+
+impl BufRead for Source {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.read == self.current.length {
+            let next = self.full.recv().unwrap_or(Chunk { bytes: Vec::new(), length: 0 });
+            let used = mem::replace(&mut self.current, next);
+            self.read = 0;
+            if !used.bytes.is_empty() {
+                self.give_back(used);
+            }
+        }
+        Ok(self.ready())
+    }
+
+    fn consume(&mut self, count: usize) {
         self.read += count;
-        Ok(count)
+    }
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        copy_ready(self, buffer)
     }
 }

@@ -202,6 +202,11 @@ pub fn diff_ids(config: &[u8]) -> Result<Vec<Digest>> {
     Ok(parse::<ConfigFile>(config, "the image's configuration")?.diff_ids())
 }
 
+/// What a manifest says is its configuration.
+pub fn config_digest(manifest: &[u8]) -> Result<Digest> {
+    parse::<Manifest>(manifest, "the image's manifest").map(|manifest| manifest.config.digest)
+}
+
 /// This machine's architecture in the words of GOARCH, which images use.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {

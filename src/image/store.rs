@@ -7,7 +7,7 @@
 //! tmp/NAME     whatever is not finished; locked (flock) as long as somebody works on it
 //! ```
 
-use super::{Digest, layer::Layer, layout::Stamp, tree, unpack::Ownership};
+use super::{Digest, layer::Layer, layout::Version, tree, unpack::Ownership};
 use crate::error::{Code, Error, OrFail, Result};
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
@@ -47,8 +47,8 @@ pub struct Record {
     pub name: String,
     /// The configuration file's digest: the image's identity.
     pub id: Digest,
-    /// Which version of the archive or index that was; `None` where it had only just been written.
-    pub stamp: Option<Stamp>,
+    /// Which version of the image that was; `None` where its file had only just been written, and of a registry's.
+    pub stamp: Option<Version>,
     /// Lowest first.
     pub layers: Vec<Layer>,
 }

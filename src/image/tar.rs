@@ -7,7 +7,7 @@
 
 use crate::error::{Code, Error, OrFail, Result};
 use rustix::fs::Timespec;
-use std::io::{self, Read, Seek};
+use std::io::{self, BufRead, Read, Seek};
 use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
 
 const BLOCK: usize = 512;
@@ -135,17 +135,6 @@ impl<R: Read> Reader<R> {
                 }
             }
         }
-    }
-
-    /// Reads data of the current entry, 0 at its end. A sparse file's regions come one after the other, without holes.
-    pub fn data(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        let wanted = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(buffer.len());
-        let count = self.source.read(&mut buffer[..wanted]).map_err(|error| broken(error.to_string()))?;
-        if count == 0 && wanted > 0 {
-            return Err(broken("it ends within an entry"));
-        }
-        self.remaining -= count as u64;
-        Ok(count)
     }
 
     fn entry(&mut self, flag: u8, header: &Header, size: u64, pax: Pax) -> Result<Entry> {
@@ -323,6 +312,26 @@ impl<R: Read> Reader<R> {
     }
 }
 
+impl<R: BufRead> Reader<R> {
+    /// Hands on, without a copy, what lies ready of the current entry's data, up to so many bytes; how many those were, 0 at
+    /// its end. A sparse file's regions come one after the other, without holes.
+    pub fn data(&mut self, most: u64, take: impl FnOnce(&[u8]) -> Result<()>) -> Result<u64> {
+        let wanted = self.remaining.min(most);
+        if wanted == 0 {
+            return Ok(0);
+        }
+        let ready = self.source.fill_buf().map_err(|error| broken(error.to_string()))?;
+        let count = ready.len().min(usize::try_from(wanted).unwrap_or(usize::MAX));
+        if count == 0 {
+            return Err(broken("it ends within an entry"));
+        }
+        take(&ready[..count])?;
+        self.source.consume(count);
+        self.remaining -= count as u64;
+        Ok(count as u64)
+    }
+}
+
 impl<R: Read + Seek> Reader<R> {
     /// Where the current entry's data begins, if none of it was read; passes over it without reading.
     pub fn skip_data(&mut self) -> Result<u64> {
@@ -479,8 +488,7 @@ mod tests {
         let mut reader = Reader::new(bytes);
         let mut entries = Vec::new();
         while let Some(entry) = reader.next_entry()? {
-            let mut buffer = [0; 700];
-            while reader.data(&mut buffer)? > 0 {}
+            while reader.data(700, |_| Ok(()))? > 0 {}
             entries.push(entry);
         }
         Ok(entries)

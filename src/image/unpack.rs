@@ -20,7 +20,7 @@ use rustix::{
 };
 use std::{
     ffi::{CStr, CString},
-    io::Read,
+    io::BufRead,
     rc::Rc,
 };
 
@@ -56,16 +56,10 @@ pub enum Ownership {
 /// # Errors
 /// [`Code::ImageBroken`] where the stream is no tar archive, [`Code::LayerRefused`] naming an entry that must not be
 /// unpacked, [`Code::Store`] where the filesystem is full or fails.
-pub fn unpack<R: Read>(stream: R, root: BorrowedFd<'_>, ownership: Ownership) -> Result<()> {
+pub fn unpack<R: BufRead>(stream: R, root: BorrowedFd<'_>, ownership: Ownership) -> Result<()> {
     let mut reader = Reader::new(stream);
-    let mut unpacker = Unpacker {
-        root,
-        ownership,
-        parent: None,
-        directories: Vec::new(),
-        buffer: vec![0; 128 << 10],
-        unchecked: SPACE_CHECK,
-    };
+    let mut unpacker =
+        Unpacker { root, ownership, parent: None, directories: Vec::new(), unchecked: SPACE_CHECK };
     let mut count = 0_u64;
     while let Some(entry) = reader.next_entry()? {
         count += 1;
@@ -118,7 +112,6 @@ struct Unpacker<'a> {
     parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Directories and their times, which writing into them would change.
     directories: Vec<(Vec<u8>, Timespec)>,
-    buffer: Vec<u8>,
     /// Bytes written since the free space was looked at.
     unchecked: u64,
 }
@@ -132,7 +125,7 @@ struct Place {
 }
 
 impl Unpacker<'_> {
-    fn entry<R: Read>(&mut self, entry: &Entry, reader: &mut Reader<R>) -> Result<()> {
+    fn entry<R: BufRead>(&mut self, entry: &Entry, reader: &mut Reader<R>) -> Result<()> {
         let Some(place) = place(&entry.path, &entry.path)? else {
             return match entry.kind {
                 Kind::Directory => self.describe_directory(
@@ -307,7 +300,7 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    fn file<R: Read>(
+    fn file<R: BufRead>(
         &mut self,
         parent: &OwnedFd,
         name: &CStr,
@@ -337,7 +330,7 @@ impl Unpacker<'_> {
         futimens(&file, &times(entry.mtime)).map_err(fail)
     }
 
-    fn copy<R: Read>(
+    fn copy<R: BufRead>(
         &mut self,
         file: &OwnedFd,
         mut offset: u64,
@@ -346,9 +339,21 @@ impl Unpacker<'_> {
         reader: &mut Reader<R>,
     ) -> Result<()> {
         while length > 0 {
-            let wanted = usize::try_from(length).unwrap_or(usize::MAX).min(self.buffer.len());
-            let count = reader.data(&mut self.buffer[..wanted])?;
-            self.unchecked += count as u64;
+            let count = reader.data(length, |mut rest| {
+                while !rest.is_empty() {
+                    match rustix::io::pwrite(file, rest, offset) {
+                        Ok(written) => {
+                            offset += written as u64;
+                            rest = &rest[written..];
+                        }
+                        Err(Errno::INTR) => {}
+                        Err(errno) => return Err(failed(&entry.path, "write", errno)),
+                    }
+                }
+                Ok(())
+            })?;
+            length -= count;
+            self.unchecked += count;
             if self.unchecked >= SPACE_CHECK {
                 self.unchecked = 0;
                 let space = fstatvfs(self.root).map_err(|errno| failed(&entry.path, "fstatvfs", errno))?;
@@ -356,18 +361,6 @@ impl Unpacker<'_> {
                     return Err(full().cause("less than a hundredth of it is free"));
                 }
             }
-            let mut rest = &self.buffer[..count];
-            while !rest.is_empty() {
-                match rustix::io::pwrite(file, rest, offset) {
-                    Ok(written) => {
-                        offset += written as u64;
-                        rest = &rest[written..];
-                    }
-                    Err(Errno::INTR) => {}
-                    Err(errno) => return Err(failed(&entry.path, "write", errno)),
-                }
-            }
-            length -= count as u64;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::{
         container::{
             self,
             cgroup::Limits,
-            identity::{self, Caller},
+            identity::{self, Caller, Identity},
             spec::{Container, Process, Volume},
         },
         loader,
@@ -66,7 +66,19 @@ fn container(
 ) -> Result<Container> {
     let config = image.config();
     let caller = Caller::current();
-    let mut user = identity::resolve(&config.user, args.user.as_deref(), &caller, layers)?;
+    let mut user = if image.root_is_caller() {
+        as_podman_does(
+            identity::resolve(
+                &config.user,
+                args.user.as_deref(),
+                &Caller { uid: 0, gid: 0, ..caller },
+                layers,
+            )?,
+            &caller,
+        )?
+    } else {
+        identity::resolve(&config.user, args.user.as_deref(), &caller, layers)?
+    };
     user.groups.extend(args.group_add.iter().chain(&injection.groups));
     let rootless = caller.euid != 0;
     let argv = options::command(args, &config.entrypoint, &config.cmd).ok_or_else(|| {
@@ -119,6 +131,28 @@ fn container(
         },
         injection,
     })
+}
+
+/// In an ordinary user's Podman the caller owns what is root's in the image, and his subordinate ids the rest. A container has
+/// the same owners where its root is the caller, with Podman's ids beside.
+fn as_podman_does(user: Identity, caller: &Caller) -> Result<Identity> {
+    let refused = |cause: String| {
+        Error::new(Code::User, "the owners of the image's files would be wrong")
+            .cause("it lies in your Podman, where files of the image's root are yours")
+            .cause(cause)
+    };
+    if (user.uid, user.gid) != (0, 0) {
+        let cause = format!("the container's user, who is you, would be {}:{}", user.uid, user.gid);
+        return Err(refused(cause).fix(
+            "-u 0; or have the image in gpurun's own store: podman save --format oci-archive, and run oci-archive:FILE",
+        ));
+    }
+    if !identity::ids_are_podmans(caller) {
+        return Err(refused("/etc/subuid or /etc/subgid has several ranges for you, or a short one".into()).fix(
+            "give one range of 65536 ids; or have the image in gpurun's own store: podman save --format oci-archive",
+        ));
+    }
+    Ok(user)
 }
 
 /// The image's variables, the driver's, the user's: the last word is the user's.
