@@ -343,6 +343,8 @@ impl Plugin {
                 IdStrategy::Uuid => NameStrategy::Uuid,
                 IdStrategy::Index => NameStrategy::Index,
             }],
+            only: None,
+            all: true,
             hook: hook.clone(),
             newest: None,
         };
