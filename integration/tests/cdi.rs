@@ -822,6 +822,15 @@ fn a_hook_that_is_not_known_or_not_named_does_no_harm() {
         let ended = hook(nothing.path(), words);
         assert!(ended.code == 1 && ended.err.starts_with("error[GPU-0001]"), "{words:?} {ended:?}");
     }
+    // In documents of NVIDIA's toolkit in the place of one that is not wanted.
+    let ended = hook_with("", &["noop"]);
+    assert!(ended.code == 0 && ended.err.is_empty(), "{ended:?}");
+    // The state may be in a file.
+    let state = nothing.path().join("state.json");
+    fs::write(&state, json!({"bundle": "/nowhere", "root": nothing.path()}).to_string()).unwrap();
+    let spec = format!("--container-spec={}", state.display());
+    let ended = hook_with("", &["create-symlinks", "--link", "x::/a/spec", &spec]);
+    assert_eq!((ended.code, nothing.path().join("a/spec").is_symlink()), (0, true), "{ended:?}");
     // As NVIDIA's older documents name them.
     let ctk = nothing.path().join("nvidia-ctk");
     symlink(dist("gpurun"), &ctk).unwrap();
@@ -999,6 +1008,45 @@ fn documents_are_checked() {
         .env("GPURUN_SIMULATED_HOST", host.path())
         .env("GPURUN_STATE_DIR", host.state_dir(0)));
     assert_eq!((nvidias.code, nvidias.out.as_str()), (0, text.as_str()), "{nvidias:?}");
+    let uuid = &description("8xh100").gpus[6].uuid;
+    let some = |words: &[&str], environment: &[(&str, &str)]| {
+        let mut nvidias = Command::new(&as_nvidias);
+        nvidias.args(["cdi", "generate", "--nvidia-cdi-hook-path"]).arg(dist("gpurun-hook")).args(words);
+        let simulated = [("GPURUN_SIMULATED_HOST", host.path()), ("GPURUN_STATE_DIR", host.state_dir(0))];
+        run(nvidias.envs(simulated).envs(environment.iter().copied()))
+    };
+    let chosen = some(&["--device-id", "2", "--devices", uuid, "--no-all-device"], &[]);
+    let names: Vec<String> =
+        Document::parse(&chosen.out).unwrap().devices.into_iter().map(|d| d.name).collect();
+    assert_eq!(names, ["2", "6", &description("8xh100").gpus[2].uuid, uuid], "{chosen:?}");
+    let names = format!("2,{uuid}");
+    let environment = [
+        ("NVIDIA_CTK_CDI_GENERATE_DEVICE_IDS", names.as_str()),
+        ("NVIDIA_CTK_CDI_GENERATE_NO_ALL_DEVICE", "true"),
+    ];
+    assert_eq!(some(&[], &environment).out, chosen.out);
+    fs::write(&file, &chosen.out).unwrap();
+    assert_eq!(validate().code, 0, "some of the host's devices are no fault");
+    assert_eq!(some(&["--device-id", "all"], &[]).out, text);
+    for (words, code) in [
+        (&["--device-id", "9"][..], "GPU-0021"),
+        (&["--device-id", "none"], "GPU-0020"),
+        (&["--device-id", "0", "--mode", "gds"], "GPU-0001"),
+        (&["--mode", "csv", "--csv.file", "/etc/x.csv"], "GPU-0070"),
+    ] {
+        let ended = some(words, &[]);
+        assert!(ended.code != 0 && ended.err.contains(&format!("error[{code}]: ")), "{words:?} {ended:?}");
+    }
+    // What is not honoured is said.
+    let flags = "--ldconfig-path=/l --library-search-path=/l --config-search-path=/c --disable-hook=all --enable-hook=chmod \
+                 --feature-flag=disable-ipc-discoverer --csv.file=/f --csv.ignore-pattern=x --csv.compat-container-root=/r";
+    for flag in flags.split_whitespace() {
+        let ended = some(&[flag], &[]);
+        let name = flag.split('=').next().unwrap();
+        assert!(ended.out == text && ended.err.contains(&format!("{name} is not used: ")), "{ended:?}");
+        assert_eq!(ended.err.lines().count(), 1, "{ended:?}");
+    }
+    generate(&file);
     let listed = must(host.gpurun().args(["cdi", "list", "--spec-dir", &dirs]));
     assert!(listed.lines().count() == 17 && listed.contains("nvidia.com/gpu=all\n"), "{listed}");
 

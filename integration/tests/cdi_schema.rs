@@ -84,6 +84,8 @@ fn every_document_for_every_engine_satisfies_the_schema() {
                     vendor: "nvidia.com".into(),
                     class: "gpu".into(),
                     names: names.to_vec(),
+                    only: None,
+                    all: true,
                     hook: "/usr/bin/gpurun-hook".into(),
                     newest,
                 };

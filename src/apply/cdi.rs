@@ -14,6 +14,7 @@ use crate::{
     formats::cdi::{ContainerEdits, Device, DeviceNode, Document, Hook, Mount, is_kind},
     inventory,
     plan::{self, DRIVER_DIR, DevicePart, Injection, Parts, Selected, Symlink},
+    request::DeviceId,
     vocabulary::Version,
 };
 use sha2::{Digest, Sha256};
@@ -31,6 +32,10 @@ pub struct Options {
     pub class: String,
     /// How devices are called; each has every name.
     pub names: Vec<NameStrategy>,
+    /// Which devices; `None`: each.
+    pub only: Option<Vec<DeviceId>>,
+    /// Whether there is a device `all`, which is every other at once.
+    pub all: bool,
     /// The hook's program on the host.
     pub hook: PathBuf,
     /// The newest version of the specification that the engine reads; `None`: no engine in particular.
@@ -97,13 +102,17 @@ pub fn newest_for(engine: &str) -> Result<Version> {
 /// # Errors
 /// [`Code::Cdi`] where a name cannot be one, or where nothing is left of the document in the version that may be used.
 pub fn document(parts: &Parts<'_>, options: &Options) -> Result<(Document, Vec<String>)> {
+    let chosen = |device: &Selected<'_>| options.only.as_ref().is_none_or(|ids| ids.contains(&device.id()));
+    let chosen: Vec<_> = parts.devices.iter().filter(|(device, _)| chosen(device)).collect();
     let mut devices = Vec::new();
     for strategy in &options.names {
-        for (selected, part) in &parts.devices {
+        for (selected, part) in &chosen {
             devices.push(device(strategy.name(*selected), part.nodes.iter()));
         }
     }
-    devices.push(device("all".into(), parts.devices.iter().flat_map(|(_, part)| &part.nodes)));
+    if options.all {
+        devices.push(device("all".into(), chosen.iter().flat_map(|(_, part)| &part.nodes)));
+    }
     let edits = edits(&parts.shared, vec![hook(parts, &options.hook)]);
     let (document, mut warnings) = finished(devices, edits, options)?;
     warnings.extend(parts.shared.warnings.iter().cloned());

@@ -18,6 +18,7 @@ use crate::{
     },
     inventory::{Inventory, numbers, watch},
     plan,
+    request::DeviceId,
     vocabulary::{DriverCapability, GatedFeature, Version},
 };
 use serde::Serialize;
@@ -58,10 +59,18 @@ fn content(
     output: Option<&Path>,
 ) -> Result<String> {
     let (vendor, class) = kind(args.mode);
+    if !names_gpus(args.mode) && (args.no_all_device || !args.device_id.is_empty()) {
+        return Err(Error::new(
+            Code::Usage,
+            "--device-id and --no-all-device choose GPUs, and this mode offers others",
+        ));
+    }
     let options = Options {
         vendor: args.vendor.clone().unwrap_or_else(|| vendor.into()),
         class: args.class.clone().unwrap_or_else(|| class.into()),
         names: args.device_name_strategy.clone(),
+        only: chosen(inventory, &args.device_id)?,
+        all: !args.no_all_device,
         hook: args.hook.clone().map_or_else(find_hook, Ok)?,
         newest: args.engine.as_deref().map(cdi::newest_for).transpose()?,
     };
@@ -90,6 +99,24 @@ fn content(
         tracing::warn!("{warning}");
     }
     Ok(text_of(&document, args.format, output))
+}
+
+/// The devices of these names; `None` for each.
+fn chosen(inventory: &Inventory, names: &[String]) -> Result<Option<Vec<DeviceId>>> {
+    if names.is_empty() || names.iter().any(|name| name == "all") {
+        return Ok(None);
+    }
+    let id = |name: &String| {
+        name.parse::<DeviceId>()
+            .map_err(|what| Error::new(Code::BadRequest, "the device cannot be understood").cause(what))
+    };
+    let ids: Vec<DeviceId> = names.iter().map(id).collect::<Result<_>>()?;
+    let selected = plan::named(inventory, &ids, false)?;
+    Ok(Some(selected.iter().map(plan::Selected::id).collect()))
+}
+
+fn names_gpus(mode: CdiMode) -> bool {
+    matches!(mode, CdiMode::Auto | CdiMode::Nvml)
 }
 
 /// Vendor and class of a mode's devices: those under which requests name them, too.
@@ -133,8 +160,7 @@ fn refresh(context: &Context, args: &CdiRefresh, inventory: Result<Inventory>) -
         result => result?,
     };
     // One that named GPUs that are gone would start containers without them.
-    let names_gpus = matches!(args.document.mode, CdiMode::Auto | CdiMode::Nvml);
-    if names_gpus && !plan::has_devices(&inventory) {
+    if names_gpus(args.document.mode) && !plan::has_devices(&inventory) {
         let done = if whole_file::remove(&args.output, Code::Cdi)? { "is removed" } else { "is not written" };
         println!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why");
         return Ok(());

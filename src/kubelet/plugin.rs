@@ -355,6 +355,8 @@ impl Plugin {
                 IdStrategy::Uuid => NameStrategy::Uuid,
                 IdStrategy::Index => NameStrategy::Index,
             }],
+            only: None,
+            all: true,
             hook: hook.clone(),
             newest: None,
         };
