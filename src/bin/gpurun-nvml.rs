@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         [flag, nvml] if flag == "--watch" => {
             // The plugin's end is ours, however it comes.
             let signal = rustix::process::Signal::TERM;
-            drop(rustix::process::set_parent_process_death_signal(Some(signal)));
+            let _ = rustix::process::set_parent_process_death_signal(Some(signal));
             return watch(nvml).unwrap_or_else(|error| {
                 eprintln!("{error}");
                 error.code().exit_code().into()

@@ -2,7 +2,10 @@
 
 use super::Context;
 use crate::{
-    apply::cdi::{self, FINGERPRINT, Options},
+    apply::{
+        cdi::{self, FINGERPRINT, Options},
+        whole_file,
+    },
     cli::{
         Cdi, CdiDocument, CdiFormat, CdiGenerate, CdiMode, CdiRefresh, CdiTransform, CdiTransformRoot,
         RelativeTo,
@@ -42,7 +45,7 @@ pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
 pub fn generate(context: &Context, args: &CdiGenerate) -> Result<u8> {
     let content = content(context, &context.inventory()?, &args.document, args.output.as_deref())?;
     match &args.output {
-        Some(path) => drop(cdi::write(path, &content)?),
+        Some(path) => drop(whole_file::write(path, &content, Code::Cdi)?),
         None => print!("{content}"),
     }
     Ok(0)
@@ -158,12 +161,12 @@ fn refresh(context: &Context, args: &CdiRefresh, inventory: Result<Inventory>) -
     };
     // One that named GPUs that are gone would start containers without them.
     if names_gpus(args.document.mode) && !plan::has_devices(&inventory) {
-        let done = if cdi::remove(&args.output)? { "is removed" } else { "is not written" };
+        let done = if whole_file::remove(&args.output, Code::Cdi)? { "is removed" } else { "is not written" };
         println!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why");
         return Ok(());
     }
     let content = content(context, &inventory, &args.document, Some(&args.output))?;
-    if cdi::write(&args.output, &content)? {
+    if whole_file::write(&args.output, &content, Code::Cdi)? {
         println!("{path} is written: driver {}, {} GPUs", inventory.driver.version, inventory.gpus.len());
     } else {
         println!("{path} is as it should be");
@@ -200,7 +203,7 @@ pub fn transform_root(args: &CdiTransformRoot) -> Result<u8> {
         .map_err(|error| error.context(format!("{name} cannot be transformed")))?;
     let content = text_of(&document, None, args.output.as_deref());
     match &args.output {
-        Some(path) => drop(cdi::write(path, &content)?),
+        Some(path) => drop(whole_file::write(path, &content, Code::Cdi)?),
         None => print!("{content}"),
     }
     Ok(0)

@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod binfmt;
 mod device_node;
 mod driver;
 mod driver_files;
