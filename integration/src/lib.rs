@@ -5,6 +5,7 @@
 pub mod bundle;
 pub mod cdi;
 pub mod engines;
+pub mod kubelet;
 pub mod registry;
 
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};
@@ -18,6 +19,9 @@ use std::{
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
+
+/// Where a driver of stand-ins has its libraries.
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
 /// The ordinary user that tests become: in no /etc/passwd, without subordinate ids.
 pub const USER: u32 = 54321;
@@ -211,6 +215,21 @@ impl TestHost {
     /// What `GPURUN_SIMULATED_HOST` says: the directory with `driver`, `dev`, `proc` and `sys`.
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("host")
+    }
+
+    /// Lets the driver's libraries, of which there are stand-ins, say that the host is like this. Their files stay, so that no
+    /// directory changes.
+    pub fn describe(&self, description: &Description) {
+        let root = self.path().canonicalize().expect("it is laid out").join("driver");
+        let description = Description { driver_root: Some(root.clone()), ..description.clone() };
+        for (name, stand_in) in
+            [("libnvidia-ml", "libsimulated_nvml.so"), ("libcuda", "libsimulated_cuda.so")]
+        {
+            let path = root.join(LIBRARIES).join(format!("{name}.so.{}", description.driver));
+            let mut bytes = fs::read(dist(stand_in)).expect("dist/");
+            description.append_to(&mut bytes).expect("it is memory");
+            fs::write(path, bytes).expect("the directory is ours");
+        }
     }
 
     /// A file under the driver root.

@@ -4,8 +4,7 @@ use gpurun::simulated_host::{Description, SimulatedMig};
 use gpurun_integration::{Ended, SpawnPiped, TestHost, description, dist, finish, must, run, until};
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::Write,
+    fs::{self, OpenOptions},
     os::unix::fs::symlink,
     path::PathBuf,
     process::{Child, Command},
@@ -59,20 +58,6 @@ impl Refreshed {
         let mut command = self.host.gpurun();
         command.env("GPURUN_STATE_DIR", state.path().join("state")).args(["cdi", "generate", "--hook"]);
         must(command.arg(dist("gpurun-hook")))
-    }
-
-    /// Lets the driver's libraries say that the host is like this. Their files stay, so that no directory changes.
-    fn describe(&self, description: &Description) {
-        let root = self.host.path().canonicalize().unwrap().join("driver");
-        let description = Description { driver_root: Some(root.clone()), ..description.clone() };
-        for (name, stand_in) in
-            [("libnvidia-ml", "libsimulated_nvml.so"), ("libcuda", "libsimulated_cuda.so")]
-        {
-            let path = root.join(LIBRARIES).join(format!("{name}.so.{}", description.driver));
-            let mut file = File::create(path).unwrap();
-            file.write_all(&fs::read(dist(stand_in)).unwrap()).unwrap();
-            description.append_to(&mut file).unwrap();
-        }
     }
 
     fn put(&self, path: &str, text: &str) {
@@ -169,7 +154,7 @@ fn another_driver_another_major_and_another_mig_layout_are_in_the_document_by_th
     let [_, compute] = gone.cap_minors(less.gpus[0].minor);
     let names = format!("it names {}, which this host does not have", gone.uuid);
     watcher.sees(&refreshed, "another MIG layout", &names, || {
-        refreshed.describe(&less);
+        refreshed.host.describe(&less);
         let (gi, ci) = (gone.gpu_instance, gone.compute_instance);
         let instance = format!("proc/driver/nvidia/capabilities/gpu{}/mig/gi{gi}/ci{ci}", less.gpus[0].minor);
         fs::remove_dir_all(refreshed.host.path().join(instance)).unwrap();
@@ -183,7 +168,7 @@ fn another_driver_another_major_and_another_mig_layout_are_in_the_document_by_th
     more.gpus[0].mig.as_mut().unwrap().devices.push(new.clone());
     let names = format!("it does not name {}", new.uuid);
     watcher.sees(&refreshed, "a new MIG device", &names, || {
-        refreshed.describe(&more);
+        refreshed.host.describe(&more);
         let minor = more.gpus[0].minor;
         let instance = format!("proc/driver/nvidia/capabilities/gpu{minor}/mig/gi1/ci0");
         fs::create_dir_all(refreshed.host.path().join(instance)).unwrap();
@@ -208,7 +193,7 @@ fn another_driver_another_major_and_another_mig_layout_are_in_the_document_by_th
             fs::remove_file(libraries.join(format!("{name}.so.1"))).unwrap();
             symlink(format!("{name}.so.580.65.06"), libraries.join(format!("{name}.so.1"))).unwrap();
         }
-        refreshed.describe(&newer);
+        refreshed.host.describe(&newer);
     });
     let document = refreshed.document();
     assert!(
@@ -232,7 +217,7 @@ fn what_changes_in_proc_and_sys_alone_is_seen_by_the_nodes_and_the_kernels_messa
     let gone = less.gpus[0].mig.as_mut().unwrap().devices.pop().unwrap();
     let names = format!("it names {}, which this host does not have", gone.uuid);
     watcher.sees(&refreshed, "a MIG device that is gone, whose node stays", &names, || {
-        refreshed.describe(&less);
+        refreshed.host.describe(&less);
         let (gi, ci) = (gone.gpu_instance, gone.compute_instance);
         let instance = format!("proc/driver/nvidia/capabilities/gpu{}/mig/gi{gi}/ci{ci}", less.gpus[0].minor);
         fs::remove_dir_all(refreshed.host.path().join(instance)).unwrap();
@@ -242,7 +227,7 @@ fn what_changes_in_proc_and_sys_alone_is_seen_by_the_nodes_and_the_kernels_messa
     // Debian's upgrade: the libraries are there first, and do not fit until the module is loaded anew.
     let newer = Description { driver: "580.65.06".into(), ..less };
     let before = refreshed.document();
-    refreshed.describe(&newer);
+    refreshed.host.describe(&newer);
     for name in ["libnvidia-ml", "libcuda"] {
         let file = format!("{name}.so.{}", first.driver);
         fs::remove_file(refreshed.host.driver(LIBRARIES).join(file)).unwrap();

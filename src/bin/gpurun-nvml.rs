@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 use gpurun::{
-    error::{Code, Error},
+    error::{Code, Error, OrFail},
     inventory::{
         MigResources,
         nvml::{AnsweringGpu, Facts, Gpu, LostGpu, MigDevice, QUIET, Report},
@@ -36,9 +36,6 @@ fn main() -> ExitCode {
     let (answer, code) = match &arguments[..] {
         [flag] if flag == "--probe" => (probe(), ExitCode::SUCCESS),
         [flag, nvml] if flag == "--watch" => {
-            // The plugin's end is ours, however it comes.
-            let signal = rustix::process::Signal::TERM;
-            drop(rustix::process::set_parent_process_death_signal(Some(signal)));
             return watch(nvml).unwrap_or_else(|error| {
                 eprintln!("{error}");
                 error.code().exit_code().into()
@@ -152,6 +149,9 @@ enum Condition {
 
 /// Watches until nobody listens.
 fn watch(path: &OsStr) -> Result<ExitCode, Error> {
+    // The plugin's end is ours, however it comes.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .or_fail(Code::Internal, || "prctl(PR_SET_PDEATHSIG, SIGTERM)")?;
     let failed = |error: NvmlError| failure(path, &error);
     let nvml = init(path).map_err(failed)?;
     let mut out = std::io::stdout().lock();

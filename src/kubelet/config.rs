@@ -15,7 +15,7 @@ use gpurun::{
 };
 use serde::{Deserialize, Deserializer};
 use serde_norway::Value;
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf};
 
 /// Tells a Kubernetes node's kubelet of its GPUs.
 #[derive(Debug, Parser)]
@@ -76,13 +76,16 @@ pub struct Flags {
     imex_channel_ids: Option<Vec<u32>>,
     /// The kubelet's socket; empty: nobody is told [default: /var/lib/kubelet/device-plugins/kubelet.sock]
     #[arg(long, env = "KUBELET_SOCKET", value_name = "SOCKET")]
-    kubelet_socket: Option<PathBuf>,
+    kubelet_socket: Option<OsString>,
     /// Where CDI documents go
     #[arg(long, default_value = "/var/run/cdi", value_name = "DIR")]
     pub cdi_directory: PathBuf,
     /// Metrics, /healthz and /readyz are answered here; nobody listens unless it is set
     #[arg(long, env = "METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
     pub metrics_address: Option<SocketAddr>,
+    /// The node's labels are written here, for node-feature-discovery (features.d/gpurun)
+    #[arg(long, env = "LABELS_FILE", value_name = "FILE")]
+    pub labels_file: Option<PathBuf>,
     /// XIDs that do not count: all, xids, or a list
     #[arg(
         long = "disable-healthchecks",
@@ -165,7 +168,7 @@ impl Options {
         let feature = |typed: Option<bool>, filed: Option<bool>, feature| {
             typed.or(filed).unwrap_or(false).then_some(feature)
         };
-        let socket = flags.kubelet_socket.unwrap_or_else(|| KUBELET_SOCKET.into());
+        let socket = flags.kubelet_socket.map_or_else(|| KUBELET_SOCKET.into(), PathBuf::from);
         Self {
             mig: flags.mig_strategy.or(file.flags.mig_strategy).unwrap_or_default(),
             sharing: file.sharing.time_slicing,

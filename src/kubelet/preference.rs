@@ -89,16 +89,16 @@ fn nearest<'a>(fixed: &[&Gpu], free: &[&'a Gpu], missing: usize) -> Vec<&'a Gpu>
 /// How well two GPUs speak to each other. An NVLink is worth more than any way over PCIe, and two are worth more than one.
 fn nearness(one: &Gpu, other: &Gpu) -> u32 {
     let links = one.nvlinks.get(&other.pci).copied().unwrap_or(0);
-    let pcie = match one.topology.get(&other.uuid).map(String::as_str) {
-        Some("same-board") => 60,
-        Some("single-bridge") => 50,
-        Some("multiple-bridges") => 40,
-        Some("same-host-bridge") => 30,
-        Some("same-numa-node") => 20,
-        Some(_) => 10,
-        // NVML does not tell; the kernel may.
-        None if one.numa_node.is_some() && one.numa_node == other.numa_node => 20,
-        None => 10,
+    // Where NVML does not tell, the kernel may.
+    let same_node = one.numa_node.is_some() && one.numa_node == other.numa_node;
+    let by_kernel = if same_node { "same-numa-node" } else { "cross-numa-node" };
+    let pcie = match one.topology.get(&other.uuid).map_or(by_kernel, String::as_str) {
+        "same-board" => 60,
+        "single-bridge" => 50,
+        "multiple-bridges" => 40,
+        "same-host-bridge" => 30,
+        "same-numa-node" => 20,
+        _ => 10,
     };
     links * 100 + pcie
 }
@@ -168,7 +168,7 @@ mod tests {
 
     /// Eight GPUs, four behind each CPU; neighbours are pairs with two NVLinks.
     fn pairs() -> Inventory {
-        let mut inventory = inventory(&[&[]; 8]);
+        let mut inventory = inventory(&[&[] as &[&str]; 8]);
         for number in 0..8 {
             let other = inventory.gpus[number ^ 1].pci.clone();
             inventory.gpus[number].nvlinks.insert(other, 2);
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn more_gpus_than_can_be_looked_at_one_by_one_are_taken_by_steps() {
-        let mut host = inventory(&[&[]; 32]);
+        let mut host = inventory(&[&[] as &[&str]; 32]);
         for number in 0..32 {
             let other = host.gpus[number ^ 1].pci.clone();
             host.gpus[number].nvlinks.insert(other, 2);

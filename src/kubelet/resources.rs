@@ -250,6 +250,7 @@ pub(crate) mod tests {
             persistence: None,
             node: node(&format!("/dev/nvidia{index}")),
             dri_nodes: Vec::new(),
+            mig_capable: true,
             mig_enabled: !profiles.is_empty(),
             mig_devices: (0..)
                 .zip(profiles.iter())
@@ -260,6 +261,7 @@ pub(crate) mod tests {
                     compute_instance: 0,
                     profile: (*profile).into(),
                     memory: 0,
+                    resources: None,
                     cap_nodes: vec![node(&format!("/dev/nvidia-caps/nvidia-cap{number}"))],
                 })
                 .collect(),

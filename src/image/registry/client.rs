@@ -19,6 +19,7 @@ use serde::Deserialize;
 use std::{
     io::{ErrorKind, Read},
     net::IpAddr,
+    ops::Range,
     sync::{Mutex, OnceLock, PoisonError},
     thread,
     time::Duration,
@@ -30,6 +31,8 @@ use ureq::{
 
 /// A server that says nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(20);
+/// So many connections to a registry at once: one seldom fills a line, and a registry serves others, too.
+pub const CONNECTIONS: usize = 8;
 /// How often a request is made before it has failed.
 const ATTEMPTS: u32 = 5;
 /// The first pause between two attempts; each is twice as long as the one before.
@@ -49,7 +52,7 @@ pub struct Failure {
 
 impl Failure {
     /// That does not change by itself.
-    fn lasting(error: Error) -> Self {
+    pub fn lasting(error: Error) -> Self {
         Self { error, again: false, pause: None }
     }
     /// That another attempt may not meet.
@@ -63,11 +66,11 @@ impl Failure {
 pub struct Attempts(u32);
 
 impl Attempts {
-    /// Waits before the next one.
+    /// Has somebody wait before the next one.
     ///
     /// # Errors
     /// The failure, where there is no next one.
-    pub fn after(&mut self, failure: Failure) -> Result<()> {
+    pub fn after(&mut self, failure: Failure, wait: impl FnOnce(Duration)) -> Result<()> {
         self.0 += 1;
         let Failure { error, again, pause } = failure;
         let pause = pause.unwrap_or(PAUSE * 2_u32.pow(self.0.min(ATTEMPTS) - 1));
@@ -77,7 +80,7 @@ impl Attempts {
         if self.0 >= ATTEMPTS {
             return Err(error.cause(format!("{ATTEMPTS} attempts failed")));
         }
-        thread::sleep(pause);
+        wait(pause);
         Ok(())
     }
 }
@@ -175,7 +178,7 @@ impl Client {
     fn document(&self, path: &str) -> Result<(Option<String>, Vec<u8>)> {
         let mut attempts = Attempts::default();
         loop {
-            let failure = match self.get(path, 0) {
+            let failure = match self.get(path, None) {
                 Err(failure) => failure,
                 Ok(response) => {
                     let kind = response.headers().get(header::CONTENT_TYPE);
@@ -196,16 +199,16 @@ impl Client {
                     }
                 }
             };
-            attempts.after(failure)?;
+            attempts.after(failure, thread::sleep)?;
         }
     }
 
-    /// One attempt: the file from this byte on, from whoever has it.
-    pub fn get(&self, path: &str, from: u64) -> Result<Response<Body>, Failure> {
+    /// One attempt: the file or some bytes of it, from whoever has it.
+    pub fn get(&self, path: &str, range: Option<&Range<u64>>) -> Result<Response<Body>, Failure> {
         let mut before: Vec<Error> = Vec::new();
         let mut last = None;
         for endpoint in &self.endpoints {
-            match endpoint.get(path, from, &self.name) {
+            match endpoint.get(path, range, &self.name) {
                 Ok(response) => return Ok(response),
                 Err(failure) => {
                     let failure = endpoint.explain(failure);
@@ -277,6 +280,7 @@ impl Endpoint {
             .user_agent(concat!("gpurun/", env!("CARGO_PKG_VERSION")))
             // As with Go's clients, which other engines use, no proxy stands between a machine and itself.
             .proxy(if loopback { None } else { Proxy::try_from_env() })
+            .max_idle_connections_per_host(CONNECTIONS)
             .timeout_connect(Some(SILENCE))
             .timeout_per_read(Some(SILENCE))
             .timeout_per_write(Some(SILENCE))
@@ -296,14 +300,19 @@ impl Endpoint {
         })
     }
 
-    fn get(&self, path: &str, from: u64, name: &RegistryName) -> Result<Response<Body>, Failure> {
-        let (base, mut response) = self.answer(path, from)?;
+    fn get(
+        &self,
+        path: &str,
+        range: Option<&Range<u64>>,
+        name: &RegistryName,
+    ) -> Result<Response<Body>, Failure> {
+        let (base, mut response) = self.answer(path, range)?;
         if response.status() == StatusCode::UNAUTHORIZED {
             let challenges = response.headers().get_all(header::WWW_AUTHENTICATE);
             let challenge = challenges.iter().find_map(|value| Challenge::parse(value.to_str().ok()?));
             if let Some(header) = self.authorize(challenge, base, name)? {
                 *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(header);
-                response = self.send(base, path, from).map_err(|error| transport(&error, base))?;
+                response = self.send(base, path, range).map_err(|error| transport(&error, base))?;
             }
         }
         understand(response, base, path, name)
@@ -323,14 +332,14 @@ impl Endpoint {
     }
 
     /// What the endpoint says, and the base that says it; the first that says anything stays the one.
-    fn answer(&self, path: &str, from: u64) -> Result<(&str, Response<Body>), Failure> {
+    fn answer(&self, path: &str, range: Option<&Range<u64>>) -> Result<(&str, Response<Body>), Failure> {
         let bases = match self.base.get() {
             Some(&chosen) => &self.bases[chosen..=chosen],
             None => &self.bases[..],
         };
         let mut failure = Failure::lasting(Error::new(Code::Internal, "an endpoint without an address"));
         for base in bases {
-            match self.send(base, path, from) {
+            match self.send(base, path, range) {
                 Ok(response) => {
                     self.base.get_or_init(|| self.bases.iter().position(|one| one == base).unwrap_or(0));
                     return Ok((base, response));
@@ -341,14 +350,19 @@ impl Endpoint {
         Err(failure)
     }
 
-    fn send(&self, base: &str, path: &str, from: u64) -> Result<Response<Body>, ureq::Error> {
+    fn send(
+        &self,
+        base: &str,
+        path: &str,
+        range: Option<&Range<u64>>,
+    ) -> Result<Response<Body>, ureq::Error> {
         let accept = [MANIFESTS, INDEXES, &["*/*"]].concat().join(", ");
         let mut request = self.agent.get(format!("{base}/{path}")).header(header::ACCEPT, accept);
         if let Some(value) = &*self.authorization.lock().unwrap_or_else(PoisonError::into_inner) {
             request = request.header(header::AUTHORIZATION, value);
         }
-        if from > 0 {
-            request = request.header(header::RANGE, format!("bytes={from}-"));
+        if let Some(range) = range {
+            request = request.header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
         }
         request.call()
     }
