@@ -686,12 +686,12 @@ fn layers_in_use_stay_and_others_go() {
         let mut ready = [0; 6];
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
         let out = must(host.gpurun_of(caller).args(["rmi", &one]));
-        assert!(out.starts_with("0 layers removed\n1 more are in use"), "{out}");
+        assert!(out.starts_with("0 layers removed, 0 MiB freed\n1 more are in use"), "{out}");
         assert_eq!(layers(), 3);
         fs::write(go.path().join("go"), "").unwrap();
         let ended = finish(child);
         assert_eq!((ended.code, ended.out.trim()), (0, "1048576"), "{ended:?}");
-        assert_eq!(must(host.gpurun_of(caller).arg("prune")), "1 layers removed\n");
+        assert_eq!(must(host.gpurun_of(caller).arg("prune")), "1 layers removed, 1 MiB freed\n");
         assert_eq!(layers(), 2);
         assert_eq!(host.ok(caller, "", &two, "wc -c < /b"), "1048576\n");
         fails(&run(&mut host.command(caller, "--pull never", &one, &["true"])), "GPU-0041");
