@@ -206,6 +206,12 @@ pub struct CdiDocument {
     /// How the devices are called; each has every name
     #[arg(long, value_enum, default_values = ["index", "uuid"])]
     pub device_name_strategy: Vec<crate::apply::cdi::NameStrategy>,
+    /// Which devices are in it: indices, UUIDs, GPU:MIG [default: all]
+    #[arg(long, value_name = "DEVICE", value_delimiter = ',')]
+    pub device_id: Vec<String>,
+    /// Leave out the device "all", which is every other at once
+    #[arg(long)]
+    pub no_all_device: bool,
     /// Where the program gpurun-hook is on the host [default: beside this program]
     #[arg(long, value_name = "FILE")]
     pub hook: Option<PathBuf>,

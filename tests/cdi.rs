@@ -25,6 +25,8 @@ fn options(engine: Option<&str>) -> Options {
         vendor: "nvidia.com".into(),
         class: "gpu".into(),
         names: vec![NameStrategy::Index, NameStrategy::Uuid],
+        only: None,
+        all: true,
         hook: "/usr/bin/gpurun-hook".into(),
         newest: engine.map(|engine| cdi::newest_for(engine).unwrap()),
     }
@@ -111,6 +113,25 @@ fn a_device_has_every_name_and_all_has_what_can_be_computed_on() {
         let refused = cdi::document(&parts(&inventory), &Options { class: bad.into(), ..options(None) });
         assert_eq!(refused.unwrap_err().code(), Code::Cdi, "{bad}");
     }
+}
+
+#[test]
+fn a_document_of_some_devices_has_those_and_is_about_the_same_host() {
+    let inventory = host("a100-mig");
+    let ids = ["0:1", "1"].map(|id| id.parse().unwrap());
+    let some = Options { only: Some(ids.into()), all: false, ..options(None) };
+    let (some, _) = document(&inventory, &some);
+    let names: Vec<_> = some.devices.iter().map(|device| device.name.as_str()).collect();
+    let uuids = ["MIG-00000001-aaaa-bbbb-cccc-000000000001", "GPU-a1000001-0000-0000-0000-000000000001"];
+    assert_eq!(names, ["0:1", "1", uuids[0], uuids[1]]);
+    let (whole, _) = document(&inventory, &options(None));
+    assert_eq!(some.container_edits, whole.container_edits);
+    assert!(some.devices.iter().all(|device| whole.devices.contains(device)));
+    // `all` is every other of the same document.
+    let one = Options { only: Some(vec!["0:1".parse().unwrap()]), ..options(None) };
+    let devices = document(&inventory, &one).0.devices;
+    assert_eq!(devices[2].name, "all");
+    assert_eq!(devices[2].container_edits, devices[0].container_edits);
 }
 
 #[test]

@@ -144,6 +144,22 @@ pub fn with_compat(version: &str, note: Option<&str>) -> TempDir {
     root
 }
 
+/// A certificate authority and a certificate for this machine, in PEM: ca.crt, tls.crt, tls.key.
+pub fn certificates() -> TempDir {
+    let dir = temporary();
+    let openssl = |words: &str| {
+        must(Command::new("openssl").args(words.split_whitespace()).current_dir(dir.path()));
+    };
+    openssl("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.crt");
+    openssl("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout tls.key -out tls.csr");
+    fs::write(dir.path().join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        .expect("the directory is ours");
+    openssl(
+        "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out tls.crt",
+    );
+    dir
+}
+
 /// Runs a command that a test needs to succeed.
 pub fn must(command: &mut Command) -> String {
     let ended = run(command);

@@ -8,6 +8,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
@@ -39,6 +40,15 @@ impl Registry {
                 "auth": {"htpasswd": {"realm": "tests", "path": passwords}},
             }),
         )
+    }
+
+    /// TLS with this certificate and key, for everybody, or for clients with a certificate of this authority.
+    pub fn tls(storage: &Path, certificate: &Path, key: &Path, clients: Option<&Path>) -> Self {
+        let mut tls = json!({"certificate": certificate, "key": key});
+        if let Some(authority) = clients {
+            tls["clientcas"] = json!([authority]);
+        }
+        Self::start(storage, json!({"http": {"tls": tls}}))
     }
 
     fn start(storage: &Path, more: Value) -> Self {
@@ -146,7 +156,11 @@ pub struct Packed {
 impl Packed {
     /// A test image with its layer compressed so: `gzip`, `zstd`.
     pub fn of(name: &str, compression: &str) -> Self {
-        let oci = image(name, "oci");
+        Self::read(&image(name, "oci"), compression)
+    }
+
+    /// The image of this tag in an OCI layout.
+    pub fn read(oci: &Path, tag: &str) -> Self {
         let read = |digest: &Value| {
             let hex = digest.as_str().and_then(|text| text.strip_prefix("sha256:")).expect("a digest");
             fs::read(oci.join("blobs/sha256").join(hex)).expect("the image is whole")
@@ -156,7 +170,7 @@ impl Packed {
         let all = index["manifests"].as_array().expect("manifests");
         let chosen = all
             .iter()
-            .find(|one| one["annotations"]["org.opencontainers.image.ref.name"] == compression)
+            .find(|one| one["annotations"]["org.opencontainers.image.ref.name"] == tag)
             .expect("a tag");
         let manifest = parse(&read(&chosen["digest"]));
         let config = read(&manifest["config"]["digest"]);
@@ -321,6 +335,14 @@ pub enum Fault {
     Slow(usize),
     /// Half of the body comes, and then nothing for a minute.
     Hang,
+    /// Range is not understood.
+    Whole,
+    /// Half of the range comes, and is called that.
+    Half,
+    /// The range is called another one.
+    Shifted,
+    /// Another blob is sent, of this digest.
+    Other(String),
 }
 
 /// What was asked.
@@ -334,6 +356,14 @@ pub struct Request {
     pub authorization: Option<String>,
     /// So often was the path asked for before.
     pub before: usize,
+}
+
+impl Request {
+    /// The bytes that it asks for; `None`: all of them.
+    pub fn bytes(&self) -> Option<Range<u64>> {
+        let (start, end) = self.range.as_deref()?.strip_prefix("bytes=")?.split_once('-')?;
+        Some(start.parse().ok()?..end.parse::<u64>().ok()? + 1)
+    }
 }
 
 /// A proxy of the network (RFC 9110, CONNECT) that leads everywhere to one address; its own, and the lines that it got.
@@ -423,7 +453,7 @@ fn serve(
         before,
     };
     let fault = decide(&request);
-    log.lock().expect("no panic").push(request);
+    log.lock().expect("no panic").push(request.clone());
     let answer = match &fault {
         Fault::Drop => return,
         Fault::Answer(status, headers, body) => {
@@ -435,11 +465,25 @@ fn serve(
             return;
         }
         _ => {
+            let path = match &fault {
+                Fault::Other(digest) => format!("{}/{digest}", path.rsplit_once('/').expect("a blob").0),
+                _ => path,
+            };
+            let range = match (&fault, request.bytes()) {
+                (Fault::Whole, _) | (_, None) => None,
+                (Fault::Half, Some(range)) => {
+                    Some((range.start, u64::midpoint(range.start, range.end).max(range.start + 1)))
+                }
+                (_, Some(range)) => Some((range.start, range.end)),
+            };
             let mut passed = format!("GET {path} HTTP/1.1\r\nHost: {upstream}\r\n");
-            for name in ["Accept", "Range"] {
-                passed.extend(header(&head, name).map(|value| format!("{name}: {value}\r\n")));
+            passed.extend(header(&head, "accept").map(|value| format!("Accept: {value}\r\n")));
+            passed.extend(range.map(|(start, end)| format!("Range: bytes={start}-{}\r\n", end - 1)));
+            let mut answer = ask(upstream, &passed, &[]);
+            if fault == Fault::Shifted {
+                answer.head = answer.head.replace("Content-Range: bytes ", "Content-Range: bytes 1");
             }
-            ask(upstream, &passed, &[])
+            answer
         }
     };
     let mut body = answer.body;

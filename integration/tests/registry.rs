@@ -1,7 +1,7 @@
 //! Images from a registry: Debian's docker-registry, plain and with TLS and passwords, and a proxy that breaks what it passes on.
 
 use gpurun_integration::{
-    Caller, Ended, SpawnPiped, TestHost, dist, finish, must, processes_with,
+    Caller, Ended, SpawnPiped, TestHost, certificates, dist, finish, must, processes_with,
     registry::{Fault, Packed, Proxy, Registry, Request, tunnel},
     run, temporary, unique, until,
 };
@@ -13,7 +13,7 @@ use std::{
     process::{Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -45,6 +45,18 @@ fn intact(host: &TestHost, caller: Caller) {
     assert_eq!(ended.code, 0, "{ended:?}");
     let left: Vec<_> = fs::read_dir(host.store(caller.uid()).join("tmp")).unwrap().flatten().collect();
     assert!(left.iter().all(|one| one.file_name().to_string_lossy().ends_with(".lock")), "{left:?}");
+    assert_eq!(kept(host, caller, ""), 0, "parts of layers");
+}
+
+/// So many bytes of these blobs, all if the name is empty, wait for the next pull.
+fn kept(host: &TestHost, caller: Caller, digest: &str) -> u64 {
+    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let name = digest.trim_start_matches("sha256:");
+    entries(&host.store(caller.uid()).join("parts"))
+        .filter(|blob| name.is_empty() || name.starts_with(&*blob.file_name().unwrap().to_string_lossy()))
+        .flat_map(|blob| entries(&blob).collect::<Vec<_>>())
+        .map(|file| file.metadata().unwrap().len())
+        .sum()
 }
 
 fn fails(ended: &Ended, code: &str) {
@@ -151,21 +163,6 @@ fn a_digest_that_is_not_the_manifests_is_refused() {
     fails(&pull(&host, Caller::Root, &[], &format!("{}/a@{digest}", proxy.address)), "GPU-0043");
     pulled(&host, Caller::Root, &format!("{}/a@{other}", proxy.address));
     intact(&host, Caller::Root);
-}
-
-/// A certificate authority and a certificate for this machine, in PEM: ca.crt, tls.crt, tls.key.
-fn certificates() -> TempDir {
-    let dir = temporary();
-    let openssl = |words: &str| {
-        must(Command::new("openssl").args(words.split_whitespace()).current_dir(dir.path()));
-    };
-    openssl("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.crt");
-    openssl("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout tls.key -out tls.csr");
-    fs::write(dir.path().join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").unwrap();
-    openssl(
-        "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out tls.crt",
-    );
-    dir
 }
 
 #[test]
@@ -419,6 +416,134 @@ fn what_a_network_does_ends_in_the_image_or_in_one_error() {
         }
         assert_eq!(host.ok(Caller::Root, "", &image, "wc -c < /a"), format!("{}\n", 3 << 20), "{what:?}");
         intact(&host, Caller::Root);
+    }
+}
+
+/// A layer of five pieces, and busybox.
+fn large() -> Packed {
+    Packed::of("busybox", "gzip").with_layer("a", 70 << 20, "tar")
+}
+
+#[test]
+fn a_large_layer_comes_in_pieces_whatever_the_network_does() {
+    const THIRD: u64 = 32 << 20;
+    let Served { registry, storage: _storage } = registry();
+    let packed = large();
+    registry.push("ml", "1", &packed);
+    let (large, size) = (packed.blob(1), packed.layers[1].data.len() as u64);
+    let mut changed = packed.layers[1].data.clone();
+    changed[40 << 20] ^= 1;
+    let (changed, shorter) =
+        (registry.put_blob("ml", &changed), registry.put_blob("ml", &changed[..40 << 20]));
+    let busy = Fault::Answer(429, "Retry-After: 1\r\n".into(), String::new());
+    // (what happens, to requests from this byte on, how often, how it ends)
+    for (fault, from, count, end) in [
+        (Fault::Pass, 0, 0, ""),
+        // Ranges are never understood; once they are not.
+        (Fault::Whole, 0, 99, ""),
+        (Fault::Whole, THIRD, 1, ""),
+        (Fault::Half, 0, 99, ""),
+        (Fault::Shifted, THIRD, 1, "GPU-0042"),
+        (Fault::Cut(9 << 20), THIRD, 1, ""),
+        (Fault::Cut(1 << 20), 0, 99, ""),
+        (Fault::Cut(10), THIRD, 99, "GPU-0047"),
+        (Fault::Drop, 0, 2, ""),
+        (busy, THIRD, 1, ""),
+        (Fault::Garble, THIRD, 1, "GPU-0043"),
+        // Another blob than the one that the first pieces were of.
+        (Fault::Other(changed), THIRD, 99, "GPU-0043"),
+        (Fault::Other(shorter), THIRD, 99, "GPU-0042"),
+    ] {
+        let host = TestHost::new("t4");
+        let (what, blob) = (fault.clone(), large.clone());
+        let left = Arc::new(AtomicUsize::new(count));
+        let faults = Arc::clone(&left);
+        let proxy = Proxy::before(&registry, move |request| {
+            let hit =
+                request.path.ends_with(&blob) && request.bytes().is_some_and(|range| range.start >= from);
+            let spent =
+                || faults.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            if hit && spent().is_ok() { fault.clone() } else { Fault::Pass }
+        });
+        let image = format!("{}/ml:1", proxy.address);
+        let ended = pull(&host, Caller::Root, &[], &image);
+        let mut asked: Vec<_> = proxy
+            .requests()
+            .iter()
+            .filter(|request| request.path.ends_with(&large))
+            .map(|request| request.bytes().expect("a range"))
+            .collect();
+        asked.sort_by_key(|range| range.start);
+        if end.is_empty() {
+            assert_eq!(ended.code, 0, "{what:?}: {ended:?}");
+        } else {
+            fails(&ended, end);
+            left.store(0, Ordering::SeqCst);
+            pulled(&host, Caller::Root, &image);
+        }
+        match (&what, from) {
+            (Fault::Pass, _) => {
+                assert_eq!(asked.len(), 5, "{asked:?}");
+                assert!(asked.windows(2).all(|pair| pair[0].end == pair[1].start), "{asked:?}");
+                assert_eq!((asked[0].start, asked[4].end), (0, size));
+            }
+            (Fault::Whole, 0) => assert_eq!(asked.len(), 1, "one connection brings all: {asked:?}"),
+            _ => {}
+        }
+        assert_eq!(host.ok(Caller::Root, "", &image, "wc -c < /a"), format!("{}\n", 70 << 20), "{what:?}");
+        intact(&host, Caller::Root);
+    }
+}
+
+/// What a pull leaves behind that is killed in the middle of this layer.
+fn killed_halfway(host: &TestHost, caller: Caller, image: &str, blob: &str, size: u64) {
+    let mark = unique();
+    let mut command = host.gpurun_of(caller);
+    let mut child = command.args(["pull", image]).env("MARK", &mark).spawn_piped();
+    until("a third of the layer", || kept(host, caller, blob) > size / 3);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    until("the end of gpurun-pull", || processes_with(&mark).is_empty());
+}
+
+#[test]
+fn what_came_before_a_kill_is_not_fetched_again() {
+    let Served { registry, storage: _storage } = registry();
+    for (tag, packed) in
+        [("large", large()), ("small", Packed::of("busybox", "gzip").with_layer("b", 9 << 20, "tar"))]
+    {
+        registry.push("ml", tag, &packed);
+        let (blob, size) = (packed.blob(1), packed.layers[1].data.len() as u64);
+        let proxy = Proxy::before(&registry, |_| Fault::Slow(128 << 10));
+        let image = format!("{}/ml:{tag}", proxy.address);
+        for caller in Caller::EACH {
+            let host = TestHost::new("t4");
+            killed_halfway(&host, caller, &image, &blob, size);
+            let (there, asked) = (kept(&host, caller, &blob), proxy.requests().len());
+            pulled(&host, caller, &image);
+            let ranges =
+                proxy.requests().split_off(asked).into_iter().filter(|request| request.path.ends_with(&blob));
+            let again: u64 = ranges
+                .map(|request| request.bytes().expect("a range"))
+                .map(|range| range.end - range.start)
+                .sum();
+            assert_eq!(again, size - there, "{tag}: {there} of {size} bytes were there");
+            intact(&host, caller);
+        }
+        // After a power cut the files may hold anything.
+        let host = TestHost::new("t4");
+        killed_halfway(&host, Caller::Root, &image, &blob, size);
+        let parts = fs::read_dir(host.store(0).join("parts")).unwrap().flatten();
+        for file in parts.flat_map(|blob| fs::read_dir(blob.path()).unwrap()).flatten() {
+            let length = file.metadata().unwrap().len();
+            fs::write(file.path(), vec![0; usize::try_from(length).unwrap()]).unwrap();
+        }
+        pulled(&host, Caller::Root, &image);
+        intact(&host, Caller::Root);
+        must(host.gpurun().args(["rmi", &image]));
+        killed_halfway(&host, Caller::Root, &image, &blob, size);
+        must(host.gpurun().arg("prune"));
+        assert_eq!(kept(&host, Caller::Root, ""), 0);
     }
 }
 

@@ -2,7 +2,10 @@
 
 use super::Context;
 use crate::{
-    apply::cdi::{self, FINGERPRINT, Options},
+    apply::{
+        cdi::{self, FINGERPRINT, Options},
+        whole_file,
+    },
     cli::{
         Cdi, CdiDocument, CdiFormat, CdiGenerate, CdiMode, CdiRefresh, CdiTransform, CdiTransformRoot,
         RelativeTo,
@@ -10,12 +13,13 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     formats::{
         self,
-        cdi::{DeviceNode, Document, Hook, is_kind, is_name},
+        cdi::{DeviceNode, Document, Hook},
         cdi_root,
     },
     inventory::{Inventory, numbers, watch},
     plan,
-    vocabulary::{DriverCapability, GatedFeature},
+    request::DeviceId,
+    vocabulary::{DriverCapability, GatedFeature, Version},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -41,7 +45,7 @@ pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
 pub fn generate(context: &Context, args: &CdiGenerate) -> Result<u8> {
     let content = content(context, &context.inventory()?, &args.document, args.output.as_deref())?;
     match &args.output {
-        Some(path) => drop(cdi::write(path, &content)?),
+        Some(path) => drop(whole_file::write(path, &content, Code::Cdi)?),
         None => print!("{content}"),
     }
     Ok(0)
@@ -55,10 +59,18 @@ fn content(
     output: Option<&Path>,
 ) -> Result<String> {
     let (vendor, class) = kind(args.mode);
+    if !names_gpus(args.mode) && (args.no_all_device || !args.device_id.is_empty()) {
+        return Err(Error::new(
+            Code::Usage,
+            "--device-id and --no-all-device choose GPUs, and this mode offers others",
+        ));
+    }
     let options = Options {
         vendor: args.vendor.clone().unwrap_or_else(|| vendor.into()),
         class: args.class.clone().unwrap_or_else(|| class.into()),
         names: args.device_name_strategy.clone(),
+        only: chosen(inventory, &args.device_id)?,
+        all: !args.no_all_device,
         hook: args.hook.clone().map_or_else(find_hook, Ok)?,
         newest: args.engine.as_deref().map(cdi::newest_for).transpose()?,
     };
@@ -87,6 +99,24 @@ fn content(
         tracing::warn!("{warning}");
     }
     Ok(text_of(&document, args.format, output))
+}
+
+/// The devices of these names; `None` for each.
+fn chosen(inventory: &Inventory, names: &[String]) -> Result<Option<Vec<DeviceId>>> {
+    if names.is_empty() || names.iter().any(|name| name == "all") {
+        return Ok(None);
+    }
+    let id = |name: &String| {
+        name.parse::<DeviceId>()
+            .map_err(|what| Error::new(Code::BadRequest, "the device cannot be understood").cause(what))
+    };
+    let ids: Vec<DeviceId> = names.iter().map(id).collect::<Result<_>>()?;
+    let selected = plan::named(inventory, &ids, false)?;
+    Ok(Some(selected.iter().map(plan::Selected::id).collect()))
+}
+
+fn names_gpus(mode: CdiMode) -> bool {
+    matches!(mode, CdiMode::Auto | CdiMode::Nvml)
 }
 
 /// Vendor and class of a mode's devices: those under which requests name them, too.
@@ -130,14 +160,13 @@ fn refresh(context: &Context, args: &CdiRefresh, inventory: Result<Inventory>) -
         result => result?,
     };
     // One that named GPUs that are gone would start containers without them.
-    let names_gpus = matches!(args.document.mode, CdiMode::Auto | CdiMode::Nvml);
-    if names_gpus && !plan::has_devices(&inventory) {
-        let done = if cdi::remove(&args.output)? { "is removed" } else { "is not written" };
+    if names_gpus(args.document.mode) && !plan::has_devices(&inventory) {
+        let done = if whole_file::remove(&args.output, Code::Cdi)? { "is removed" } else { "is not written" };
         println!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why");
         return Ok(());
     }
     let content = content(context, &inventory, &args.document, Some(&args.output))?;
-    if cdi::write(&args.output, &content)? {
+    if whole_file::write(&args.output, &content, Code::Cdi)? {
         println!("{path} is written: driver {}, {} GPUs", inventory.driver.version, inventory.gpus.len());
     } else {
         println!("{path} is as it should be");
@@ -174,7 +203,7 @@ pub fn transform_root(args: &CdiTransformRoot) -> Result<u8> {
         .map_err(|error| error.context(format!("{name} cannot be transformed")))?;
     let content = text_of(&document, None, args.output.as_deref());
     match &args.output {
-        Some(path) => drop(cdi::write(path, &content)?),
+        Some(path) => drop(whole_file::write(path, &content, Code::Cdi)?),
         None => print!("{content}"),
     }
     Ok(0)
@@ -342,29 +371,15 @@ const REGENERATE: &str = "write it anew with `gpurun cdi generate`, or with what
 
 /// What is wrong with one document, and what to do.
 fn check(document: &Document, inventory: &Result<Inventory>) -> Vec<(String, &'static str)> {
-    let mut findings = Vec::new();
+    let mut findings: Vec<_> = document.faults().into_iter().map(|what| (what, REGENERATE)).collect();
     let mut wrong = |what: String| findings.push((what, REGENERATE));
-    let kind = document.kind.split_once('/');
-    if !kind.is_some_and(|(vendor, class)| is_kind(vendor) && is_kind(class)) {
-        wrong(format!("its kind {:?} is not vendor/class", document.kind));
-    }
-    for device in document.devices.iter().filter(|device| !is_name(&device.name)) {
-        wrong(format!("a device cannot be called {:?}", device.name));
-    }
-    if document.devices.is_empty() {
-        wrong("it defines no device".into());
-    }
-    let version = |text: &str| text.parse::<crate::vocabulary::Version>().ok();
-    let lowest = document.lowest_version();
-    if version(&document.cdi_version).is_none_or(|own| version(lowest).is_some_and(|lowest| own < lowest)) {
-        wrong(format!("it says version {:?} and uses what came with {lowest}", document.cdi_version));
-    }
     let mut gone: Vec<&str> = Vec::new();
     for edits in document.edits() {
-        let mounts = edits.mounts.iter().filter(|mount| mount.host_path.starts_with('/'));
+        let mounts = edits.mounts.iter().map(|mount| mount.host_path.as_str());
         let hooks = edits.hooks.iter().map(|hook| hook.path.as_str());
         let nodes = edits.device_nodes.iter().map(host_path);
-        for path in mounts.map(|mount| mount.host_path.as_str()).chain(hooks).chain(nodes) {
+        // File systems without a source have any word.
+        for path in mounts.chain(hooks).chain(nodes).filter(|path| path.starts_with('/')) {
             if !Path::new(path).exists() && !gone.contains(&path) {
                 gone.push(path);
             }
@@ -404,6 +419,7 @@ fn check(document: &Document, inventory: &Result<Inventory>) -> Vec<(String, &'s
         }
     };
     let mut wrong = |what: String| findings.push((what, REGENERATE));
+    let version = |text: &str| text.parse::<Version>().ok();
     let is_anothers = version(driver).is_none_or(|driver| driver != inventory.driver.version);
     if is_anothers {
         wrong(format!("it is for driver {driver}, and {} is running", inventory.driver.version));
@@ -412,9 +428,14 @@ fn check(document: &Document, inventory: &Result<Inventory>) -> Vec<(String, &'s
         .iter()
         .flat_map(|hook| &hook.env)
         .find_map(|variable| variable.strip_prefix(FINGERPRINT).and_then(|rest| rest.strip_prefix('=')));
-    let Ok(parts) = parts(inventory) else {
-        wrong("it names devices, and no GPU of this host can be used: `gpurun doctor` says why".into());
-        return findings;
+    let parts = match parts(inventory) {
+        Ok(parts) => parts,
+        Err(error) => {
+            let why =
+                if plan::has_devices(inventory) { error.what() } else { "no GPU of this host can be used" };
+            findings.push((format!("it names devices, and {why}"), "`gpurun doctor` says more"));
+            return findings;
+        }
     };
     let uuids: Vec<&str> = parts.devices.iter().map(|(device, _)| device.uuid()).collect();
     let names = document.devices.iter().map(|device| device.name.as_str());

@@ -137,7 +137,7 @@ impl Image {
         // Before the bytes are read: if they change meanwhile, the next start sees another version.
         let version = match reference {
             ImageReference::Registry(name) => return Self::of_registry(name, store, pull),
-            ImageReference::ContainersStorage(name) => return Self::of_podman(name),
+            ImageReference::ContainersStorage(name) => return Self::of_podman(name, &pull.platform),
             ImageReference::Rootfs(path) => return Self::directory(path),
             ImageReference::Host => return Self::directory(Path::new("/")),
             ImageReference::DockerDaemon(name) => Some(Version::Id(docker_daemon::describe(name)?.id)),
@@ -146,31 +146,31 @@ impl Image {
                 Version::of_file(path)
             }
         };
-        let name = reference.absolute()?.to_string();
+        let name = registry::record_name(&reference.absolute()?, &pull.platform);
         if let Some(record) = store.record(&name)
             && record.stamp.is_some()
             && record.stamp == version
             && let Some(config) = store.blob(&record.id)
         {
-            let config = ImageConfig::read(&config, &Platform::default())?;
+            let config = ImageConfig::read(&config, &pull.platform)?;
             let source = Box::new(Source::Layout(reference.clone(), None));
             return Ok(Self::new(config, Root::Layers { id: record.id, layers: record.layers, source }));
         }
         let layout = open_layout(reference, store)?;
         let found = match reference {
             ImageReference::DockerArchive { reference, .. } => {
-                manifest::from_docker(&layout, reference.as_deref())
+                manifest::from_docker(&layout, reference.as_deref(), &pull.platform)
             }
             // What was saved is what was asked for.
-            ImageReference::DockerDaemon(_) => manifest::from_docker(&layout, None),
+            ImageReference::DockerDaemon(_) => manifest::from_docker(&layout, None, &pull.platform),
             ImageReference::OciDir { tag, .. } | ImageReference::OciArchive { tag, .. } => {
-                manifest::from_oci(&layout, tag.as_deref())
+                manifest::from_oci(&layout, tag.as_deref(), &pull.platform)
             }
             _ => Err(Error::new(Code::Internal, "this kind of image has no documents")),
         };
         let Found { id, config, layers } =
             found.map_err(|error| error.context(format!("{name} cannot be used")))?;
-        let parsed = ImageConfig::read(&config, &Platform::default())?;
+        let parsed = ImageConfig::read(&config, &pull.platform)?;
         store.put_blob(&id, &config)?;
         let stamp = version.filter(Version::is_settled);
         store.put_record(&Record { name, id: id.clone(), stamp, layers: layers.clone() })?;
@@ -179,9 +179,9 @@ impl Image {
     }
 
     /// Where it lies: nothing of it comes into the store.
-    fn of_podman(name: &str) -> Result<Self> {
+    fn of_podman(name: &str, platform: &Platform) -> Result<Self> {
         let containers_storage::Found { config, layers } = containers_storage::find(name)?;
-        let config = ImageConfig::read(&config, &Platform::default())?;
+        let config = ImageConfig::read(&config, platform)?;
         let mut image = Self::new(config, Root::Directories(layers));
         image.root_is_caller = !rustix::process::geteuid().is_root();
         Ok(image)

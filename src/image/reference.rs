@@ -165,7 +165,7 @@ impl ImageReference {
 
 impl RegistryName {
     /// The grammar of distribution/reference: `[host[:port]/]path[:tag][@digest]`.
-    fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
         let digest = digest.map(Digest::parse).transpose().map_err(|error| error.what().to_owned())?;
         let (path, tag) = match name.rsplit_once(':') {

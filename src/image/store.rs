@@ -4,6 +4,7 @@
 //! layers/HEX   a layer's directory, named by the first half of its diff_id; there means whole and checked
 //! blobs/HEX    a configuration file, named by its digest and checked against it whenever it is read
 //! images/HEX   what an image's name stood for when it was last opened; HEX is the name's digest, its time the last use
+//! parts/HEX    what came of a layer's blob before the network failed or a pull was killed; HEX is the blob's digest
 //! tmp/NAME     whatever is not finished; locked (flock) as long as somebody works on it
 //! ```
 
@@ -215,6 +216,7 @@ impl Store {
             .map(|layer| short(&layer.diff_id))
             .collect();
         let configurations: HashSet<&str> = records.iter().map(|(record, _)| record.id.hex()).collect();
+        self.remove_old_parts(Duration::ZERO)?;
         let mut pruned = Pruned::default();
         for layer in layers.iter().filter(|layer| !used.contains(layer.as_str())) {
             *(if self.remove_layer(layer)? { &mut pruned.removed } else { &mut pruned.in_use }) += 1;
@@ -248,6 +250,58 @@ impl Store {
         }
         tree::remove(&self.directory, &c_string(&temporary)?).map_err(fail)?;
         Ok(true)
+    }
+
+    /// Where a blob's bytes are kept until its layer is there; nobody else has it as long as the result is open.
+    pub fn parts(&self, blob: &Digest) -> Result<OwnedFd> {
+        let path = format!("parts/{}", short(blob));
+        loop {
+            for path in ["parts", &path] {
+                match mkdirat(&self.directory, path, Mode::RWXU) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(failed("a directory cannot be made", errno)),
+                }
+            }
+            let directory = match openat(&self.directory, &path, tree::DIRECTORY, Mode::empty()) {
+                Err(Errno::NOENT) => continue,
+                done => done.map_err(|errno| failed("a directory cannot be opened", errno))?,
+            };
+            rustix::io::retry_on_intr(|| flock(&directory, FlockOperation::LockExclusive))
+                .map_err(|errno| failed("flock", errno))?;
+            if self.is(&path, &directory) {
+                return Ok(directory);
+            }
+        }
+    }
+
+    /// Removes them, but where somebody works on them.
+    pub fn remove_parts(&self, blob: &Digest) -> Result<()> {
+        self.remove_unused(&format!("parts/{}", short(blob)), Duration::ZERO)
+    }
+
+    /// Removes those of every blob that nothing came of for so long.
+    pub fn remove_old_parts(&self, age: Duration) -> Result<()> {
+        if self.exists("parts") {
+            for name in self.names("parts")? {
+                self.remove_unused(&format!("parts/{name}"), age)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_unused(&self, path: &str, age: Duration) -> Result<()> {
+        let fail = |errno| failed("a part of a layer cannot be removed", errno);
+        let directory = match openat(&self.directory, path, tree::DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(()),
+            done => done.map_err(fail)?,
+        };
+        let changed = fstat(&directory).map_err(fail)?.st_mtime;
+        let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(changed).unwrap_or(0));
+        let free = || flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if changed.elapsed().unwrap_or_default() < age || !free() || !self.is(path, &directory) {
+            return Ok(());
+        }
+        tree::remove(&self.directory, &c_string(path)?).map_err(fail)
     }
 
     /// What is wrong with an image: its configuration is read and checked against its digest, the layers' names against

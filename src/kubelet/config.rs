@@ -83,6 +83,9 @@ pub struct Flags {
     /// Metrics, /healthz and /readyz are answered here; nobody listens unless it is set
     #[arg(long, env = "METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
     pub metrics_address: Option<SocketAddr>,
+    /// The node's labels are written here, for node-feature-discovery (features.d/gpurun)
+    #[arg(long, env = "LABELS_FILE", value_name = "FILE")]
+    pub labels_file: Option<PathBuf>,
     /// XIDs that do not count: all, xids, or a list
     #[arg(
         long = "disable-healthchecks",

@@ -21,6 +21,7 @@ pub mod config;
 mod events;
 pub mod grpc;
 mod health;
+mod labels;
 mod metrics;
 mod plugin;
 mod preference;

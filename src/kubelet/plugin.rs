@@ -7,6 +7,7 @@ use crate::{
     events::Watcher,
     grpc,
     health::{Event, Health, meaning},
+    labels::{self, Machine},
     metrics::{self, Metrics},
     registration,
     resources::resources,
@@ -14,7 +15,10 @@ use crate::{
     server::{Server, State},
 };
 use gpurun::{
-    apply::cdi::{self, NameStrategy},
+    apply::{
+        cdi::{self, NameStrategy},
+        whole_file,
+    },
     commands::Context,
     error::{Code, OrFail, Result},
     formats,
@@ -324,6 +328,14 @@ impl Plugin {
         if self.options.needs_cdi() && !inventory.gpus.is_empty() {
             self.write_documents(inventory)?;
         }
+        if let Some(path) = &self.cli.flags.labels_file {
+            let machine = Machine::read(&self.context.host.sys, &all);
+            let labels = labels::labels(&all, &machine, &resources, self.options.mig);
+            // Whoever is offered GPUs should not miss them for a label.
+            if let Err(error) = whole_file::write(path, &labels::text(&labels), Code::Config) {
+                tracing::error!("{error}");
+            }
+        }
         let gone =
             self.gone.iter().flat_map(|gpu| gpu.mig_devices.iter().map(|part| &part.uuid).chain([&gpu.uuid]));
         let mut unhealthy: BTreeMap<String, String> =
@@ -355,6 +367,8 @@ impl Plugin {
                 IdStrategy::Uuid => NameStrategy::Uuid,
                 IdStrategy::Index => NameStrategy::Index,
             }],
+            only: None,
+            all: true,
             hook: hook.clone(),
             newest: None,
         };
@@ -363,7 +377,7 @@ impl Plugin {
                 tracing::warn!("{warning}");
             }
             let path = self.cli.flags.cdi_directory.join(format!("{CDI_VENDOR}-{class}.json"));
-            cdi::write(&path, &formats::cdi::to_json(&document)).map(drop)
+            whole_file::write(&path, &formats::cdi::to_json(&document), Code::Cdi).map(drop)
         };
         let parts = plan::parts(inventory, DriverCapability::all() - DriverCapability::COMPAT32)?;
         write(CDI_CLASS, cdi::document(&parts, &options(CDI_CLASS))?)?;

@@ -17,7 +17,7 @@ mod requirement;
 mod select;
 pub use injection::*;
 pub use policy::Policy;
-pub use select::{Selected, select};
+pub use select::{Selected, named, select};
 
 use crate::{
     error::Result,

@@ -16,7 +16,8 @@ use crate::{
     },
     cli::{Ipc, Network, Run},
     error::{Code, Error, OrFail, Result},
-    image::{Image, ImageReference, Ownership, Store},
+    image::{Image, ImageReference, Ownership, Platform, Store},
+    inventory::binfmt,
     plan::{self, Injection},
     request::DeviceRequest,
     vocabulary::EnvVar,
@@ -27,7 +28,9 @@ use std::{collections::HashMap, path::PathBuf};
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let store = Store::open(&context.store_dir)?;
     let reference = ImageReference::parse(&args.image)?;
-    let image = Image::open(&reference, &store, &context.pull(args.pull, &args.pulling))?;
+    let pull = context.pull(args.pull, &args.pulling);
+    can_run(context, &pull.platform)?;
+    let image = Image::open(&reference, &store, &pull)?;
     let user_env = options::environment(args)?;
     // Whether the host can run the image is known before a layer is fetched or unpacked.
     let injection = injection(context, args, &image, &user_env)?;
@@ -39,6 +42,21 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let layers = Layers::open(image.root(&store)?)?;
     let container = container(context, args, &image, user_env, volumes, injection, &layers)?;
     container::run(container, layers)
+}
+
+/// Before anything is fetched.
+fn can_run(context: &Context, platform: &Platform) -> Result<()> {
+    if platform.is_native()
+        || platform.elf_machine().is_some_and(|machine| binfmt::emulates(&context.host, machine))
+    {
+        return Ok(());
+    }
+    Err(Error::new(Code::WrongPlatform, format!("this machine cannot run an image for {platform}"))
+        .cause("its processor is another one, and no emulator is registered that works in containers")
+        .fix(
+            "leave --platform out; `gpurun pull --platform` fetches for another machine; to emulate, install qemu-user-static \
+             (binfmt_misc, flag F)",
+        ))
 }
 
 /// What the container gets of the driver; nothing, and no look at the host, where no GPU was asked for.

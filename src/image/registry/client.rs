@@ -4,6 +4,7 @@ use super::{
     Pull,
     auth::{self, Challenge, Credentials},
     certificates,
+    registries::{self, Place, Places},
 };
 use crate::{
     error::{Code, Error, Result},
@@ -18,6 +19,7 @@ use serde::Deserialize;
 use std::{
     io::{ErrorKind, Read},
     net::IpAddr,
+    ops::Range,
     sync::{Mutex, OnceLock, PoisonError},
     thread,
     time::Duration,
@@ -29,6 +31,8 @@ use ureq::{
 
 /// A server that says nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(20);
+/// So many connections to a registry at once: one seldom fills a line, and a registry serves others, too.
+pub const CONNECTIONS: usize = 8;
 /// How often a request is made before it has failed.
 const ATTEMPTS: u32 = 5;
 /// The first pause between two attempts; each is twice as long as the one before.
@@ -48,7 +52,7 @@ pub struct Failure {
 
 impl Failure {
     /// That does not change by itself.
-    fn lasting(error: Error) -> Self {
+    pub fn lasting(error: Error) -> Self {
         Self { error, again: false, pause: None }
     }
     /// That another attempt may not meet.
@@ -62,11 +66,11 @@ impl Failure {
 pub struct Attempts(u32);
 
 impl Attempts {
-    /// Waits before the next one.
+    /// Has somebody wait before the next one.
     ///
     /// # Errors
     /// The failure, where there is no next one.
-    pub fn after(&mut self, failure: Failure) -> Result<()> {
+    pub fn after(&mut self, failure: Failure, wait: impl FnOnce(Duration)) -> Result<()> {
         self.0 += 1;
         let Failure { error, again, pause } = failure;
         let pause = pause.unwrap_or(PAUSE * 2_u32.pow(self.0.min(ATTEMPTS) - 1));
@@ -76,7 +80,7 @@ impl Attempts {
         if self.0 >= ATTEMPTS {
             return Err(error.cause(format!("{ATTEMPTS} attempts failed")));
         }
-        thread::sleep(pause);
+        wait(pause);
         Ok(())
     }
 }
@@ -95,6 +99,9 @@ struct Endpoint {
     /// The one that answered.
     base: OnceLock<usize>,
     agent: Agent,
+    repository: String,
+    /// What stands between, in words.
+    proxy: Option<String>,
     credentials: Option<Credentials>,
     /// The header that was accepted last.
     authorization: Mutex<Option<String>>,
@@ -106,10 +113,14 @@ impl Client {
     /// # Errors
     /// Where certificates or credentials cannot be read.
     pub fn new(name: &RegistryName, pull: &Pull) -> Result<Self> {
-        let mirrors = pull.mirrors.get(&name.host).into_iter().flatten();
-        let mut endpoints =
-            mirrors.map(|address| Endpoint::new(address, name, pull)).collect::<Result<Vec<_>>>()?;
-        endpoints.push(Endpoint::new(&name.host, name, pull)?);
+        let Places { mirrors, own } = registries::find(name)?;
+        let mut endpoints = match pull.mirrors.get(&name.host) {
+            Some(ours) => {
+                ours.iter().map(|address| Endpoint::new(address, &name.repository, false, pull)).collect()
+            }
+            None => mirrors.iter().map(|place| Endpoint::at(place, pull)).collect::<Result<Vec<_>>>(),
+        }?;
+        endpoints.push(Endpoint::at(&own, pull)?);
         Ok(Self { name: name.clone(), endpoints })
     }
 
@@ -167,7 +178,7 @@ impl Client {
     fn document(&self, path: &str) -> Result<(Option<String>, Vec<u8>)> {
         let mut attempts = Attempts::default();
         loop {
-            let failure = match self.get(path, 0) {
+            let failure = match self.get(path, None) {
                 Err(failure) => failure,
                 Ok(response) => {
                     let kind = response.headers().get(header::CONTENT_TYPE);
@@ -188,18 +199,19 @@ impl Client {
                     }
                 }
             };
-            attempts.after(failure)?;
+            attempts.after(failure, thread::sleep)?;
         }
     }
 
-    /// One attempt: the file from this byte on, from whoever has it.
-    pub fn get(&self, path: &str, from: u64) -> Result<Response<Body>, Failure> {
+    /// One attempt: the file or some bytes of it, from whoever has it.
+    pub fn get(&self, path: &str, range: Option<&Range<u64>>) -> Result<Response<Body>, Failure> {
         let mut before: Vec<Error> = Vec::new();
         let mut last = None;
         for endpoint in &self.endpoints {
-            match endpoint.get(path, from, &self.name) {
+            match endpoint.get(path, range, &self.name) {
                 Ok(response) => return Ok(response),
                 Err(failure) => {
+                    let failure = endpoint.explain(failure);
                     before.extend(last.replace(failure).map(|failure: Failure| failure.error));
                 }
             }
@@ -222,8 +234,8 @@ impl Client {
 
 fn unreachable(what: String) -> Error {
     Error::new(Code::Registry, what).fix(
-        "check the name and the network (HTTPS_PROXY is obeyed); mirrors and insecure registries are keys of the \
-         configuration: `gpurun config`",
+        "check the registry's name and the network; HTTPS_PROXY names a proxy and NO_PROXY what is asked without, registry-mirrors \
+         in gpurun's configuration who is asked first",
     )
 }
 
@@ -238,14 +250,19 @@ fn is_loopback(host: &str) -> bool {
 }
 
 impl Endpoint {
+    fn at(place: &Place, pull: &Pull) -> Result<Self> {
+        Self::new(&place.host, &place.repository, place.insecure, pull)
+    }
+
     /// `address` is a host, or a base address with its scheme.
-    fn new(address: &str, name: &RegistryName, pull: &Pull) -> Result<Self> {
+    fn new(address: &str, repository: &str, insecure: bool, pull: &Pull) -> Result<Self> {
         let (scheme, rest) =
             address.split_once("://").map_or((None, address), |(scheme, rest)| (Some(scheme), rest));
         let rest = rest.trim_end_matches('/');
         let host = rest.split('/').next().unwrap_or_default();
         let loopback = is_loopback(host);
-        let tls = certificates::configure(host, loopback || pull.insecure.iter().any(|one| one == host))?;
+        let insecure = insecure || loopback || pull.insecure.iter().any(|one| one == host);
+        let tls = certificates::configure(host, insecure)?;
         let schemes = match scheme {
             Some("http") => vec!["http"],
             None if tls.disable_verification() => vec!["https", "http"],
@@ -256,14 +273,14 @@ impl Endpoint {
             }
         };
         let place = if rest == DOCKER_HUB { DOCKER_HUB_HOST } else { rest };
-        let bases =
-            schemes.iter().map(|scheme| format!("{scheme}://{place}/v2/{}", name.repository)).collect();
+        let bases = schemes.iter().map(|scheme| format!("{scheme}://{place}/v2/{repository}")).collect();
         let agent = Agent::config_builder()
             .tls_config(tls)
             .http_status_as_error(false)
             .user_agent(concat!("gpurun/", env!("CARGO_PKG_VERSION")))
             // As with Go's clients, which other engines use, no proxy stands between a machine and itself.
             .proxy(if loopback { None } else { Proxy::try_from_env() })
+            .max_idle_connections_per_host(CONNECTIONS)
             .timeout_connect(Some(SILENCE))
             .timeout_per_read(Some(SILENCE))
             .timeout_per_write(Some(SILENCE))
@@ -272,33 +289,57 @@ impl Endpoint {
             bases,
             base: OnceLock::new(),
             agent: agent.into(),
-            credentials: auth::find(host, &name.repository)?,
+            credentials: auth::find(host, repository)?,
+            repository: repository.into(),
+            proxy: Proxy::try_from_env()
+                .filter(|proxy| {
+                    !loopback && !format!("https://{host}").parse().is_ok_and(|uri| proxy.is_no_proxy(&uri))
+                })
+                .map(|proxy| format!("{}:{}", proxy.host(), proxy.port())),
             authorization: Mutex::new(None),
         })
     }
 
-    fn get(&self, path: &str, from: u64, name: &RegistryName) -> Result<Response<Body>, Failure> {
-        let (base, mut response) = self.answer(path, from)?;
+    fn get(
+        &self,
+        path: &str,
+        range: Option<&Range<u64>>,
+        name: &RegistryName,
+    ) -> Result<Response<Body>, Failure> {
+        let (base, mut response) = self.answer(path, range)?;
         if response.status() == StatusCode::UNAUTHORIZED {
             let challenges = response.headers().get_all(header::WWW_AUTHENTICATE);
             let challenge = challenges.iter().find_map(|value| Challenge::parse(value.to_str().ok()?));
             if let Some(header) = self.authorize(challenge, base, name)? {
                 *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(header);
-                response = self.send(base, path, from).map_err(|error| transport(&error, base))?;
+                response = self.send(base, path, range).map_err(|error| transport(&error, base))?;
             }
         }
         understand(response, base, path, name)
     }
 
+    /// Adds to a failure what only the endpoint knows.
+    fn explain(&self, mut failure: Failure) -> Failure {
+        let Failure { error, .. } = &failure;
+        let more = match (error.code(), &self.proxy, &self.credentials) {
+            (Code::NotAuthorised, _, None) => "nobody is logged in there".into(),
+            (Code::NotAuthorised, _, Some(_)) => "the credentials that are kept for it were shown".into(),
+            (Code::Registry, Some(proxy), _) => format!("asked through the proxy {proxy}"),
+            _ => return failure,
+        };
+        failure.error = failure.error.cause(more);
+        failure
+    }
+
     /// What the endpoint says, and the base that says it; the first that says anything stays the one.
-    fn answer(&self, path: &str, from: u64) -> Result<(&str, Response<Body>), Failure> {
+    fn answer(&self, path: &str, range: Option<&Range<u64>>) -> Result<(&str, Response<Body>), Failure> {
         let bases = match self.base.get() {
             Some(&chosen) => &self.bases[chosen..=chosen],
             None => &self.bases[..],
         };
         let mut failure = Failure::lasting(Error::new(Code::Internal, "an endpoint without an address"));
         for base in bases {
-            match self.send(base, path, from) {
+            match self.send(base, path, range) {
                 Ok(response) => {
                     self.base.get_or_init(|| self.bases.iter().position(|one| one == base).unwrap_or(0));
                     return Ok((base, response));
@@ -309,14 +350,19 @@ impl Endpoint {
         Err(failure)
     }
 
-    fn send(&self, base: &str, path: &str, from: u64) -> Result<Response<Body>, ureq::Error> {
+    fn send(
+        &self,
+        base: &str,
+        path: &str,
+        range: Option<&Range<u64>>,
+    ) -> Result<Response<Body>, ureq::Error> {
         let accept = [MANIFESTS, INDEXES, &["*/*"]].concat().join(", ");
         let mut request = self.agent.get(format!("{base}/{path}")).header(header::ACCEPT, accept);
         if let Some(value) = &*self.authorization.lock().unwrap_or_else(PoisonError::into_inner) {
             request = request.header(header::AUTHORIZATION, value);
         }
-        if from > 0 {
-            request = request.header(header::RANGE, format!("bytes={from}-"));
+        if let Some(range) = range {
+            request = request.header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
         }
         request.call()
     }
@@ -345,7 +391,7 @@ impl Endpoint {
             let what = format!("the registry wants a token of {realm}, and that is not encrypted");
             return Err(Failure::lasting(Error::new(Code::NotAuthorised, what)));
         }
-        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", name.repository));
+        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.repository));
         let service = service.as_deref();
         let answer = if let Some(Credentials::IdentityToken(token)) = &self.credentials {
             let mut form = vec![
@@ -394,13 +440,15 @@ fn understand(
     let pause = seconds.map(Duration::from_secs);
     let said = complaint(response.into_body());
     let host = base.split('/').nth(2).unwrap_or(base);
+    // As it is called where one logs in.
+    let host = if host == DOCKER_HUB_HOST { DOCKER_HUB } else { host };
     let cause = if said.is_empty() { status.to_string() } else { format!("{status}: {said}") };
     Err(match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             let what = format!("{host} does not give {name} to us");
             Failure::lasting(Error::new(Code::NotAuthorised, what).cause(cause).fix(format!(
-                "check the name: registries say this of what does not exist, too; then log in: \
-                 `docker login {host}` or `podman login {host}`"
+                "log in, `docker login {host}` or `podman login {host}`, as somebody who may have it; and check the name: \
+                 registries say this of what does not exist, too"
             )))
         }
         StatusCode::NOT_FOUND if path.starts_with("blobs/") => {
@@ -410,7 +458,7 @@ fn understand(
         StatusCode::NOT_FOUND => {
             let what = format!("there is no image {name}");
             Failure::lasting(
-                Error::new(Code::ImageNotFound, what).cause(cause).fix("check the name and the tag"),
+                Error::new(Code::ImageNotFound, what).cause(cause).fix(format!("check the repository's name and the tag: `skopeo list-tags docker://{}/{}` lists those that are there", name.host, name.repository)),
             )
         }
         StatusCode::TOO_MANY_REQUESTS => {
@@ -424,7 +472,9 @@ fn understand(
             Failure { error, again: true, pause }
         }
         _ => {
-            let error = unreachable(format!("{host} cannot serve {name}")).cause(cause);
+            let error = Error::new(Code::Registry, format!("{host} cannot serve {name}"))
+                .cause(cause)
+                .fix("try it again later: it is the registry that failed, or what stands before it");
             let again = status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT;
             Failure { error, again, pause }
         }
@@ -467,17 +517,61 @@ fn transport(error: &ureq::Error, base: &str) -> Failure {
         _ => false,
     };
     let error = match error {
-        ureq::Error::Io(cause) if cause.kind() == ErrorKind::InvalidData => untrusted(host, cause),
-        ureq::Error::Rustls(cause) => untrusted(host, cause),
+        ureq::Error::Io(cause) if cause.kind() == ErrorKind::InvalidData => {
+            match cause.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(tls) => insecure(host, tls),
+                None => untrusted(host, cause),
+            }
+        }
+        ureq::Error::Rustls(cause) => insecure(host, cause),
+        ureq::Error::Io(cause) => unreachable(format!("{host} cannot be reached")).cause(cause),
         _ => unreachable(format!("{host} cannot be reached")).cause(error),
     };
     Failure { error, again, pause: None }
 }
 
+/// A handshake that one of the two ended.
+fn insecure(host: &str, cause: &rustls::Error) -> Error {
+    use rustls::AlertDescription as Alert;
+    let wants_another = |alert| {
+        matches!(
+            alert,
+            Alert::BadCertificate
+                | Alert::CertificateRequired
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateExpired
+                | Alert::CertificateRevoked
+                | Alert::CertificateUnknown
+        )
+    };
+    match cause {
+        rustls::Error::AlertReceived(alert) if wants_another(*alert) => {
+            let what = format!("{host} wants a certificate of who asks, or refuses the one that it got");
+            Error::new(Code::NotAuthorised, what).cause(cause).fix(format!(
+                "put the certificate and its key into /etc/containers/certs.d/{host}/client.cert and client.key \
+                 (of an ordinary user: ~/.config/containers/certs.d)"
+            ))
+        }
+        // rustls does not know what a server without TLS says.
+        rustls::Error::InvalidMessage(_) => Error::new(Code::Registry, format!("{host} does not speak TLS"))
+            .cause(cause)
+            .fix(format!(
+                "if it is meant to speak plain HTTP: insecure-registries = [{host:?}] in gpurun's configuration, or insecure = true \
+                 in registries.conf"
+            )),
+        _ => untrusted(host, cause),
+    }
+}
+
 fn untrusted(host: &str, cause: impl std::fmt::Display) -> Error {
     Error::new(Code::Registry, format!("no trusted connection to {host} can be made"))
         .cause(cause)
-        .fix(format!("put the certificate of its authority into /etc/containers/certs.d/{host}/ca.crt"))
+        .fix(format!(
+            "put the certificate of its authority into /etc/containers/certs.d/{host}/ca.crt (of an ordinary user: \
+             ~/.config/containers/certs.d)"
+        ))
 }
 
 #[cfg(test)]

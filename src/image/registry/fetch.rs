@@ -1,24 +1,30 @@
 //! What gpurun-pull does: from a registry into the store.
 
-use super::{Order, Step, blob::Blob, client::Client, progress::Board, record_name};
+use super::{
+    Order, Step,
+    blob::{Blob, Shared},
+    client::{CONNECTIONS, Client},
+    progress::Board,
+    record_name,
+};
 use crate::{
     error::{Code, Error, OrFail, Result},
     image::{
+        Digest,
         layer::Layer,
         manifest,
         store::{Record, Store},
         unpack_all,
     },
 };
-use std::{
-    num::NonZero,
-    sync::{Mutex, PoisonError},
-    thread,
-};
+use rustix::fd::BorrowedFd;
+use std::{cell::Cell, num::NonZero, thread, time::Duration};
 
-/// Layers come side by side, because one connection seldom fills a line; each has at most a few MB in memory, and what its
-/// compression wants.
+/// So many layers come side by side at least; each has a few MB in memory, and what its compression wants.
 const AT_ONCE: NonZero<usize> = NonZero::new(4).unwrap();
+
+/// So long a half of a layer stays for somebody to fetch the other one.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Carries it out.
 ///
@@ -68,31 +74,72 @@ fn layers(order: &Order, store: &Store) -> Result<()> {
         .ok_or_else(|| Error::new(Code::ImageNotFound, format!("the store does not know {name}")))?;
     let missing: Vec<&Layer> =
         record.layers.iter().filter(|layer| !store.has_layer(&layer.diff_id)).collect();
-    store.check_room(missing.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size)))?;
+    // Of the one that is finished last both forms are there.
+    let largest = missing.iter().map(|layer| layer.size).max().unwrap_or(0);
+    store.check_room(missing.iter().fold(largest, |sum, layer| sum.saturating_add(layer.size)))?;
+    store.remove_old_parts(KEPT)?;
     let client = Client::new(&order.name, &order.pull)?;
     let board = Board::new(order.pull.progress);
-    let ownership = Store::ownership();
+    let shared = Shared::new(CONNECTIONS);
+    let pulling = Pulling { store, client: &client, board: &board, shared: &shared };
     let workers = thread::available_parallelism().or_fail(Code::Internal, || "processors")?.max(AT_ONCE);
-    let failure = Mutex::new(None);
     let done = unpack_all(&missing, workers, |layer| {
-        store
-            .add_layer(&layer.diff_id, |root| {
-                let digest = layer.digest.as_ref().ok_or_else(|| {
-                    Error::new(
-                        Code::ImageBroken,
-                        "a layer of the image has no digest, so it cannot be fetched",
-                    )
-                })?;
-                let line = board.line(digest, layer.size);
-                let blob = Blob::new(&client, digest, layer.size, &failure, &line);
-                layer.unpack(blob, root, ownership).inspect(|()| line.done())
-            })
-            .inspect_err(|error| {
-                // The other layers stop, too: without this one nobody needs them.
-                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
-            })
+        // The other layers stop, too: without this one nobody needs them.
+        pulling.layer(layer).inspect_err(|error| shared.fail(error.clone()))
     });
     // Where a stream failed, all else failed because of it.
-    let first = failure.into_inner().unwrap_or_else(PoisonError::into_inner);
-    first.map_or(done, Err).map_err(|error| error.context(format!("{} cannot be fetched", order.name)))
+    shared
+        .failed()
+        .map_or(done, Err)
+        .map_err(|error| error.context(format!("{} cannot be fetched", order.name)))
+}
+
+struct Pulling<'a> {
+    store: &'a Store,
+    client: &'a Client,
+    board: &'a Board,
+    shared: &'a Shared,
+}
+
+impl Pulling<'_> {
+    /// Puts a layer into the store.
+    fn layer(&self, layer: &Layer) -> Result<()> {
+        let digest = layer.digest.as_ref().ok_or_else(|| {
+            Error::new(Code::ImageBroken, "a layer of the image has no digest, so it cannot be fetched")
+        })?;
+        let resumed = Cell::new(false);
+        let add = || self.store.add_layer(&layer.diff_id, |root| self.unpack(layer, digest, root, &resumed));
+        let mut added = add();
+        // After a power cut the files of an earlier pull hold anything.
+        if resumed.get() && added.is_err() && self.shared.failed().is_none() {
+            self.store.remove_parts(digest)?;
+            added = add();
+        }
+        let network = self.shared.failed().is_some_and(|error| error.code() != Code::NoSpace);
+        if added.is_ok() || !network {
+            self.store.remove_parts(digest)?;
+        }
+        added
+    }
+
+    fn unpack(
+        &self,
+        layer: &Layer,
+        digest: &Digest,
+        root: BorrowedFd<'_>,
+        resumed: &Cell<bool>,
+    ) -> Result<()> {
+        let line = self.board.line(digest, layer.size);
+        let parts = self.store.parts(digest)?;
+        let blob = Blob::new(self.client, digest, layer.size, parts, self.shared, &line);
+        resumed.set(blob.present() > 0);
+        thread::scope(|scope| {
+            for _ in 0..blob.connections() {
+                scope.spawn(|| blob.fetch());
+            }
+            let unpacked = layer.unpack(blob.reader(), root, Store::ownership());
+            blob.stop();
+            unpacked.inspect(|()| line.done())
+        })
+    }
 }

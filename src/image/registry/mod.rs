@@ -1,7 +1,7 @@
 //! Images from registries (OCI distribution specification).
 //!
 //! ```text
-//!  gpurun ── Order (JSON, stdin) ──► gpurun-pull: fetch ─► client ─► auth, certificates
+//!  gpurun ── Order (JSON, stdin) ──► gpurun-pull: fetch ─► client ─► auth, certificates, registries
 //!         ◄── a failure (stdout) ──               │  └───► blob (resumes) ─► inflate ─► hash ─► write
 //!                                                 └──────► the store
 //! ```
@@ -15,6 +15,7 @@ mod certificates;
 mod client;
 pub mod fetch;
 mod progress;
+mod registries;
 
 use super::{RegistryName, manifest::Platform};
 use crate::{
@@ -25,6 +26,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
+    fmt,
     io::{Read, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -102,7 +104,7 @@ pub struct Order {
 }
 
 /// The name under which the store knows an image: another machine's image does not take the place of this one's.
-pub fn record_name(name: &RegistryName, platform: &Platform) -> String {
+pub fn record_name(name: &impl fmt::Display, platform: &Platform) -> String {
     if *platform == Platform::default() { name.to_string() } else { format!("{name} ({platform})") }
 }
 
