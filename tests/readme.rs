@@ -79,7 +79,18 @@ fn every_verb_and_every_option_that_is_named_exists() {
         if let Some(option) =
             word.strip_prefix("--").filter(|o| o.starts_with(|c: char| c.is_ascii_lowercase()))
         {
-            let elsewhere = ["keep", "help", "rm", "all", "device", "annotation", "nvccli"];
+            let elsewhere = [
+                "keep",
+                "help",
+                "rm",
+                "all",
+                "device",
+                "annotation",
+                "nvccli",
+                "userns",
+                "fakeroot",
+                "nvidia",
+            ];
             assert!(
                 known.iter().any(|known| known == option) || elsewhere.contains(&option),
                 "README.md names --{option}, which does not exist"
