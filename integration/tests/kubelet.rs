@@ -96,11 +96,6 @@ impl Node {
 
     fn until_registered(&self, before: usize) {
         until("the registration", || self.registrations() > before);
-        // The kubelet dials back, and reads the list, a moment later.
-        until("the list", || {
-            let log = self.read("/var/log/kubelet.log");
-            log.contains("nvidia.com/gpu") && self.registrations() > before
-        });
     }
 
     /// What a pod with so many GPUs says, which ends with the word that its script ends with.

@@ -320,6 +320,7 @@ impl File {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Args;
 
     const FILE: &str = "
 version: v1
@@ -366,6 +367,32 @@ imex: {channelIDs: [0], required: false}
         assert_eq!((typed.mig, &typed.shape.strategies[..]), (MigStrategy::Single, &[Strategy::Direct][..]));
         assert!(!typed.shape.pass_device_specs && !typed.needs_cdi() && typed.kubelet_socket.is_none());
         assert_eq!(typed.shape.features, [GatedFeature::Gds]);
+    }
+
+    #[test]
+    fn every_option_is_in_the_readme_and_every_one_there_exists() {
+        use clap::CommandFactory;
+        let (_, section) = include_str!("../../README.md").split_once("\n## Kubernetes\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let named: Vec<&str> = section
+            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
+            .filter_map(|word| word.strip_prefix("--"))
+            .filter(|name| name.starts_with(|c: char| c.is_ascii_lowercase()) && *name != "watch")
+            .collect();
+        let command = Cli::command();
+        let known: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
+        for name in &named {
+            assert!(known.contains(name), "README.md names --{name}, which does not exist");
+        }
+        let flags = Flags::augment_args(clap::Command::new("flags"));
+        for argument in flags.get_arguments() {
+            let option = argument.get_long().unwrap();
+            let variable = argument.get_env().and_then(|name| name.to_str()).unwrap_or_default();
+            assert!(
+                named.contains(&option) || section.contains(&format!("`{variable}`")),
+                "README.md lacks --{option}"
+            );
+        }
     }
 
     #[test]

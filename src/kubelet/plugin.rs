@@ -22,7 +22,7 @@ use gpurun::{
     commands::Context,
     error::{Code, OrFail, Result},
     formats,
-    inventory::{FileKind, Gpu, HostPath, Inventory, nvml::Report, watch},
+    inventory::{FileKind, Fingerprint, Gpu, HostPath, Inventory, nvml::Report, watch},
     plan, programs,
     vocabulary::{DriverCapability, GatedFeature},
 };
@@ -51,6 +51,8 @@ struct Plugin {
     options: Options,
     /// The newest that was read.
     inventory: Option<Inventory>,
+    /// Of the newest that could be read.
+    driver: Option<Fingerprint>,
     /// GPUs that were there and do not answer any more: the node has them still.
     gone: Vec<Gpu>,
     health: Health,
@@ -108,6 +110,7 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
         context,
         options,
         inventory: None,
+        driver: None,
         gone: Vec::new(),
         health: Health::default(),
         state,
@@ -184,6 +187,10 @@ impl Plugin {
             Err(error) => {
                 // Nothing is given out of a driver that goes or is half there.
                 tracing::error!("{error}");
+                if error.code() == Code::NoDriver {
+                    self.driver = None;
+                    self.forget();
+                }
                 self.inventory = None;
                 self.watcher = None;
                 self.publish();
@@ -192,29 +199,35 @@ impl Plugin {
         Ok(())
     }
 
+    /// A driver that is loaded anew has reset every GPU.
+    fn forget(&mut self) {
+        self.health.reset();
+        self.gone.clear();
+    }
+
     fn take(&mut self, inventory: Inventory) {
-        let same_driver = self.inventory.as_ref().is_some_and(|before| {
-            let (before, now) = (&before.fingerprint, &inventory.fingerprint);
-            (&before.boot_id, &before.module_version) == (&now.boot_id, &now.module_version)
-        });
-        let before = self.inventory.take();
-        if !same_driver && before.is_some() {
-            self.health.reset();
+        let now = &inventory.fingerprint;
+        let same_driver = self.driver.as_ref().is_some_and(|was| was.module_version == now.module_version);
+        let same_gpus = same_driver && self.driver.as_ref().is_some_and(|was| was.pci_gpus == now.pci_gpus);
+        if !same_driver {
+            self.forget();
         }
+        let before = self.inventory.take();
         let known = before.into_iter().flat_map(|before| before.gpus).chain(std::mem::take(&mut self.gone));
         let still_driven = |gpu: &Gpu| {
             !inventory.gpus.iter().any(|now| now.uuid == gpu.uuid)
                 && inventory.fingerprint.pci_gpus.contains(&gpu.pci)
         };
         self.gone = known.filter(still_driven).collect();
-        // MIG devices and GPUs are watched from the beginning.
-        self.watcher = None;
-        self.watcher = match nvml_of(&inventory) {
-            Some(nvml) => Watcher::start(nvml, self.reports.clone())
-                .map_err(|error| tracing::error!("nobody watches the GPUs: {error}"))
-                .ok(),
-            None => None,
-        };
+        if !same_gpus || self.watcher.is_none() {
+            // First the old one ends: two would share what the driver says.
+            self.watcher = None;
+            self.watcher = nvml_of(&inventory).and_then(|nvml| {
+                let started = Watcher::start(nvml, self.reports.clone());
+                started.map_err(|error| tracing::error!("nobody watches the GPUs: {error}")).ok()
+            });
+        }
+        self.driver = Some(inventory.fingerprint.clone());
         self.inventory = Some(inventory);
         self.publish();
     }
@@ -287,7 +300,6 @@ impl Plugin {
             .flat_map(|state| &state.resources)
             .map(|resource| (resource.name.clone(), resource.socket()))
             .collect();
-        // First, so that a server that ends has said that it has nothing left.
         self.state.send_replace(state);
         self.servers.retain(|name, _| names.contains(name));
         let Some(kubelet) = self.options.kubelet_socket.clone() else { return };

@@ -156,12 +156,9 @@ impl DevicePlugin for Server {
         let name = self.resource.clone();
         let mut last = None;
         let lists = WatchStream::new(self.state.clone())
-            // A resource that is not offered any more has no devices: pods keep theirs, and nobody gets more.
-            .map(move |state| {
-                match state.as_deref().and_then(|state| Some((state, state.resource(&name)?))) {
-                    Some((state, resource)) => state.list(resource),
-                    None => ListAndWatchResponse::default(),
-                }
+            // Ends when the resource is not offered any more: the kubelet keeps what was given out, and gives out no more.
+            .map_while(move |state| {
+                state.as_deref().and_then(|state| Some(state.list(state.resource(&name)?)))
             })
             .filter(move |list| last.replace(list.clone()).as_ref() != Some(list));
         Ok(Response::new(Box::pin(lists.map(Ok))))
