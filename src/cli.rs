@@ -102,14 +102,17 @@ pub enum Command {
     /// List the GPUs
     Ls,
     /// Check the host, and say what is wrong and what to do
-    Doctor,
+    Doctor(CdiDirectories),
     /// Print everything gpurun knows of the host as JSON (a bug report; a fixture)
     Inventory,
     /// List the images that are unpacked in the store
     Images {
         /// Check each: its configuration by its digest, its layers by the configuration and for being there
-        #[arg(long)]
+        #[arg(long, conflicts_with = "usage")]
         verify: bool,
+        /// Measure what each takes on the disk
+        #[arg(long)]
+        usage: bool,
     },
     /// Fetch images from a registry, or unpack them from an archive, into the store
     Pull {
@@ -206,6 +209,12 @@ pub struct CdiDocument {
     /// How the devices are called; each has every name
     #[arg(long, value_enum, default_values = ["index", "uuid"])]
     pub device_name_strategy: Vec<crate::apply::cdi::NameStrategy>,
+    /// Which devices are in it: indices, UUIDs, GPU:MIG [default: all]
+    #[arg(long, value_name = "DEVICE", value_delimiter = ',')]
+    pub device_id: Vec<String>,
+    /// Leave out the device "all", which is every other at once
+    #[arg(long)]
+    pub no_all_device: bool,
     /// Where the program gpurun-hook is on the host [default: beside this program]
     #[arg(long, value_name = "FILE")]
     pub hook: Option<PathBuf>,
@@ -284,7 +293,7 @@ pub enum CdiFormat {
 /// Where the documents are.
 #[derive(Debug, Args)]
 pub struct CdiDirectories {
-    /// A directory of documents; one that is named later goes before
+    /// A directory of CDI documents; one that is named later goes before
     #[arg(long = "spec-dir", value_name = "DIR", value_delimiter = ',', default_values = crate::formats::cdi::DIRECTORIES)]
     pub directories: Vec<PathBuf>,
 }

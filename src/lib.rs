@@ -12,6 +12,8 @@
 //!   asked for)
 //! ```
 //!
+//! A fifth one is a package of its own, `src/kubelet`: what a Kubernetes node's kubelet is told.
+//!
 //! `inventory` reads and decides nothing; `plan` decides and touches nothing; `apply` does and decides nothing. Imports go one
 //! way: request, inventory → plan → apply. `image` brings a root; `sys` holds every unsafe block behind a safe function.
 #![deny(unsafe_code)]

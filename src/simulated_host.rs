@@ -6,6 +6,8 @@
 //! DIR/dev      device nodes            (the dev root is DIR)
 //! DIR/proc     what the kernel module tells in procfs
 //! DIR/sys      and in sysfs
+//! DIR/events   a FIFO: `xid GPU-… 79` is an error of that GPU's
+//! DIR/gpus     a file GPU-… in it that says `lost` takes that GPU away from NVML
 //! ```
 #![forbid(unsafe_code)]
 
@@ -67,6 +69,8 @@ pub fn lay_out(dir: &Path, description: &Description, stand_ins: &Path, driver: 
                 }
             }?;
             device_nodes(&dir.join("dev"), &description)?;
+            mknodat(CWD, dir.join("events"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+            fs::create_dir(dir.join("gpus"))?;
             let unified_memory = rustix::fs::major(fs::metadata(dir.join("dev/nvidia-uvm"))?.rdev());
             procfs(&dir.join("proc"), &description, unified_memory)?;
             sysfs(&dir.join("sys"), &description)

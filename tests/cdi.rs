@@ -25,6 +25,8 @@ fn options(engine: Option<&str>) -> Options {
         vendor: "nvidia.com".into(),
         class: "gpu".into(),
         names: vec![NameStrategy::Index, NameStrategy::Uuid],
+        only: None,
+        all: true,
         hook: "/usr/bin/gpurun-hook".into(),
         newest: engine.map(|engine| cdi::newest_for(engine).unwrap()),
     }
@@ -45,6 +47,10 @@ fn is_valid(document: &Document) {
     assert_eq!(names.len(), document.devices.len(), "each name once");
     assert!(names.iter().all(|name| is_name(name)));
     for edits in document.edits() {
+        let once = |paths: Vec<&String>| paths.iter().collect::<BTreeSet<_>>().len() == paths.len();
+        assert!(once(edits.mounts.iter().map(|mount| &mount.container_path).collect()));
+        assert!(once(edits.device_nodes.iter().map(|node| &node.path).collect()));
+        assert!(edits.device_nodes.iter().all(|node| node.host_path.as_ref() != Some(&node.path)));
         assert!(edits.env.iter().all(|variable| variable.find('=').is_some_and(|at| at > 0)));
         for node in &edits.device_nodes {
             assert!(
@@ -110,6 +116,25 @@ fn a_device_has_every_name_and_all_has_what_can_be_computed_on() {
 }
 
 #[test]
+fn a_document_of_some_devices_has_those_and_is_about_the_same_host() {
+    let inventory = host("a100-mig");
+    let ids = ["0:1", "1"].map(|id| id.parse().unwrap());
+    let some = Options { only: Some(ids.into()), all: false, ..options(None) };
+    let (some, _) = document(&inventory, &some);
+    let names: Vec<_> = some.devices.iter().map(|device| device.name.as_str()).collect();
+    let uuids = ["MIG-00000001-aaaa-bbbb-cccc-000000000001", "GPU-a1000001-0000-0000-0000-000000000001"];
+    assert_eq!(names, ["0:1", "1", uuids[0], uuids[1]]);
+    let (whole, _) = document(&inventory, &options(None));
+    assert_eq!(some.container_edits, whole.container_edits);
+    assert!(some.devices.iter().all(|device| whole.devices.contains(device)));
+    // `all` is every other of the same document.
+    let one = Options { only: Some(vec!["0:1".parse().unwrap()]), ..options(None) };
+    let devices = document(&inventory, &one).0.devices;
+    assert_eq!(devices[2].name, "all");
+    assert_eq!(devices[2].container_edits, devices[0].container_edits);
+}
+
+#[test]
 fn an_older_engine_gets_what_it_can_read_and_is_told_what_is_left_out() {
     let mut inventory = host("8xh100");
     for gpu in &mut inventory.gpus {
@@ -157,16 +182,21 @@ fn the_fingerprint_is_of_what_the_document_says_and_of_nothing_else() {
     other.gpus[0].persistence = Some(false);
     other.problems.clear();
     assert_eq!(cdi::fingerprint(&parts(&other)), now);
-    for change in [
-        (&|host: &mut Inventory| drop(host.gpus.pop())) as &dyn Fn(&mut Inventory),
-        &|host| drop(host.driver.files.pop()),
-        &|host| host.gpus[0].node.minor = 77,
-        &|host| host.driver.version = "999.1".parse().unwrap(),
+    assert_eq!(cdi::change(&now, &now), None);
+    for (what, change) in [
+        (0, (&|host: &mut Inventory| drop(host.driver.files.pop())) as &dyn Fn(&mut Inventory)),
+        (0, &|host| host.driver.version = "999.1".parse().unwrap()),
+        (1, &|host| drop(host.gpus.pop())),
+        (1, &|host| host.gpus[0].uuid.push('0')),
+        (2, &|host| host.gpus[0].node.minor = 77),
+        (2, &|host| host.driver.control_nodes[1].major = 77),
+        (2, &|host| host.gpus[0].node.mode = 0o600),
     ] {
         let mut other = host("8xh100");
         change(&mut other);
-        assert_ne!(cdi::fingerprint(&parts(&other)), now);
+        assert_eq!(cdi::change(&now, &cdi::fingerprint(&parts(&other))), Some(cdi::CHANGES[what]));
     }
+    assert!(cdi::change("008dde7bc68a09c9", &now).is_some(), "of an older release");
 }
 
 #[test]

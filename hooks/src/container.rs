@@ -43,11 +43,16 @@ pub struct Container {
 }
 
 impl Container {
-    /// The container whose state is on standard input.
-    pub fn of_state() -> Result<Self> {
+    /// The container whose state is in a file, or on standard input.
+    pub fn of_state(file: Option<&str>) -> Result<Self> {
         let mut bytes = Vec::new();
-        let read = std::io::stdin().lock().take(MAX_STATE).read_to_end(&mut bytes);
-        read.or_fail(Code::Bundle, || "standard input cannot be read")?;
+        match file.filter(|file| *file != "-") {
+            Some(file) => {
+                std::fs::File::open(file).and_then(|file| file.take(MAX_STATE).read_to_end(&mut bytes))
+            }
+            None => std::io::stdin().lock().take(MAX_STATE).read_to_end(&mut bytes),
+        }
+        .or_fail(Code::Bundle, || "the container's state cannot be read")?;
         let state = State::parse(&bytes)?;
         let root = if let Some(root) = state.root {
             ContainerRoot::open(state.bundle.join(root))?

@@ -20,11 +20,15 @@ fn main() -> ExitCode {
             println!("gpurun-hook {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
+        // In documents of NVIDIA's toolkit in the place of a hook that is not wanted.
+        Some("noop") => return ExitCode::SUCCESS,
         Some(name) => {
             if let Some(hook) = hooks::named(name) {
                 // What we make is for every user of the container to read.
                 rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-                return match container::Container::of_state().and_then(|container| hook(&container, &words)) {
+                return match container::Container::of_state(words.last("container-spec"))
+                    .and_then(|container| hook(&container, &words))
+                {
                     Ok(()) => ExitCode::SUCCESS,
                     Err(error) => {
                         eprintln!("{error}");

@@ -53,7 +53,7 @@ pub fn inject(document: &Document, devices: &[&str], spec: &mut Value) {
         }
         list(spec, &["mounts"])
             .sort_by_key(|mount| mount["destination"].as_str().expect("a path").matches('/').count());
-        for Hook { hook_name, path, args, env } in &edit.hooks {
+        for Hook { hook_name, path, args, env, .. } in &edit.hooks {
             list(spec, &["hooks", hook_name]).push(json!({"path": path, "args": args, "env": env}));
         }
         list(spec, &["process", "user", "additionalGids"])

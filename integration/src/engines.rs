@@ -77,12 +77,21 @@ impl Machine {
 
     /// Gives it another driver, as an upgrade with a reboot does.
     pub fn install_driver(&self, branch: u32) {
+        self.lay_out(&of_driver("8xh100", branch), branch);
+    }
+
+    /// Makes it another host of `integration/hosts`, of which the CDI document is.
+    pub fn become_host(&self, name: &str) {
+        self.lay_out(&of_driver(name, 550), 550);
+        self.write_document();
+    }
+
+    fn lay_out(&self, description: &Description, branch: u32) {
         let host = self.shared.join("host");
         let _ = fs::remove_dir_all(&host);
-        let (description, stand_ins): (Description, _) =
-            (of_driver("8xh100", branch), dist("libsimulated_nvml.so"));
+        let stand_ins = dist("libsimulated_nvml.so");
         let stand_ins = stand_ins.parent().expect("dist/");
-        lay_out(&host, &description, stand_ins, DriverFiles::Unpacked(&driver_packages(branch, "debian")))
+        lay_out(&host, description, stand_ins, DriverFiles::Unpacked(&driver_packages(branch, "debian")))
             .unwrap_or_else(|error| panic!("{error}"));
     }
 
@@ -200,15 +209,23 @@ impl Machine {
              gpurun configure docker --set-as-default
              gpurun configure containerd
              gpurun configure podman
-             # Without root, devices of a document are mounted from where they are in the container.
-             cp -a {}/host/dev/. /dev
-             mkdir -p /etc/cdi
-             gpurun cdi generate --engine podman@4.3 --output /etc/cdi/nvidia.yaml
              install -d -o {SOMEONE} -m 700 /run/user/{SOMEONE}",
             programs.display(),
+        ));
+        self.write_document();
+        self.hand_over_to("runc");
+    }
+
+    fn write_document(&self) {
+        // Without root, devices of a document are mounted from where they are in the container.
+        self.sh(&format!(
+            "set -e
+             rm -rf /dev/nvidia* /dev/dri
+             cp -a {}/host/dev/. /dev
+             mkdir -p /etc/cdi
+             gpurun cdi generate --engine podman@4.3 --output /etc/cdi/nvidia.yaml",
             self.shared.display()
         ));
-        self.hand_over_to("runc");
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod bundle;
 pub mod cdi;
 pub mod engines;
+pub mod kubelet;
 pub mod registry;
 
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};
@@ -18,6 +19,9 @@ use std::{
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
+
+/// Where a driver of stand-ins has its libraries.
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
 /// The ordinary user that tests become: in no /etc/passwd, without subordinate ids.
 pub const USER: u32 = 54321;
@@ -140,6 +144,22 @@ pub fn with_compat(version: &str, note: Option<&str>) -> TempDir {
     root
 }
 
+/// A certificate authority and a certificate for this machine, in PEM: ca.crt, tls.crt, tls.key.
+pub fn certificates() -> TempDir {
+    let dir = temporary();
+    let openssl = |words: &str| {
+        must(Command::new("openssl").args(words.split_whitespace()).current_dir(dir.path()));
+    };
+    openssl("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.crt");
+    openssl("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout tls.key -out tls.csr");
+    fs::write(dir.path().join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        .expect("the directory is ours");
+    openssl(
+        "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out tls.crt",
+    );
+    dir
+}
+
 /// Runs a command that a test needs to succeed.
 pub fn must(command: &mut Command) -> String {
     let ended = run(command);
@@ -195,6 +215,21 @@ impl TestHost {
     /// What `GPURUN_SIMULATED_HOST` says: the directory with `driver`, `dev`, `proc` and `sys`.
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("host")
+    }
+
+    /// Lets the driver's libraries, of which there are stand-ins, say that the host is like this. Their files stay, so that no
+    /// directory changes.
+    pub fn describe(&self, description: &Description) {
+        let root = self.path().canonicalize().expect("it is laid out").join("driver");
+        let description = Description { driver_root: Some(root.clone()), ..description.clone() };
+        for (name, stand_in) in
+            [("libnvidia-ml", "libsimulated_nvml.so"), ("libcuda", "libsimulated_cuda.so")]
+        {
+            let path = root.join(LIBRARIES).join(format!("{name}.so.{}", description.driver));
+            let mut bytes = fs::read(dist(stand_in)).expect("dist/");
+            description.append_to(&mut bytes).expect("it is memory");
+            fs::write(path, bytes).expect("the directory is ours");
+        }
     }
 
     /// A file under the driver root.

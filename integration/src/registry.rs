@@ -42,6 +42,15 @@ impl Registry {
         )
     }
 
+    /// TLS with this certificate and key, for everybody, or for clients with a certificate of this authority.
+    pub fn tls(storage: &Path, certificate: &Path, key: &Path, clients: Option<&Path>) -> Self {
+        let mut tls = json!({"certificate": certificate, "key": key});
+        if let Some(authority) = clients {
+            tls["clientcas"] = json!([authority]);
+        }
+        Self::start(storage, json!({"http": {"tls": tls}}))
+    }
+
     fn start(storage: &Path, more: Value) -> Self {
         let mut config = json!({
             "version": "0.1",

@@ -364,6 +364,7 @@ fn peers_document(host: &TestHost, hook: &Path) -> Document {
             path: hook.display().to_string(),
             args,
             env,
+            ..Hook::default()
         });
     }
     Document { container_edits: edits, ..generate(host, &[]) }
@@ -553,60 +554,114 @@ fn a_hostile_root_reaches_nothing_outside() {
     assert!(refused > 10, "some of these cannot be had: {refused}");
 }
 
+/// How often a hook runs while the root changes: a second for each 1,000.
+const ROUNDS: u32 = 10_000;
+
+/// Directories of a root through which hooks go, and files that they write.
+const SWAPPED: [&str; 13] = [
+    "etc",
+    "etc/ld.so.conf.d",
+    "etc/ld.so.cache",
+    "etc/deep",
+    "etc/nvidia",
+    "etc/nvidia/nvidia-application-profiles-rc.d",
+    "usr",
+    "usr/lib",
+    "usr/lib/x86_64-linux-gnu",
+    "usr/bin",
+    "usr/local",
+    "usr/local/nvidia",
+    "usr/local/nvidia/lib64",
+];
+
+/// While hooks work, each directory of their paths is for moments a link out of the root, or a FIFO. They run in a root of their
+/// own, so that what leaves the container's comes to lie where it is seen and does no harm.
 #[test]
 fn a_root_that_changes_meanwhile_reaches_nothing_outside() {
-    let outside = tempfile::tempdir().unwrap();
-    for part in ["ld.so.conf.d", "deep"] {
-        fs::create_dir(outside.path().join(part)).unwrap();
-    }
-    fs::write(outside.path().join("ld.so.cache"), "untouched").unwrap();
-    let before = state_of(outside.path());
     let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("root");
-    fs::create_dir(&root).unwrap();
-    lay_root(&root);
-    fs::create_dir(root.join("etc/deep")).unwrap();
-    let beside = Path::new("../..").join(outside.path().file_name().unwrap());
-    symlink(&beside, root.join("link")).unwrap();
-    assert!(root.join("link/ld.so.cache").exists(), "it leads outside for who follows it");
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        // RENAME_EXCHANGE: /etc is the directory, then the link to the outside, and at no moment absent.
-        let swapper = scope.spawn(|| {
-            let exchange = |one: &str, other: &str| {
-                rustix::fs::renameat_with(
-                    rustix::fs::CWD,
-                    root.join(one),
-                    rustix::fs::CWD,
-                    root.join(other),
-                    rustix::fs::RenameFlags::EXCHANGE,
-                )
-                .unwrap();
-            };
-            let mut rounds = 0_u64;
-            while !stop.load(Ordering::Relaxed) {
-                exchange("etc", "link");
-                rounds += 1;
-            }
-            rounds
-        });
-        let mut met = [0_u32; 2];
-        for round in 0..5_000 {
-            let link = format!("x{round}::/etc/deep/link");
-            for words in
-                [&["create-symlinks", "--link", &link][..], &["update-ldcache", "--folder", "/opt/lib"]]
-            {
-                let ended = hook(&root, words);
-                assert!(ended.code <= 1 && !ended.err.contains("panicked"), "{ended:?}");
-                met[usize::from(ended.code == 0)] += 1;
-            }
+    let outside = dir.path().join("outside");
+    must(Command::new("cp").arg("-a").arg(image("busybox", "root")).arg(&outside));
+    let root = outside.join("container");
+    for host in [&outside, &root] {
+        fs::create_dir_all(host).unwrap();
+        lay_root(host);
+        for part in SWAPPED.into_iter().filter(|part| !part.ends_with("cache")) {
+            fs::create_dir_all(host.join(part)).unwrap();
         }
+        fs::write(host.join("etc/ld.so.cache"), "").unwrap();
+    }
+    fs::copy(dist("gpurun-hook"), outside.join("hook")).unwrap();
+    let state = |root: &str| json!({"bundle": "/nowhere", "root": root}).to_string();
+    fs::write(outside.join("state"), state("/container")).unwrap();
+    let without = |what: &Path| {
+        let script = "find . -path ./container -prune -o -printf '%p %y %m %U %l %C@\\n' | sort";
+        must(Command::new("sh").args(["-c", script]).current_dir(what))
+    };
+    let before = without(&outside);
+    let traps: Vec<_> = ["/", "..", "../..", "/dev/zero", "FIFO"].into_iter().zip(0..).collect();
+    for (target, number) in &traps {
+        let trap = root.join(number.to_string());
+        match *target {
+            "FIFO" => drop(must(Command::new("mkfifo").arg(trap))),
+            target => symlink(target, trap).unwrap(),
+        }
+    }
+    let words = HOOKS.map(|words| format!("/hook {} < /state 2>&1; echo \"code $?\"", words.join(" ")));
+    let each = u32::try_from(HOOKS.len()).unwrap();
+    // In ten parts, each of which may take a while where others work, too.
+    let rounds = ROUNDS.div_ceil(10 * each);
+    let script = format!(
+        "mount -t proc proc $0/proc && exec chroot $0 sh -c 'for round in $(seq {rounds}); do {}; done; echo done'",
+        words.join("; "),
+    );
+    let stop = AtomicBool::new(false);
+    let said = std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let exchange = |one: &Path, other: &Path| {
+                let (cwd, how) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+                rustix::fs::renameat_with(cwd, one, cwd, other, how).is_ok()
+            };
+            let mut swaps = 0_u64;
+            // RENAME_EXCHANGE: at each moment there is the one or the other.
+            for part in SWAPPED.into_iter().cycle() {
+                for (_, number) in &traps {
+                    let (place, trap) = (root.join(part), root.join(number.to_string()));
+                    for _ in 0..20 {
+                        // What one hook makes can be away for a moment.
+                        if exchange(&place, &trap) {
+                            swaps += 1;
+                            while !exchange(&place, &trap) {}
+                        }
+                    }
+                }
+                if stop.load(Ordering::Relaxed) {
+                    return swaps;
+                }
+            }
+            swaps
+        });
+        let said: Vec<Ended> = (0..10)
+            .map(|_| {
+                let words = ["-m", "--propagation", "private", "sh", "-c", &script];
+                run(Command::new("unshare").args(words).arg(&outside))
+            })
+            .collect();
         stop.store(true, Ordering::Relaxed);
-        let swapped = swapper.join().unwrap();
-        assert!(swapped > 10_000, "{swapped}");
-        assert!(met[1] > 100, "{met:?}");
+        assert!(swapper.join().unwrap() > 10_000, "swaps");
+        said
     });
-    assert_eq!(state_of(outside.path()), before);
+    for part in &said {
+        assert!(part.code == 0 && part.out.ends_with("done\n"), "{:.2000} {}", part.out, part.err);
+        assert!(!part.out.contains("panicked"), "{}", part.out);
+    }
+    let codes =
+        |code: &str| said.iter().flat_map(|part| part.out.lines()).filter(|line| *line == code).count();
+    let (done, refused) = (codes("code 0"), codes("code 1"));
+    assert_eq!(done + refused, usize::try_from(10 * rounds * each).unwrap(), "no other code");
+    assert!(done > 100 && refused > 100, "{done} {refused}");
+    let after = without(&outside);
+    let changed: Vec<&str> = after.lines().filter(|line| !before.contains(line)).collect();
+    assert!(after == before, "{changed:#?}");
 }
 
 #[test]
@@ -767,6 +822,15 @@ fn a_hook_that_is_not_known_or_not_named_does_no_harm() {
         let ended = hook(nothing.path(), words);
         assert!(ended.code == 1 && ended.err.starts_with("error[GPU-0001]"), "{words:?} {ended:?}");
     }
+    // In documents of NVIDIA's toolkit in the place of one that is not wanted.
+    let ended = hook_with("", &["noop"]);
+    assert!(ended.code == 0 && ended.err.is_empty(), "{ended:?}");
+    // The state may be in a file.
+    let state = nothing.path().join("state.json");
+    fs::write(&state, json!({"bundle": "/nowhere", "root": nothing.path()}).to_string()).unwrap();
+    let spec = format!("--container-spec={}", state.display());
+    let ended = hook_with("", &["create-symlinks", "--link", "x::/a/spec", &spec]);
+    assert_eq!((ended.code, nothing.path().join("a/spec").is_symlink()), (0, true), "{ended:?}");
     // As NVIDIA's older documents name them.
     let ctk = nothing.path().join("nvidia-ctk");
     symlink(dist("gpurun"), &ctk).unwrap();
@@ -944,6 +1008,45 @@ fn documents_are_checked() {
         .env("GPURUN_SIMULATED_HOST", host.path())
         .env("GPURUN_STATE_DIR", host.state_dir(0)));
     assert_eq!((nvidias.code, nvidias.out.as_str()), (0, text.as_str()), "{nvidias:?}");
+    let uuid = &description("8xh100").gpus[6].uuid;
+    let some = |words: &[&str], environment: &[(&str, &str)]| {
+        let mut nvidias = Command::new(&as_nvidias);
+        nvidias.args(["cdi", "generate", "--nvidia-cdi-hook-path"]).arg(dist("gpurun-hook")).args(words);
+        let simulated = [("GPURUN_SIMULATED_HOST", host.path()), ("GPURUN_STATE_DIR", host.state_dir(0))];
+        run(nvidias.envs(simulated).envs(environment.iter().copied()))
+    };
+    let chosen = some(&["--device-id", "2", "--devices", uuid, "--no-all-device"], &[]);
+    let names: Vec<String> =
+        Document::parse(&chosen.out).unwrap().devices.into_iter().map(|d| d.name).collect();
+    assert_eq!(names, ["2", "6", &description("8xh100").gpus[2].uuid, uuid], "{chosen:?}");
+    let names = format!("2,{uuid}");
+    let environment = [
+        ("NVIDIA_CTK_CDI_GENERATE_DEVICE_IDS", names.as_str()),
+        ("NVIDIA_CTK_CDI_GENERATE_NO_ALL_DEVICE", "true"),
+    ];
+    assert_eq!(some(&[], &environment).out, chosen.out);
+    fs::write(&file, &chosen.out).unwrap();
+    assert_eq!(validate().code, 0, "some of the host's devices are no fault");
+    assert_eq!(some(&["--device-id", "all"], &[]).out, text);
+    for (words, code) in [
+        (&["--device-id", "9"][..], "GPU-0021"),
+        (&["--device-id", "none"], "GPU-0020"),
+        (&["--device-id", "0", "--mode", "gds"], "GPU-0001"),
+        (&["--mode", "csv", "--csv.file", "/etc/x.csv"], "GPU-0070"),
+    ] {
+        let ended = some(words, &[]);
+        assert!(ended.code != 0 && ended.err.contains(&format!("error[{code}]: ")), "{words:?} {ended:?}");
+    }
+    // What is not honoured is said.
+    let flags = "--ldconfig-path=/l --library-search-path=/l --config-search-path=/c --disable-hook=all --enable-hook=chmod \
+                 --feature-flag=disable-ipc-discoverer --csv.file=/f --csv.ignore-pattern=x --csv.compat-container-root=/r";
+    for flag in flags.split_whitespace() {
+        let ended = some(&[flag], &[]);
+        let name = flag.split('=').next().unwrap();
+        assert!(ended.out == text && ended.err.contains(&format!("{name} is not used: ")), "{ended:?}");
+        assert_eq!(ended.err.lines().count(), 1, "{ended:?}");
+    }
+    generate(&file);
     let listed = must(host.gpurun().args(["cdi", "list", "--spec-dir", &dirs]));
     assert!(listed.lines().count() == 17 && listed.contains("nvidia.com/gpu=all\n"), "{listed}");
 
@@ -956,7 +1059,7 @@ fn documents_are_checked() {
     for (from, to, what) in [
         ("libcuda.so.550", "libcuda.so.549", "is not there"),
         ("--host-driver-version=550", "--host-driver-version=535", "is running"),
-        ("GPURUN_HOST=", "GPURUN_HOST=0", "not what they were"),
+        ("GPURUN_HOST=", "GPURUN_HOST=0", "not those that they were"),
         ("cdiVersion: 0.5.0", "cdiVersion: 0.3.0", "what came with 0.5.0"),
         ("minor: 255", "minor: 254", "it says that"),
         ("kind: nvidia.com/gpu", "kind: gpu", "is not vendor/class"),

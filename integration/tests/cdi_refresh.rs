@@ -1,11 +1,10 @@
 //! `gpurun cdi refresh`: a document that follows its host.
 
-use gpurun::simulated_host::Description;
-use gpurun_integration::{Ended, SpawnPiped, TestHost, description, dist, finish, run, until};
+use gpurun::simulated_host::{Description, SimulatedMig};
+use gpurun_integration::{Ended, SpawnPiped, TestHost, description, dist, finish, must, run, until};
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::Write,
+    fs::{self, OpenOptions},
     os::unix::fs::symlink,
     path::PathBuf,
     process::{Child, Command},
@@ -45,18 +44,20 @@ impl Refreshed {
         run(self.host.gpurun().args(["cdi", "validate", "--spec-dir"]).arg(self.path().parent().unwrap()))
     }
 
-    /// Lets the driver's libraries say that the host is like this. Their files stay, so that no directory changes.
-    fn describe(&self, description: &Description) {
-        let root = self.host.path().canonicalize().unwrap().join("driver");
-        let description = Description { driver_root: Some(root.clone()), ..description.clone() };
-        for (name, stand_in) in
-            [("libnvidia-ml", "libsimulated_nvml.so"), ("libcuda", "libsimulated_cuda.so")]
-        {
-            let path = root.join(LIBRARIES).join(format!("{name}.so.{}", description.driver));
-            let mut file = File::create(path).unwrap();
-            file.write_all(&fs::read(dist(stand_in)).unwrap()).unwrap();
-            description.append_to(&mut file).unwrap();
-        }
+    /// What `gpurun doctor` says of documents: a line, and one with what to do.
+    fn diagnosis(&self) -> String {
+        let ended = run(self.host.gpurun().args(["doctor", "--spec-dir"]).arg(self.path().parent().unwrap()));
+        let lines: Vec<&str> = ended.out.lines().collect();
+        let about = lines.iter().zip(lines.iter().skip(1)).filter(|(line, _)| line.contains("CDI documents"));
+        about.map(|(line, next)| format!("{line}\n{next}\n")).collect()
+    }
+
+    /// What a document of this host says that is made by a gpurun that knows nothing of it yet.
+    fn afresh(&self) -> String {
+        let state = tempfile::tempdir().unwrap();
+        let mut command = self.host.gpurun();
+        command.env("GPURUN_STATE_DIR", state.path().join("state")).args(["cdi", "generate", "--hook"]);
+        must(command.arg(dist("gpurun-hook")))
     }
 
     fn put(&self, path: &str, text: &str) {
@@ -101,18 +102,25 @@ impl Watcher {
         assert_eq!(run(Command::new("kill").args([name, &id])).code, 0);
     }
 
-    /// The change makes the document stale, and the watcher makes it true again.
-    fn sees(&self, refreshed: &Refreshed, what: &str, change: impl FnOnce()) {
+    /// The change makes the document stale, which is said with what to do, and the watcher makes it true again.
+    fn sees(&self, refreshed: &Refreshed, what: &str, says: &str, change: impl FnOnce()) {
         self.signal("-STOP");
         let before = refreshed.document();
         change();
         let ended = refreshed.validate();
-        assert!(ended.code == 1, "{what}: {ended:?}");
+        assert!(ended.code == 1 && ended.out.contains(says), "{what}: {ended:?}");
+        assert!(ended.out.contains("; write it anew with `gpurun cdi generate`"), "{what}: {ended:?}");
+        let diagnosis = refreshed.diagnosis();
+        assert!(diagnosis.starts_with("wrong CDI documents"), "{what}: {diagnosis}");
+        assert!(diagnosis.contains("[GPU-0070]") && diagnosis.contains(says), "{what}: {diagnosis}");
+        assert!(diagnosis.contains("\n      fix: write it anew"), "{what}: {diagnosis}");
         self.signal("-CONT");
         let started = Instant::now();
         until(what, || refreshed.document() != before);
         println!("{what}: {} ms", started.elapsed().as_millis());
         until(what, || refreshed.validate().code == 0);
+        assert_eq!(refreshed.document(), refreshed.afresh(), "{what}");
+        assert!(refreshed.diagnosis().starts_with("ok    CDI documents    1, nothing is wrong"), "{what}");
     }
 }
 
@@ -129,22 +137,55 @@ fn another_driver_another_major_and_another_mig_layout_are_in_the_document_by_th
     let watcher = Watcher::start(&refreshed);
     assert_eq!(refreshed.validate().code, 0);
 
-    watcher.sees(&refreshed, "another major number", || refreshed.another_major(507));
+    // The document leaves the number to the engine, and it was made of another one.
+    watcher.sees(
+        &refreshed,
+        "a reboot",
+        "another number or mode than when it was written, as after a reboot",
+        || {
+            refreshed.put("proc/sys/kernel/random/boot_id", "7f3c1f9e-0000-4000-8000-000000000000\n");
+            refreshed.another_major(507);
+        },
+    );
+    assert!(!refreshed.document().contains("507") && refreshed.document().contains("nvidia-uvm-tools"));
 
     let mut less = first.clone();
     let gone = less.gpus[0].mig.as_mut().unwrap().devices.pop().unwrap();
     let [_, compute] = gone.cap_minors(less.gpus[0].minor);
-    watcher.sees(&refreshed, "another MIG layout", || {
-        refreshed.describe(&less);
+    let names = format!("it names {}, which this host does not have", gone.uuid);
+    watcher.sees(&refreshed, "another MIG layout", &names, || {
+        refreshed.host.describe(&less);
         let (gi, ci) = (gone.gpu_instance, gone.compute_instance);
         let instance = format!("proc/driver/nvidia/capabilities/gpu{}/mig/gi{gi}/ci{ci}", less.gpus[0].minor);
         fs::remove_dir_all(refreshed.host.path().join(instance)).unwrap();
         fs::remove_file(refreshed.host.path().join(format!("dev/nvidia-caps/nvidia-cap{compute}"))).unwrap();
     });
-    assert!(!refreshed.document().contains(&gone.uuid));
+    assert!(!refreshed.document().contains(&gone.uuid) && !refreshed.document().contains("name: 0:2"));
 
-    let newer = Description { driver: "580.65.06".into(), cuda: "13.0".into(), ..less };
-    watcher.sees(&refreshed, "another driver", || {
+    // It comes back with another id and another UUID, as when it is made anew.
+    let mut more = less.clone();
+    let new = SimulatedMig { uuid: gone.uuid.replace("4426a5a7", "00000001"), gpu_instance: 1, ..gone };
+    more.gpus[0].mig.as_mut().unwrap().devices.push(new.clone());
+    let names = format!("it does not name {}", new.uuid);
+    watcher.sees(&refreshed, "a new MIG device", &names, || {
+        refreshed.host.describe(&more);
+        let minor = more.gpus[0].minor;
+        let instance = format!("proc/driver/nvidia/capabilities/gpu{minor}/mig/gi1/ci0");
+        fs::create_dir_all(refreshed.host.path().join(instance)).unwrap();
+        let [gi, ci] = new.cap_minors(minor);
+        let minors = format!("gpu{minor}/gi1/access {gi}\ngpu{minor}/gi1/ci0/access {ci}\n");
+        let all = "proc/driver/nvidia-caps/mig-minors";
+        let others = fs::read_to_string(refreshed.host.path().join(all)).unwrap();
+        refreshed.put(all, &(others + &minors));
+        for cap in [gi, ci] {
+            refreshed.node(&format!("nvidia-caps/nvidia-cap{cap}"), 236, cap);
+        }
+    });
+    assert!(refreshed.document().contains("name: 0:2") && refreshed.document().contains("nvidia-cap13"));
+
+    let newer = Description { driver: "580.65.06".into(), cuda: "13.0".into(), ..more };
+    let says = "it is for driver 550.163.01, and 580.65.06 is running";
+    watcher.sees(&refreshed, "another driver", says, || {
         let libraries = refreshed.host.driver(LIBRARIES);
         refreshed.put("sys/module/nvidia/version", "580.65.06\n");
         for name in ["libnvidia-ml", "libcuda"] {
@@ -152,9 +193,13 @@ fn another_driver_another_major_and_another_mig_layout_are_in_the_document_by_th
             fs::remove_file(libraries.join(format!("{name}.so.1"))).unwrap();
             symlink(format!("{name}.so.580.65.06"), libraries.join(format!("{name}.so.1"))).unwrap();
         }
-        refreshed.describe(&newer);
+        refreshed.host.describe(&newer);
     });
-    assert!(refreshed.document().contains("--host-driver-version=580.65.06"));
+    let document = refreshed.document();
+    assert!(
+        document.contains("--host-driver-version=580.65.06") && document.contains("--host-cuda-version=13.0")
+    );
+    assert!(document.contains("libcuda.so.580.65.06") && !document.contains("550.163.01"), "{document}");
 }
 
 #[test]
@@ -163,14 +208,16 @@ fn what_changes_in_proc_and_sys_alone_is_seen_by_the_nodes_and_the_kernels_messa
     let first = description("a100-mig");
     let watcher = Watcher::start(&refreshed);
     // One that can be opened and closed, as nvidia-smi does it: there is no driver behind the simulated one.
-    watcher.sees(&refreshed, "another control node", || refreshed.node("nvidiactl", 1, 3));
+    let says = "is 195:255, and it is 1:3";
+    watcher.sees(&refreshed, "another control node", says, || refreshed.node("nvidiactl", 1, 3));
     // Made anew it is the same to the document, and is to be watched again.
     refreshed.node("nvidiactl", 1, 3);
     std::thread::sleep(Duration::from_millis(500));
     let mut less = first.clone();
     let gone = less.gpus[0].mig.as_mut().unwrap().devices.pop().unwrap();
-    watcher.sees(&refreshed, "a MIG device that is gone, whose node stays", || {
-        refreshed.describe(&less);
+    let names = format!("it names {}, which this host does not have", gone.uuid);
+    watcher.sees(&refreshed, "a MIG device that is gone, whose node stays", &names, || {
+        refreshed.host.describe(&less);
         let (gi, ci) = (gone.gpu_instance, gone.compute_instance);
         let instance = format!("proc/driver/nvidia/capabilities/gpu{}/mig/gi{gi}/ci{ci}", less.gpus[0].minor);
         fs::remove_dir_all(refreshed.host.path().join(instance)).unwrap();
@@ -180,7 +227,7 @@ fn what_changes_in_proc_and_sys_alone_is_seen_by_the_nodes_and_the_kernels_messa
     // Debian's upgrade: the libraries are there first, and do not fit until the module is loaded anew.
     let newer = Description { driver: "580.65.06".into(), ..less };
     let before = refreshed.document();
-    refreshed.describe(&newer);
+    refreshed.host.describe(&newer);
     for name in ["libnvidia-ml", "libcuda"] {
         let file = format!("{name}.so.{}", first.driver);
         fs::remove_file(refreshed.host.driver(LIBRARIES).join(file)).unwrap();
@@ -189,7 +236,8 @@ fn what_changes_in_proc_and_sys_alone_is_seen_by_the_nodes_and_the_kernels_messa
     assert_eq!(refreshed.document(), before, "a driver in between is in no document");
     let devices = fs::read_dir("/sys/bus/pci/devices").expect("a PCI bus, whose devices have messages");
     let device = devices.flatten().next().expect("a PCI device").path().join("uevent");
-    watcher.sees(&refreshed, "the module of the new driver", || {
+    let says = "it is for driver 550.163.01, and 580.65.06 is running";
+    watcher.sees(&refreshed, "the module of the new driver", says, || {
         refreshed.put("sys/module/nvidia/version", "580.65.06\n");
         fs::write(device, "change").expect("root may have the kernel send a message");
     });

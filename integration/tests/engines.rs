@@ -1,6 +1,7 @@
 //! Docker, containerd and Podman, old and new, as people ask them for GPUs: above runc and crun, with and without root, with
 //! either kind of cgroups.
 
+use gpurun::simulated_host::{SimulatedGpu, SimulatedMig};
 use gpurun_integration::{
     Ended, cached, description,
     engines::{Cgroups, Machine, Suite},
@@ -14,6 +15,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     process::Command,
+    thread,
 };
 
 /// What a user types, or a kubelet sends.
@@ -242,15 +244,16 @@ fn start(machine: &Machine, cli: Cli, images: &[&str]) {
 }
 
 /// What a program in a container can use, in parts. No driver stands behind the nodes: who may open them is told that there
-/// is no such device. Nodes of other GPUs, made in the container, must not be opened.
+/// is no such device. Nodes of other GPUs and of other MIG devices, made in the container, must not be opened.
 const PROBE: &str = "readlink /usr/local/nvidia/lib64/libcuda.so.1; /app/probe libcuda.so.1 | tail -n 1
      echo --; nvidia-smi -L
      echo --; df -k /dev/shm | awk 'END { print $2 }'
-     echo --; cd /dev; ls -d nvidia*
-     echo --; for node in nvidia*; do (: < $node); done 2>&1 | grep -v 'No such device or address'
-     for minor in 0 1 2 3 4 5 6 7; do
-       [ -e nvidia$minor ] || { mknod /tmp/$minor c 195 $minor && (: < /tmp/$minor); }
-     done 2>&1 | grep -v 'Operation not permitted'";
+     echo --; cd /dev; nodes=$(for node in nvidia* nvidia-caps/*; do [ ! -c $node ] || echo $node; done); echo \"$nodes\"
+     echo --; for node in $nodes; do (: < $node); done 2>&1 | grep -v 'No such device or address'
+     other() { [ -e $1 ] || { mknod /tmp/other c $2 $3 && (: < /tmp/other); rm -f /tmp/other; }; }
+     { for minor in 0 1 2 3 4 5 6 7; do other nvidia$minor 195 $minor; done
+       for minor in 1 2 21 22 66 67 75 76; do other nvidia-caps/nvidia-cap$minor 236 $minor; done
+     } 2>&1 | grep -v 'Operation not permitted'";
 /// What it says where the driver is there, up to nvidia-smi.
 const LOADED: &str = "libcuda.so.550.163.01\nlibcuda.so.1: loaded\n";
 
@@ -315,6 +318,44 @@ fn checks(way: Way, machine: &Machine) {
     assert!(ours || engines, "{refused:?}");
 }
 
+/// On a host with a GPU that is cut into MIG devices and one that is not.
+fn checks_of_mig(way: Way, machine: &Machine) {
+    let description = description("a100-mig");
+    let [cut, whole] = &description.gpus[..] else { panic!("two GPUs") };
+    let parts = &cut.mig.as_ref().unwrap().devices;
+    // MIG devices have one minor number for their GPU instance and one for their compute instance.
+    let caps = |part: &SimulatedMig| {
+        part.cap_minors(cut.minor).map(|minor| format!("nvidia-caps/nvidia-cap{minor}"))
+    };
+    let expected = |gpus: &[&SimulatedGpu], parts: &[SimulatedMig]| {
+        let mut nodes: Vec<String> = gpus.iter().map(|gpu| format!("nvidia{}", gpu.minor)).collect();
+        nodes.extend(["nvidia-uvm", "nvidia-uvm-tools", "nvidiactl"].map(String::from));
+        nodes.extend(parts.iter().flat_map(caps));
+        nodes.sort();
+        nodes
+    };
+    let asked = [
+        ("1", &[whole][..], &[][..]),
+        ("0:0", &[cut], &parts[..1]),
+        (&parts[2].uuid, &[cut], &parts[2..]),
+        ("all", &[cut, whole], parts),
+    ];
+    // At once: an engine mostly waits.
+    thread::scope(|scope| {
+        for (devices, gpus, parts) in asked {
+            scope.spawn(move || {
+                let mut saw = probe(way, machine, devices);
+                saw.nodes.sort();
+                assert_eq!(saw.nodes, expected(gpus, parts), "{devices}: {saw:?}");
+                let uuids = gpus.iter().map(|gpu| &gpu.uuid).chain(parts.iter().map(|part| &part.uuid));
+                let uuids: Vec<_> = uuids.collect();
+                let is_there = |uuid: &&String| saw.gpus.iter().any(|line| line.contains(*uuid));
+                assert!(saw.gpus.len() == uuids.len() && uuids.iter().all(is_there), "{devices}: {saw:?}");
+            });
+        }
+    });
+}
+
 /// What the engines of a suite know: Docker 20.10 and containerd 1.6 are older than CDI.
 fn ways(suite: Suite) -> impl Iterator<Item = Way> {
     let podman = |way: &Way| matches!(way.cli, Cli::Podman | Cli::RootlessPodman);
@@ -367,11 +408,14 @@ fn every_way(suite: Suite, cgroups: Cgroups) {
     for reason in reasons {
         left_out_of_the_tests(suite, cgroups, &reason);
     }
-    let fails = |way: &Way| {
+    let fails = |way: &Way, checks: fn(Way, &Machine)| {
         machine.hand_over_to(if way.runtime == "crun" { "crun" } else { "runc" });
         catch_unwind(AssertUnwindSafe(|| checks(*way, &machine))).is_err()
     };
-    let failed: Vec<Way> = possible.into_iter().filter(fails).collect();
+    let mut failed: Vec<Way> = possible.iter().filter(|way| fails(way, checks)).copied().collect();
+    machine.become_host("a100-mig");
+    let by_document = possible.into_iter().filter(|way| way.asks == Asks::Cdi);
+    failed.extend(by_document.filter(|way| fails(way, checks_of_mig)));
     assert!(failed.is_empty(), "{failed:#?}");
     let containers = "docker ps -aq; podman ps -aq; ctr -n k8s.io containers ls -q";
     assert_eq!(machine.sh(containers), "", "every container is removed");

@@ -1,7 +1,7 @@
 //! Images from a registry: Debian's docker-registry, plain and with TLS and passwords, and a proxy that breaks what it passes on.
 
 use gpurun_integration::{
-    Caller, Ended, SpawnPiped, TestHost, dist, finish, must, processes_with,
+    Caller, Ended, SpawnPiped, TestHost, certificates, dist, finish, must, processes_with,
     registry::{Fault, Packed, Proxy, Registry, Request, tunnel},
     run, temporary, unique, until,
 };
@@ -163,21 +163,6 @@ fn a_digest_that_is_not_the_manifests_is_refused() {
     fails(&pull(&host, Caller::Root, &[], &format!("{}/a@{digest}", proxy.address)), "GPU-0043");
     pulled(&host, Caller::Root, &format!("{}/a@{other}", proxy.address));
     intact(&host, Caller::Root);
-}
-
-/// A certificate authority and a certificate for this machine, in PEM: ca.crt, tls.crt, tls.key.
-fn certificates() -> TempDir {
-    let dir = temporary();
-    let openssl = |words: &str| {
-        must(Command::new("openssl").args(words.split_whitespace()).current_dir(dir.path()));
-    };
-    openssl("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.crt");
-    openssl("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout tls.key -out tls.csr");
-    fs::write(dir.path().join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").unwrap();
-    openssl(
-        "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out tls.crt",
-    );
-    dir
 }
 
 #[test]
@@ -764,12 +749,12 @@ fn layers_in_use_stay_and_others_go() {
         let mut ready = [0; 6];
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
         let out = must(host.gpurun_of(caller).args(["rmi", &one]));
-        assert!(out.starts_with("0 layers removed\n1 more are in use"), "{out}");
+        assert!(out.starts_with("0 layers removed, 0 MiB freed\n1 more are in use"), "{out}");
         assert_eq!(layers(), 3);
         fs::write(go.path().join("go"), "").unwrap();
         let ended = finish(child);
         assert_eq!((ended.code, ended.out.trim()), (0, "1048576"), "{ended:?}");
-        assert_eq!(must(host.gpurun_of(caller).arg("prune")), "1 layers removed\n");
+        assert_eq!(must(host.gpurun_of(caller).arg("prune")), "1 layers removed, 1 MiB freed\n");
         assert_eq!(layers(), 2);
         assert_eq!(host.ok(caller, "", &two, "wc -c < /b"), "1048576\n");
         fails(&run(&mut host.command(caller, "--pull never", &one, &["true"])), "GPU-0041");

@@ -10,21 +10,16 @@
 
 use super::oci_spec::BindKind;
 use crate::{
-    error::{Code, Error, OrFail, Result},
+    error::{Code, Error, Result},
     formats::cdi::{ContainerEdits, Device, DeviceNode, Document, Hook, Mount, is_kind},
     inventory,
     plan::{self, DRIVER_DIR, DevicePart, Injection, Parts, Selected, Symlink},
+    request::DeviceId,
     vocabulary::Version,
-};
-use rustix::{
-    fs::{AtFlags, Mode, OFlags},
-    io::Errno,
 };
 use sha2::{Digest, Sha256};
 use std::{
     fmt::Write as _,
-    fs::File,
-    io::Write as _,
     path::{Path, PathBuf},
 };
 
@@ -37,6 +32,10 @@ pub struct Options {
     pub class: String,
     /// How devices are called; each has every name.
     pub names: Vec<NameStrategy>,
+    /// Which devices; `None`: each.
+    pub only: Option<Vec<DeviceId>>,
+    /// Whether there is a device `all`, which is every other at once.
+    pub all: bool,
     /// The hook's program on the host.
     pub hook: PathBuf,
     /// The newest version of the specification that the engine reads; `None`: no engine in particular.
@@ -103,13 +102,17 @@ pub fn newest_for(engine: &str) -> Result<Version> {
 /// # Errors
 /// [`Code::Cdi`] where a name cannot be one, or where nothing is left of the document in the version that may be used.
 pub fn document(parts: &Parts<'_>, options: &Options) -> Result<(Document, Vec<String>)> {
+    let chosen = |device: &Selected<'_>| options.only.as_ref().is_none_or(|ids| ids.contains(&device.id()));
+    let chosen: Vec<_> = parts.devices.iter().filter(|(device, _)| chosen(device)).collect();
     let mut devices = Vec::new();
     for strategy in &options.names {
-        for (selected, part) in &parts.devices {
+        for (selected, part) in &chosen {
             devices.push(device(strategy.name(*selected), part.nodes.iter()));
         }
     }
-    devices.push(device("all".into(), parts.devices.iter().flat_map(|(_, part)| &part.nodes)));
+    if options.all {
+        devices.push(device("all".into(), chosen.iter().flat_map(|(_, part)| &part.nodes)));
+    }
     let edits = edits(&parts.shared, vec![hook(parts, &options.hook)]);
     let (document, mut warnings) = finished(devices, edits, options)?;
     warnings.extend(parts.shared.warnings.iter().cloned());
@@ -143,7 +146,7 @@ pub fn management(injection: &Injection, options: &Options) -> Result<(Document,
         hook_name: CREATE_CONTAINER.into(),
         path: text(&options.hook),
         args: ["gpurun-hook".to_owned(), name.to_owned()].into_iter().chain(flags).collect(),
-        env: Vec::new(),
+        ..Hook::default()
     };
     let hooks = vec![hook("create-symlinks", links.collect()), hook("update-ldcache", folders.collect())];
     let nodeless = Injection { devices: Vec::new(), ..injection.clone() };
@@ -180,12 +183,39 @@ fn finished(
 }
 
 /// What a check compares to know whether a document is about the host as it is now: the parts that it was made of. Not the
-/// inventory's own fingerprint, which is another one after each reboot.
+/// inventory's own fingerprint, which is another one after each reboot. One number for each of [`CHANGES`], in their order.
 pub fn fingerprint(parts: &Parts<'_>) -> String {
-    let devices: Vec<_> =
-        parts.devices.iter().map(|(device, part)| (device.id().to_string(), device.uuid(), part)).collect();
-    let shared = Injection { warnings: Vec::new(), ..parts.shared.clone() };
-    let text = serde_json::to_vec(&(shared, devices)).unwrap_or_default();
+    let nodes: Vec<_> =
+        parts.shared.devices.iter().chain(parts.devices.iter().flat_map(|(_, part)| &part.nodes)).collect();
+    let devices: Vec<_> = parts
+        .devices
+        .iter()
+        .map(|(device, part)| {
+            let paths: Vec<_> = part.nodes.iter().map(|node| &node.container_path).collect();
+            let rest = DevicePart { nodes: Vec::new(), ..part.clone() };
+            (device.id().to_string(), device.uuid(), paths, rest)
+        })
+        .collect();
+    let shared = Injection { warnings: Vec::new(), devices: Vec::new(), ..parts.shared.clone() };
+    [hash(&shared), hash(&devices), hash(&nodes)].join("-")
+}
+
+/// What of a host may be another than it was.
+pub const CHANGES: [&str; 3] = [
+    "the driver's files are not those that they were when it was written",
+    "the host's GPUs or MIG devices are not those that they were when it was written",
+    "a device node has another number or mode than when it was written, as after a reboot",
+];
+
+/// The first of [`CHANGES`] between two fingerprints of documents.
+pub fn change(then: &str, now: &str) -> Option<&'static str> {
+    let pairs = then.split('-').zip(now.split('-')).zip(CHANGES);
+    let known = pairs.filter(|((then, now), _)| then != now).map(|(_, change)| change).next();
+    known.or((then != now).then_some("another release of gpurun wrote it"))
+}
+
+fn hash(value: &impl serde::Serialize) -> String {
+    let text = serde_json::to_vec(value).unwrap_or_default();
     Sha256::digest(text).iter().take(8).fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex
@@ -287,6 +317,7 @@ fn hook(parts: &Parts<'_>, program: &Path) -> Hook {
         path: text(program),
         args,
         env: vec![format!("{FINGERPRINT}={}", fingerprint(parts))],
+        timeout: None,
     }
 }
 
@@ -343,55 +374,9 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Puts a document at `path`: whoever reads sees the old one or the new one. One that is the same already is left as it is, so
-/// that no engine that watches the directory reads it again. True if it was written.
-///
-/// # Errors
-/// [`Code::Cdi`]
-pub fn write(path: &Path, content: &str) -> Result<bool> {
-    let failed = || format!("{} cannot be written", path.display());
-    // /dev/stdout, /dev/null, a FIFO: there is nothing to take the place of.
-    if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
-        return std::fs::write(path, content).or_fail(Code::Cdi, failed).map(|()| true);
-    }
-    if std::fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
-        return Ok(false);
-    }
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Error::new(Code::Cdi, failed()).cause("it is no path of a file"));
-    };
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    std::fs::create_dir_all(parent).or_fail(Code::Cdi, failed)?;
-    let directory =
-        rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .or_fail(Code::Cdi, failed)?;
-    // No engine reads a name that ends like this.
-    let temporary = format!(".{}.{}", name.to_string_lossy(), std::process::id());
-    let written = (|| {
-        match rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut file =
-            File::from(rustix::fs::openat(&directory, &temporary, flags, Mode::RUSR | Mode::WUSR)?);
-        file.write_all(content.as_bytes())?;
-        // Rootless engines read it, too, whatever our umask.
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?;
-        rustix::fs::renameat(&directory, &temporary, &directory, name)?;
-        Ok::<_, std::io::Error>(())
-    })();
-    if written.is_err() {
-        let _ = rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty());
-    }
-    written.or_fail(Code::Cdi, failed)?;
-    Ok(true)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{fs, os::unix::fs::MetadataExt};
 
     #[test]
     fn an_engine_reads_what_its_release_reads() {
@@ -411,32 +396,5 @@ mod tests {
         for engine in ["podman@3.4", "docker@24.0.7", "rkt", "", "podman@", "podman@new"] {
             assert_eq!(newest(engine), Err(Code::Usage), "{engine}");
         }
-    }
-
-    #[test]
-    fn a_document_that_is_the_same_is_not_written_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("cdi/nvidia.yaml");
-        let file = || fs::metadata(&path).map(|m| (m.ino(), m.mtime_nsec(), m.mode() & 0o777)).unwrap();
-        assert!(write(&path, "one").unwrap());
-        let first = file();
-        assert_eq!(first.2, 0o644);
-        assert!(!write(&path, "one").unwrap());
-        assert_eq!(file(), first);
-        assert!(write(&path, "two").unwrap());
-        assert_ne!(file().0, first.0, "another file in its place");
-        assert_eq!(fs::read_to_string(&path).unwrap(), "two");
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
-        let fifo = dir.path().join("fifo");
-        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
-        let reader = std::thread::spawn({
-            let fifo = fifo.clone();
-            move || fs::read_to_string(fifo).unwrap()
-        });
-        assert!(write(&fifo, "three").unwrap());
-        assert_eq!(reader.join().unwrap(), "three");
-        assert!(!fs::metadata(&fifo).unwrap().is_file(), "it is one still");
-        assert_eq!(write(&path.join("x"), "y").unwrap_err().code(), Code::Cdi);
-        assert_eq!(write(Path::new("/"), "y").unwrap_err().code(), Code::Cdi);
     }
 }

@@ -15,3 +15,4 @@ pub mod namespace;
 pub mod oci_spec;
 pub mod rootfs;
 pub mod tree;
+pub mod whole_file;

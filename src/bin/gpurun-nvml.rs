@@ -2,13 +2,18 @@
 //! [`Facts`], or the failure as an object. gpurun runs it when its snapshot of the host is stale, because gpurun itself is
 //! static and cannot load a library.
 //!
+//! `gpurun-nvml --watch NVML` prints what the driver says of its GPUs from now on, one [`Report`] a line. gpurun-device-plugin runs it.
+//!
 //! `gpurun-nvml --probe` runs in a container: it loads both libraries as any program there would, by name, and prints what it
 //! saw. `gpurun demo` shows it.
 #![forbid(unsafe_code)]
 
 use gpurun::{
-    error::{Code, Error},
-    inventory::nvml::{AnsweringGpu, Facts, Gpu, LostGpu, MigDevice},
+    error::{Code, Error, OrFail},
+    inventory::{
+        MigResources,
+        nvml::{AnsweringGpu, Facts, Gpu, LostGpu, MigDevice, QUIET, Report},
+    },
     sys::dynamic,
 };
 use nvml_wrapper::{
@@ -30,6 +35,12 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let (answer, code) = match &arguments[..] {
         [flag] if flag == "--probe" => (probe(), ExitCode::SUCCESS),
+        [flag, nvml] if flag == "--watch" => {
+            return watch(nvml).unwrap_or_else(|error| {
+                eprintln!("{error}");
+                error.code().exit_code().into()
+            });
+        }
         [nvml] => read(nvml, None),
         [nvml, cuda] => read(nvml, Some(cuda)),
         _ => {
@@ -128,6 +139,90 @@ fn gpu(nvml: &Nvml, index: u32) -> Gpu {
     }
 }
 
+/// How a GPU is to who watches it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    Watched,
+    Unwatched,
+    Lost,
+}
+
+/// Watches until nobody listens.
+fn watch(path: &OsStr) -> Result<ExitCode, Error> {
+    // The plugin's end is ours, however it comes.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .or_fail(Code::Internal, || "prctl(PR_SET_PDEATHSIG, SIGTERM)")?;
+    let failed = |error: NvmlError| failure(path, &error);
+    let nvml = init(path).map_err(failed)?;
+    let mut out = std::io::stdout().lock();
+    let mut say = |report: &Report| {
+        let line = serde_json::to_string(report).unwrap_or_default();
+        writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
+    };
+    // By index: NVML counts those that are lost, too.
+    let mut gpus: BTreeMap<u32, (Option<String>, Condition)> = BTreeMap::new();
+    loop {
+        // A set with a lost GPU in it has nothing else to say, so each change makes a new one.
+        let set = nvml.create_event_set().map_err(failed)?;
+        let mut devices = Vec::new();
+        for index in 0..nvml.device_count().map_err(failed)? {
+            let (before_uuid, before) = gpus.remove(&index).unzip();
+            let device = nvml.device_by_index(index).and_then(|device| Ok((device.uuid()?, device)));
+            let (uuid, registered) = match device {
+                Ok((uuid, device)) => {
+                    let registered = dynamic::register_xid_errors(&device, &set);
+                    devices.push((uuid.clone(), device));
+                    (Some(uuid), registered)
+                }
+                Err(error) => (before_uuid.flatten(), Err(error)),
+            };
+            let condition = match &registered {
+                // Some have no such events: nothing is wrong with them.
+                Ok(()) | Err(NvmlError::NotSupported) => Condition::Watched,
+                Err(NvmlError::GpuLost | NvmlError::ResetRequired) => Condition::Lost,
+                Err(_) => Condition::Unwatched,
+            };
+            if let (Some(uuid), true) = (uuid.clone(), before != Some(condition)) {
+                let words = registered.err().as_ref().map(words).unwrap_or_default();
+                let said = say(&match condition {
+                    Condition::Watched => Report::Answers { uuid },
+                    Condition::Unwatched => Report::Unwatched { uuid, words },
+                    Condition::Lost => Report::Lost { uuid, words },
+                });
+                if !said {
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+            gpus.insert(index, (uuid, condition));
+        }
+        let answers = |index: u32| nvml.device_by_index(index).and_then(|device| device.uuid()).is_ok();
+        let as_before =
+            || gpus.iter().all(|(index, (_, before))| answers(*index) == (*before != Condition::Lost));
+        // After each event: an error may be the last thing that a GPU says. And now and then, because one comes back unsaid.
+        while as_before() {
+            let report = match dynamic::next_xid_error(&set, QUIET) {
+                Ok(error) => {
+                    let of = devices.iter().find(|(_, device)| dynamic::is_same(device, &error.device));
+                    let Some((uuid, _)) = of else { continue };
+                    Report::Xid { uuid: uuid.clone(), xid: error.xid, instance: error.instance }
+                }
+                Err(NvmlError::Timeout) => Report::Quiet,
+                Err(NvmlError::GpuLost) => {
+                    if as_before() {
+                        // Not as fast as the machine can.
+                        std::thread::sleep(QUIET);
+                    }
+                    break;
+                }
+                Err(error) => return Err(failed(error)),
+            };
+            if !say(&report) {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+}
+
 /// What an operator calls it; the wrapper's sentence for the rest.
 fn words(error: &NvmlError) -> String {
     match error {
@@ -154,7 +249,8 @@ fn answering(device: &Device<'_>, index: u32) -> Result<AnsweringGpu, NvmlError>
     // A capability of two small numbers; anything else is no fact.
     let capability = optional(device.cuda_compute_capability())?
         .and_then(|capability| Some((capability.major.try_into().ok()?, capability.minor.try_into().ok()?)));
-    let mig_enabled = optional(device.mig_mode())?.is_some_and(|mode| mode.current == 1);
+    let mig_mode = optional(device.mig_mode())?;
+    let mig_enabled = mig_mode.as_ref().is_some_and(|mode| mode.current == 1);
     Ok(AnsweringGpu {
         index,
         minor: device.minor_number()?,
@@ -166,6 +262,7 @@ fn answering(device: &Device<'_>, index: u32) -> Result<AnsweringGpu, NvmlError>
         compute_capability: capability,
         memory: optional(memory)?,
         persistence: optional(device.is_in_persistent_mode())?,
+        mig_capable: mig_mode.is_some(),
         mig_enabled,
         mig_devices: if mig_enabled { mig_devices(device) } else { Vec::new() },
         nvlinks: nvlinks(device),
@@ -210,13 +307,24 @@ fn mig_devices(device: &Device<'_>) -> Vec<MigDevice> {
         .filter_map(|index| {
             let mig = device.mig_device_by_index(index).ok()?;
             let (gpu_instance, compute_instance) = dynamic::mig_instances(&mig).ok()?;
+            let attributes = mig.attributes().ok();
             Some(MigDevice {
                 index,
                 uuid: mig.uuid().ok()?,
                 gpu_instance,
                 compute_instance,
                 profile: mig.name().ok().and_then(|name| profile(&name)),
-                memory: mig.attributes().ok().map(|attributes| attributes.memory_size_mb << 20),
+                memory: attributes.as_ref().map(|attributes| attributes.memory_size_mb << 20),
+                resources: attributes.map(|attributes| MigResources {
+                    multiprocessors: attributes.multiprocessor_count,
+                    gpu_instance_slices: attributes.gpu_instance_slice_count,
+                    compute_instance_slices: attributes.compute_instance_slice_count,
+                    copy_engines: attributes.shared_copy_engine_count,
+                    decoders: attributes.shared_decoder_count,
+                    encoders: attributes.shared_encoder_count,
+                    jpeg_engines: attributes.shared_jpeg_count,
+                    ofa_engines: attributes.shared_ofa_count,
+                }),
             })
         })
         .collect()

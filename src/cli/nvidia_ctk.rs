@@ -109,24 +109,82 @@ pub struct CdiGenerate {
     /// What stands before the "=" in the names of the devices
     #[arg(long, alias = "cdi-class", env = "NVIDIA_CTK_CDI_GENERATE_CLASS")]
     pub class: Option<String>,
+    /// Which devices are in it: indices, UUIDs, GPU:MIG [default: all]
+    #[arg(long, aliases = ["device-ids", "device", "devices"], value_name = "DEVICE", value_delimiter = ',',
+          env = "NVIDIA_CTK_CDI_GENERATE_DEVICE_IDS")]
+    pub device_id: Vec<String>,
+    /// Leave out the device "all", which is every other at once
+    #[arg(long, env = "NVIDIA_CTK_CDI_GENERATE_NO_ALL_DEVICE", value_parser = FalseyValueParser::new())]
+    pub no_all_device: bool,
     /// Not used: no ldconfig is run
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "NVIDIA_CTK_CDI_GENERATE_LDCONFIG_PATH")]
     pub ldconfig_path: Option<PathBuf>,
     /// Not used: files are looked for in the driver root
-    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "DIR",
+        value_delimiter = ',',
+        env = "NVIDIA_CTK_CDI_GENERATE_LIBRARY_SEARCH_PATHS"
+    )]
     pub library_search_path: Vec<PathBuf>,
     /// Not used: files are looked for in the driver root
-    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "DIR",
+        value_delimiter = ',',
+        env = "NVIDIA_CTK_CDI_GENERATE_CONFIG_SEARCH_PATHS"
+    )]
     pub config_search_path: Vec<PathBuf>,
     /// Not used: there is one hook
-    #[arg(long, alias = "disable-hooks", value_name = "HOOK", value_delimiter = ',')]
+    #[arg(
+        long,
+        alias = "disable-hooks",
+        value_name = "HOOK",
+        value_delimiter = ',',
+        env = "NVIDIA_CTK_CDI_GENERATE_DISABLED_HOOKS"
+    )]
     pub disable_hook: Vec<String>,
     /// Not used: there is one hook
-    #[arg(long, alias = "enable-hooks", value_name = "HOOK", value_delimiter = ',')]
+    #[arg(
+        long,
+        alias = "enable-hooks",
+        value_name = "HOOK",
+        value_delimiter = ',',
+        env = "NVIDIA_CTK_CDI_GENERATE_ENABLED_HOOKS"
+    )]
     pub enable_hook: Vec<String>,
     /// Not used
-    #[arg(long, alias = "feature-flags", value_name = "FLAG", value_delimiter = ',')]
+    #[arg(
+        long,
+        alias = "feature-flags",
+        value_name = "FLAG",
+        value_delimiter = ',',
+        env = "NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS"
+    )]
     pub feature_flag: Vec<String>,
+    /// Not used: mode csv is refused
+    #[arg(
+        long = "csv.file",
+        value_name = "FILE",
+        value_delimiter = ',',
+        env = "NVIDIA_CTK_CDI_GENERATE_CSV_FILES"
+    )]
+    pub csv_file: Vec<PathBuf>,
+    /// Not used: mode csv is refused
+    #[arg(
+        long = "csv.ignore-pattern",
+        value_name = "PATTERN",
+        value_delimiter = ',',
+        env = "NVIDIA_CTK_CDI_GENERATE_CSV_IGNORE_PATTERNS"
+    )]
+    pub csv_ignore_pattern: Vec<String>,
+    /// Not used: mode csv is refused
+    #[arg(
+        long = "csv.compat-container-root",
+        value_name = "DIR",
+        env = "NVIDIA_CTK_CDI_GENERATE_CSV_COMPAT_CONTAINER_ROOT"
+    )]
+    pub csv_compat_container_root: Option<PathBuf>,
 }
 
 /// `nvidia-ctk cdi list`
@@ -287,6 +345,9 @@ pub struct Config {
     /// Set a key: KEY=VALUE; a list's values stand between `:` or `,`; KEY alone is true; KEY=nil takes it out
     #[arg(long, value_name = "KEY[=VALUE]")]
     pub set: Vec<String>,
+    /// What stands between a list's values, in place of `:` and `,`
+    #[arg(long, value_name = "SIGN", hide = true)]
+    pub set_list_separator: Option<String>,
     /// Write the file, in place of printing it
     #[arg(short, long, conflicts_with = "output")]
     pub in_place: bool,

@@ -2,7 +2,10 @@
 
 use super::Context;
 use crate::{
-    apply::cdi::{self, FINGERPRINT, Options},
+    apply::{
+        cdi::{self, FINGERPRINT, Options},
+        whole_file,
+    },
     cli::{
         Cdi, CdiDocument, CdiFormat, CdiGenerate, CdiMode, CdiRefresh, CdiTransform, CdiTransformRoot,
         RelativeTo,
@@ -10,12 +13,13 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     formats::{
         self,
-        cdi::{DeviceNode, Document, Hook, is_kind, is_name},
+        cdi::{DeviceNode, Document, Hook},
         cdi_root,
     },
-    inventory::{Inventory, numbers, watch::Watch},
+    inventory::{Inventory, numbers, watch},
     plan,
-    vocabulary::{DriverCapability, GatedFeature},
+    request::DeviceId,
+    vocabulary::{DriverCapability, GatedFeature, Version},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -30,7 +34,7 @@ pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
     match command {
         Cdi::Generate(args) => generate(context, args),
         Cdi::Refresh(args) if args.watch => keep_fresh(context, args),
-        Cdi::Refresh(args) => refresh(context, args).map(|_| 0),
+        Cdi::Refresh(args) => refresh(context, args, context.inventory()).map(|()| 0),
         Cdi::Transform(CdiTransform::Root(args)) => transform_root(args),
         Cdi::List(args) => list(&args.directories, context.json),
         Cdi::Validate(args) => validate(context, &args.directories),
@@ -41,7 +45,7 @@ pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
 pub fn generate(context: &Context, args: &CdiGenerate) -> Result<u8> {
     let content = content(context, &context.inventory()?, &args.document, args.output.as_deref())?;
     match &args.output {
-        Some(path) => drop(cdi::write(path, &content)?),
+        Some(path) => drop(whole_file::write(path, &content, Code::Cdi)?),
         None => print!("{content}"),
     }
     Ok(0)
@@ -55,16 +59,27 @@ fn content(
     output: Option<&Path>,
 ) -> Result<String> {
     let (vendor, class) = kind(args.mode);
+    if !names_gpus(args.mode) && (args.no_all_device || !args.device_id.is_empty()) {
+        return Err(Error::new(
+            Code::Usage,
+            "--device-id and --no-all-device choose GPUs, and this mode offers others",
+        ));
+    }
     let options = Options {
         vendor: args.vendor.clone().unwrap_or_else(|| vendor.into()),
         class: args.class.clone().unwrap_or_else(|| class.into()),
         names: args.device_name_strategy.clone(),
+        only: chosen(inventory, &args.device_id)?,
+        all: !args.no_all_device,
         hook: args.hook.clone().map_or_else(find_hook, Ok)?,
         newest: args.engine.as_deref().map(cdi::newest_for).transpose()?,
     };
     let feature = |feature| cdi::feature(&plan::device::offers(&inventory.driver, feature)?, &options);
     let (document, warnings) = match args.mode {
-        CdiMode::Auto | CdiMode::Nvml => cdi::document(&parts(inventory)?, &options),
+        CdiMode::Auto | CdiMode::Nvml => {
+            let parts = parts(inventory).map_err(|error| error.context("no CDI document can be made"))?;
+            cdi::document(&parts, &options)
+        }
         CdiMode::Management => {
             cdi::management(&plan::management(inventory, context.host.driver_nodes())?, &options)
         }
@@ -84,6 +99,24 @@ fn content(
         tracing::warn!("{warning}");
     }
     Ok(text_of(&document, args.format, output))
+}
+
+/// The devices of these names; `None` for each.
+fn chosen(inventory: &Inventory, names: &[String]) -> Result<Option<Vec<DeviceId>>> {
+    if names.is_empty() || names.iter().any(|name| name == "all") {
+        return Ok(None);
+    }
+    let id = |name: &String| {
+        name.parse::<DeviceId>()
+            .map_err(|what| Error::new(Code::BadRequest, "the device cannot be understood").cause(what))
+    };
+    let ids: Vec<DeviceId> = names.iter().map(id).collect::<Result<_>>()?;
+    let selected = plan::named(inventory, &ids, false)?;
+    Ok(Some(selected.iter().map(plan::Selected::id).collect()))
+}
+
+fn names_gpus(mode: CdiMode) -> bool {
+    matches!(mode, CdiMode::Auto | CdiMode::Nvml)
 }
 
 /// Vendor and class of a mode's devices: those under which requests name them, too.
@@ -115,48 +148,41 @@ fn text_of(document: &impl Serialize, format: Option<CdiFormat>, output: Option<
     }
 }
 
-/// Writes the document if it is not what it should be; `None` where there is no driver that it could be about.
-fn refresh(context: &Context, args: &CdiRefresh) -> Result<Option<Inventory>> {
+/// Writes the document if it is not what it should be, and removes it where there is no device that it could name. Where there
+/// is no driver that it could be about, it is left as it is.
+fn refresh(context: &Context, args: &CdiRefresh, inventory: Result<Inventory>) -> Result<()> {
     let path = args.output.display();
-    let inventory = match context.inventory() {
+    let inventory = match inventory {
         Err(error) if error.code() == Code::NoDriver => {
             println!("{path} is left as it is: {}", error.what());
-            return Ok(None);
+            return Ok(());
         }
         result => result?,
     };
+    // One that named GPUs that are gone would start containers without them.
+    if names_gpus(args.document.mode) && !plan::has_devices(&inventory) {
+        let done = if whole_file::remove(&args.output, Code::Cdi)? { "is removed" } else { "is not written" };
+        println!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why");
+        return Ok(());
+    }
     let content = content(context, &inventory, &args.document, Some(&args.output))?;
-    if cdi::write(&args.output, &content)? {
+    if whole_file::write(&args.output, &content, Code::Cdi)? {
         println!("{path} is written: driver {}, {} GPUs", inventory.driver.version, inventory.gpus.len());
     } else {
         println!("{path} is as it should be");
     }
-    Ok(Some(inventory))
+    Ok(())
 }
 
 /// Refreshes until a signal ends it, which may be at any time: the document is replaced as a whole.
 fn keep_fresh(context: &Context, args: &CdiRefresh) -> Result<u8> {
-    let host = &context.host;
-    let mut watch = Watch::new()?;
-    loop {
-        watch.places(host, None)?;
-        match refresh(context, args) {
-            Ok(Some(Inventory { fingerprint, .. })) => {
-                watch.places(host, Some(&fingerprint))?;
-                // Looked at first: what changed while it was read was not watched yet.
-                while fingerprint.change(host).is_none() {
-                    watch.wait()?;
-                    watch.places(host, Some(&fingerprint))?;
-                }
-            }
-            Ok(None) => watch.wait()?,
-            // A driver in the middle of its upgrade. The document stays until the rest has come.
-            Err(error) => {
-                eprintln!("{error}");
-                watch.wait()?;
-            }
+    let never = watch::follow(&context.host, &context.state_dir, |inventory| {
+        // The document stays as it was until the rest has come.
+        if let Err(error) = refresh(context, args, inventory) {
+            eprintln!("{error}");
         }
-    }
+    })?;
+    match never {}
 }
 
 /// Puts another directory in the place of the one with which a document's paths begin.
@@ -177,7 +203,7 @@ pub fn transform_root(args: &CdiTransformRoot) -> Result<u8> {
         .map_err(|error| error.context(format!("{name} cannot be transformed")))?;
     let content = text_of(&document, None, args.output.as_deref());
     match &args.output {
-        Some(path) => drop(cdi::write(path, &content)?),
+        Some(path) => drop(whole_file::write(path, &content, Code::Cdi)?),
         None => print!("{content}"),
     }
     Ok(0)
@@ -259,8 +285,56 @@ pub fn list(directories: &[PathBuf], as_json: bool) -> Result<u8> {
 
 /// Prints what is wrong; 0 if nothing is, 1 otherwise.
 fn validate(context: &Context, directories: &[PathBuf]) -> Result<u8> {
+    let Checked { files, findings } = checked(directories, &context.inventory())?;
+    if context.json {
+        let all: Vec<_> = findings
+            .iter()
+            .map(|Finding { path, what, fix }| json!({"file": path, "what": what, "fix": fix}))
+            .collect();
+        println!("{:#}", json!({"files": files, "findings": all}));
+    } else {
+        for Finding { path, what, fix } in &findings {
+            println!("!    {}: {what}; {fix}", path.display());
+        }
+        if files.is_empty() {
+            println!("there is no document in {}", shown(directories));
+        } else if findings.is_empty() {
+            println!("{} documents, nothing is wrong", files.len());
+        }
+    }
+    Ok(u8::from(!findings.is_empty()))
+}
+
+/// Directories, as one names them in a sentence.
+pub fn shown(directories: &[PathBuf]) -> String {
+    let all: Vec<_> = directories.iter().map(|directory| directory.display().to_string()).collect();
+    all.join(", ")
+}
+
+/// What a look at the documents found.
+#[derive(Debug)]
+pub struct Checked {
+    /// The documents.
+    pub files: Vec<PathBuf>,
+    /// What is wrong with them.
+    pub findings: Vec<Finding>,
+}
+
+/// Something that is wrong with a document.
+#[derive(Debug)]
+pub struct Finding {
+    /// The document.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub fix: &'static str,
+}
+
+/// Looks at the documents that engines find, on a host that is like this.
+pub fn checked(directories: &[PathBuf], inventory: &Result<Inventory>) -> Result<Checked> {
     let found = found(directories)?;
-    let mut findings: Vec<(PathBuf, String, &str)> = Vec::new();
+    let mut findings: Vec<Finding> = Vec::new();
     for (name, paths) in devices(&found) {
         for pair in paths.windows(2) {
             let [first, second] = pair else { continue };
@@ -277,72 +351,35 @@ fn validate(context: &Context, directories: &[PathBuf]) -> Result<u8> {
                     "remove the one that is not meant",
                 )
             };
-            findings.push((second.to_path_buf(), what, fix));
+            findings.push(Finding { path: second.to_path_buf(), what, fix });
         }
     }
-    let inventory = context.inventory();
-    for file in &found {
-        match &file.document {
-            Ok(document) => findings.extend(
-                check(document, &inventory).into_iter().map(|(what, fix)| (file.path.clone(), what, fix)),
-            ),
-            Err(error) => findings.push((
-                file.path.clone(),
+    for Found { path, document } in &found {
+        let finding = |(what, fix)| Finding { path: path.clone(), what, fix };
+        match document {
+            Ok(document) => findings.extend(check(document, inventory).into_iter().map(finding)),
+            Err(error) => findings.push(finding((
                 format!("{}: {}", error.what(), error.cause_line()),
                 "remove it, or write it anew",
-            )),
+            ))),
         }
     }
-    if context.json {
-        let all: Vec<_> = findings
-            .iter()
-            .map(|(path, what, fix)| json!({"file": path, "what": what, "fix": fix}))
-            .collect();
-        println!(
-            "{:#}",
-            json!({"files": found.iter().map(|file| &file.path).collect::<Vec<_>>(), "findings": all})
-        );
-    } else {
-        for (path, what, fix) in &findings {
-            println!("!    {}: {what}; {fix}", path.display());
-        }
-        if found.is_empty() {
-            let all: Vec<_> = directories.iter().map(|directory| directory.display().to_string()).collect();
-            println!("there is no document in {}", all.join(", "));
-        } else if findings.is_empty() {
-            println!("{} documents, nothing is wrong", found.len());
-        }
-    }
-    Ok(u8::from(!findings.is_empty()))
+    Ok(Checked { files: found.into_iter().map(|file| file.path).collect(), findings })
 }
 
 const REGENERATE: &str = "write it anew with `gpurun cdi generate`, or with what wrote it";
 
 /// What is wrong with one document, and what to do.
 fn check(document: &Document, inventory: &Result<Inventory>) -> Vec<(String, &'static str)> {
-    let mut findings = Vec::new();
+    let mut findings: Vec<_> = document.faults().into_iter().map(|what| (what, REGENERATE)).collect();
     let mut wrong = |what: String| findings.push((what, REGENERATE));
-    let kind = document.kind.split_once('/');
-    if !kind.is_some_and(|(vendor, class)| is_kind(vendor) && is_kind(class)) {
-        wrong(format!("its kind {:?} is not vendor/class", document.kind));
-    }
-    for device in document.devices.iter().filter(|device| !is_name(&device.name)) {
-        wrong(format!("a device cannot be called {:?}", device.name));
-    }
-    if document.devices.is_empty() {
-        wrong("it defines no device".into());
-    }
-    let version = |text: &str| text.parse::<crate::vocabulary::Version>().ok();
-    let lowest = document.lowest_version();
-    if version(&document.cdi_version).is_none_or(|own| version(lowest).is_some_and(|lowest| own < lowest)) {
-        wrong(format!("it says version {:?} and uses what came with {lowest}", document.cdi_version));
-    }
     let mut gone: Vec<&str> = Vec::new();
     for edits in document.edits() {
-        let mounts = edits.mounts.iter().filter(|mount| mount.host_path.starts_with('/'));
+        let mounts = edits.mounts.iter().map(|mount| mount.host_path.as_str());
         let hooks = edits.hooks.iter().map(|hook| hook.path.as_str());
         let nodes = edits.device_nodes.iter().map(host_path);
-        for path in mounts.map(|mount| mount.host_path.as_str()).chain(hooks).chain(nodes) {
+        // File systems without a source have any word.
+        for path in mounts.chain(hooks).chain(nodes).filter(|path| path.starts_with('/')) {
             if !Path::new(path).exists() && !gone.contains(&path) {
                 gone.push(path);
             }
@@ -382,18 +419,41 @@ fn check(document: &Document, inventory: &Result<Inventory>) -> Vec<(String, &'s
         }
     };
     let mut wrong = |what: String| findings.push((what, REGENERATE));
-    if version(driver).is_none_or(|driver| driver != inventory.driver.version) {
+    let version = |text: &str| text.parse::<Version>().ok();
+    let is_anothers = version(driver).is_none_or(|driver| driver != inventory.driver.version);
+    if is_anothers {
         wrong(format!("it is for driver {driver}, and {} is running", inventory.driver.version));
     }
     let own = hooks
         .iter()
         .flat_map(|hook| &hook.env)
         .find_map(|variable| variable.strip_prefix(FINGERPRINT).and_then(|rest| rest.strip_prefix('=')));
-    let now = parts(inventory).map(|parts| cdi::fingerprint(&parts));
-    if let (Some(own), Ok(now)) = (own, now)
-        && own != now
-    {
-        wrong("the host's driver, GPUs or MIG devices are not what they were when it was written".into());
+    let parts = match parts(inventory) {
+        Ok(parts) => parts,
+        Err(error) => {
+            let why =
+                if plan::has_devices(inventory) { error.what() } else { "no GPU of this host can be used" };
+            findings.push((format!("it names devices, and {why}"), "`gpurun doctor` says more"));
+            return findings;
+        }
+    };
+    let uuids: Vec<&str> = parts.devices.iter().map(|(device, _)| device.uuid()).collect();
+    let names = document.devices.iter().map(|device| device.name.as_str());
+    let (kept, gone): (Vec<_>, Vec<_>) = names
+        .filter(|name| name.starts_with("GPU-") || name.starts_with("MIG-"))
+        .partition(|name| uuids.contains(name));
+    if !gone.is_empty() {
+        wrong(format!("it names {}, which this host does not have", gone.join(", ")));
+    }
+    let change = own.and_then(|own| cdi::change(own, &cdi::fingerprint(&parts)));
+    if let Some(change) = change.filter(|change| !is_anothers || *change != cdi::CHANGES[0]) {
+        let new: Vec<&str> = uuids.into_iter().filter(|uuid| !kept.contains(uuid)).collect();
+        let new = if kept.is_empty() || new.is_empty() {
+            String::new()
+        } else {
+            format!("; it does not name {}", new.join(", "))
+        };
+        wrong(format!("{change}{new}"));
     }
     findings
 }

@@ -1,9 +1,14 @@
 //! `gpurun doctor`: the checks behind every failure, ahead of time.
 
-use super::Context;
-use crate::{apply::container::cgroup::Layout, config::Found, error::Result, inventory::Inventory};
+use super::{Context, cdi};
+use crate::{
+    apply::container::cgroup::Layout,
+    config::Found,
+    error::{Code, Result},
+    inventory::Inventory,
+};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 struct Check {
     name: &'static str,
@@ -12,9 +17,10 @@ struct Check {
 }
 
 /// Prints every check; 0 if nothing is wrong, 1 otherwise.
-pub fn run(context: &Context) -> Result<u8> {
+pub fn run(context: &Context, cdi_directories: &[PathBuf]) -> Result<u8> {
     let mut checks = Vec::new();
-    match Inventory::read(&context.host) {
+    let inventory = Inventory::read(&context.host);
+    match &inventory {
         Ok(inventory) => {
             let driver = &inventory.driver;
             checks.push(Check {
@@ -54,7 +60,7 @@ pub fn run(context: &Context) -> Result<u8> {
                 name: "host",
                 result: Err((problem.code.clone(), problem.what.clone(), problem.fix.clone())),
             }));
-            checks.push(dev_char(&inventory));
+            checks.push(dev_char(inventory));
         }
         Err(error) => {
             let what = format!("{}: {}", error.what(), error.cause_line());
@@ -64,6 +70,7 @@ pub fn run(context: &Context) -> Result<u8> {
             });
         }
     }
+    checks.extend(cdi_documents(cdi_directories, &inventory)?);
     checks.extend([configuration(context)?, user_namespaces(), overlay(), shm(), cgroups()]);
     let bad = checks.iter().filter(|check| check.result.is_err()).count();
     if context.json {
@@ -92,6 +99,24 @@ pub fn run(context: &Context) -> Result<u8> {
 
 fn missing(code: &str, what: &str, fix: &str) -> std::result::Result<String, (String, String, String)> {
     Err((code.into(), what.into(), fix.into()))
+}
+
+/// What engines read that inject GPUs themselves.
+fn cdi_documents(directories: &[PathBuf], inventory: &Result<Inventory>) -> Result<Vec<Check>> {
+    let name = "CDI documents";
+    let cdi::Checked { files, findings } = cdi::checked(directories, inventory)?;
+    if findings.is_empty() {
+        let what = match files.len() {
+            0 => format!("none in {}", cdi::shown(directories)),
+            count => format!("{count}, nothing is wrong"),
+        };
+        return Ok(vec![Check { name, result: Ok(what) }]);
+    }
+    let wrong = |cdi::Finding { path, what, fix }: cdi::Finding| Check {
+        name,
+        result: Err((Code::Cdi.to_string(), format!("{}: {what}", path.display()), fix.into())),
+    };
+    Ok(findings.into_iter().map(wrong).collect())
 }
 
 /// Which file holds, and what in it does not.

@@ -21,7 +21,7 @@ use crate::{
     cli::{Global, Pulling},
     config::Config,
     error::{Code, Error, Result},
-    image::{Pull, registry::When},
+    image::{Pull, Store, registry::When},
     inventory::{Host, Inventory},
 };
 use std::path::PathBuf;
@@ -70,7 +70,7 @@ impl Context {
             };
             let home = || {
                 let home = std::env::var_os("HOME").map(PathBuf::from).filter(|d| d.is_absolute());
-                home.map(|d| d.join(user_dir)).ok_or_else(|| {
+                home.or_else(home_of_account).map(|d| d.join(user_dir)).ok_or_else(|| {
                     // Not /tmp: whoever makes a directory there first can exchange what is below it.
                     Error::new(Code::Usage, "there is no place for what gpurun keeps: HOME is not set")
                         .fix(format!("set HOME, or name a directory in {key}"))
@@ -92,6 +92,17 @@ impl Context {
         })
     }
 
+    /// The image store, with the bound that the administrator set.
+    pub fn store(&self) -> Result<Store> {
+        let quota = self
+            .config
+            .store_quota
+            .as_deref()
+            .map(|text| run::options::size("store-quota", text))
+            .transpose()?;
+        Ok(Store::open(&self.store_dir)?.with_quota(quota))
+    }
+
     /// How images of registries are had.
     pub fn pull(&self, when: When, pulling: &Pulling) -> Pull {
         Pull {
@@ -107,4 +118,26 @@ impl Context {
     pub fn inventory(&self) -> Result<Inventory> {
         Inventory::current(&self.host, &self.state_dir)
     }
+}
+
+/// What /etc/passwd says of who this is outside a user namespace: Apptainer calls `nvidia-container-cli` with an empty
+/// environment.
+fn home_of_account() -> Option<PathBuf> {
+    let mapped: Vec<u64> = std::fs::read_to_string("/proc/self/uid_map")
+        .ok()?
+        .split_whitespace()
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    let inside = u64::from(rustix::process::geteuid().as_raw());
+    let uid = mapped.chunks_exact(3).find_map(|range| {
+        let offset = inside.checked_sub(range[0]).filter(|offset| *offset < range[2])?;
+        Some((range[1] + offset).to_string())
+    })?;
+    let accounts = std::fs::read_to_string("/etc/passwd").ok()?;
+    accounts
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.get(2) == Some(&uid.as_str()))
+        .and_then(|fields| fields.get(5).map(PathBuf::from))
+        .filter(|home| home.is_absolute())
 }

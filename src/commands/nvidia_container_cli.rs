@@ -149,6 +149,16 @@ fn in_root(inventory: &Inventory, path: &HostPath) -> Result<ContainerPath> {
         .ok_or_else(|| Error::new(Code::Internal, format!("{} is outside the driver root", path.0.display())))
 }
 
+/// Whether what is mounted here is mounted on the host: where nothing tells, it is.
+fn is_in_hosts_mounts() -> bool {
+    let namespace =
+        |process: &str| fs::metadata(format!("/proc/{process}/ns/mnt")).map(|it| (it.dev(), it.ino()));
+    match (namespace("self"), namespace("1")) {
+        (Ok(own), Ok(first)) => own == first,
+        _ => true,
+    }
+}
+
 fn configure(mut context: Context, args: &Configure) -> Result<()> {
     let capabilities: Vec<&str> = [
         (args.compute, "compute"),
@@ -183,8 +193,9 @@ fn configure(mut context: Context, args: &Configure) -> Result<()> {
     let container = engine::Container {
         pid,
         root: ContainerRoot::open(args.rootfs.clone())?,
-        // enroot and Apptainer call this from inside: what is mounted in a user namespace reaches no host.
-        may_be_ours: engine::in_user_namespace(),
+        // enroot and Apptainer call this from inside: from a user namespace, or as root from a mount namespace that is not
+        // the host's.
+        may_be_ours: engine::in_user_namespace() || !is_in_hosts_mounts(),
         restrict: !args.no_cgroups,
     };
     engine::give(&container, &spec, &injection, &context)

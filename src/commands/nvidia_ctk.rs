@@ -99,18 +99,22 @@ fn hook(words: &[OsString]) -> Result<u8> {
 }
 
 fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
-    for (flag, used) in [
-        ("--ldconfig-path", args.ldconfig_path.is_some()),
-        ("--library-search-path", !args.library_search_path.is_empty()),
-        ("--config-search-path", !args.config_search_path.is_empty()),
-        ("--disable-hook", !args.disable_hook.is_empty()),
-        ("--enable-hook", !args.enable_hook.is_empty()),
-        ("--feature-flag", !args.feature_flag.is_empty()),
+    let one_hook = "one hook does what the container needs, and runs no ldconfig";
+    let in_the_root = "files are looked for in the driver root";
+    let no_csv = "mode csv is refused";
+    for (flag, used, reason) in [
+        ("--ldconfig-path", args.ldconfig_path.is_some(), one_hook),
+        ("--library-search-path", !args.library_search_path.is_empty(), in_the_root),
+        ("--config-search-path", !args.config_search_path.is_empty(), in_the_root),
+        ("--disable-hook", !args.disable_hook.is_empty(), one_hook),
+        ("--enable-hook", !args.enable_hook.is_empty(), one_hook),
+        ("--feature-flag", !args.feature_flag.is_empty(), "they choose between ways of NVIDIA's toolkit"),
+        ("--csv.file", !args.csv_file.is_empty(), no_csv),
+        ("--csv.ignore-pattern", !args.csv_ignore_pattern.is_empty(), no_csv),
+        ("--csv.compat-container-root", args.csv_compat_container_root.is_some(), no_csv),
     ] {
         if used {
-            tracing::warn!(
-                "{flag} is not used: one hook does what the container needs, and runs no ldconfig"
-            );
+            tracing::warn!("{flag} is not used: {reason}");
         }
     }
     let context = Context::new(&cli::Global {
@@ -133,6 +137,8 @@ fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
                 vendor: args.vendor.clone(),
                 class: args.class.clone(),
                 device_name_strategy: args.device_name_strategy.clone(),
+                device_id: args.device_id.clone(),
+                no_all_device: args.no_all_device,
                 hook: args.nvidia_cdi_hook_path.clone(),
             },
         },
@@ -221,7 +227,8 @@ fn toolkit_config(args: &ctk::Config, named: Option<&Path>) -> Result<u8> {
     let path = args.config_file.as_deref().or(named).map_or_else(toolkit::file, Into::into);
     let file = ConfigFile::open(&path)?;
     let default = toolkit::default_text();
-    let text = set(file.text().unwrap_or(&default), &args.set)
+    let separators: Vec<char> = args.set_list_separator.as_deref().unwrap_or(":,").chars().collect();
+    let text = set(file.text().unwrap_or(&default), &args.set, &separators)
         .map_err(|error| error.context(format!("{} cannot be used", path.display())))?;
     if Path::new(config::DEFAULT_FILE).exists() {
         tracing::warn!("gpurun reads {} and not {}", config::DEFAULT_FILE, path.display());
@@ -241,7 +248,7 @@ fn print(text: &str, output: Option<&Path>) -> Result<u8> {
 }
 
 /// The text with these assignments, `KEY=VALUE`.
-fn set(text: &str, assignments: &[String]) -> Result<String> {
+fn set(text: &str, assignments: &[String], separators: &[char]) -> Result<String> {
     let mut document = TomlDocument::parse(text)?;
     for assignment in assignments {
         let (name, typed) = assignment.split_once('=').unwrap_or((assignment, "true"));
@@ -262,7 +269,7 @@ fn set(text: &str, assignments: &[String]) -> Result<String> {
                 value(typed.parse::<bool>().or_fail(Code::Usage, || format!("{name} is true or false"))?)
             }
             Kind::Text => value(typed),
-            Kind::List => value(typed.split([':', ',']).filter(|one| !one.is_empty()).collect::<Array>()),
+            Kind::List => value(typed.split(separators).filter(|one| !one.is_empty()).collect::<Array>()),
         };
         document.set(&path, item)?;
     }
@@ -276,7 +283,12 @@ mod tests {
     #[test]
     fn keys_are_set_in_their_places() {
         let text = "disable-require = false # why\n\n[nvidia-container-runtime]\nruntimes = [\"runc\"]\n";
-        let typed = |words: &[&str]| set(text, &words.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let of = |words: &[&str], separators: &[char]| {
+            set(text, &words.iter().map(ToString::to_string).collect::<Vec<_>>(), separators)
+        };
+        let typed = |words: &[&str]| of(words, &[':', ',']);
+        let with_semicolons = of(&["nvidia-container-runtime.runtimes=/a:b;c,d"], &[';']).unwrap();
+        assert!(with_semicolons.contains(r#"runtimes = ["/a:b", "c,d"]"#), "{with_semicolons}");
         assert_eq!(
             typed(&[
                 "disable-require",

@@ -1,4 +1,5 @@
-//! A CDI document (Container Device Interface, SPEC.md): what it says that gpurun writes or checks. Unknown fields are ignored.
+//! A CDI document (Container Device Interface, SPEC.md): what it says that gpurun writes or checks. An unknown
+//! field is an error, as it is to engines.
 
 use crate::error::{Code, OrFail, Result};
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ pub const DIRECTORIES: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 
 /// One document.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Document {
     /// The version of the specification that a reader needs.
     pub cdi_version: String,
@@ -27,7 +28,7 @@ pub struct Document {
 
 /// One device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Device {
     /// What stands behind `vendor/class=`.
     pub name: String,
@@ -41,7 +42,7 @@ pub struct Device {
 
 /// Edits of an OCI configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ContainerEdits {
     /// `NAME=value`
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -58,11 +59,54 @@ pub struct ContainerEdits {
     /// Groups of the container's user, from 0.7.0.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub additional_gids: Vec<u32>,
+    /// Cache and memory bandwidth, from 0.7.0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intel_rdt: Option<IntelRdt>,
+    /// Network interfaces of the host's that move into the container, from 1.1.0.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub net_devices: Vec<NetDevice>,
+}
+
+/// Classes of Intel's resource director: of other vendors' documents.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct IntelRdt {
+    /// The class' name.
+    #[serde(rename = "closID", skip_serializing_if = "String::is_empty")]
+    pub clos_id: String,
+    /// What it has of the cache.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub l3_cache_schema: String,
+    /// What it has of the memory's bandwidth.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mem_bw_schema: String,
+    /// Up to 1.0.0.
+    #[serde(rename = "enableCMT", skip_serializing_if = "Option::is_none")]
+    pub enable_cmt: Option<bool>,
+    /// Up to 1.0.0.
+    #[serde(rename = "enableMBM", skip_serializing_if = "Option::is_none")]
+    pub enable_mbm: Option<bool>,
+    /// From 1.1.0.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub schemata: Vec<String>,
+    /// From 1.1.0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enable_monitoring: Option<bool>,
+}
+
+/// A network interface: of other vendors' documents.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetDevice {
+    /// What it is called on the host.
+    pub host_interface_name: String,
+    /// What it is called in the container.
+    pub name: String,
 }
 
 /// A device node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DeviceNode {
     /// In the container.
     pub path: String,
@@ -94,7 +138,7 @@ pub struct DeviceNode {
 
 /// A mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Mount {
     /// On the host; any word for a file system without a source.
     pub host_path: String,
@@ -110,7 +154,7 @@ pub struct Mount {
 
 /// A program that the low-level runtime runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Hook {
     /// When: `createContainer` is in the container's namespaces, with the host's files still in view.
     pub hook_name: String,
@@ -122,6 +166,9 @@ pub struct Hook {
     /// Its whole environment.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
+    /// Seconds after which it is killed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<i64>,
 }
 
 /// A document as YAML.
@@ -135,12 +182,15 @@ pub fn to_json(document: &impl Serialize) -> String {
 }
 
 impl Document {
-    /// Reads YAML, of which JSON is a part.
+    /// Reads YAML, of which JSON is a part. A number in the place of a text is an error, as the specification has it.
     ///
     /// # Errors
     /// [`Code::Cdi`] when it is neither, or not a document.
     pub fn parse(text: &str) -> Result<Self> {
-        serde_norway::from_str(text).or_fail(Code::Cdi, || "this is no CDI document")
+        let failed = || "this is no CDI document";
+        // Straight from YAML each scalar would be a text, too.
+        let value: serde_json::Value = serde_norway::from_str(text).or_fail(Code::Cdi, failed)?;
+        Self::deserialize(value).or_fail(Code::Cdi, failed)
     }
 
     /// The common edits and each device's.
@@ -155,7 +205,13 @@ impl Document {
     pub fn lowest_version(&self) -> &'static str {
         let annotated =
             !self.annotations.is_empty() || self.devices.iter().any(|d| !d.annotations.is_empty());
-        if self.edits().any(|edits| !edits.additional_gids.is_empty()) {
+        let of_1_1 = |rdt: &IntelRdt| !rdt.schemata.is_empty() || rdt.enable_monitoring.is_some();
+        if self
+            .edits()
+            .any(|edits| !edits.net_devices.is_empty() || edits.intel_rdt.as_ref().is_some_and(of_1_1))
+        {
+            "1.1.0"
+        } else if self.edits().any(|edits| !edits.additional_gids.is_empty() || edits.intel_rdt.is_some()) {
             "0.7.0"
         } else if annotated || self.kind.split_once('/').is_some_and(|(_, class)| class.contains('.')) {
             "0.6.0"
@@ -168,6 +224,89 @@ impl Document {
         } else {
             "0.3.0"
         }
+    }
+}
+
+/// The versions of the specification.
+const VERSIONS: [&str; 8] = ["0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0"];
+/// When a hook can run.
+const HOOK_NAMES: [&str; 6] =
+    ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+
+impl Document {
+    /// What the specification forbids, for which engines refuse the document.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let kind = self.kind.split_once('/');
+        let fits = |word: &str, longest| is_kind(word) && word.len() <= longest;
+        if !kind.is_some_and(|(vendor, class)| fits(vendor, 253) && fits(class, 63)) {
+            faults.push(format!("its kind {:?} is not vendor/class", self.kind));
+        }
+        if self.devices.is_empty() {
+            faults.push("it defines no device".into());
+        }
+        let place = |version: &str| VERSIONS.iter().position(|known| *known == version);
+        let lowest = self.lowest_version();
+        match place(&self.cdi_version) {
+            None => faults.push(format!(
+                "its version {:?} is none of CDI's: {}",
+                self.cdi_version,
+                VERSIONS.join(", ")
+            )),
+            own if own < place(lowest) => {
+                faults
+                    .push(format!("it says version {:?} and uses what came with {lowest}", self.cdi_version));
+            }
+            Some(_) => {}
+        }
+        for Device { name, container_edits, .. } in &self.devices {
+            if !is_name(name) {
+                faults.push(format!("a device cannot be called {name:?}"));
+            }
+            if *container_edits == ContainerEdits::default() {
+                faults.push(format!("the device {name} has no edits"));
+            }
+        }
+        faults.extend(self.edits().flat_map(ContainerEdits::faults));
+        faults
+    }
+}
+
+impl ContainerEdits {
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let hooks_env = self.hooks.iter().flat_map(|hook| &hook.env);
+        for variable in self.env.iter().chain(hooks_env).filter(|one| one.find('=').is_none_or(|at| at == 0))
+        {
+            faults.push(format!("{variable:?} is not NAME=VALUE"));
+        }
+        for DeviceNode { path, host_path, kind, permissions, .. } in &self.device_nodes {
+            if path.is_empty() || host_path.as_ref().is_some_and(String::is_empty) {
+                faults.push("a device node has no path".into());
+            }
+            if kind.as_ref().is_some_and(|kind| !["b", "c", "u", "p"].contains(&kind.as_str())) {
+                faults.push(format!("{path} has a type that is none of b, c, u and p"));
+            }
+            let letters = permissions.iter().flat_map(|letters| letters.chars());
+            if letters.into_iter().any(|letter| !"rwm".contains(letter)) {
+                faults.push(format!("{path} has permissions other than r, w and m"));
+            }
+        }
+        if self.mounts.iter().any(|mount| mount.host_path.is_empty() || mount.container_path.is_empty()) {
+            faults.push("a mount has not both of its paths".into());
+        }
+        for Hook { hook_name, path, timeout, .. } in &self.hooks {
+            if !HOOK_NAMES.contains(&hook_name.as_str()) {
+                faults.push(format!("a hook cannot be called {hook_name:?}"));
+            }
+            if !path.starts_with('/') {
+                faults.push(format!("the hook's path {path:?} is not absolute"));
+            }
+            if timeout.is_some_and(|seconds| seconds <= 0) {
+                faults.push(format!("the hook {path} has no time"));
+            }
+        }
+        faults
     }
 }
 

@@ -1,7 +1,6 @@
 //! A CDI document for a place where the host's files, or the container's, are below another directory: what NVIDIA's toolkit calls
 //! `transform root`. Fields that nobody here knows stay.
 
-use super::cdi::Document;
 use crate::{
     error::{Code, Error, OrFail, Result},
     vocabulary::Version,
@@ -29,17 +28,16 @@ pub fn transform(text: &str, from: &Path, to: &Path, whose: Whose) -> Result<Val
         return Err(Error::new(Code::Cdi, "this is no CDI document").cause("it has no cdiVersion"));
     }
     let root = Root { from, to, whose };
+    let mut has_two_names = false;
     for device in list(&mut document, "devices") {
-        root.change_edits(device);
+        has_two_names |= root.change_edits(device);
     }
-    root.change_edits(&mut document);
+    has_two_names |= root.change_edits(&mut document);
     // A node that has two names now needs a later version than one that had one.
-    let known: Document =
-        serde_json::from_value(document.clone()).or_fail(Code::Cdi, || "this is no CDI document")?;
-    let lowest = known.lowest_version();
     let version = |text: &str| text.parse::<Version>().ok();
-    if version(&known.cdi_version) < version(lowest) {
-        document["cdiVersion"] = lowest.into();
+    let own = document["cdiVersion"].as_str().and_then(version);
+    if has_two_names && own < version("0.5.0") {
+        document["cdiVersion"] = "0.5.0".into();
     }
     Ok(document)
 }
@@ -56,8 +54,10 @@ const CREATE: &str = "createContainer";
 const START: &str = "startContainer";
 
 impl Root<'_> {
-    fn change_edits(&self, owner: &mut Value) {
-        let Some(edits) = owner.get_mut("containerEdits") else { return };
+    /// Whether a device node there has a name of its own on the host now.
+    fn change_edits(&self, owner: &mut Value) -> bool {
+        let Some(edits) = owner.get_mut("containerEdits") else { return false };
+        let mut has_two_names = false;
         for node in list(edits, "deviceNodes") {
             // Where one name is said, it is both.
             if node.get("hostPath").is_none()
@@ -77,6 +77,7 @@ impl Root<'_> {
             {
                 fields.shift_remove("hostPath");
             }
+            has_two_names |= node.get("hostPath").is_some();
         }
         for mount in list(edits, "mounts") {
             self.change_field(
@@ -99,6 +100,7 @@ impl Root<'_> {
                 list(hook, "args").iter_mut().skip(1).for_each(|word| self.change(word));
             }
         }
+        has_two_names
     }
 
     fn change_field(&self, owner: &mut Value, name: &str) {

@@ -27,7 +27,17 @@ pub const MAX_DOCUMENT: u64 = 8 << 20;
 /// An image has a member or two for each layer; `docker save` of many images has a few hundred.
 const MAX_MEMBERS: usize = 100_000;
 
-/// Which version of a file was read: an archive that has the same is not read again.
+/// Which version of an image was read: one that has the same is not read again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Version {
+    /// Of the archive or the index.
+    File(Stamp),
+    /// What its keeper calls it.
+    Id(String),
+}
+
+/// A file as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     device: u64,
@@ -37,24 +47,25 @@ pub struct Stamp {
     ctime: (i64, i64),
 }
 
-impl Stamp {
+impl Version {
     /// Of the file of this name as it is now; `None` where there is none to be read.
-    pub fn of(path: &Path) -> Option<Self> {
+    pub fn of_file(path: &Path) -> Option<Self> {
         let file = path.metadata().ok()?;
-        Some(Self {
+        Some(Self::File(Stamp {
             device: file.dev(),
             inode: file.ino(),
             size: file.size(),
             mtime: (file.mtime(), file.mtime_nsec()),
             ctime: (file.ctime(), file.ctime_nsec()),
-        })
+        }))
     }
 
     /// Whether a change right after this one would show: file times move in steps of up to 10 ms (CONFIG_HZ=100).
     pub fn is_settled(&self) -> bool {
+        let Self::File(stamp) = self else { return true };
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-        let changed = nanos(self.ctime.0, self.ctime.1);
+        let changed = nanos(stamp.ctime.0, stamp.ctime.1);
         nanos(now.tv_sec, now.tv_nsec) - changed > 50_000_000
     }
 }
@@ -132,13 +143,17 @@ impl Layout {
                 .map_err(|error| error.context(format!("{} cannot be inflated", path.display())))?;
             file = inflated;
         }
-        file.rewind().or_fail(Code::ImageBroken, || format!("{} cannot be read", path.display()))?;
-        let members = members(&file).map_err(|error| {
+        Self::archive_of(file).map_err(|error| {
             error.context(format!("{} cannot be read as an image", path.display())).fix(
                 "save it again: docker save -o FILE IMAGE, or skopeo copy docker://IMAGE oci-archive:FILE",
             )
-        })?;
-        Ok(Self::Archive { file: Arc::new(file), members })
+        })
+    }
+
+    /// A tar archive that is not compressed.
+    pub fn archive_of(mut file: File) -> Result<Self> {
+        file.rewind().or_fail(Code::ImageBroken, || "it cannot be read from its start")?;
+        Ok(Self::Archive { members: members(&file)?, file: Arc::new(file) })
     }
 
     /// The file of this name, to be read from its start.

@@ -71,6 +71,30 @@ impl Default for Platform {
     }
 }
 
+impl Platform {
+    /// Whether this machine's processor runs it: its own programs, and those of its 32-bit predecessor.
+    pub fn is_native(&self) -> bool {
+        let here = architecture();
+        let runs = (here, self.architecture.as_str());
+        here == self.architecture || matches!(runs, ("amd64", "386") | ("arm64", "arm"))
+    }
+
+    /// How ELF files call the machine (elf.h, `EM_*`).
+    pub fn elf_machine(&self) -> Option<u16> {
+        Some(match self.architecture.as_str() {
+            "386" => 3,
+            "ppc64le" => 21,
+            "s390x" => 22,
+            "arm" => 40,
+            "amd64" => 62,
+            "arm64" => 183,
+            "riscv64" => 243,
+            "loong64" => 258,
+            _ => return None,
+        })
+    }
+}
+
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
@@ -202,6 +226,11 @@ pub fn diff_ids(config: &[u8]) -> Result<Vec<Digest>> {
     Ok(parse::<ConfigFile>(config, "the image's configuration")?.diff_ids())
 }
 
+/// What a manifest says is its configuration.
+pub fn config_digest(manifest: &[u8]) -> Result<Digest> {
+    parse::<Manifest>(manifest, "the image's manifest").map(|manifest| manifest.config.digest)
+}
+
 /// This machine's architecture in the words of GOARCH, which images use.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
@@ -215,11 +244,11 @@ fn architecture() -> &'static str {
 fn wrong_platform(has: &str, wanted: &Platform) -> Error {
     let whose = if *wanted == Platform::default() { "this machine is" } else { "what was asked for is" };
     Error::new(Code::WrongPlatform, format!("the image is for {has}, and {whose} {wanted}"))
-        .fix(format!("get the image for {wanted}"))
+        .fix(format!("get the image for {wanted}, or see that it is built for it; --platform fetches what is for another machine"))
 }
 
 /// Follows `index.json` to the image of this name and platform.
-pub fn from_oci(layout: &Layout, tag: Option<&str>) -> Result<Found> {
+pub fn from_oci(layout: &Layout, tag: Option<&str>, platform: &Platform) -> Result<Found> {
     if !layout.has("index.json") {
         let fix = if layout.has("manifest.json") {
             "there is a manifest.json: if `docker save` wrote it, name it docker-archive:FILE"
@@ -231,7 +260,7 @@ pub fn from_oci(layout: &Layout, tag: Option<&str>) -> Result<Found> {
     }
     let index: Index = parse(&layout.read("index.json")?, "index.json of the image")?;
     let tops = choose_tag(index.manifests, tag)?;
-    follow(tops, &Platform::default(), |descriptor| read_blob(layout, descriptor))
+    follow(tops, platform, |descriptor| read_blob(layout, descriptor))
 }
 
 /// Goes from these descriptors to the image for this platform. `read` gives a document's bytes, checked against its
@@ -272,7 +301,7 @@ pub fn follow(
 }
 
 /// Follows `manifest.json`, which `docker save` writes, to the image of this name.
-pub fn from_docker(layout: &Layout, reference: Option<&str>) -> Result<Found> {
+pub fn from_docker(layout: &Layout, reference: Option<&str>, platform: &Platform) -> Result<Found> {
     if !layout.has("manifest.json") {
         let error =
             Error::new(Code::ImageBroken, "there is no manifest.json, so `docker save` did not write this");
@@ -307,7 +336,7 @@ pub fn from_docker(layout: &Layout, reference: Option<&str>) -> Result<Found> {
         promised.verify(&id, "the image's configuration")?;
     }
     let parsed: ConfigFile = parse(&config, "the image's configuration")?;
-    parsed.check_platform(&Platform::default())?;
+    parsed.check_platform(platform)?;
     let diff_ids = parsed.diff_ids();
     check_layers(image.layers.len(), diff_ids.len())?;
     let layers = image.layers.iter().zip(diff_ids).map(|(path, diff_id)| {

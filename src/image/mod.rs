@@ -5,13 +5,16 @@
 //!                            (a directory  (documents,     │
 //!                             or a tar)     checked)       └─► layer ─► unpack, for each that the store lacks
 //!         a registry's name ─► registry ─► the store, by a program of its own
+//!         Docker's image ─► docker_daemon ─► a tar; Podman's ─► containers_storage ─► directories that are there
 //! ```
 //!
 //! All of it is hostile input: names, documents, tar streams. Every byte is checked against its digest before a layer is
 //! in the store; what is in the store is the caller's own and is trusted. A second start reads two small files.
 #![forbid(unsafe_code)]
 
+mod containers_storage;
 mod digest;
+mod docker_daemon;
 mod layer;
 mod layout;
 mod manifest;
@@ -34,7 +37,7 @@ use crate::{
     vocabulary::EnvVar,
 };
 use layer::Layer;
-use layout::{Layout, Stamp};
+use layout::{Layout, Version};
 use manifest::{ConfigFile, Defaults, Found};
 use registry::{Step, When};
 use rustix::fd::OwnedFd;
@@ -83,12 +86,13 @@ pub struct Image {
     root: Root,
     /// Layers that nobody may remove as long as this image is in use.
     held: RefCell<Vec<OwnedFd>>,
+    root_is_caller: bool,
 }
 
 #[derive(Debug)]
 enum Root {
-    /// A directory that is there.
-    Directory(PathBuf),
+    /// Directories that are there, topmost first.
+    Directories(Vec<PathBuf>),
     /// Layers of the store.
     Layers {
         id: Digest,
@@ -116,7 +120,7 @@ impl Source {
                 let what = format!("{} layers of {name} are not on this machine", missing.len());
                 Err(Error::new(Code::ImageNotFound, what).fix(format!("gpurun pull {name}")))
             }
-            Self::Registry(name, pull) => registry::order(store.path(), name, Step::Layers, pull),
+            Self::Registry(name, pull) => registry::order(store, name, Step::Layers, pull),
             Self::Layout(_, Some(layout)) => unpack_missing(missing, layout, store),
             Self::Layout(reference, None) => unpack_missing(missing, &open_layout(reference, store)?, store),
         }
@@ -130,45 +134,57 @@ impl Image {
     /// [`Code::ImageNotFound`] where there is none of that name, [`Code::ImageBroken`] and [`Code::DigestMismatch`] where its
     /// documents are wrong, [`Code::WrongPlatform`] where it is for another machine; what [`registry::order`] meets.
     pub fn open(reference: &ImageReference, store: &Store, pull: &Pull) -> Result<Self> {
+        // Before the bytes are read: if they change meanwhile, the next start sees another version.
         let version = match reference {
             ImageReference::Registry(name) => return Self::of_registry(name, store, pull),
+            ImageReference::ContainersStorage(name) => return Self::of_podman(name, &pull.platform),
             ImageReference::Rootfs(path) => return Self::directory(path),
             ImageReference::Host => return Self::directory(Path::new("/")),
-            ImageReference::OciDir { path, .. } => path.join("index.json"),
+            ImageReference::DockerDaemon(name) => Some(Version::Id(docker_daemon::describe(name)?.id)),
+            ImageReference::OciDir { path, .. } => Version::of_file(&path.join("index.json")),
             ImageReference::OciArchive { path, .. } | ImageReference::DockerArchive { path, .. } => {
-                path.clone()
+                Version::of_file(path)
             }
         };
-        let name = reference.absolute()?.to_string();
-        // Before the bytes are read: if they change meanwhile, the next start sees another version.
-        let stamp = Stamp::of(&version);
+        let name = registry::record_name(&reference.absolute()?, &pull.platform);
         if let Some(record) = store.record(&name)
             && record.stamp.is_some()
-            && record.stamp == stamp
+            && record.stamp == version
             && let Some(config) = store.blob(&record.id)
         {
-            let config = ImageConfig::read(&config, &Platform::default())?;
+            let config = ImageConfig::read(&config, &pull.platform)?;
             let source = Box::new(Source::Layout(reference.clone(), None));
             return Ok(Self::new(config, Root::Layers { id: record.id, layers: record.layers, source }));
         }
         let layout = open_layout(reference, store)?;
         let found = match reference {
             ImageReference::DockerArchive { reference, .. } => {
-                manifest::from_docker(&layout, reference.as_deref())
+                manifest::from_docker(&layout, reference.as_deref(), &pull.platform)
             }
+            // What was saved is what was asked for.
+            ImageReference::DockerDaemon(_) => manifest::from_docker(&layout, None, &pull.platform),
             ImageReference::OciDir { tag, .. } | ImageReference::OciArchive { tag, .. } => {
-                manifest::from_oci(&layout, tag.as_deref())
+                manifest::from_oci(&layout, tag.as_deref(), &pull.platform)
             }
             _ => Err(Error::new(Code::Internal, "this kind of image has no documents")),
         };
         let Found { id, config, layers } =
             found.map_err(|error| error.context(format!("{name} cannot be used")))?;
-        let parsed = ImageConfig::read(&config, &Platform::default())?;
+        let parsed = ImageConfig::read(&config, &pull.platform)?;
         store.put_blob(&id, &config)?;
-        let stamp = stamp.filter(Stamp::is_settled);
+        let stamp = version.filter(Version::is_settled);
         store.put_record(&Record { name, id: id.clone(), stamp, layers: layers.clone() })?;
         let source = Box::new(Source::Layout(reference.clone(), Some(layout)));
         Ok(Self::new(parsed, Root::Layers { id, layers, source }))
+    }
+
+    /// Where it lies: nothing of it comes into the store.
+    fn of_podman(name: &str, platform: &Platform) -> Result<Self> {
+        let containers_storage::Found { config, layers } = containers_storage::find(name)?;
+        let config = ImageConfig::read(&config, platform)?;
+        let mut image = Self::new(config, Root::Directories(layers));
+        image.root_is_caller = !rustix::process::geteuid().is_root();
+        Ok(image)
     }
 
     /// Where the store knows the name, nobody is asked.
@@ -177,12 +193,12 @@ impl Image {
         let known = || store.record(&key).and_then(|record| Some((store.blob(&record.id)?, record)));
         let found = match pull.when {
             When::Always => {
-                registry::order(store.path(), name, Step::Documents, pull)?;
+                registry::order(store, name, Step::Documents, pull)?;
                 known()
             }
             When::Missing => match known() {
                 None => {
-                    registry::order(store.path(), name, Step::UnknownDocuments, pull)?;
+                    registry::order(store, name, Step::UnknownDocuments, pull)?;
                     known()
                 }
                 found => found,
@@ -199,7 +215,13 @@ impl Image {
     }
 
     fn new(config: ImageConfig, root: Root) -> Self {
-        Self { config, root, held: RefCell::default() }
+        Self { config, root, held: RefCell::default(), root_is_caller: false }
+    }
+
+    /// Whether the files' owners are right only where the container's root is the caller, and its other users the caller's
+    /// subordinate ids: so they are in an ordinary user's Podman.
+    pub fn root_is_caller(&self) -> bool {
+        self.root_is_caller
     }
 
     /// What a container of it gets that the user says nothing about.
@@ -210,7 +232,7 @@ impl Image {
     /// The configuration file's digest, which tells images apart; an unpacked root has none.
     pub fn id(&self) -> Option<&Digest> {
         match &self.root {
-            Root::Directory(_) => None,
+            Root::Directories(_) => None,
             Root::Layers { id, .. } => Some(id),
         }
     }
@@ -225,7 +247,7 @@ impl Image {
     /// [`Code::Store`] where it cannot be kept.
     pub fn root(&self, store: &Store) -> Result<Vec<PathBuf>> {
         let (layers, source) = match &self.root {
-            Root::Directory(path) => return Ok(vec![path.clone()]),
+            Root::Directories(paths) => return Ok(paths.clone()),
             Root::Layers { layers, source, .. } => (layers, source),
         };
         // overlayfs refuses to stack a directory twice (ELOOP). Where a layer comes twice, the upper one alone shows the
@@ -264,7 +286,7 @@ impl Image {
             cmd: vec!["/bin/sh".into()],
             ..ImageConfig::default()
         };
-        Ok(Self::new(config, Root::Directory(found)))
+        Ok(Self::new(config, Root::Directories(vec![found])))
     }
 }
 
@@ -305,12 +327,15 @@ fn open_layout(reference: &ImageReference, store: &Store) -> Result<Layout> {
         ImageReference::OciArchive { path, .. } | ImageReference::DockerArchive { path, .. } => {
             Layout::archive(path, store)
         }
+        ImageReference::DockerDaemon(name) => docker_daemon::save(name, store),
         _ => Err(Error::new(Code::Internal, "this kind of image has no files")),
     }
 }
 
 /// Unpacks layers of a layout, as many at a time as there are processors.
 fn unpack_missing(missing: &[&Layer], layout: &Layout, store: &Store) -> Result<()> {
+    let _reserved = store.reserve(missing.iter().copied())?;
+    store.check_room(missing.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size)))?;
     let ownership = Store::ownership();
     let workers = thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
     unpack_all(missing, workers, |layer| {

@@ -34,6 +34,10 @@ pub enum ImageReference {
         /// The repository tag that is meant, `ubuntu:24.04`; needed where there are several.
         reference: Option<String>,
     },
+    /// `containers-storage:NAME`, an image of Podman's on this machine: a name as `podman images` has it, or an id.
+    ContainersStorage(String),
+    /// `docker-daemon:NAME`, an image of Docker's on this machine: a name, written out, or an id `sha256:…`.
+    DockerDaemon(String),
     /// `rootfs:DIR`, an unpacked root.
     Rootfs(PathBuf),
     /// `host:`, the host's own root.
@@ -71,7 +75,7 @@ pub const DOCKER_HUB_HOST: &str = docker_hub!("registry-1.", "");
 pub const DOCKER_HUB_KEY: &str = docker_hub!("https://index.", "/v1/");
 
 const KINDS: &str = "NAME[:TAG] or docker://NAME[:TAG], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], \
-                     rootfs:DIR, host:";
+                     containers-storage:NAME[:TAG], docker-daemon:NAME[:TAG], rootfs:DIR, host:";
 
 impl ImageReference {
     /// Reads an image's name. The world is not looked at.
@@ -105,6 +109,19 @@ impl ImageReference {
             "docker-archive" => {
                 path_and_tag().map(|(path, reference)| Self::DockerArchive { path, reference })
             }
+            // What an id may be, no host is called; and a name is asked for in two ways.
+            "containers-storage" => match RegistryName::parse(rest) {
+                Err(cause) if !rest.starts_with("sha256:") => Err(broken(&cause)),
+                _ => Ok(Self::ContainersStorage(rest.into())),
+            },
+            "docker-daemon" if rest.starts_with("sha256:") => match Digest::parse(rest) {
+                Ok(id) => Ok(Self::DockerDaemon(id.to_string())),
+                Err(error) => Err(broken(error.what())),
+            },
+            "docker-daemon" => match RegistryName::parse(rest) {
+                Ok(name) => Ok(Self::DockerDaemon(name.to_string())),
+                Err(cause) => Err(broken(&cause)),
+            },
             "rootfs" if rest.is_empty() => Err(broken("rootfs: wants a directory")),
             "rootfs" => Ok(Self::Rootfs(PathBuf::from(rest))),
             "host" if rest.is_empty() => Ok(Self::Host),
@@ -141,14 +158,14 @@ impl ImageReference {
             | Self::OciArchive { path, .. }
             | Self::DockerArchive { path, .. }
             | Self::Rootfs(path) => Some(path),
-            Self::Registry(_) | Self::Host => None,
+            Self::Registry(_) | Self::ContainersStorage(_) | Self::DockerDaemon(_) | Self::Host => None,
         }
     }
 }
 
 impl RegistryName {
     /// The grammar of distribution/reference: `[host[:port]/]path[:tag][@digest]`.
-    fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
         let digest = digest.map(Digest::parse).transpose().map_err(|error| error.what().to_owned())?;
         let (path, tag) = match name.rsplit_once(':') {
@@ -169,9 +186,10 @@ impl RegistryName {
             Some((host, repository)) if is_host(host) => (host, repository),
             _ => (DOCKER_HUB, path),
         };
-        let good_host = host
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']'));
+        let good_host = host.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[')
+            && host
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']'));
         if !good_host {
             return Err(format!("{host:?} is not a registry's host"));
         }
@@ -214,6 +232,8 @@ impl fmt::Display for ImageReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, path, tag) = match self {
             Self::Registry(name) => return name.fmt(f),
+            Self::ContainersStorage(name) => return write!(f, "containers-storage:{name}"),
+            Self::DockerDaemon(name) => return write!(f, "docker-daemon:{name}"),
             Self::Host => return f.write_str("host:"),
             Self::Rootfs(path) => ("rootfs", path, &None),
             Self::OciDir { path, tag } => ("oci", path, tag),
@@ -244,6 +264,8 @@ mod tests {
                 "docker-archive:x.tar:a:1",
                 ImageReference::DockerArchive { path: "x.tar".into(), reference: text("a:1") },
             ),
+            ("containers-storage:own:1", ImageReference::ContainersStorage("own:1".into())),
+            ("docker-daemon:docker.io/a/b:1", ImageReference::DockerDaemon("docker.io/a/b:1".into())),
             ("rootfs:/srv/a:b", ImageReference::Rootfs("/srv/a:b".into())),
             ("host:", ImageReference::Host),
         ] {
@@ -287,6 +309,12 @@ mod tests {
             "oci:",
             "oci::v1",
             "oci:a:",
+            "containers-storage:",
+            "containers-storage:../a",
+            "docker-daemon:",
+            "docker-daemon:a/../../b",
+            "docker-daemon:a?b",
+            "docker-daemon:sha256:12",
             "rootfs:",
             "host:/",
             "docker://",

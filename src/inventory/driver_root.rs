@@ -3,7 +3,10 @@
 
 use super::types::{ContainerPath, DriverRoot, HostPath};
 use crate::error::{Code, OrFail, Result};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::{
+    fs::{FileType, Mode, OFlags, ResolveFlags},
+    io::Errno,
+};
 use std::{
     ffi::OsStr,
     fs::File,
@@ -105,7 +108,13 @@ impl OpenRoot<'_> {
             return rustix::fs::open(Path::new("/").join(inside(path)), flags, Mode::empty());
         }
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(&self.fd, inside(path), flags, Mode::empty(), resolve)
+        loop {
+            match rustix::fs::openat2(&self.fd, inside(path), flags, Mode::empty(), resolve) {
+                // The kernel could not rule out that a rename or mount raced the resolution (openat2(2)): again.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                result => return result,
+            }
+        }
     }
 
     fn found(&self, fd: &OwnedFd) -> Option<Found> {

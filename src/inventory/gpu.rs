@@ -81,6 +81,7 @@ fn answering(
                 compute_instance: mig.compute_instance,
                 profile: mig.profile.unwrap_or_default(),
                 memory: mig.memory.unwrap_or_default(),
+                resources: mig.resources,
                 cap_nodes,
             }),
             Err(instance) => {
@@ -116,6 +117,7 @@ fn answering(
         memory: facts.memory.unwrap_or_default(),
         persistence: facts.persistence,
         node,
+        mig_capable: facts.mig_capable,
         mig_enabled: facts.mig_enabled,
         mig_devices,
         nvlinks: facts.nvlinks,

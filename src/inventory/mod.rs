@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod binfmt;
 mod device_node;
 mod driver;
 mod driver_files;
@@ -95,6 +96,29 @@ impl Inventory {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
+    /// The same host as a process calls it to which the directory `from` of this one is `to`: a container has the host's root
+    /// somewhere, and who mounts on the host's side wants the host's names. Paths that are not below `from` stay.
+    #[must_use]
+    pub fn renamed(mut self, from: &Path, to: &Path) -> Self {
+        let rename = |path: &mut PathBuf| {
+            if let Ok(below) = path.strip_prefix(from) {
+                *path = if below.as_os_str().is_empty() { to.into() } else { to.join(below) };
+            }
+        };
+        let driver = &mut self.driver;
+        rename(&mut driver.root.0);
+        driver.files.iter_mut().for_each(|file| rename(&mut file.path.0));
+        driver.gated_files.iter_mut().for_each(|file| rename(&mut file.path.0));
+        let of_driver =
+            driver.control_nodes.iter_mut().chain(driver.gated_nodes.iter_mut().map(|(_, node)| node));
+        let of_gpus = self.gpus.iter_mut().flat_map(|gpu| {
+            let of_parts = gpu.mig_devices.iter_mut().flat_map(|part| &mut part.cap_nodes);
+            [&mut gpu.node].into_iter().chain(&mut gpu.dri_nodes).chain(of_parts)
+        });
+        of_driver.chain(of_gpus).for_each(|node| rename(&mut node.path.0));
+        self
+    }
+
     fn read_by(host: &Host, find_reader: impl FnOnce() -> Result<PathBuf>) -> Result<Self> {
         let version = driver::loaded_version(host)?;
         // Before the slow reading: what changes meanwhile is noticed at the next start.
@@ -156,6 +180,21 @@ fn without_control_node(host: &Host, error: Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_renamed_wherever_it_says_where_something_is() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hosts/a100-mig.json");
+        let there = String::from_utf8(std::fs::read(path).unwrap()).unwrap();
+        let host = Inventory::from_json(there.as_bytes()).unwrap();
+        let as_json = |host: &Inventory| serde_json::to_value(host).unwrap();
+        let inside = host.clone().renamed(Path::new("/"), Path::new("/driver-root"));
+        let text = String::from_utf8(inside.to_json()).unwrap();
+        assert!(!text.contains("\"path\":\"/usr") && !text.contains("\"path\":\"/dev"), "{text}");
+        assert_eq!(inside.driver.root.0, Path::new("/driver-root"));
+        assert_eq!(inside.gpus[0].node.path.0, Path::new("/driver-root/dev/nvidia0"));
+        assert_eq!(inside.gpus[0].node.container_path, host.gpus[0].node.container_path);
+        assert_eq!(as_json(&inside.renamed(Path::new("/driver-root"), Path::new("/"))), as_json(&host));
+    }
     use std::{fs, os::unix::fs::symlink};
 
     /// A host in a directory with one GPU and a reader that is a shell script. Its nodes are links to the kernel's own

@@ -1,7 +1,7 @@
 //! NVML's facts. A static program cannot load the driver's library, so a second program, `gpurun-nvml`, does and prints
 //! them as JSON; this module is what passes between the two, and the running of it.
 
-use super::types::HostPath;
+use super::types::{HostPath, MigResources};
 use crate::{
     error::{Code, Error, OrFail, Result},
     programs,
@@ -60,6 +60,9 @@ pub struct AnsweringGpu {
     pub memory: Option<u64>,
     /// Persistence mode.
     pub persistence: Option<bool>,
+    /// It knows MIG mode.
+    #[serde(default)]
+    pub mig_capable: bool,
     /// MIG mode is on.
     pub mig_enabled: bool,
     /// MIG devices.
@@ -98,7 +101,49 @@ pub struct MigDevice {
     pub profile: Option<String>,
     /// Bytes.
     pub memory: Option<u64>,
+    /// The rest of its part of the GPU.
+    #[serde(default)]
+    pub resources: Option<MigResources>,
 }
+
+/// What `gpurun-nvml --watch` prints, one a line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Report {
+    /// The driver reports an error.
+    Xid {
+        /// The GPU's.
+        uuid: String,
+        /// Its number.
+        xid: u64,
+        /// The MIG instance that it is about: GPU instance and, where it is about one of those, compute instance.
+        instance: Option<(u32, Option<u32>)>,
+    },
+    /// A GPU does not answer any more.
+    Lost {
+        /// The GPU's.
+        uuid: String,
+        /// Why, in NVML's words.
+        words: String,
+    },
+    /// One that did not answers.
+    Answers {
+        /// The GPU's.
+        uuid: String,
+    },
+    /// NVML does not say what happens to this one.
+    Unwatched {
+        /// The GPU's.
+        uuid: String,
+        /// Why, in NVML's words.
+        words: String,
+    },
+    /// Nothing has happened.
+    Quiet,
+}
+
+/// How long `gpurun-nvml --watch` is silent at most.
+pub const QUIET: Duration = Duration::from_secs(10);
 
 /// The program that reads NVML.
 pub const READER: &str = "gpurun-nvml";

@@ -157,6 +157,9 @@ pub struct Gpu {
     pub node: DeviceNode,
     /// /dev/dri/cardN and renderDN, for display and graphics.
     pub dri_nodes: Vec<DeviceNode>,
+    /// Whether it knows MIG mode, on or off.
+    #[serde(default)]
+    pub mig_capable: bool,
     /// Whether MIG mode is on.
     pub mig_enabled: bool,
     /// Its MIG devices, in NVML's order.
@@ -182,8 +185,32 @@ pub struct MigDevice {
     pub profile: String,
     /// Memory in bytes.
     pub memory: u64,
+    /// What else of the GPU it is, where NVML tells.
+    #[serde(default)]
+    pub resources: Option<MigResources>,
     /// /dev/nvidia-caps/nvidia-capN of the GPU instance and of the compute instance.
     pub cap_nodes: Vec<DeviceNode>,
+}
+
+/// A MIG device's part of its GPU (`nvmlDeviceAttributes_t`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigResources {
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Slices of the GPU instance.
+    pub gpu_instance_slices: u32,
+    /// Slices of the compute instance.
+    pub compute_instance_slices: u32,
+    /// Copy engines, shared within the GPU instance, as the other engines are.
+    pub copy_engines: u32,
+    /// Video decoders.
+    pub decoders: u32,
+    /// Video encoders.
+    pub encoders: u32,
+    /// JPEG decoders.
+    pub jpeg_engines: u32,
+    /// Optical flow accelerators.
+    pub ofa_engines: u32,
 }
 
 /// What is wrong with one part of the host.

@@ -6,7 +6,7 @@
 
 use super::{
     driver_files,
-    types::{Fingerprint, Host},
+    types::{Fingerprint, Host, Inventory},
 };
 use crate::error::{Code, OrFail, Result};
 use rustix::{
@@ -18,6 +18,7 @@ use rustix::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     ffi::{OsStr, OsString},
     mem::MaybeUninit,
     os::unix::ffi::OsStrExt,
@@ -39,6 +40,31 @@ const TOGETHER: Duration = Duration::from_millis(100);
 
 /// Names in a directory; `None`: all of them.
 type Names = Option<BTreeSet<OsString>>;
+
+/// Tells what the host has, and again each time that is not true any more, for ever. A host that cannot be read is read again
+/// when something has happened: a driver in the middle of its upgrade.
+///
+/// # Errors
+/// Those of [`Watch::new`] and [`Watch::wait`].
+pub fn follow(host: &Host, state_dir: &Path, mut tell: impl FnMut(Result<Inventory>)) -> Result<Infallible> {
+    let mut watch = Watch::new()?;
+    loop {
+        watch.places(host, None)?;
+        let inventory = Inventory::current(host, state_dir);
+        let fingerprint = inventory.as_ref().ok().map(|inventory| inventory.fingerprint.clone());
+        tell(inventory);
+        let Some(fingerprint) = fingerprint else {
+            watch.wait()?;
+            continue;
+        };
+        watch.places(host, Some(&fingerprint))?;
+        // Looked at first: what changed while it was read was not watched yet.
+        while fingerprint.change(host).is_none() {
+            watch.wait()?;
+            watch.places(host, Some(&fingerprint))?;
+        }
+    }
+}
 
 /// A host that is being watched. It costs nothing while nothing happens.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ mod requirement;
 mod select;
 pub use injection::*;
 pub use policy::Policy;
-pub use select::{Selected, select};
+pub use select::{Selected, named, select};
 
 use crate::{
     error::Result,
@@ -77,6 +77,11 @@ pub fn plan(inventory: &Inventory, request: &DeviceRequest, policy: &Policy) -> 
     }
     injection.warnings = warnings;
     Ok(injection)
+}
+
+/// Whether there is anything on the host that a program can compute on.
+pub fn has_devices(inventory: &Inventory) -> bool {
+    select::all(inventory, &GpuFilter::default()).is_ok()
 }
 
 /// What a container could get, shared and for each device apart: for engines that choose later.

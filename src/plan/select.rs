@@ -74,19 +74,28 @@ pub fn select<'a>(
             let whole_mig_gpu = !capabilities.contains(DriverCapability::COMPUTE)
                 || request.features.contains(&GatedFeature::MigConfig)
                 || request.features.contains(&GatedFeature::MigMonitor);
-            let mut selected: Vec<Selected<'_>> = Vec::new();
-            for id in ids {
-                let device = one(inventory, id)?;
-                if device.mig.is_none() && device.gpu.mig_enabled && !whole_mig_gpu {
-                    return Err(mig_parent(device));
-                }
-                if !selected.iter().any(|before| before.is(&device)) {
-                    selected.push(device);
-                }
-            }
-            Ok(selected)
+            named(inventory, ids, whole_mig_gpu)
         }
     }
+}
+
+/// The devices of these names, each once; whether a GPU in MIG mode may be one.
+pub fn named<'a>(
+    inventory: &'a Inventory,
+    ids: &[DeviceId],
+    whole_mig_gpu: bool,
+) -> Result<Vec<Selected<'a>>> {
+    let mut selected: Vec<Selected<'_>> = Vec::new();
+    for id in ids {
+        let device = one(inventory, id)?;
+        if device.mig.is_none() && device.gpu.mig_enabled && !whole_mig_gpu {
+            return Err(mig_parent(device));
+        }
+        if !selected.iter().any(|before| before.is(&device)) {
+            selected.push(device);
+        }
+    }
+    Ok(selected)
 }
 
 /// What programs can compute on: every GPU that is not in MIG mode, and every MIG device.

@@ -2,10 +2,14 @@
 
 use libloading::os::unix::{Library, RTLD_NOW, Symbol};
 use nvml_wrapper::{
-    Device,
+    Device, EventSet,
+    bitmasks::event::EventTypes,
     error::{NvmlError, nvml_sym, nvml_try},
 };
-use std::ffi::{OsStr, c_int};
+use std::{
+    ffi::{OsStr, c_int},
+    time::Duration,
+};
 
 /// Ids of a MIG device's GPU instance and compute instance (`nvmlDeviceGetGpuInstanceId`,
 /// `nvmlDeviceGetComputeInstanceId`; since driver 450).
@@ -23,6 +27,57 @@ pub fn mig_instances(mig: &Device<'_>) -> Result<(u32, u32), NvmlError> {
         nvml_try(compute_instance(mig.handle(), &raw mut ci))?;
     }
     Ok((gi, ci))
+}
+
+/// Lets the set hear of this device's XID errors (`nvmlDeviceRegisterEvents`); the wrapper's method frees the set where one device
+/// of many refuses.
+///
+/// # Errors
+/// NVML's own.
+pub fn register_xid_errors(device: &Device<'_>, set: &EventSet<'_>) -> Result<(), NvmlError> {
+    let register = nvml_sym(device.nvml().lib().nvmlDeviceRegisterEvents.as_ref())?;
+    // SAFETY: both handles live as long as the library, which `device` and `set` borrow.
+    unsafe { nvml_try(register(device.handle(), EventTypes::CRITICAL_XID_ERROR.bits(), set.handle())) }
+}
+
+/// An XID error.
+#[derive(Debug)]
+pub struct XidError<'nvml> {
+    /// Whose it is.
+    pub device: Device<'nvml>,
+    /// Its number.
+    pub xid: u64,
+    /// GPU instance and compute instance that it is about, where MIG is on.
+    pub instance: Option<(u32, Option<u32>)>,
+}
+
+/// The next XID error, or `Timeout` (`nvmlEventSetWait_v2`); the wrapper's method leaves the instances out.
+///
+/// # Errors
+/// NVML's own.
+pub fn next_xid_error<'nvml>(set: &EventSet<'nvml>, limit: Duration) -> Result<XidError<'nvml>, NvmlError> {
+    /// What NVML puts in the place of an instance where there is none.
+    const NONE: u32 = u32::MAX;
+    let wait = nvml_sym(set.nvml.lib().nvmlEventSetWait_v2.as_ref())?;
+    let milliseconds = limit.as_millis().try_into().unwrap_or(u32::MAX);
+    // SAFETY: the structure consists of a pointer and integers, for which zero is a value; the set lives as long as the library,
+    // which it borrows; the function fills the structure, with a handle that NVML has given out.
+    unsafe {
+        let mut data = std::mem::zeroed();
+        nvml_try(wait(set.handle(), &raw mut data, milliseconds))?;
+        let compute_instance = Some(data.computeInstanceId).filter(|id| *id != NONE);
+        Ok(XidError {
+            device: Device::new(data.device, set.nvml),
+            xid: data.eventData,
+            instance: (data.gpuInstanceId != NONE).then_some((data.gpuInstanceId, compute_instance)),
+        })
+    }
+}
+
+/// Whether both are the same device, also when it does not answer.
+pub fn is_same(one: &Device<'_>, other: &Device<'_>) -> bool {
+    // SAFETY: the handles are compared, and not used.
+    unsafe { one.handle() == other.handle() }
 }
 
 /// Memory in bytes by `nvmlDeviceGetMemoryInfo`, the only form that drivers before 510 have.

@@ -4,6 +4,7 @@ use std::{
     ffi::{CStr, CString},
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    time::{Duration, Instant},
 };
 
 /// Which side of [`clone_into`] this is.
@@ -24,9 +25,7 @@ const CLONE_INTO_CGROUP: u64 = 1 << 33;
 /// # Errors
 /// The kernel's; and `EBUSY` when the process has more than one thread, because the child would inherit their locks.
 pub fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Clone> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
+    be_alone()?;
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain data for which all zeroes is the documented "nothing asked for".
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -51,15 +50,26 @@ pub fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Clon
     }
 }
 
+/// Makes sure that this process has one thread. Those that unpacked layers are still seen for a moment after they were joined:
+/// std's scopes wait for their last word, and pthread_join(3) for a number that the kernel clears before the thread is gone.
+fn be_alone() -> io::Result<()> {
+    let started = Instant::now();
+    while std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        if started.elapsed() > Duration::from_secs(1) {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
+}
+
 /// fork(2): the child's pid, or 0 in the child. For where [`clone_into`] is refused: Docker's system call filter answers
 /// clone3(2) with ENOSYS, because it cannot look at flags in memory.
 ///
 /// # Errors
 /// The kernel's; and `EBUSY` when the process has more than one thread, because the child would inherit their locks.
 pub fn fork() -> io::Result<i32> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
+    be_alone()?;
     // SAFETY: this process has one thread (checked above), so in the child's copy nobody else holds a lock.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),

@@ -7,6 +7,7 @@
 #[path = "../../../src/simulated_host/description.rs"]
 #[allow(dead_code)]
 mod description;
+mod events;
 mod own_description;
 
 use description::{Description, InitError, SimulatedGpu, SimulatedMig, State};
@@ -97,7 +98,7 @@ impl Handle {
     fn device(self, host: &Description) -> Answer<Device<'_>> {
         let (gpu, mig) = self.place()?;
         let gpu = host.gpus.get(gpu).ok_or(INVALID_ARGUMENT)?;
-        if gpu.state == State::Lost {
+        if gpu.state == State::Lost || events::told(gpu).is_some_and(|word| word == events::LOST) {
             return Err(nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST);
         }
         Ok(match mig {
@@ -345,6 +346,38 @@ macro_rules! questions {
 }
 
 questions! {
+    fn nvmlEventSetCreate(_host, set: Out<nvmlEventSet_t>) {
+        events::forget();
+        // There is one, and nobody looks behind it.
+        set.put(ptr::without_provenance_mut(1))
+    }
+    fn nvmlEventSetFree(_host, _set: nvmlEventSet_t) { Ok(()) }
+    fn nvmlDeviceGetSupportedEventTypes(host, device: Handle, types: Out<u64>) {
+        device.gpu(host)?;
+        types.put(u64::from(nvmlEventTypeXidCriticalError))
+    }
+    fn nvmlDeviceRegisterEvents(host, device: Handle, types: u64, _set: nvmlEventSet_t) {
+        let gpu = device.gpu(host)?;
+        if types & !u64::from(nvmlEventTypeXidCriticalError) != 0 {
+            return Err(NOT_SUPPORTED);
+        }
+        if events::told(gpu).is_some_and(|word| word == events::UNWATCHED) {
+            return Err(nvmlReturn_enum_NVML_ERROR_UNKNOWN);
+        }
+        events::register(device.place()?.0);
+        Ok(())
+    }
+    fn nvmlEventSetWait_v2(host, _set: nvmlEventSet_t, data: Out<nvmlEventData_t>, milliseconds: c_uint) {
+        let error = events::wait(host, milliseconds)?;
+        data.put(nvmlEventData_t {
+            device: Handle::of(error.gpu, None).0,
+            eventType: u64::from(nvmlEventTypeXidCriticalError),
+            eventData: error.xid,
+            gpuInstanceId: error.instance[0],
+            computeInstanceId: error.instance[1],
+        })
+    }
+
     fn nvmlSystemGetDriverVersion(host, version: Out<c_char>, length: c_uint) { version.put_text(&host.driver, length) }
     fn nvmlSystemGetNVMLVersion(host, version: Out<c_char>, length: c_uint) {
         version.put_text(&format!("{}.{}", pair(&host.cuda).0, host.driver), length)

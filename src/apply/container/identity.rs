@@ -192,6 +192,22 @@ pub fn id_map(user: &Identity, caller: &Caller) -> IdMap {
     }
 }
 
+/// Whether [`id_map`] for root gives the ids that Podman gives: it takes every range of the caller's, one after the other
+/// (containers/storage, `idtools`).
+pub fn ids_are_podmans(caller: &Caller) -> bool {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let login = login_name(&read("/etc/passwd"), caller.uid);
+    let number = caller.uid.to_string();
+    let names = [login.as_deref().unwrap_or(&number), &number];
+    ["/etc/subuid", "/etc/subgid"].iter().all(|path| one_range(&read(path), names))
+}
+
+/// None, or one that is long enough.
+fn one_range(file: &str, names: [&str; 2]) -> bool {
+    let own = lines(file.as_bytes()).filter(|f| f.first().is_some_and(|name| names.contains(name))).count();
+    own == 0 || own == 1 && subordinate(file, names).is_some()
+}
+
 fn login_name(passwd: &str, uid: u32) -> Option<String> {
     lines(passwd.as_bytes()).find(|f| id(f, 2) == Some(uid)).and_then(|f| Some((*f.first()?).to_owned()))
 }
@@ -261,6 +277,13 @@ mod tests {
         assert_eq!(
             subordinate("x:1:70000\nme:100000:10\nme:200000:65536\n", ["me", "1000"]),
             Some((200_000, 65_536))
+        );
+        assert!(
+            one_range("x:1:70000\nx:1:2\nme:200000:65536\n", ["me", "1000"]) && one_range("", ["me", "1000"])
+        );
+        assert!(
+            !one_range("me:1:70000\n1000:200000:65536\n", ["me", "1000"])
+                && !one_range("me:1:10", ["me", "1000"])
         );
         for inside in [0, 1, 1000, 65_534, 65_535, 65_536, 4_000_000_000] {
             let ranges = spread(inside, 1000, 100_000);

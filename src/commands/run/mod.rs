@@ -8,7 +8,7 @@ use crate::{
         container::{
             self,
             cgroup::Limits,
-            identity::{self, Caller},
+            identity::{self, Caller, Identity},
             spec::{Container, Process, Volume},
         },
         loader,
@@ -16,7 +16,8 @@ use crate::{
     },
     cli::{Ipc, Network, Run},
     error::{Code, Error, OrFail, Result},
-    image::{Image, ImageReference, Ownership, Store},
+    image::{Image, ImageReference, Ownership, Platform, Store},
+    inventory::binfmt,
     plan::{self, Injection},
     request::DeviceRequest,
     vocabulary::EnvVar,
@@ -25,9 +26,11 @@ use std::{collections::HashMap, path::PathBuf};
 
 /// Runs the container; the command's exit code.
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
-    let store = Store::open(&context.store_dir)?;
+    let store = context.store()?;
     let reference = ImageReference::parse(&args.image)?;
-    let image = Image::open(&reference, &store, &context.pull(args.pull, &args.pulling))?;
+    let pull = context.pull(args.pull, &args.pulling);
+    can_run(context, &pull.platform)?;
+    let image = Image::open(&reference, &store, &pull)?;
     let user_env = options::environment(args)?;
     // Whether the host can run the image is known before a layer is fetched or unpacked.
     let injection = injection(context, args, &image, &user_env)?;
@@ -39,6 +42,21 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let layers = Layers::open(image.root(&store)?)?;
     let container = container(context, args, &image, user_env, volumes, injection, &layers)?;
     container::run(container, layers)
+}
+
+/// Before anything is fetched.
+fn can_run(context: &Context, platform: &Platform) -> Result<()> {
+    if platform.is_native()
+        || platform.elf_machine().is_some_and(|machine| binfmt::emulates(&context.host, machine))
+    {
+        return Ok(());
+    }
+    Err(Error::new(Code::WrongPlatform, format!("this machine cannot run an image for {platform}"))
+        .cause("its processor is another one, and no emulator is registered that works in containers")
+        .fix(
+            "leave --platform out; `gpurun pull --platform` fetches for another machine; to emulate, install qemu-user-static \
+             (binfmt_misc, flag F)",
+        ))
 }
 
 /// What the container gets of the driver; nothing, and no look at the host, where no GPU was asked for.
@@ -66,7 +84,19 @@ fn container(
 ) -> Result<Container> {
     let config = image.config();
     let caller = Caller::current();
-    let mut user = identity::resolve(&config.user, args.user.as_deref(), &caller, layers)?;
+    let mut user = if image.root_is_caller() {
+        as_podman_does(
+            identity::resolve(
+                &config.user,
+                args.user.as_deref(),
+                &Caller { uid: 0, gid: 0, ..caller },
+                layers,
+            )?,
+            &caller,
+        )?
+    } else {
+        identity::resolve(&config.user, args.user.as_deref(), &caller, layers)?
+    };
     user.groups.extend(args.group_add.iter().chain(&injection.groups));
     let rootless = caller.euid != 0;
     let argv = options::command(args, &config.entrypoint, &config.cmd).ok_or_else(|| {
@@ -119,6 +149,28 @@ fn container(
         },
         injection,
     })
+}
+
+/// In an ordinary user's Podman the caller owns what is root's in the image, and his subordinate ids the rest. A container has
+/// the same owners where its root is the caller, with Podman's ids beside.
+fn as_podman_does(user: Identity, caller: &Caller) -> Result<Identity> {
+    let refused = |cause: String| {
+        Error::new(Code::User, "the owners of the image's files would be wrong")
+            .cause("it lies in your Podman, where files of the image's root are yours")
+            .cause(cause)
+    };
+    if (user.uid, user.gid) != (0, 0) {
+        let cause = format!("the container's user, who is you, would be {}:{}", user.uid, user.gid);
+        return Err(refused(cause).fix(
+            "-u 0; or have the image in gpurun's own store: podman save --format oci-archive, and run oci-archive:FILE",
+        ));
+    }
+    if !identity::ids_are_podmans(caller) {
+        return Err(refused("/etc/subuid or /etc/subgid has several ranges for you, or a short one".into()).fix(
+            "give one range of 65536 ids; or have the image in gpurun's own store: podman save --format oci-archive",
+        ));
+    }
+    Ok(user)
 }
 
 /// The image's variables, the driver's, the user's: the last word is the user's.

@@ -22,10 +22,7 @@ pub fn configure(host: &str, insecure: bool) -> Result<TlsConfig> {
             match path.extension().and_then(|end| end.to_str()) {
                 Some("crt") => authorities.extend(certificates(&path)?),
                 Some("cert") => {
-                    client = Some(ClientCert::new_with_certs(
-                        &certificates(&path)?,
-                        key(&path.with_extension("key"))?,
-                    ));
+                    client = Some(pair(&path)?);
                 }
                 _ => {}
             }
@@ -64,8 +61,22 @@ fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>> {
     Ok(found)
 }
 
-fn key(path: &Path) -> Result<PrivateKey<'static>> {
-    let fail = || format!("{} cannot be used", path.display());
-    let bytes = std::fs::read(path).or_fail(Code::Registry, fail)?;
-    PrivateKey::from_pem(&bytes).or_fail(Code::Registry, fail)
+/// A certificate of ours and its key, beside it. That they belong together is checked here: ureq takes it for granted.
+fn pair(path: &Path) -> Result<ClientCert> {
+    let key_path = path.with_extension("key");
+    let fail = || format!("{} cannot be used", key_path.display());
+    let chain = certificates(path)?;
+    let bytes = std::fs::read(&key_path).or_fail(Code::Registry, fail)?;
+    let key = PrivateKey::from_pem(&bytes).or_fail(Code::Registry, fail)?;
+    let der = rustls::pki_types::PrivateKeyDer::try_from(key.der())
+        .map_err(|cause| Error::new(Code::Registry, fail()).cause(cause))?;
+    let certified = rustls::sign::CertifiedKey::from_der(
+        chain.iter().map(|one| one.der().to_vec().into()).collect(),
+        der.clone_key(),
+        &rustls::crypto::ring::default_provider(),
+    );
+    certified
+        .or_fail(Code::Registry, fail)
+        .map_err(|error| error.fix(format!("put the key there that {} was made for", path.display())))?;
+    Ok(ClientCert::new_with_certs(&chain, key))
 }

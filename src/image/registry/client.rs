@@ -4,6 +4,7 @@ use super::{
     Pull,
     auth::{self, Challenge, Credentials},
     certificates,
+    registries::{self, Place, Places},
 };
 use crate::{
     error::{Code, Error, Result},
@@ -98,6 +99,9 @@ struct Endpoint {
     /// The one that answered.
     base: OnceLock<usize>,
     agent: Agent,
+    repository: String,
+    /// What stands between, in words.
+    proxy: Option<String>,
     credentials: Option<Credentials>,
     /// The header that was accepted last.
     authorization: Mutex<Option<String>>,
@@ -109,10 +113,14 @@ impl Client {
     /// # Errors
     /// Where certificates or credentials cannot be read.
     pub fn new(name: &RegistryName, pull: &Pull) -> Result<Self> {
-        let mirrors = pull.mirrors.get(&name.host).into_iter().flatten();
-        let mut endpoints =
-            mirrors.map(|address| Endpoint::new(address, name, pull)).collect::<Result<Vec<_>>>()?;
-        endpoints.push(Endpoint::new(&name.host, name, pull)?);
+        let Places { mirrors, own } = registries::find(name)?;
+        let mut endpoints = match pull.mirrors.get(&name.host) {
+            Some(ours) => {
+                ours.iter().map(|address| Endpoint::new(address, &name.repository, false, pull)).collect()
+            }
+            None => mirrors.iter().map(|place| Endpoint::at(place, pull)).collect::<Result<Vec<_>>>(),
+        }?;
+        endpoints.push(Endpoint::at(&own, pull)?);
         Ok(Self { name: name.clone(), endpoints })
     }
 
@@ -203,6 +211,7 @@ impl Client {
             match endpoint.get(path, range, &self.name) {
                 Ok(response) => return Ok(response),
                 Err(failure) => {
+                    let failure = endpoint.explain(failure);
                     before.extend(last.replace(failure).map(|failure: Failure| failure.error));
                 }
             }
@@ -225,8 +234,8 @@ impl Client {
 
 fn unreachable(what: String) -> Error {
     Error::new(Code::Registry, what).fix(
-        "check the name and the network (HTTPS_PROXY is obeyed); mirrors and insecure registries are keys of the \
-         configuration: `gpurun config`",
+        "check the registry's name and the network; HTTPS_PROXY names a proxy and NO_PROXY what is asked without, registry-mirrors \
+         in gpurun's configuration who is asked first",
     )
 }
 
@@ -241,14 +250,19 @@ fn is_loopback(host: &str) -> bool {
 }
 
 impl Endpoint {
+    fn at(place: &Place, pull: &Pull) -> Result<Self> {
+        Self::new(&place.host, &place.repository, place.insecure, pull)
+    }
+
     /// `address` is a host, or a base address with its scheme.
-    fn new(address: &str, name: &RegistryName, pull: &Pull) -> Result<Self> {
+    fn new(address: &str, repository: &str, insecure: bool, pull: &Pull) -> Result<Self> {
         let (scheme, rest) =
             address.split_once("://").map_or((None, address), |(scheme, rest)| (Some(scheme), rest));
         let rest = rest.trim_end_matches('/');
         let host = rest.split('/').next().unwrap_or_default();
         let loopback = is_loopback(host);
-        let tls = certificates::configure(host, loopback || pull.insecure.iter().any(|one| one == host))?;
+        let insecure = insecure || loopback || pull.insecure.iter().any(|one| one == host);
+        let tls = certificates::configure(host, insecure)?;
         let schemes = match scheme {
             Some("http") => vec!["http"],
             None if tls.disable_verification() => vec!["https", "http"],
@@ -259,8 +273,7 @@ impl Endpoint {
             }
         };
         let place = if rest == DOCKER_HUB { DOCKER_HUB_HOST } else { rest };
-        let bases =
-            schemes.iter().map(|scheme| format!("{scheme}://{place}/v2/{}", name.repository)).collect();
+        let bases = schemes.iter().map(|scheme| format!("{scheme}://{place}/v2/{repository}")).collect();
         let agent = Agent::config_builder()
             .tls_config(tls)
             .http_status_as_error(false)
@@ -276,7 +289,13 @@ impl Endpoint {
             bases,
             base: OnceLock::new(),
             agent: agent.into(),
-            credentials: auth::find(host, &name.repository)?,
+            credentials: auth::find(host, repository)?,
+            repository: repository.into(),
+            proxy: Proxy::try_from_env()
+                .filter(|proxy| {
+                    !loopback && !format!("https://{host}").parse().is_ok_and(|uri| proxy.is_no_proxy(&uri))
+                })
+                .map(|proxy| format!("{}:{}", proxy.host(), proxy.port())),
             authorization: Mutex::new(None),
         })
     }
@@ -297,6 +316,19 @@ impl Endpoint {
             }
         }
         understand(response, base, path, name)
+    }
+
+    /// Adds to a failure what only the endpoint knows.
+    fn explain(&self, mut failure: Failure) -> Failure {
+        let Failure { error, .. } = &failure;
+        let more = match (error.code(), &self.proxy, &self.credentials) {
+            (Code::NotAuthorised, _, None) => "nobody is logged in there".into(),
+            (Code::NotAuthorised, _, Some(_)) => "the credentials that are kept for it were shown".into(),
+            (Code::Registry, Some(proxy), _) => format!("asked through the proxy {proxy}"),
+            _ => return failure,
+        };
+        failure.error = failure.error.cause(more);
+        failure
     }
 
     /// What the endpoint says, and the base that says it; the first that says anything stays the one.
@@ -359,7 +391,7 @@ impl Endpoint {
             let what = format!("the registry wants a token of {realm}, and that is not encrypted");
             return Err(Failure::lasting(Error::new(Code::NotAuthorised, what)));
         }
-        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", name.repository));
+        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.repository));
         let service = service.as_deref();
         let answer = if let Some(Credentials::IdentityToken(token)) = &self.credentials {
             let mut form = vec![
@@ -408,13 +440,15 @@ fn understand(
     let pause = seconds.map(Duration::from_secs);
     let said = complaint(response.into_body());
     let host = base.split('/').nth(2).unwrap_or(base);
+    // As it is called where one logs in.
+    let host = if host == DOCKER_HUB_HOST { DOCKER_HUB } else { host };
     let cause = if said.is_empty() { status.to_string() } else { format!("{status}: {said}") };
     Err(match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             let what = format!("{host} does not give {name} to us");
             Failure::lasting(Error::new(Code::NotAuthorised, what).cause(cause).fix(format!(
-                "check the name: registries say this of what does not exist, too; then log in: \
-                 `docker login {host}` or `podman login {host}`"
+                "log in, `docker login {host}` or `podman login {host}`, as somebody who may have it; and check the name: \
+                 registries say this of what does not exist, too"
             )))
         }
         StatusCode::NOT_FOUND if path.starts_with("blobs/") => {
@@ -424,7 +458,7 @@ fn understand(
         StatusCode::NOT_FOUND => {
             let what = format!("there is no image {name}");
             Failure::lasting(
-                Error::new(Code::ImageNotFound, what).cause(cause).fix("check the name and the tag"),
+                Error::new(Code::ImageNotFound, what).cause(cause).fix(format!("check the repository's name and the tag: `skopeo list-tags docker://{}/{}` lists those that are there", name.host, name.repository)),
             )
         }
         StatusCode::TOO_MANY_REQUESTS => {
@@ -438,7 +472,9 @@ fn understand(
             Failure { error, again: true, pause }
         }
         _ => {
-            let error = unreachable(format!("{host} cannot serve {name}")).cause(cause);
+            let error = Error::new(Code::Registry, format!("{host} cannot serve {name}"))
+                .cause(cause)
+                .fix("try it again later: it is the registry that failed, or what stands before it");
             let again = status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT;
             Failure { error, again, pause }
         }
@@ -481,17 +517,61 @@ fn transport(error: &ureq::Error, base: &str) -> Failure {
         _ => false,
     };
     let error = match error {
-        ureq::Error::Io(cause) if cause.kind() == ErrorKind::InvalidData => untrusted(host, cause),
-        ureq::Error::Rustls(cause) => untrusted(host, cause),
+        ureq::Error::Io(cause) if cause.kind() == ErrorKind::InvalidData => {
+            match cause.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(tls) => insecure(host, tls),
+                None => untrusted(host, cause),
+            }
+        }
+        ureq::Error::Rustls(cause) => insecure(host, cause),
+        ureq::Error::Io(cause) => unreachable(format!("{host} cannot be reached")).cause(cause),
         _ => unreachable(format!("{host} cannot be reached")).cause(error),
     };
     Failure { error, again, pause: None }
 }
 
+/// A handshake that one of the two ended.
+fn insecure(host: &str, cause: &rustls::Error) -> Error {
+    use rustls::AlertDescription as Alert;
+    let wants_another = |alert| {
+        matches!(
+            alert,
+            Alert::BadCertificate
+                | Alert::CertificateRequired
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateExpired
+                | Alert::CertificateRevoked
+                | Alert::CertificateUnknown
+        )
+    };
+    match cause {
+        rustls::Error::AlertReceived(alert) if wants_another(*alert) => {
+            let what = format!("{host} wants a certificate of who asks, or refuses the one that it got");
+            Error::new(Code::NotAuthorised, what).cause(cause).fix(format!(
+                "put the certificate and its key into /etc/containers/certs.d/{host}/client.cert and client.key \
+                 (of an ordinary user: ~/.config/containers/certs.d)"
+            ))
+        }
+        // rustls does not know what a server without TLS says.
+        rustls::Error::InvalidMessage(_) => Error::new(Code::Registry, format!("{host} does not speak TLS"))
+            .cause(cause)
+            .fix(format!(
+                "if it is meant to speak plain HTTP: insecure-registries = [{host:?}] in gpurun's configuration, or insecure = true \
+                 in registries.conf"
+            )),
+        _ => untrusted(host, cause),
+    }
+}
+
 fn untrusted(host: &str, cause: impl std::fmt::Display) -> Error {
     Error::new(Code::Registry, format!("no trusted connection to {host} can be made"))
         .cause(cause)
-        .fix(format!("put the certificate of its authority into /etc/containers/certs.d/{host}/ca.crt"))
+        .fix(format!(
+            "put the certificate of its authority into /etc/containers/certs.d/{host}/ca.crt (of an ordinary user: \
+             ~/.config/containers/certs.d)"
+        ))
 }
 
 #[cfg(test)]

@@ -1,0 +1,97 @@
+//! Files that others read while they are written: CDI documents, a node's labels.
+
+use crate::error::{Code, Error, OrFail, Result};
+use rustix::{
+    fs::{AtFlags, Mode, OFlags},
+    io::Errno,
+};
+use std::{fs::File, io::Write as _, path::Path};
+
+/// Puts a file at `path`: whoever reads sees the old one or the new one. One that is the same already is left as it is, so that
+/// nobody who watches the directory reads it again. True if it was written.
+///
+/// # Errors
+/// `code`
+pub fn write(path: &Path, content: &str, code: Code) -> Result<bool> {
+    let failed = || format!("{} cannot be written", path.display());
+    // /dev/stdout, /dev/null, a FIFO: there is nothing to take the place of.
+    if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        return std::fs::write(path, content).or_fail(code, failed).map(|()| true);
+    }
+    if std::fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
+        return Ok(false);
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::new(code, failed()).cause("it is no path of a file"));
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    std::fs::create_dir_all(parent).or_fail(code, failed)?;
+    let directory =
+        rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .or_fail(code, failed)?;
+    // Neither an engine nor node-feature-discovery reads a name that begins like this.
+    let temporary = format!(".{}.{}", name.to_string_lossy(), std::process::id());
+    let written = (|| {
+        match rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut file =
+            File::from(rustix::fs::openat(&directory, &temporary, flags, Mode::RUSR | Mode::WUSR)?);
+        file.write_all(content.as_bytes())?;
+        // Others read it, too, whatever our umask.
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?;
+        rustix::fs::renameat(&directory, &temporary, &directory, name)?;
+        Ok::<_, std::io::Error>(())
+    })();
+    if written.is_err() {
+        let _ = rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty());
+    }
+    written.or_fail(code, failed)?;
+    Ok(true)
+}
+
+/// Takes a file away. True if there was one.
+///
+/// # Errors
+/// `code`
+pub fn remove(path: &Path, code: Code) -> Result<bool> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        result => result.or_fail(code, || format!("{} cannot be removed", path.display())).map(|()| true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::MetadataExt};
+
+    #[test]
+    fn a_file_that_is_the_same_is_not_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/nvidia.yaml");
+        let file = || fs::metadata(&path).map(|m| (m.ino(), m.mtime_nsec(), m.mode() & 0o777)).unwrap();
+        assert!(write(&path, "one", Code::Cdi).unwrap());
+        let first = file();
+        assert_eq!(first.2, 0o644);
+        assert!(!write(&path, "one", Code::Cdi).unwrap());
+        assert_eq!(file(), first);
+        assert!(write(&path, "two", Code::Cdi).unwrap());
+        assert_ne!(file().0, first.0, "another file in its place");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let reader = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || fs::read_to_string(fifo).unwrap()
+        });
+        assert!(write(&fifo, "three", Code::Cdi).unwrap());
+        assert_eq!(reader.join().unwrap(), "three");
+        assert!(!fs::metadata(&fifo).unwrap().is_file(), "it is one still");
+        assert_eq!(write(&path.join("x"), "y", Code::Cdi).unwrap_err().code(), Code::Cdi);
+        assert_eq!(write(Path::new("/"), "y", Code::Cdi).unwrap_err().code(), Code::Cdi);
+    }
+}

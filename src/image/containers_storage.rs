@@ -1,0 +1,446 @@
+//! Images of Podman, Buildah and CRI-O, in place (containers/storage, driver `overlay`).
+//!
+//! ```text
+//! overlay-images/images.json     names, and each image's topmost layer; images.lock
+//! overlay-images/ID/manifest     the manifest; `=BASE64` of "sha256:…" the configuration
+//! overlay-layers/layers.json     each layer's parent; layers.lock
+//! overlay/ID/diff                a layer's files, as overlayfs takes them for a lower directory
+//! ```
+//!
+//! Nothing is written there. The locks (fcntl(2), shared) are held while the files are read, as containers/storage does, and not
+//! as long as a container runs: Podman takes the same ones alone for each pull and each removal, and would stand still meanwhile.
+
+use super::{Digest, ImageReference, RegistryName, manifest};
+use crate::error::{Code, Error, OrFail, Result};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    fs::{CWD, FileType, FlockOperation, Mode, OFlags, ResolveFlags, fcntl_lock, fgetxattr, fstat, openat2},
+    io::Errno,
+};
+use serde::Deserialize;
+use std::{
+    collections::{BTreeMap, HashMap},
+    env,
+    fs::File,
+    io::{ErrorKind, Read},
+    path::{Path, PathBuf},
+};
+
+/// The largest file that is read: images.json and layers.json of a store with thousands of images are some MB.
+const MAX_FILE: u64 = 64 << 20;
+/// Says that a file's owner and mode are in this attribute and not its own (storage.conf(5), `force_mask`).
+const FORCED_MASK: &str = "user.containers.override_stat";
+
+/// An image as it lies there.
+#[derive(Debug)]
+pub struct Found {
+    /// Its configuration file.
+    pub config: Vec<u8>,
+    /// Its layers' directories, topmost first.
+    pub layers: Vec<PathBuf>,
+}
+
+/// storage.conf(5), as far as it says where images are.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct StorageConf {
+    storage: Storage,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Storage {
+    driver: String,
+    graphroot: String,
+    rootless_storage_path: String,
+    options: Options,
+}
+
+/// Where it is, beside the caller's own.
+const SYSTEM_FILES: [&str; 2] = ["/etc/containers/storage.conf", "/usr/share/containers/storage.conf"];
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Options {
+    additionalimagestores: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Image {
+    id: String,
+    #[serde(default)]
+    names: Option<Vec<String>>,
+    #[serde(default)]
+    digest: Option<String>,
+    #[serde(default)]
+    layer: String,
+}
+
+#[derive(Deserialize)]
+struct Layer {
+    id: String,
+    #[serde(default)]
+    parent: String,
+    #[serde(default)]
+    uidmap: Vec<IdMap>,
+    #[serde(default)]
+    gidmap: Vec<IdMap>,
+    #[serde(default)]
+    flags: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct IdMap {
+    container_id: u32,
+    host_id: u32,
+}
+
+/// A directory of containers/storage.
+struct Graph {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+fn unusable(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::new(Code::Store, format!("the container storage {} cannot be used", path.display())).cause(why)
+}
+
+/// Finds an image in the caller's container storage, and in the stores that its storage.conf adds.
+///
+/// # Errors
+/// [`Code::Store`] where the storage cannot be used, [`Code::ImageNotFound`] where it has no such image.
+pub fn find(name: &str) -> Result<Found> {
+    let home = env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    let stores = stores(home.as_deref())?;
+    let graphs: Vec<Graph> =
+        stores.iter().filter_map(|path| Graph::open(path).transpose()).collect::<Result<_>>()?;
+    if graphs.is_empty() {
+        let all = stores.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        return Err(Error::new(Code::ImageNotFound, format!("there is no image {name} of Podman's"))
+            .cause(format!("there is no container storage in {all}"))
+            .fix("pull it as the same user: podman pull NAME; `sudo podman` has images of its own"));
+    }
+    let mut locks = Vec::new();
+    let (mut names, mut layers) = (Vec::new(), HashMap::new());
+    let mut found = None;
+    for (at, graph) in graphs.iter().enumerate() {
+        locks.push(graph.lock("overlay-images/images.lock")?);
+        locks.push(graph.lock("overlay-layers/layers.lock")?);
+        let images: Vec<Image> = graph.json("overlay-images/images.json")?;
+        if found.is_none() {
+            found = choose(&images, name)?.map(|image| (at, image.id.clone(), image.layer.clone()));
+        }
+        names.extend(images.into_iter().flat_map(|image| image.names.unwrap_or_default()));
+        for layer in graph.json::<Layer>("overlay-layers/layers.json")? {
+            layers.entry(layer.id.clone()).or_insert((at, layer));
+        }
+    }
+    let Some((at, id, top)) = found else {
+        names.sort();
+        let names: Vec<_> = names.into_iter().take(20).collect();
+        return Err(Error::new(Code::ImageNotFound, format!("Podman has no image {name}"))
+            .cause(format!("it is not in {}", graphs[0].path.display()))
+            .fix(format!("`podman pull`, or one of those that are there: {}", names.join(", "))));
+    };
+    let config = graphs[at].config(&id)?;
+    let layers = stack(&graphs, &layers, &top)?;
+    let diff_ids = manifest::diff_ids(&config)?;
+    if diff_ids.len() != layers.len() {
+        return Err(unusable(
+            &graphs[at].path,
+            format!("{name} has {} layers, and its configuration {}", layers.len(), diff_ids.len()),
+        ));
+    }
+    Ok(Found { config, layers })
+}
+
+/// The image of this name, or of an id that begins so. Names are those of `podman images`: what was built here is in `localhost`.
+fn choose<'a>(images: &'a [Image], wanted: &str) -> Result<Option<&'a Image>> {
+    let named = |name: &str| {
+        images.iter().find(|image| image.names.as_ref().is_some_and(|names| names.iter().any(|n| n == name)))
+    };
+    if let Ok(ImageReference::Registry(name)) = ImageReference::parse(wanted) {
+        let here = format!("localhost/{wanted}{}", if wanted.contains([':', '@']) { "" } else { ":latest" });
+        let with_digest = |name: &RegistryName| {
+            let digest = name.digest.as_ref()?.to_string();
+            let repository = format!("{}/{}", name.host, name.repository);
+            images.iter().find(|image| {
+                let of_it = |one: &String| {
+                    one.rsplit_once([':', '@'])
+                        .is_some_and(|(one, _)| one == repository || one == format!("{repository}@sha256"))
+                };
+                image.digest.as_ref() == Some(&digest) && image.names.iter().flatten().any(of_it)
+            })
+        };
+        if let Some(image) = named(&name.to_string()).or_else(|| named(&here)).or_else(|| with_digest(&name))
+        {
+            return Ok(Some(image));
+        }
+    }
+    let hex = wanted.strip_prefix("sha256:").unwrap_or(wanted);
+    if hex.len() < 3 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(None);
+    }
+    let mut beginning_so = images.iter().filter(|image| image.id.starts_with(hex));
+    let first = beginning_so.next();
+    if beginning_so.next().is_some() {
+        return Err(Error::new(
+            Code::ImageNotFound,
+            format!("the ids of several images of Podman's begin with {hex}"),
+        )
+        .fix("write more of it, or the name"));
+    }
+    Ok(first)
+}
+
+/// The directories from this layer down to the lowest.
+fn stack(graphs: &[Graph], layers: &HashMap<String, (usize, Layer)>, top: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut id = top;
+    while !id.is_empty() {
+        let (at, layer) = layers
+            .get(id)
+            .ok_or_else(|| unusable(&graphs[0].path, format!("its layer {id} is not there")))?;
+        // One that is its own ancestor would go on for ever.
+        if found.len() > layers.len() {
+            return Err(unusable(&graphs[*at].path, format!("the layer {id} is its own parent")));
+        }
+        found.push(graphs[*at].layer(layer)?);
+        id = &layer.parent;
+    }
+    Ok(found)
+}
+
+impl Graph {
+    /// `None` where there is none.
+    fn open(path: &Path) -> Result<Option<Self>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            opened => opened.map_err(|errno| unusable(path, errno))?,
+        };
+        let graph = Self { path: path.into(), directory };
+        graph.check_owner(&graph.directory, "")?;
+        for name in ["overlay-images", "overlay-layers", "overlay"] {
+            let opened = match graph.open_beneath(name, flags) {
+                Err(Errno::NOENT) => {
+                    let other = ["vfs", "btrfs", "zfs"]
+                        .into_iter()
+                        .find(|driver| graph.open_beneath(&format!("{driver}-layers"), flags).is_ok());
+                    return match other {
+                        None => Ok(None),
+                        Some(driver) => Err(unusable(path, format!("it is of the driver {driver}")).fix(
+                            "gpurun reads the driver overlay (podman info); for others: podman save --format oci-archive",
+                        )),
+                    };
+                }
+                opened => opened.map_err(|errno| unusable(path, format!("{name}: {errno}")))?,
+            };
+            graph.check_owner(&opened, name)?;
+        }
+        Ok(Some(graph))
+    }
+
+    /// What somebody else can change must not become a container's root; and what belongs to another user has owners of another
+    /// user's ids.
+    fn check_owner(&self, directory: impl AsFd, name: &str) -> Result<()> {
+        let stat = fstat(directory).map_err(|errno| unusable(&self.path, errno))?;
+        let (owner, me) = (stat.st_uid, rustix::process::geteuid().as_raw());
+        let path = self.path.join(name);
+        if owner != me {
+            return Err(unusable(
+                &self.path,
+                format!("{} belongs to user {owner}, not to {me}", path.display()),
+            )
+            .fix("run gpurun as the user whose images they are"));
+        }
+        if stat.st_mode & 0o022 != 0 {
+            return Err(unusable(&self.path, format!("{} can be written by others", path.display()))
+                .fix(format!("chmod go-w {}", path.display())));
+        }
+        Ok(())
+    }
+
+    fn open_beneath(&self, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        openat2(&self.directory, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    }
+
+    /// Waits for who writes, and keeps others from writing until the result is dropped.
+    fn lock(&self, name: &str) -> Result<Option<OwnedFd>> {
+        let fail = |errno| unusable(&self.path, format!("{name}: {errno}"));
+        let file = match self.open_beneath(name, OFlags::RDONLY) {
+            // Of a store that nobody writes.
+            Err(Errno::NOENT) => return Ok(None),
+            opened => opened.map_err(fail)?,
+        };
+        rustix::io::retry_on_intr(|| fcntl_lock(&file, FlockOperation::LockShared)).map_err(fail)?;
+        Ok(Some(file))
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let fail = |cause: &dyn std::fmt::Display| unusable(&self.path, format!("{name}: {cause}"));
+        let file = match self.open_beneath(name, OFlags::RDONLY | OFlags::NONBLOCK) {
+            Err(Errno::NOENT) => return Ok(None),
+            opened => opened.map_err(|errno| fail(&errno))?,
+        };
+        let stat = fstat(&file).map_err(|errno| fail(&errno))?;
+        if !FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Err(fail(&"it is no file"));
+        }
+        let mut bytes = Vec::new();
+        File::from(file).take(MAX_FILE).read_to_end(&mut bytes).map_err(|error| fail(&error))?;
+        Ok(Some(bytes))
+    }
+
+    fn json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Vec<T>> {
+        let Some(bytes) = self.read(name)? else { return Ok(Vec::new()) };
+        serde_json::from_slice(&bytes).map_err(|error| unusable(&self.path, format!("{name}: {error}")))
+    }
+
+    /// An image's configuration, checked. The id alone does not lead to it: that of an image which was pulled in parts is another
+    /// digest (containers/image, "TOC").
+    fn config(&self, id: &str) -> Result<Vec<u8>> {
+        let lacks = |what: &str| unusable(&self.path, format!("the image {id} has no {what}"));
+        if !is_name(id) {
+            return Err(unusable(&self.path, format!("{id:?} is no image's id")));
+        }
+        let manifest =
+            self.read(&format!("overlay-images/{id}/manifest"))?.ok_or_else(|| lacks("manifest"))?;
+        let digest = manifest::config_digest(&manifest)?;
+        let file = format!("overlay-images/{id}/={}", STANDARD.encode(digest.to_string()));
+        let config = self.read(&file)?.ok_or_else(|| lacks("configuration"))?;
+        digest.verify(&Digest::of(&config), "the image's configuration")?;
+        Ok(config)
+    }
+
+    /// A layer's directory, if its files are as they must be for others than Podman.
+    fn layer(&self, layer: &Layer) -> Result<PathBuf> {
+        let id = &layer.id;
+        let again = "podman save --format oci-archive, and run oci-archive:FILE";
+        let bad = |why: &str| unusable(&self.path, format!("the layer {id} {why}")).fix(again);
+        if !is_name(id) {
+            return Err(unusable(&self.path, format!("{id:?} is no layer's id")));
+        }
+        if layer.flags.get("incomplete").is_some_and(|flag| flag != false) {
+            return Err(bad("is not finished").fix("pull the image again"));
+        }
+        if layer.uidmap.iter().chain(&layer.gidmap).any(|map| map.container_id != map.host_id) {
+            return Err(bad("has the owners of a user namespace of its own"));
+        }
+        if self.open_beneath(&format!("overlay/{id}/composefs-data"), OFlags::PATH).is_ok() {
+            return Err(bad("is kept by composefs, without a tree of its own"));
+        }
+        let diff = format!("overlay/{id}/diff");
+        let opened = self
+            .open_beneath(&diff, OFlags::RDONLY | OFlags::DIRECTORY)
+            .map_err(|errno| bad(&format!("cannot be opened: {errno}")))?;
+        if fgetxattr(&opened, FORCED_MASK, &mut [0_u8; 64][..]) != Err(Errno::NODATA) {
+            return Err(bad("has its owners and modes in attributes (force_mask)"));
+        }
+        Ok(self.path.join(diff))
+    }
+}
+
+/// Whether it is one part of a path and no way out.
+fn is_name(id: &str) -> bool {
+    !id.is_empty()
+        && !id.starts_with('.')
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+/// Where images are: the caller's own store, then those that are added to it. The first storage.conf that is there counts, as
+/// with Podman; root's says by a key of its own where users' are.
+fn stores(home: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let is_root = rustix::process::geteuid().is_root();
+    let absolute = |key: &str| env::var_os(key).map(PathBuf::from).filter(|path| path.is_absolute());
+    let below_home = |key: &str, path: &str| absolute(key).or_else(|| home.map(|home| home.join(path)));
+    let own = below_home("XDG_CONFIG_HOME", ".config").filter(|_| !is_root);
+    let own = absolute("CONTAINERS_STORAGE_CONF").or(own.map(|dir| dir.join("containers/storage.conf")));
+    let mut conf = Storage::default();
+    for (path, is_own) in
+        own.iter().map(|path| (path.as_path(), true)).chain(SYSTEM_FILES.map(|path| (Path::new(path), false)))
+    {
+        let text = match std::fs::read_to_string(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            read => read.or_fail(Code::Store, || format!("{} cannot be read", path.display()))?,
+        };
+        let read: StorageConf = toml::from_str(&text)
+            .or_fail(Code::Store, || format!("{} cannot be understood", path.display()))?;
+        conf = read.storage;
+        if !is_own && !is_root {
+            conf.graphroot = std::mem::take(&mut conf.rootless_storage_path);
+        }
+        break;
+    }
+    if !matches!(conf.driver.as_str(), "" | "overlay" | "overlay2") {
+        let what = format!("Podman's images are kept by the driver {}", conf.driver);
+        return Err(Error::new(Code::Store, what)
+            .cause("storage.conf says so, and gpurun reads the driver overlay")
+            .fix("podman save --format oci-archive, and run oci-archive:FILE"));
+    }
+    let default = if is_root {
+        Some("/var/lib/containers/storage".into())
+    } else {
+        below_home("XDG_DATA_HOME", ".local/share").map(|data| data.join("containers/storage"))
+    };
+    let graphroot = Some(expand(&conf.graphroot, home)).filter(|path| path.is_absolute());
+    let own = graphroot.or(default).ok_or_else(|| {
+        Error::new(Code::Usage, "it is not known where Podman's images are: HOME is not set").fix("set HOME")
+    })?;
+    let added = conf.options.additionalimagestores.iter().map(|path| expand(path, home));
+    Ok([own].into_iter().chain(added).collect())
+}
+
+/// `$HOME`, `$USER` and `$UID` are what storage.conf(5) knows in a path.
+fn expand(path: &str, home: Option<&Path>) -> PathBuf {
+    let user = env::var("USER").unwrap_or_default();
+    let home = home.map(|home| home.display().to_string()).unwrap_or_default();
+    let uid = rustix::process::getuid().as_raw().to_string();
+    path.replace("$HOME", &home).replace("$USER", &user).replace("$UID", &uid).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(id: &str, names: &[&str]) -> Image {
+        let digest = Some(Digest::of(id.as_bytes()).to_string());
+        Image {
+            id: id.into(),
+            names: Some(names.iter().map(|&name| name.into()).collect()),
+            digest,
+            layer: String::new(),
+        }
+    }
+
+    #[test]
+    fn an_image_is_known_by_each_of_its_names_and_the_beginning_of_its_id() {
+        let images = [
+            image("abc1", &["docker.io/library/busybox:latest", "localhost/own:1"]),
+            image("abd2", &["quay.example/team/app:v2"]),
+            Image { names: None, ..image("cafe", &[]) },
+        ];
+        let id = |name: &str| choose(&images, name).unwrap().map(|image| image.id.as_str());
+        for name in [
+            "busybox",
+            "docker.io/library/busybox:latest",
+            "library/busybox:latest",
+            "own:1",
+            "localhost/own:1",
+            "abc",
+            "sha256:abc1",
+        ] {
+            assert_eq!(id(name), Some("abc1"), "{name}");
+        }
+        assert_eq!(id("quay.example/team/app:v2"), Some("abd2"));
+        assert_eq!(id(&format!("quay.example/team/app@{}", Digest::of(b"abd2"))), Some("abd2"));
+        assert_eq!(id(&format!("quay.example/team/app@{}", Digest::of(b"abc1"))), None);
+        assert_eq!(id("cafe"), Some("cafe"));
+        for name in ["own", "app:v2", "ab", "busybox:1", "../../etc", ""] {
+            assert_eq!(id(name), None, "{name}");
+        }
+        assert!(choose(&[image("abcd", &[]), image("abce", &[])], "abc").is_err());
+    }
+}

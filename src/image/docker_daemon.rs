@@ -1,0 +1,155 @@
+//! Images that Docker keeps, saved through its socket (Docker Engine API).
+//!
+//! HTTP/1.0, which every version of Docker's speaks: an answer is a head and all that follows it until the connection ends. A
+//! stream that was cut shows where it is read: a tar archive has an end, and its parts have digests.
+
+use super::{layout::Layout, store::Store};
+use crate::error::{Code, Error, OrFail, Result};
+use serde::Deserialize;
+use std::{
+    env,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    time::Duration,
+};
+
+/// A daemon that says nothing for so long is gone. It packs a layer while it sends it.
+const SILENCE: Duration = Duration::from_secs(120);
+/// The longest head, and the longest document: that of an image has a few kB.
+const MAX_DOCUMENT: u64 = 8 << 20;
+
+/// What Docker says of an image.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Described {
+    /// What tells images apart; another digest than ours where Docker keeps images in containerd.
+    pub id: String,
+    /// Of its files, in bytes.
+    #[serde(default)]
+    pub size: u64,
+}
+
+/// What the daemon knows of an image.
+///
+/// # Errors
+/// [`Code::ImageNotFound`] where it has no such image, [`Code::Registry`] where it cannot be asked.
+pub fn describe(name: &str) -> Result<Described> {
+    let mut bytes = Vec::new();
+    ask(&format!("/images/{name}/json"), name)?
+        .take(MAX_DOCUMENT)
+        .read_to_end(&mut bytes)
+        .or_fail(Code::Registry, || "Docker's daemon does not answer")?;
+    serde_json::from_slice(&bytes).or_fail(Code::Registry, || "Docker's daemon answers with something else")
+}
+
+/// Has the daemon save the image, into a file of the store that has no name.
+///
+/// # Errors
+/// Those of [`describe`]; [`Code::NoSpace`] where the store has no room for it.
+pub fn save(name: &str, store: &Store) -> Result<Layout> {
+    // Once as it is saved, and once unpacked.
+    store.check_room(describe(name)?.size.saturating_mul(2))?;
+    let mut file = store.unnamed_file()?;
+    store.fill(&mut file, &mut ask(&format!("/images/{name}/get"), name)?)?;
+    Layout::archive_of(file)
+        .map_err(|error| error.context(format!("what Docker saved of {name} cannot be read")))
+}
+
+/// The body of an answer.
+fn ask(path: &str, name: &str) -> Result<impl Read> {
+    let socket = socket()?;
+    let fail = || format!("Docker's daemon cannot be asked at {}", socket.display());
+    let mut stream = UnixStream::connect(&socket).map_err(|error| {
+        Error::new(Code::Registry, fail()).cause(&error).fix(match error.kind() {
+            std::io::ErrorKind::PermissionDenied => "run gpurun as root, or as a user of the group docker",
+            _ => "start it (systemctl start docker), or name its socket: DOCKER_HOST=unix:///run/user/1000/docker.sock",
+        })
+    })?;
+    stream
+        .set_read_timeout(Some(SILENCE))
+        .and_then(|()| stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes()))
+        .or_fail(Code::Registry, fail)?;
+    let mut reader = BufReader::with_capacity(256 << 10, stream);
+    let status = head(&mut reader).or_fail(Code::Registry, fail)?;
+    if status == 200 {
+        return Ok(reader);
+    }
+    let mut said = Vec::new();
+    reader.take(64 << 10).read_to_end(&mut said).or_fail(Code::Registry, fail)?;
+    let said = complaint(&said);
+    Err(if status == 404 {
+        Error::new(Code::ImageNotFound, format!("Docker has no image {name}"))
+            .cause(said)
+            .fix("`docker images` lists those that are there; `docker pull` or `docker build` makes more")
+    } else {
+        Error::new(Code::Registry, format!("Docker's daemon does not give {name}"))
+            .cause(format!("{status}: {said}"))
+    })
+}
+
+/// The status of an answer, read up to its body.
+fn head(reader: &mut impl BufRead) -> std::io::Result<u16> {
+    let mut lines = reader.take(64 << 10);
+    let mut status = None;
+    loop {
+        let mut line = Vec::new();
+        lines.read_until(b'\n', &mut line)?;
+        let text = String::from_utf8_lossy(&line);
+        match (status, text.trim_end()) {
+            (Some(status), "") if !line.is_empty() => return Ok(status),
+            (None, first) if first.starts_with("HTTP/1.") => {
+                status = first.split(' ').nth(1).and_then(|word| word.parse().ok());
+            }
+            (Some(_), rest) if !rest.is_empty() => {}
+            _ => return Err(std::io::Error::other("that is no answer in HTTP")),
+        }
+    }
+}
+
+fn complaint(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Message {
+        message: String,
+    }
+    serde_json::from_slice::<Message>(body)
+        .map_or_else(|_| String::from_utf8_lossy(body).chars().take(200).collect(), |error| error.message)
+}
+
+/// Where the daemon listens: `DOCKER_HOST`, else where a daemon of root's does. Another machine's daemon would mean this user's
+/// certificates or ssh.
+fn socket() -> Result<PathBuf> {
+    let Ok(host) = env::var("DOCKER_HOST") else { return Ok("/var/run/docker.sock".into()) };
+    match host.strip_prefix("unix://") {
+        Some(path) => Ok(path.into()),
+        None if host.is_empty() => Ok("/var/run/docker.sock".into()),
+        None => Err(Error::new(Code::Registry, format!("Docker's daemon cannot be asked at {host}"))
+            .cause("DOCKER_HOST names it, and only sockets of this machine are spoken to (unix://PATH)")
+            .fix("on that machine: docker save -o FILE IMAGE; then docker-archive:FILE")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_answers_head_ends_where_its_body_begins() {
+        let mut answer = &b"HTTP/1.1 404 Not Found\r\nA: b\r\n\r\nbody"[..];
+        assert_eq!(head(&mut answer).unwrap(), 404);
+        assert_eq!(answer, b"body");
+        for bad in
+            [&b""[..], b"\r\n\r\n", b"HTTP/1.1 200 OK\r\nA: b\r\n", b"SSH-2.0\r\n\r\n", b"HTTP/1.1 x\r\n\r\n"]
+        {
+            assert!(head(&mut &*bad).is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_head_has_a_status_or_is_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = head(&mut &bytes[..]);
+        }
+    }
+}

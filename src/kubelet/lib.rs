@@ -1,0 +1,33 @@
+//! The node's device plugin: tells the kubelet of the GPUs, how they are, and what containers get that are given some.
+//!
+//! ```text
+//!  inventory (watched) ─► resources ─┐                     ┌─► server ◄── kubelet: ListAndWatch, Allocate, GetPreferredAllocation
+//!                                    ├─► State ─► plugin ──┤              (plan ─► Injection ─► response; preference)
+//!  gpurun-nvml --watch ─► events ─► health                 ├─► registration ──► kubelet
+//!                                                          └─► metrics ◄── Prometheus
+//! ```
+//!
+//! What is offered is a function of the inventory, and what a container gets is the plan's [`gpurun::plan::Injection`], as on every
+//! other way.
+#![forbid(unsafe_code)]
+
+/// Messages and services of Kubernetes' device plugin API, v1beta1.
+#[allow(missing_docs, clippy::pedantic)]
+pub mod api {
+    tonic::include_proto!("v1beta1");
+}
+mod authority;
+pub mod config;
+mod events;
+pub mod grpc;
+mod health;
+mod labels;
+mod metrics;
+mod plugin;
+mod preference;
+mod registration;
+mod resources;
+mod response;
+mod server;
+
+pub use plugin::serve;

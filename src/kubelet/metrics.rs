@@ -1,0 +1,169 @@
+//! What Prometheus reads, and whether the plugin lives and is ready.
+
+use crate::{grpc, server::State};
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::{
+    body::{Bytes, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    fmt::Write as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+
+/// Upper bounds of the histogram, in seconds.
+const BUCKETS: [f64; 8] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1, 1.0];
+/// Nobody needs more at a time.
+const MOST_CLIENTS: usize = 16;
+
+/// What has been counted.
+#[derive(Debug, Default)]
+pub struct Metrics(Mutex<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    allocations: BTreeMap<(String, bool), u64>,
+    latency: [u64; BUCKETS.len()],
+    latency_count: u64,
+    latency_sum: f64,
+    xids: BTreeMap<(String, u64), u64>,
+    registrations: u64,
+}
+
+impl Metrics {
+    fn with(&self, count: impl FnOnce(&mut Counts)) {
+        count(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A container was, or was not, given devices of the resource.
+    pub fn allocation(&self, resource: &str, given: bool, took: Duration) {
+        self.with(|counts| {
+            *counts.allocations.entry((resource.into(), given)).or_default() += 1;
+            let seconds = took.as_secs_f64();
+            for (bound, bucket) in BUCKETS.iter().zip(&mut counts.latency) {
+                *bucket += u64::from(seconds <= *bound);
+            }
+            counts.latency_count += 1;
+            counts.latency_sum += seconds;
+        });
+    }
+
+    /// The driver reported an error.
+    pub fn xid(&self, gpu: &str, xid: u64) {
+        self.with(|counts| *counts.xids.entry((gpu.into(), xid)).or_default() += 1);
+    }
+
+    /// Resources are made known to a kubelet.
+    pub fn registration(&self) {
+        self.with(|counts| counts.registrations += 1);
+    }
+
+    /// In Prometheus' text format, 0.0.4.
+    fn text(&self, state: Option<&State>) -> String {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = String::new();
+        let head = |text: &mut String, name: &str, kind: &str, help: &str| {
+            let _ = writeln!(text, "# HELP gpurun_{name} {help}\n# TYPE gpurun_{name} {kind}");
+        };
+        head(&mut text, "allocations_total", "counter", "Containers that asked for devices.");
+        for ((resource, given), count) in &counts.allocations {
+            let result = if *given { "given" } else { "refused" };
+            let _ = writeln!(
+                text,
+                "gpurun_allocations_total{{resource=\"{resource}\",result=\"{result}\"}} {count}"
+            );
+        }
+        head(&mut text, "allocation_duration_seconds", "histogram", "How long an answer took.");
+        for (bound, count) in BUCKETS.iter().zip(&counts.latency) {
+            let _ = writeln!(text, "gpurun_allocation_duration_seconds_bucket{{le=\"{bound}\"}} {count}");
+        }
+        let (count, sum) = (counts.latency_count, counts.latency_sum);
+        let _ = writeln!(
+            text,
+            "gpurun_allocation_duration_seconds_bucket{{le=\"+Inf\"}} {count}\n\
+             gpurun_allocation_duration_seconds_sum {sum}\ngpurun_allocation_duration_seconds_count {count}"
+        );
+        head(&mut text, "xid_errors_total", "counter", "Errors that the driver reported.");
+        for ((gpu, xid), count) in &counts.xids {
+            let _ = writeln!(text, "gpurun_xid_errors_total{{gpu=\"{gpu}\",xid=\"{xid}\"}} {count}");
+        }
+        head(
+            &mut text,
+            "registrations_total",
+            "counter",
+            "How often resources were made known to a kubelet.",
+        );
+        let _ = writeln!(text, "gpurun_registrations_total {}", counts.registrations);
+        let Some(state) = state else { return text };
+        head(&mut text, "device_healthy", "gauge", "Whether a device may be given out.");
+        for resource in &state.resources {
+            for device in &resource.devices {
+                let _ = writeln!(
+                    text,
+                    "gpurun_device_healthy{{resource=\"{}\",device=\"{}\"}} {}",
+                    resource.name,
+                    device.uuid,
+                    u8::from(!state.unhealthy.contains_key(&device.uuid))
+                );
+            }
+        }
+        head(&mut text, "resource_replicas", "gauge", "How often each device of a resource is given out.");
+        for resource in &state.resources {
+            let replicas = resource.replicas.unwrap_or(1);
+            let _ = writeln!(text, "gpurun_resource_replicas{{resource=\"{}\"}} {replicas}", resource.name);
+        }
+        text
+    }
+}
+
+/// Answers `/metrics`, `/healthz` and `/readyz`.
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    state: watch::Receiver<Option<Arc<State>>>,
+) -> Infallible {
+    let mut clients = JoinSet::new();
+    loop {
+        let Ok((client, _)) = listener.accept().await else {
+            tokio::time::sleep(grpc::NONE_LEFT).await;
+            continue;
+        };
+        while clients.try_join_next().is_some() || clients.len() >= MOST_CLIENTS {
+            if clients.len() >= MOST_CLIENTS {
+                clients.join_next().await;
+            }
+        }
+        let (metrics, state) = (Arc::clone(&metrics), state.clone());
+        let answer = service_fn(move |request: Request<Incoming>| {
+            let state = state.borrow().clone();
+            let (status, text) = match request.uri().path() {
+                "/metrics" => (StatusCode::OK, metrics.text(state.as_deref())),
+                "/healthz" => (StatusCode::OK, "ok\n".into()),
+                "/readyz" if state.is_some() => (StatusCode::OK, "ok\n".into()),
+                "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "nothing is offered\n".into()),
+                _ => (StatusCode::NOT_FOUND, String::new()),
+            };
+            let mut response = Response::new(Full::new(Bytes::from(text)));
+            *response.status_mut() = status;
+            let kind = http::HeaderValue::from_static("text/plain; version=0.0.4");
+            response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+            async { Ok::<_, Infallible>(response) }
+        });
+        clients.spawn(async move {
+            // Whoever says nothing is let go.
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(Duration::from_secs(10))
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(client), answer);
+            let _ = connection.await;
+        });
+    }
+}

@@ -1,0 +1,427 @@
+//! The plugin's life: takes in what the inventory, the driver, the kubelet's directory and the administrator say, and makes a
+//! [`State`] of it, from which everybody is answered.
+
+use crate::{
+    api::device_plugin_server::DevicePluginServer,
+    config::{Cli, IdStrategy, Options},
+    events::Watcher,
+    grpc,
+    health::{Event, Health, meaning},
+    labels::{self, Machine},
+    metrics::{self, Metrics},
+    registration,
+    resources::resources,
+    response::{CDI_CLASS, CDI_IMEX, CDI_VENDOR, FEATURES},
+    server::{Server, State},
+};
+use gpurun::{
+    apply::{
+        cdi::{self, NameStrategy},
+        whole_file,
+    },
+    commands::Context,
+    error::{Code, OrFail, Result},
+    formats,
+    inventory::{FileKind, Fingerprint, Gpu, HostPath, Inventory, nvml::Report, watch},
+    plan, programs,
+    vocabulary::{DriverCapability, GatedFeature},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    select,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch as newest},
+    task::JoinHandle,
+};
+
+/// When something is tried again that failed for a reason that nobody tells the end of.
+const AGAIN: Duration = Duration::from_secs(30);
+/// Reports that wait: more than the driver has at a time.
+const REPORTS: usize = 64;
+
+struct Plugin {
+    cli: Cli,
+    context: Context,
+    options: Options,
+    /// The newest that was read.
+    inventory: Option<Inventory>,
+    /// Of the newest that could be read.
+    driver: Option<Fingerprint>,
+    /// GPUs that were there and do not answer any more: the node has them still.
+    gone: Vec<Gpu>,
+    health: Health,
+    state: newest::Sender<Option<Arc<State>>>,
+    metrics: Arc<Metrics>,
+    /// By resource.
+    servers: BTreeMap<String, Running>,
+    watcher: Option<Watcher>,
+    reports: mpsc::Sender<Report>,
+    again: Option<Instant>,
+}
+
+/// A resource that is served and registered. It ends when it is dropped.
+struct Running {
+    tasks: [JoinHandle<()>; 2],
+    socket: PathBuf,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+/// Serves the kubelet until SIGTERM.
+///
+/// # Errors
+/// [`Code::Config`], and those of the inventory where `--fail-on-init-error` wants it.
+pub async fn serve(mut cli: Cli) -> Result<()> {
+    let (options, unheard) = Options::read(&cli.flags)?;
+    say_unheard(&unheard);
+    cli.global.driver_root = cli.global.driver_root.or_else(|| options.driver_root.clone());
+    let context = Context::new(&cli.global)?;
+    let failed = || "signals cannot be waited for";
+    let mut end = signal(SignalKind::terminate()).or_fail(Code::Internal, failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).or_fail(Code::Internal, failed)?;
+    let mut reload = signal(SignalKind::hangup()).or_fail(Code::Internal, failed)?;
+    let (came, mut kubelets) = mpsc::unbounded_channel();
+    if let Some(socket) = &options.kubelet_socket {
+        registration::watch(socket, came)?;
+    }
+    let (state, newest_state) = newest::channel(None);
+    let metrics = Arc::new(Metrics::default());
+    if let Some(address) = cli.flags.metrics_address {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.or_fail(Code::Config, || format!("{address} cannot be listened on"))?;
+        tokio::spawn(metrics::serve(listener, Arc::clone(&metrics), newest_state));
+    }
+    let (reports, mut reported) = mpsc::channel(REPORTS);
+    let (read, mut inventories) = mpsc::unbounded_channel();
+    follow(&context, read)?;
+    let mut plugin = Plugin {
+        cli,
+        context,
+        options,
+        inventory: None,
+        driver: None,
+        gone: Vec::new(),
+        health: Health::default(),
+        state,
+        metrics,
+        servers: BTreeMap::new(),
+        watcher: None,
+        reports,
+        again: None,
+    };
+    plugin.health.watch(plugin.options.watched.clone());
+    loop {
+        let next = [plugin.health.next(), plugin.again].into_iter().flatten().min();
+        select! {
+            _ = end.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = reload.recv() => plugin.reload(),
+            Some(inventory) = inventories.recv() => plugin.inventory(inventory)?,
+            Some(report) = reported.recv() => plugin.report(report).await,
+            Some(()) = kubelets.recv() => {
+                plugin.servers.clear();
+                plugin.publish();
+            }
+            () = until(next) => {
+                plugin.health.pass(Instant::now());
+                plugin.publish();
+            }
+        }
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn say_unheard(keys: &[String]) {
+    for key in keys {
+        tracing::warn!("the configuration file's {key} means nothing here, and is not honoured");
+    }
+}
+
+/// Reads the host in a thread of its own, again each time it is another.
+fn follow(context: &Context, read: mpsc::UnboundedSender<Result<Inventory>>) -> Result<()> {
+    let (host, state_dir) = (context.host.clone(), context.state_dir.clone());
+    let thread = std::thread::Builder::new().name("inventory".into()).spawn(move || {
+        let ended = watch::follow(&host, &state_dir, |inventory| drop(read.send(inventory)));
+        drop(read.send(ended.map(|never| match never {})));
+    });
+    thread.map(drop).or_fail(Code::Internal, || "no thread can be started")
+}
+
+impl Plugin {
+    /// Another configuration. One that cannot be used changes nothing.
+    fn reload(&mut self) {
+        match Options::read(&self.cli.flags) {
+            Ok((options, unheard)) => {
+                say_unheard(&unheard);
+                self.health.watch(options.watched.clone());
+                self.options = options;
+                self.servers.clear();
+                self.publish();
+            }
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+
+    /// The host is another.
+    fn inventory(&mut self, inventory: Result<Inventory>) -> Result<()> {
+        match inventory {
+            Ok(inventory) => self.take(inventory),
+            Err(error) if self.options.fail_on_init_error && self.inventory.is_none() => return Err(error),
+            Err(error) => {
+                // Nothing is given out of a driver that goes or is half there.
+                tracing::error!("{error}");
+                if error.code() == Code::NoDriver {
+                    self.driver = None;
+                    self.forget();
+                }
+                self.inventory = None;
+                self.watcher = None;
+                self.publish();
+            }
+        }
+        Ok(())
+    }
+
+    /// A driver that is loaded anew has reset every GPU.
+    fn forget(&mut self) {
+        self.health.reset();
+        self.gone.clear();
+    }
+
+    fn take(&mut self, inventory: Inventory) {
+        let now = &inventory.fingerprint;
+        let same_driver = self.driver.as_ref().is_some_and(|was| was.module_version == now.module_version);
+        let same_gpus = same_driver && self.driver.as_ref().is_some_and(|was| was.pci_gpus == now.pci_gpus);
+        if !same_driver {
+            self.forget();
+        }
+        let before = self.inventory.take();
+        let known = before.into_iter().flat_map(|before| before.gpus).chain(std::mem::take(&mut self.gone));
+        let still_driven = |gpu: &Gpu| {
+            !inventory.gpus.iter().any(|now| now.uuid == gpu.uuid)
+                && inventory.fingerprint.pci_gpus.contains(&gpu.pci)
+        };
+        self.gone = known.filter(still_driven).collect();
+        if !same_gpus || self.watcher.is_none() {
+            // First the old one ends: two would share what the driver says.
+            self.watcher = None;
+            self.watcher = nvml_of(&inventory).and_then(|nvml| {
+                let started = Watcher::start(nvml, self.reports.clone());
+                started.map_err(|error| tracing::error!("nobody watches the GPUs: {error}")).ok()
+            });
+        }
+        self.driver = Some(inventory.fingerprint.clone());
+        self.inventory = Some(inventory);
+        self.publish();
+    }
+
+    /// The driver says something of a GPU.
+    async fn report(&mut self, report: Report) {
+        let now = Instant::now();
+        let (gpu, instance, event) = match report {
+            Report::Xid { uuid, xid, instance } => {
+                tracing::warn!("{uuid}: XID {xid} ({})", meaning(xid));
+                self.metrics.xid(&uuid, xid);
+                (uuid, instance, Event::Xid(xid))
+            }
+            Report::Lost { uuid, words } => {
+                tracing::warn!("{uuid} does not answer: {words}");
+                (uuid, None, Event::Lost)
+            }
+            Report::Answers { uuid } => (uuid, None, Event::Answers),
+            Report::Unwatched { uuid, words } => {
+                tracing::warn!("{uuid} cannot be watched: {words}");
+                (uuid, None, Event::Unwatched)
+            }
+            Report::Quiet => return,
+        };
+        let mut changed = false;
+        for device in self.devices(&gpu, instance) {
+            changed |= self.health.event(now, &device, &event);
+        }
+        if changed {
+            self.publish();
+        }
+        // One that was lost when the host was read is in no inventory, and nothing that is watched says that it has come back.
+        let missing =
+            self.inventory.as_ref().is_some_and(|now| !now.gpus.iter().any(|known| known.uuid == gpu));
+        if event == Event::Answers && missing {
+            let host = self.context.host.clone();
+            if let Ok(Ok(inventory)) = tokio::task::spawn_blocking(move || Inventory::read(&host)).await {
+                self.take(inventory);
+            }
+        }
+    }
+
+    /// The devices that something which happened to a GPU, or to an instance of it, has happened to.
+    fn devices(&self, uuid: &str, instance: Option<(u32, Option<u32>)>) -> Vec<String> {
+        let gpus = self.inventory.iter().flat_map(|inventory| &inventory.gpus).chain(&self.gone);
+        let Some(gpu) = gpus.into_iter().find(|gpu| gpu.uuid == uuid) else { return Vec::new() };
+        let parts = gpu.mig_devices.iter().filter(|part| match instance {
+            Some((gi, ci)) => part.gpu_instance == gi && ci.is_none_or(|ci| part.compute_instance == ci),
+            None => true,
+        });
+        let whole = (instance.is_none() || !gpu.mig_enabled).then(|| gpu.uuid.clone());
+        whole.into_iter().chain(parts.map(|part| part.uuid.clone())).collect()
+    }
+
+    /// Makes a new state, and lets it be known.
+    fn publish(&mut self) {
+        self.again = None;
+        let state = match self.new_state() {
+            Ok(state) => state.map(Arc::new),
+            Err(error) => {
+                tracing::error!("nothing is offered: {error}");
+                self.again = Some(Instant::now() + AGAIN);
+                None
+            }
+        };
+        let names: BTreeSet<String> =
+            state.iter().flat_map(|state| &state.resources).map(|resource| resource.name.clone()).collect();
+        let sockets: Vec<(String, String)> = state
+            .iter()
+            .flat_map(|state| &state.resources)
+            .map(|resource| (resource.name.clone(), resource.socket()))
+            .collect();
+        self.state.send_replace(state);
+        self.servers.retain(|name, _| names.contains(name));
+        let Some(kubelet) = self.options.kubelet_socket.clone() else { return };
+        for (name, endpoint) in sockets {
+            if self.servers.contains_key(&name) {
+                continue;
+            }
+            match self.start(&kubelet, &name, &endpoint) {
+                Ok(running) => drop(self.servers.insert(name, running)),
+                Err(error) => {
+                    tracing::error!("{error}");
+                    self.again = Some(Instant::now() + AGAIN);
+                }
+            }
+        }
+    }
+
+    fn new_state(&self) -> Result<Option<State>> {
+        let Some(inventory) = &self.inventory else { return Ok(None) };
+        // Nodes and majors that are not right are told of here, before anybody is sent to them.
+        plan::driver::shared(inventory, DriverCapability::DEFAULT)?;
+        let mut all = inventory.clone();
+        all.gpus.extend(self.gone.iter().cloned());
+        all.gpus.sort_by_key(|gpu| gpu.index);
+        let resources = resources(&all, self.options.mig, &self.options.sharing)?;
+        if self.options.needs_cdi() && !inventory.gpus.is_empty() {
+            self.write_documents(inventory)?;
+        }
+        if let Some(path) = &self.cli.flags.labels_file {
+            let machine = Machine::read(&self.context.host.sys, &all);
+            let labels = labels::labels(&all, &machine, &resources, self.options.mig);
+            // Whoever is offered GPUs should not miss them for a label.
+            if let Err(error) = whole_file::write(path, &labels::text(&labels), Code::Config) {
+                tracing::error!("{error}");
+            }
+        }
+        let gone =
+            self.gone.iter().flat_map(|gpu| gpu.mig_devices.iter().map(|part| &part.uuid).chain([&gpu.uuid]));
+        let mut unhealthy: BTreeMap<String, String> =
+            gone.map(|uuid| (uuid.clone(), "it does not answer".to_owned())).collect();
+        for device in resources.iter().flat_map(|resource| &resource.devices) {
+            if let Some(why) = self.health.unhealthy(&device.uuid) {
+                unhealthy.insert(device.uuid.clone(), why);
+            }
+        }
+        Ok(Some(State {
+            options: self.options.clone(),
+            policy: self.context.config.policy()?,
+            inventory: inventory.clone(),
+            resources,
+            unhealthy,
+        }))
+    }
+
+    /// The CDI documents of this node. One that is the same is not written again.
+    fn write_documents(&self, inventory: &Inventory) -> Result<()> {
+        let hook = match &self.options.hook {
+            Some(hook) => hook.clone(),
+            None => programs::find("gpurun-hook", Code::Cdi)?,
+        };
+        let options = |class: &str| cdi::Options {
+            vendor: CDI_VENDOR.into(),
+            class: class.into(),
+            names: vec![match self.options.ids {
+                IdStrategy::Uuid => NameStrategy::Uuid,
+                IdStrategy::Index => NameStrategy::Index,
+            }],
+            only: None,
+            all: true,
+            hook: hook.clone(),
+            newest: None,
+        };
+        let write = |class: &str, (document, warnings): (formats::cdi::Document, Vec<String>)| {
+            for warning in &warnings {
+                tracing::warn!("{warning}");
+            }
+            let path = self.cli.flags.cdi_directory.join(format!("{CDI_VENDOR}-{class}.json"));
+            whole_file::write(&path, &formats::cdi::to_json(&document), Code::Cdi).map(drop)
+        };
+        let parts = plan::parts(inventory, DriverCapability::all() - DriverCapability::COMPAT32)?;
+        write(CDI_CLASS, cdi::document(&parts, &options(CDI_CLASS))?)?;
+        let shape = &self.options.shape;
+        let features = FEATURES.iter().filter(|(feature, ..)| shape.features.contains(feature));
+        let imex = (!shape.imex_channels.is_empty()).then_some((GatedFeature::Imex, CDI_IMEX));
+        for (feature, class) in features.map(|(feature, _, class)| (*feature, *class)).chain(imex) {
+            let offers = plan::device::offers(&inventory.driver, feature)?;
+            write(class, cdi::feature(&offers, &options(class))?)?;
+        }
+        Ok(())
+    }
+
+    fn start(&self, kubelet: &Path, name: &str, endpoint: &str) -> Result<Running> {
+        let socket = kubelet.with_file_name(endpoint);
+        let failed = || format!("{} cannot be listened on", socket.display());
+        // Left behind by a plugin that was killed.
+        match std::fs::remove_file(&socket) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).or_fail(Code::Config, failed);
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(&socket).or_fail(Code::Config, failed)?;
+        let service = DevicePluginServer::new(Server {
+            resource: name.into(),
+            state: self.state.subscribe(),
+            metrics: Arc::clone(&self.metrics),
+        });
+        let serving = tokio::spawn(async move { match grpc::serve(listener, service).await {} });
+        self.metrics.registration();
+        let (kubelet, name, endpoint) = (kubelet.to_path_buf(), name.to_owned(), endpoint.to_owned());
+        let registering =
+            tokio::spawn(async move { registration::register(&kubelet, &name, &endpoint).await });
+        Ok(Running { tasks: [serving, registering], socket })
+    }
+}
+
+/// The driver's libnvidia-ml.
+fn nvml_of(inventory: &Inventory) -> Option<HostPath> {
+    inventory.driver.files.iter().find_map(|file| match &file.kind {
+        FileKind::Library { name, is_32bit: false, .. } if name.starts_with("libnvidia-ml.so.") => {
+            Some(file.path.clone())
+        }
+        _ => None,
+    })
+}

@@ -1,0 +1,387 @@
+//! What the node offers: resources, the devices of each, and how often each device is given out. A function of the inventory and of
+//! what the administrator set.
+
+use clap::ValueEnum;
+use gpurun::{
+    error::{Code, Error, Result},
+    inventory::{Gpu, Inventory, MigDevice},
+};
+use serde::Deserialize;
+
+/// The name of whole GPUs.
+pub const GPU: &str = "nvidia.com/gpu";
+/// Between a device's UUID and the number of its replica.
+const REPLICA: &str = "::";
+/// The longest name behind the vendor's (Kubernetes: "Object Names and IDs", DNS labels).
+const LONGEST_NAME: usize = 63;
+
+/// How MIG devices are offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigStrategy {
+    /// Not at all, and no GPU in MIG mode either.
+    #[default]
+    None,
+    /// As `nvidia.com/gpu`: every GPU is in MIG mode, and all MIG devices have one profile.
+    Single,
+    /// By profile, `nvidia.com/mig-1g.5gb`, besides the whole GPUs.
+    Mixed,
+}
+
+/// One resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resource {
+    /// `nvidia.com/gpu`
+    pub name: String,
+    /// Its devices, in NVML's order.
+    pub devices: Vec<Device>,
+    /// How often each is given out, where it is shared.
+    pub replicas: Option<u32>,
+}
+
+/// A GPU or MIG device of a resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Its own.
+    pub uuid: String,
+    /// NUMA node of the GPU, where the kernel knows one.
+    pub numa_node: Option<u32>,
+}
+
+/// Resources whose devices are given out more than once (the peer's `sharing.timeSlicing`).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Sharing {
+    /// A shared resource has the name `….shared`.
+    pub rename_by_default: bool,
+    /// Whoever asks for more than one replica is refused: two of them are no more of the GPU than one.
+    pub fail_requests_greater_than_one: bool,
+    /// Which ones.
+    pub resources: Vec<Replicated>,
+}
+
+/// A resource that is shared.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Replicated {
+    /// `nvidia.com/gpu`; also without the vendor.
+    pub name: String,
+    /// What it is called then; only `….shared` is possible.
+    pub rename: Option<String>,
+    /// Which devices; only `all` is possible.
+    pub devices: Option<String>,
+    /// How often each is given out; two at least.
+    pub replicas: u32,
+}
+
+impl Resource {
+    /// What the kubelet calls its devices, each with the device: `GPU-…`, and `GPU-…::0` of one that is shared.
+    pub fn ids(&self) -> impl Iterator<Item = (String, &Device)> {
+        self.devices.iter().flat_map(move |device| {
+            (0..self.replicas.unwrap_or(1)).map(move |number| {
+                let id = match self.replicas {
+                    Some(_) => format!("{}{REPLICA}{number}", device.uuid),
+                    None => device.uuid.clone(),
+                };
+                (id, device)
+            })
+        })
+    }
+
+    /// The device that the kubelet means.
+    ///
+    /// # Errors
+    /// [`Code::UnknownGpu`]
+    pub fn device(&self, id: &str) -> Result<&Device> {
+        let number = |number: &str| number.parse::<u32>().ok();
+        let found = match (self.replicas, id.split_once(REPLICA)) {
+            (None, None) => Some(id),
+            (Some(replicas), Some((uuid, n))) => number(n).filter(|n| *n < replicas).map(|_| uuid),
+            _ => None,
+        };
+        found.and_then(|uuid| self.devices.iter().find(|device| device.uuid == uuid)).ok_or_else(|| {
+            Error::new(Code::UnknownGpu, format!("{} has no device {id:?}", self.name))
+                .cause("the kubelet has not read the newest list yet, or remembers one of before a change")
+        })
+    }
+
+    /// Its socket's name: `nvidia-gpu.sock`.
+    pub fn socket(&self) -> String {
+        format!("nvidia-{}.sock", without_vendor(&self.name))
+    }
+}
+
+fn without_vendor(name: &str) -> &str {
+    name.rsplit_once('/').map_or(name, |(_, name)| name)
+}
+
+/// The resources of a node.
+///
+/// # Errors
+/// [`Code::Config`] where the GPUs are not what the strategy is for, or where something cannot be shared.
+pub fn resources(inventory: &Inventory, mig: MigStrategy, sharing: &Sharing) -> Result<Vec<Resource>> {
+    let mut resources: Vec<Resource> = Vec::new();
+    let mut offer = |name: &str, device: Device| match resources.iter_mut().find(|known| known.name == name) {
+        Some(known) => known.devices.push(device),
+        None => {
+            resources.push(Resource { name: name.into(), devices: vec![device], replicas: None });
+        }
+    };
+    if mig == MigStrategy::Single {
+        homogeneous(inventory)?;
+    }
+    for gpu in &inventory.gpus {
+        if !gpu.mig_enabled {
+            offer(GPU, Device { uuid: gpu.uuid.clone(), numa_node: gpu.numa_node });
+            continue;
+        }
+        for part in gpu.mig_devices.iter().filter(|part| has_whole_instance(part)) {
+            let device = Device { uuid: part.uuid.clone(), numa_node: gpu.numa_node };
+            match mig {
+                MigStrategy::None => {}
+                MigStrategy::Single => offer(GPU, device),
+                MigStrategy::Mixed => offer(&mig_name(&part.profile)?, device),
+            }
+        }
+    }
+    share(&mut resources, sharing)?;
+    Ok(resources)
+}
+
+/// `1c.2g.10gb` is a part of a GPU instance, which shares its memory with other parts.
+fn has_whole_instance(part: &MigDevice) -> bool {
+    !part.profile.split('.').any(|word| word.ends_with('c')) && !part.profile.is_empty()
+}
+
+/// `1g.10gb+me` is no name of Kubernetes'.
+fn mig_name(profile: &str) -> Result<String> {
+    let name = format!("nvidia.com/mig-{}", profile.replace('+', "."));
+    if without_vendor(&name).len() > LONGEST_NAME {
+        return Err(Error::new(
+            Code::Config,
+            format!("the MIG profile {profile} is too long for a resource"),
+        ));
+    }
+    Ok(name)
+}
+
+fn homogeneous(inventory: &Inventory) -> Result<()> {
+    let (cut, whole): (Vec<&Gpu>, Vec<&Gpu>) = inventory.gpus.iter().partition(|gpu| gpu.mig_enabled);
+    let mut profiles: Vec<&str> =
+        cut.iter().flat_map(|gpu| &gpu.mig_devices).map(|part| part.profile.as_str()).collect();
+    profiles.sort_unstable();
+    profiles.dedup();
+    let cause = if cut.is_empty() {
+        return Ok(());
+    } else if !whole.is_empty() {
+        format!("{} GPUs are in MIG mode and {} are not", cut.len(), whole.len())
+    } else if let [_] = profiles[..] {
+        return Ok(());
+    } else {
+        format!("they have the profiles {}", profiles.join(", "))
+    };
+    Err(Error::new(Code::Config, "the MIG strategy `single` is for GPUs that are all cut alike")
+        .cause(cause)
+        .fix("use the MIG strategy `mixed`, or cut them alike"))
+}
+
+fn share(resources: &mut [Resource], sharing: &Sharing) -> Result<()> {
+    for shared in &sharing.resources {
+        let wrong = |what: String| {
+            Err(Error::new(Code::Config, format!("the resource {} cannot be shared like this", shared.name))
+                .cause(what))
+        };
+        let full = if shared.name.contains('/') {
+            shared.name.clone()
+        } else {
+            format!("nvidia.com/{}", shared.name)
+        };
+        let renamed = format!("{full}.shared");
+        if shared.replicas < 2 {
+            return wrong(format!("replicas is {}, and must be two at least", shared.replicas));
+        }
+        if shared.devices.as_ref().is_some_and(|devices| devices != "all") {
+            return wrong("devices can only be `all`".into());
+        }
+        if shared.rename.as_ref().is_some_and(|name| *name != renamed && *name != full) {
+            return wrong(format!("rename can only be {renamed}"));
+        }
+        // What this node does not have, another one may: they read the same file.
+        let Some(resource) = resources.iter_mut().find(|resource| resource.name == full) else { continue };
+        resource.replicas = Some(shared.replicas);
+        if sharing.rename_by_default || shared.rename.as_ref() == Some(&renamed) {
+            resource.name = renamed;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use gpurun::inventory::{ContainerPath, DeviceNode, Driver, DriverRoot, Fingerprint, HostPath};
+
+    fn node(path: &str) -> DeviceNode {
+        let path = std::path::PathBuf::from(path);
+        DeviceNode {
+            path: HostPath(path.clone()),
+            container_path: ContainerPath(path),
+            major: 195,
+            minor: 0,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+        }
+    }
+
+    /// A node with GPUs `GPU-0`, `GPU-1`, …; one with profiles is cut into MIG devices `MIG-0-0`, `MIG-0-1`, ….
+    pub(crate) fn inventory(gpus: &[&[&str]]) -> Inventory {
+        let gpu = |(index, profiles): (u32, &&[&str])| Gpu {
+            index,
+            minor: index,
+            uuid: format!("GPU-{index}"),
+            pci: format!("0000:{index:02x}:00.0"),
+            name: String::new(),
+            brand: String::new(),
+            architecture: String::new(),
+            compute_capability: gpurun::vocabulary::Version::of(9, 0),
+            memory: 0,
+            numa_node: Some(index / 4),
+            persistence: None,
+            node: node(&format!("/dev/nvidia{index}")),
+            dri_nodes: Vec::new(),
+            mig_capable: true,
+            mig_enabled: !profiles.is_empty(),
+            mig_devices: (0..)
+                .zip(profiles.iter())
+                .map(|(number, profile)| MigDevice {
+                    index: number,
+                    uuid: format!("MIG-{index}-{number}"),
+                    gpu_instance: number + 7,
+                    compute_instance: 0,
+                    profile: (*profile).into(),
+                    memory: 0,
+                    resources: None,
+                    cap_nodes: vec![node(&format!("/dev/nvidia-caps/nvidia-cap{number}"))],
+                })
+                .collect(),
+            nvlinks: [].into(),
+            topology: [].into(),
+        };
+        Inventory {
+            fingerprint: Fingerprint {
+                writer: String::new(),
+                boot_id: String::new(),
+                module_version: String::new(),
+                device_majors: String::new(),
+                pci_gpus: (0..gpus.len()).map(|index| format!("0000:{index:02x}:00.0")).collect(),
+                mig_layout: Vec::new(),
+                mtimes: [].into(),
+                nodes: [].into(),
+            },
+            driver: Driver {
+                version: "550.163.01".parse().unwrap(),
+                cuda: "12.4".parse().unwrap(),
+                root: DriverRoot("/".into()),
+                files: Vec::new(),
+                control_nodes: vec![node("/dev/nvidiactl")],
+                gated_nodes: Vec::new(),
+                gated_files: Vec::new(),
+                params: None,
+            },
+            gpus: (0..).zip(gpus).map(gpu).collect(),
+            problems: Vec::new(),
+        }
+    }
+
+    fn offered(gpus: &[&[&str]], mig: MigStrategy, sharing: &Sharing) -> Vec<String> {
+        let resources = resources(&inventory(gpus), mig, sharing).unwrap();
+        resources
+            .iter()
+            .map(|resource| {
+                let ids: Vec<_> = resource.ids().map(|(id, _)| id).collect();
+                format!("{}: {}", resource.name, ids.join(" "))
+            })
+            .collect()
+    }
+
+    const CUT: &[&[&str]] = &[&["1g.5gb", "1g.5gb", "1c.3g.20gb", "1g.10gb+me"], &[]];
+
+    #[test]
+    fn a_mig_strategy_says_what_is_offered() {
+        let none = Sharing::default();
+        assert_eq!(offered(CUT, MigStrategy::None, &none), ["nvidia.com/gpu: GPU-1"]);
+        assert_eq!(
+            offered(CUT, MigStrategy::Mixed, &none),
+            [
+                "nvidia.com/mig-1g.5gb: MIG-0-0 MIG-0-1",
+                "nvidia.com/mig-1g.10gb.me: MIG-0-3",
+                "nvidia.com/gpu: GPU-1"
+            ]
+        );
+        assert_eq!(
+            offered(&[&["1g.5gb", "1g.5gb"], &["1g.5gb"]], MigStrategy::Single, &none),
+            ["nvidia.com/gpu: MIG-0-0 MIG-0-1 MIG-1-0"]
+        );
+        assert_eq!(offered(&[&[], &[]], MigStrategy::Single, &none), ["nvidia.com/gpu: GPU-0 GPU-1"]);
+        for mixture in [CUT, &[&["1g.5gb"], &["3g.20gb"]]] {
+            let error = resources(&inventory(mixture), MigStrategy::Single, &none).unwrap_err();
+            assert!(error.fix_line().contains("mixed"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_mig_device_is_where_its_gpu_is() {
+        let gpus: [&[&str]; 5] = [&[], &[], &[], &[], &["1g.5gb"]];
+        let resources = resources(&inventory(&gpus), MigStrategy::Mixed, &Sharing::default()).unwrap();
+        assert_eq!(resources[1].devices, [Device { uuid: "MIG-4-0".into(), numa_node: Some(1) }]);
+        assert_eq!(resources[1].socket(), "nvidia-mig-1g.5gb.sock");
+    }
+
+    #[test]
+    fn what_is_shared_is_there_so_many_times_under_the_name_that_was_chosen() {
+        let sharing = |text: &str| serde_norway::from_str::<Sharing>(text).unwrap();
+        let twice = "resources: [{name: nvidia.com/gpu, replicas: 2}]";
+        assert_eq!(
+            offered(&[&[], &[]], MigStrategy::None, &sharing(twice)),
+            ["nvidia.com/gpu: GPU-0::0 GPU-0::1 GPU-1::0 GPU-1::1"]
+        );
+        for renamed in [
+            "renameByDefault: true\nresources: [{name: gpu, replicas: 2}]",
+            "resources: [{name: nvidia.com/gpu, rename: nvidia.com/gpu.shared, replicas: 2, devices: all}]",
+        ] {
+            assert_eq!(
+                offered(&[&[]], MigStrategy::None, &sharing(renamed)),
+                ["nvidia.com/gpu.shared: GPU-0::0 GPU-0::1"]
+            );
+        }
+        for wrong in [
+            "resources: [{name: gpu, replicas: 1}]",
+            "resources: [{name: gpu, replicas: 2, rename: mine}]",
+            "resources: [{name: gpu, replicas: 2, devices: '0'}]",
+        ] {
+            assert!(resources(&inventory(&[&[]]), MigStrategy::None, &sharing(wrong)).is_err(), "{wrong}");
+        }
+        let elsewhere = sharing("resources: [{name: mig-1g.5gb, replicas: 3}]");
+        assert_eq!(offered(&[&[]], MigStrategy::None, &elsewhere), ["nvidia.com/gpu: GPU-0"]);
+    }
+
+    #[test]
+    fn an_id_is_a_device_of_the_resource_or_nothing() {
+        let whole = resources(&inventory(&[&[]]), MigStrategy::None, &Sharing::default()).unwrap();
+        assert_eq!(whole[0].device("GPU-0").unwrap().uuid, "GPU-0");
+        let shared: Sharing = serde_norway::from_str("resources: [{name: gpu, replicas: 2}]").unwrap();
+        let shared = resources(&inventory(&[&[]]), MigStrategy::None, &shared).unwrap();
+        assert_eq!(shared[0].device("GPU-0::1").unwrap().uuid, "GPU-0");
+        for (resource, id) in [
+            (&whole[0], "GPU-1"),
+            (&whole[0], "GPU-0::0"),
+            (&shared[0], "GPU-0"),
+            (&shared[0], "GPU-0::2"),
+            (&shared[0], "GPU-0::x"),
+            (&shared[0], ""),
+        ] {
+            assert_eq!(resource.device(id).unwrap_err().code(), Code::UnknownGpu, "{id}");
+        }
+    }
+}

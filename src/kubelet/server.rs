@@ -1,0 +1,213 @@
+//! What the kubelet asks of one resource.
+
+use crate::{
+    api::{
+        AllocateRequest, AllocateResponse, ContainerAllocateResponse, ContainerPreferredAllocationResponse,
+        Device, DevicePluginOptions, Empty, ListAndWatchResponse, NumaNode, PreStartContainerRequest,
+        PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse, TopologyInfo,
+        device_plugin_server::DevicePlugin,
+    },
+    config::{IdStrategy, Options},
+    metrics::Metrics,
+    preference, registration,
+    resources::Resource,
+    response,
+};
+use gpurun::{
+    error::{Code, Error, Result},
+    inventory::Inventory,
+    plan::{self, Policy},
+    request::{DeviceId, DeviceRequest, DeviceSelection, GpuFilter},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::Pin,
+    sync::Arc,
+    time::Instant,
+};
+use tokio::sync::watch;
+use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
+use tonic::{Request, Response, Status};
+
+/// Everything that answers depend on.
+#[derive(Debug)]
+pub struct State {
+    /// What the administrator set.
+    pub options: Options,
+    /// The rules of gpurun's own configuration.
+    pub policy: Policy,
+    /// What the host has.
+    pub inventory: Inventory,
+    /// What is offered of it.
+    pub resources: Vec<Resource>,
+    /// UUIDs of devices that must not be given out, and why.
+    pub unhealthy: BTreeMap<String, String>,
+}
+
+/// The service of a resource.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Which one.
+    pub resource: String,
+    /// The newest state; none is there while nothing is offered.
+    pub state: watch::Receiver<Option<Arc<State>>>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl State {
+    fn resource(&self, name: &str) -> Option<&Resource> {
+        self.resources.iter().find(|resource| resource.name == name)
+    }
+
+    /// The kubelet's list.
+    fn list(&self, resource: &Resource) -> ListAndWatchResponse {
+        let devices = resource.ids().map(|(id, device)| Device {
+            id,
+            health: if self.unhealthy.contains_key(&device.uuid) { "Unhealthy" } else { "Healthy" }.into(),
+            topology: device.numa_node.map(|node| TopologyInfo { nodes: vec![NumaNode { id: node.into() }] }),
+        });
+        ListAndWatchResponse { devices: devices.collect() }
+    }
+
+    /// What a container gets with these of the kubelet's ids.
+    fn allocate(&self, resource: &Resource, ids: &[String]) -> Result<ContainerAllocateResponse> {
+        let mut seen = BTreeSet::new();
+        let mut uuids = Vec::new();
+        for id in ids {
+            let uuid = &resource.device(id)?.uuid;
+            if seen.insert(uuid) {
+                uuids.push(uuid);
+            }
+        }
+        if resource.replicas.is_some() && ids.len() > 1 && self.options.sharing.fail_requests_greater_than_one
+        {
+            return Err(Error::new(
+                Code::NotAllowed,
+                format!("{} of {} are asked for, and one is allowed", ids.len(), resource.name),
+            )
+            .cause(
+                "replicas of a shared GPU are no more of it than one, and failRequestsGreaterThanOne is set",
+            )
+            .fix("ask for one"));
+        }
+        for uuid in &uuids {
+            if let Some(why) = self.unhealthy.get(*uuid) {
+                return Err(Error::new(Code::GpuLost, format!("{uuid} is not given out: {why}")));
+            }
+        }
+        let request = DeviceRequest {
+            selection: DeviceSelection::Ids(
+                uuids.iter().map(|uuid| DeviceId::Uuid((*uuid).clone())).collect(),
+            ),
+            filter: GpuFilter::default(),
+            capabilities: None,
+            requirements: Vec::new(),
+            image_cuda: None,
+            disable_require: false,
+            features: self.options.shape.features.clone(),
+            imex_channels: self.options.shape.imex_channels.clone(),
+        };
+        let injection = plan::plan(&self.inventory, &request, &self.policy)?;
+        let selected = plan::select(&self.inventory, &request, self.policy.supported_capabilities)?;
+        let names: Vec<String> = selected
+            .iter()
+            .map(|device| match self.options.ids {
+                IdStrategy::Uuid => device.uuid().to_owned(),
+                IdStrategy::Index => device.id().to_string(),
+            })
+            .collect();
+        Ok(response::response(&injection, &names, &self.options.shape))
+    }
+}
+
+impl Server {
+    fn state(&self) -> Result<Arc<State>, Status> {
+        self.state.borrow().clone().ok_or_else(|| Status::unavailable("nothing is offered"))
+    }
+
+    fn resource<'a>(&self, state: &'a State) -> Result<&'a Resource, Status> {
+        state
+            .resource(&self.resource)
+            .ok_or_else(|| Status::unavailable(format!("{} is not offered any more", self.resource)))
+    }
+}
+
+fn status(error: &Error) -> Status {
+    let text = error.to_string();
+    match error.code() {
+        Code::UnknownGpu | Code::NotAllowed => Status::invalid_argument(text),
+        _ => Status::failed_precondition(text),
+    }
+}
+
+#[tonic::async_trait]
+impl DevicePlugin for Server {
+    async fn get_device_plugin_options(
+        &self,
+        _: Request<Empty>,
+    ) -> Result<Response<DevicePluginOptions>, Status> {
+        Ok(Response::new(registration::options()))
+    }
+
+    type ListAndWatchStream = Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + Send>>;
+
+    async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
+        let name = self.resource.clone();
+        let mut last = None;
+        let lists = WatchStream::new(self.state.clone())
+            // Ends when the resource is not offered any more: the kubelet keeps what was given out, and gives out no more.
+            .map_while(move |state| {
+                state.as_deref().and_then(|state| Some(state.list(state.resource(&name)?)))
+            })
+            .filter(move |list| last.replace(list.clone()).as_ref() != Some(list));
+        Ok(Response::new(Box::pin(lists.map(Ok))))
+    }
+
+    async fn get_preferred_allocation(
+        &self,
+        request: Request<PreferredAllocationRequest>,
+    ) -> Result<Response<PreferredAllocationResponse>, Status> {
+        let state = self.state()?;
+        let resource = self.resource(&state)?;
+        let responses = request.into_inner().container_requests.into_iter().map(|one| {
+            let ids = preference::preferred(
+                &state.inventory,
+                resource,
+                state.options.shared_policy,
+                &one.available_device_i_ds,
+                &one.must_include_device_i_ds,
+                usize::try_from(one.allocation_size).unwrap_or(0),
+            );
+            ContainerPreferredAllocationResponse { device_i_ds: ids }
+        });
+        Ok(Response::new(PreferredAllocationResponse { container_responses: responses.collect() }))
+    }
+
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
+        let started = Instant::now();
+        let state = self.state()?;
+        let resource = self.resource(&state)?;
+        let containers = request.into_inner().container_requests;
+        let responses: Result<Vec<_>> =
+            containers.iter().map(|container| state.allocate(resource, &container.devices_ids)).collect();
+        self.metrics.allocation(&self.resource, responses.is_ok(), started.elapsed());
+        match responses {
+            Ok(container_responses) => Ok(Response::new(AllocateResponse { container_responses })),
+            Err(error) => {
+                tracing::warn!("{error}");
+                Err(status(&error))
+            }
+        }
+    }
+
+    async fn pre_start_container(
+        &self,
+        _: Request<PreStartContainerRequest>,
+    ) -> Result<Response<PreStartContainerResponse>, Status> {
+        Ok(Response::new(PreStartContainerResponse {}))
+    }
+}
