@@ -576,6 +576,63 @@ fn a_manifest_is_asked_for_again_too() {
 }
 
 #[test]
+fn the_second_start_reads_one_directory_and_two_files_of_the_store_and_opens_its_layers() {
+    let host = TestHost::new("t4");
+    let Served { registry, storage: _storage } = registry();
+    registry.push("ml", "1", &five_layers());
+    let image = format!("{}/ml:1", registry.address);
+    host.ok(Caller::Root, "", &image, "true");
+    let calls = temporary();
+    let calls = calls.path().join("calls");
+    let start = host.command(Caller::Root, "", &image, &["true"]);
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-y", "-s", "0", "-o"]).arg(&calls).arg(start.get_program()).args(start.get_args());
+    for (name, value) in start.get_envs() {
+        value.map(|value| traced.env(name, value));
+    }
+    must(&mut traced);
+    let calls = fs::read_to_string(calls).unwrap();
+    let store = host.store(0).display().to_string();
+    // What the container writes, and what is read of the image itself, is no work on the store.
+    let (scratch, content) = (format!("{store}/scratch"), format!("{store}/layers/"));
+    let own = |line: &&str| {
+        let inside = line.split_once(&content).is_some_and(|(_, rest)| rest[32..].starts_with('/'));
+        line.contains(&store) && !line.contains(&scratch) && !line.contains("\"scratch") && !inside
+    };
+    let of = |names: &[&str]| -> Vec<&str> {
+        let called = |line: &&str| {
+            let call = line.split_whitespace().nth(1).unwrap_or_default();
+            names.iter().any(|name| call.starts_with(&format!("{name}(")))
+        };
+        calls.lines().filter(own).filter(called).collect()
+    };
+    let listed = of(&["getdents64"]);
+    assert!(
+        !listed.is_empty() && listed.iter().all(|line| line.contains(&format!("<{store}/tmp>"))),
+        "{listed:#?}"
+    );
+    for (directory, times) in [("images/", 1), ("blobs/", 1), ("parts", 0), ("layers/", 5)] {
+        let opened = of(&["openat"]);
+        let opened = opened.iter().filter(|line| line.contains(&format!("<{store}>, \"{directory}"))).count();
+        assert_eq!(opened, times, "{directory}");
+    }
+    // A file is one call, and one that finds its end.
+    assert_eq!(of(&["read", "pread64"]).len(), 4, "{:#?}", of(&["read", "pread64"]));
+    let changed = of(&[
+        "write",
+        "pwrite64",
+        "mkdirat",
+        "mkdir",
+        "renameat",
+        "renameat2",
+        "unlinkat",
+        "fsync",
+        "syncfs",
+    ]);
+    assert_eq!(changed, Vec::<&str>::new());
+}
+
+#[test]
 fn eight_at_once_fetch_each_blob_once() {
     for caller in Caller::EACH {
         let host = TestHost::new("t4");
