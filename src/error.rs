@@ -69,6 +69,7 @@ codes! {
     CannotRun = 60, 126, "the command cannot be run";
     CommandNotFound = 61, 127, "the command was not found in the container";
     Cdi = 70, 125, "a CDI document cannot be made, read or written";
+    Cluster = 71, 125, "the cluster's API server cannot be reached, or refuses";
     Internal = 90, 125, "a system call failed that should not have";
 }
 

@@ -1,11 +1,16 @@
 //! gpurun-device-plugin as a pod: its image, the host's root under another name, the node's labels.
 
 use gpurun_integration::{
-    Caller, TestHost, description, dist,
+    Caller, TestHost, certificates, description, dist,
     kubelet::{Kubelet, Plugin},
     must, project, run, temporary, until,
 };
-use std::{fs, process::Command};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Lines},
+    path::Path,
+    process::{Child, ChildStdout, Command, Stdio},
+};
 
 const GPU: &str = "nvidia.com/gpu";
 
@@ -64,6 +69,108 @@ fn the_nodes_labels_follow_the_host() {
     let names: Vec<_> =
         fs::read_dir(file.parent().unwrap()).unwrap().flatten().map(|it| it.file_name()).collect();
     assert_eq!(names, ["gpurun"], "node-feature-discovery reads every file of the directory");
+}
+
+/// Takes one request in, answers with the status that it was started with, and prints what it got.
+const API_SERVER: &str = r#"
+import http.server, json, ssl, sys
+class Api(http.server.BaseHTTPRequestHandler):
+    def do_PATCH(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        said = {"path": self.path, "account": self.headers["Authorization"], "kind": self.headers["Content-Type"], "body": body}
+        print(json.dumps(said), flush=True)
+        answer = b'{"kind": "Status", "message": "nodes is forbidden"}'
+        self.send_response(int(sys.argv[3]))
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+    def log_message(self, *_): pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Api)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1], sys.argv[2])
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"#;
+
+/// A process that ends with the test.
+struct Server(Child, Lines<BufReader<ChildStdout>>);
+
+impl Server {
+    fn start(certificates: &Path, answer: &str) -> Self {
+        let mut command = Command::new("python3");
+        command.args(["-c", API_SERVER]).arg(certificates.join("tls.crt")).arg(certificates.join("tls.key"));
+        let mut child = command.arg(answer).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self(child, lines)
+    }
+
+    fn line(&mut self) -> String {
+        self.1.next().expect("it runs").unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().and_then(|()| self.0.wait()).expect("our own child");
+    }
+}
+
+/// The plugin with a pod's account, where every pod has it.
+fn in_a_pod(host: &TestHost, certificates: &Path, port: &str) -> Child {
+    let script = "mount --make-rprivate / && mount -t tmpfs tmpfs /run && d=/run/secrets/kubernetes.io/serviceaccount \
+        && mkdir -p $d && cp $0/ca.crt $d && echo secret > $d/token && exec \"$@\"";
+    let plugin = Plugin::command(host, &["--mig-strategy=mixed", "--label-node", "node-1"]);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(certificates);
+    command.arg(plugin.get_program()).args(plugin.get_args());
+    command.env("KUBERNETES_SERVICE_HOST", "127.0.0.1").env("KUBERNETES_SERVICE_PORT", port);
+    command.envs(plugin.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn the_node_is_labelled_through_the_api_server() {
+    let certificates = certificates();
+    let mut server = Server::start(certificates.path(), "200");
+    let port = server.line();
+    let host = TestHost::new("a100-mig");
+    let kubelet = Kubelet::start(&Plugin::directory(&host));
+    let mut plugin = in_a_pod(&host, certificates.path(), &port);
+    kubelet.registration(GPU);
+    let said: serde_json::Value = serde_json::from_str(&server.line()).unwrap();
+    plugin.kill().and_then(|()| plugin.wait()).unwrap();
+    assert_eq!(said["path"], "/api/v1/nodes/node-1?fieldManager=gpurun-device-plugin&force=true");
+    assert_eq!(said["account"], "Bearer secret");
+    assert_eq!(said["kind"], "application/apply-patch+yaml");
+    assert_eq!(
+        (&said["body"]["kind"], &said["body"]["metadata"]["name"]),
+        (&"Node".into(), &"node-1".into())
+    );
+    let labels = &said["body"]["metadata"]["labels"];
+    assert_eq!(labels["nvidia.com/mig-1g.5gb.count"], "2");
+    assert_eq!(labels["nvidia.com/gpu.family"], "ampere");
+}
+
+#[test]
+fn gpus_are_offered_where_the_node_cannot_be_labelled() {
+    let (ours, others) = (certificates(), certificates());
+    for (authorities, reason) in [(&ours, "nodes is forbidden"), (&others, "invalid peer certificate")] {
+        let mut server = Server::start(ours.path(), "403");
+        let port = server.line();
+        let host = TestHost::new("t4");
+        let kubelet = Kubelet::start(&Plugin::directory(&host));
+        let mut plugin = in_a_pod(&host, authorities.path(), &port);
+        kubelet.registration(GPU);
+        let mut said = BufReader::new(plugin.stderr.take().unwrap()).lines().map_while(Result::ok);
+        assert!(said.any(|line| line.contains("error[GPU-0071]")), "{reason}");
+        let cause = said.next().unwrap();
+        assert!(cause.contains(reason), "{cause}");
+        plugin.kill().and_then(|()| plugin.wait()).unwrap();
+    }
+    let ended = run(&mut Plugin::command(&TestHost::new("t4"), &["--label-node", "node-1"]));
+    assert!(ended.code == 125 && ended.err.contains("error[GPU-0071]"), "no pod: {ended:?}");
+    assert!(ended.err.contains("fix:"), "{ended:?}");
 }
 
 /// The NVML reader is dynamic and finds its loader and its libraries in an image that has nothing else.

@@ -89,6 +89,9 @@ pub struct Flags {
     /// The node's labels are written here, for node-feature-discovery (features.d/gpurun)
     #[arg(long, env = "LABELS_FILE", value_name = "FILE")]
     pub labels_file: Option<PathBuf>,
+    /// This node of the cluster gets the labels itself, from the API server; the pod's account must be allowed to patch it
+    #[arg(long, env = "LABEL_NODE", value_name = "NODE")]
+    pub label_node: Option<String>,
     /// XIDs that do not count: all, xids, or a list
     #[arg(
         long = "disable-healthchecks",

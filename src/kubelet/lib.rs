@@ -16,6 +16,7 @@
 pub mod api {
     tonic::include_proto!("v1beta1");
 }
+mod api_server;
 mod authority;
 pub mod config;
 mod events;

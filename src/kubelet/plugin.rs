@@ -3,14 +3,15 @@
 
 use crate::{
     api::device_plugin_server::DevicePluginServer,
+    api_server::ApiServer,
     config::{Cli, IdStrategy, Options},
     events::Watcher,
     grpc,
     health::{Event, Health, meaning},
-    labels::{self, Machine},
+    labels::{self, Labels, Machine},
     metrics::{self, Metrics},
     registration,
-    resources::resources,
+    resources::{Resource, resources},
     response::{CDI_CLASS, CDI_IMEX, CDI_VENDOR, FEATURES},
     server::{Server, State},
 };
@@ -62,6 +63,8 @@ struct Plugin {
     servers: BTreeMap<String, Running>,
     watcher: Option<Watcher>,
     reports: mpsc::Sender<Report>,
+    /// To who labels the node, if somebody does.
+    labels: Option<std::sync::mpsc::Sender<Labels>>,
     again: Option<Instant>,
 }
 
@@ -106,6 +109,7 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
     let (reports, mut reported) = mpsc::channel(REPORTS);
     let (read, mut inventories) = mpsc::unbounded_channel();
     follow(&context, read)?;
+    let labels = cli.flags.label_node.as_deref().map(label).transpose()?;
     let mut plugin = Plugin {
         cli,
         context,
@@ -119,6 +123,7 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
         servers: BTreeMap::new(),
         watcher: None,
         reports,
+        labels,
         again: None,
     };
     plugin.health.watch(plugin.options.watched.clone());
@@ -163,6 +168,16 @@ fn follow(context: &Context, read: mpsc::UnboundedSender<Result<Inventory>>) -> 
         drop(read.send(ended.map(|never| match never {})));
     });
     thread.map(drop).or_fail(Code::Internal, || "no thread can be started")
+}
+
+/// Labels the node in a thread of its own: the API server answers when it can.
+fn label(node: &str) -> Result<std::sync::mpsc::Sender<Labels>> {
+    let api_server = ApiServer::of_pod()?;
+    let (labels, newest) = std::sync::mpsc::channel();
+    let node = node.to_owned();
+    let thread = std::thread::Builder::new().name("labels".into());
+    let thread = thread.spawn(move || api_server.keep_labelled(&node, &newest));
+    thread.map(|_| labels).or_fail(Code::Internal, || "no thread can be started")
 }
 
 impl Plugin {
@@ -335,14 +350,7 @@ impl Plugin {
         if self.options.needs_cdi() && !inventory.gpus.is_empty() {
             self.write_documents(inventory)?;
         }
-        if let Some(path) = &self.cli.flags.labels_file {
-            let machine = Machine::read(&self.context.host.sys, &all);
-            let labels = labels::labels(&all, &machine, &resources, self.options.mig);
-            // Whoever is offered GPUs should not miss them for a label.
-            if let Err(error) = whole_file::write(path, &labels::text(&labels), Code::Config) {
-                tracing::error!("{error}");
-            }
-        }
+        self.tell_labels(&all, &resources);
         let gone =
             self.gone.iter().flat_map(|gpu| gpu.mig_devices.iter().map(|part| &part.uuid).chain([&gpu.uuid]));
         let mut unhealthy: BTreeMap<String, String> =
@@ -359,6 +367,25 @@ impl Plugin {
             resources,
             unhealthy,
         }))
+    }
+
+    /// Whoever is offered GPUs should not miss them for a label: what fails is said, no more.
+    fn tell_labels(&self, inventory: &Inventory, resources: &[Resource]) {
+        let file = &self.cli.flags.labels_file;
+        if file.is_none() && self.labels.is_none() {
+            return;
+        }
+        let machine = Machine::read(&self.context.host.sys, inventory);
+        let labels = labels::labels(inventory, &machine, resources, self.options.mig);
+        if let Some(path) = file
+            && let Err(error) = whole_file::write(path, &labels::text(&labels), Code::Config)
+        {
+            tracing::error!("{error}");
+        }
+        if let Some(newest) = &self.labels {
+            // Its thread lives as long as this does.
+            let _ = newest.send(labels);
+        }
     }
 
     /// The CDI documents of this node. One that is the same is not written again.
