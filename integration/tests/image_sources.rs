@@ -269,16 +269,10 @@ fn a_store_of_podmans_that_cannot_be_trusted_or_read_is_refused() {
 }
 
 /// Passes on to Docker's socket, and ends the answer to a `get` after so many bytes; what was asked for.
-fn before_docker(
-    machine: &Machine,
-    socket: &Path,
-    to: PathBuf,
-    cut: &Arc<AtomicUsize>,
-) -> Arc<Mutex<Vec<String>>> {
+fn before_docker(socket: &Path, to: PathBuf, cut: &Arc<AtomicUsize>) -> Arc<Mutex<Vec<String>>> {
     let listener = UnixListener::bind(socket).unwrap();
     let asked = Arc::new(Mutex::new(Vec::new()));
     let (log, cut) = (Arc::clone(&asked), Arc::clone(cut));
-    let _ = machine;
     thread::spawn(move || {
         for mut client in listener.incoming().flatten() {
             let mut request = vec![0; 4096];
@@ -308,7 +302,7 @@ fn dockers_images_come_through_its_socket_and_again_when_they_are_others() {
         load("cuda");
         let socket = machine.shared().join("docker.sock");
         let cut = Arc::new(AtomicUsize::new(300_000));
-        let asked = before_docker(&machine, &socket, machine.path("/run/docker.sock"), &cut);
+        let asked = before_docker(&socket, machine.path("/run/docker.sock"), &cut);
         let host = format!("DOCKER_HOST=unix://{}", socket.display());
         let saved = || asked.lock().unwrap().iter().filter(|line| line.contains("/get ")).count();
         let gpurun = |words: &[&str]| {

@@ -101,11 +101,8 @@ fn a_registry_that_registries_conf_calls_insecure_is_believed_and_others_are_not
     plain.push("ml", "1", &Packed::of("busybox", "gzip"));
     let tls =
         Registry::tls(storage.path(), &files.path().join("tls.crt"), &files.path().join("tls.key"), None);
-    // Loopback is believed in any case: so the registry is reached by this machine's name.
+    // This machine's own is believed in any case: so it is reached by another name, which a proxy leads there.
     let port = tls.address.rsplit(':').next().unwrap();
-    let name = must(&mut Command::new("hostname")).trim().to_owned();
-    let reachable = run(Command::new("getent").args(["ahosts", &name])).out;
-    assert!(!reachable.is_empty(), "this machine's name {name} has no address");
     let image = format!("ml.test.invalid:{port}/ml:1");
     let host = TestHost::new("t4");
     let home = home(&host, Caller::Root);
