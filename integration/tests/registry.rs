@@ -446,6 +446,7 @@ fn a_large_layer_comes_in_pieces_whatever_the_network_does() {
         (Fault::Shifted, THIRD, 1, "GPU-0042"),
         (Fault::Cut(9 << 20), THIRD, 1, ""),
         (Fault::Cut(6 << 20), 0, 99, ""),
+        (Fault::Slow(64 << 10), THIRD, 1, ""),
         (Fault::Cut(10), THIRD, 99, "GPU-0047"),
         (Fault::Drop, 0, 2, ""),
         (busy, THIRD, 1, ""),
@@ -463,6 +464,7 @@ fn a_large_layer_comes_in_pieces_whatever_the_network_does() {
         let (what, blob) = (format!("{fault:?} on {healthy:?}"), large.clone());
         let slow = healthy != Fault::Pass;
         let (from, whole, alone) = (if slow { from } else { from.min(1) }, fault == Fault::Whole, count == 0);
+        let slows = matches!(fault, Fault::Slow(_));
         let left = Arc::new(AtomicUsize::new(count));
         let faults = Arc::clone(&left);
         let proxy = Proxy::before(&registry, move |request| {
@@ -492,6 +494,10 @@ fn a_large_layer_comes_in_pieces_whatever_the_network_does() {
             assert_eq!(asked.len(), 9, "{asked:?}");
             assert!(asked.windows(2).all(|pair| pair[0].end == pair[1].start), "{asked:?}");
             assert_eq!((asked[0].start, asked[8].end), (0, size));
+        }
+        if slows {
+            let first = asked.iter().filter(|range| range.start < 8 << 20).count();
+            assert_eq!(first, 1, "what was read already is not fetched again: {asked:?}");
         }
         if whole && from == 0 {
             assert!(asked.len() <= 2, "one connection brings all: {asked:?}");

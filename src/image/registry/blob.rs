@@ -211,8 +211,11 @@ impl<'a> Blob<'a> {
             if state.stopped || self.shared.failed().is_some() {
                 return None;
             }
-            let missing =
-                |at: &usize| !state.pieces[*at].taken && state.pieces[*at].length < self.length(*at);
+            // What the reader had by his own connection is not missing.
+            let missing = |at: &usize| {
+                let Piece { length, taken } = state.pieces[*at];
+                !taken && length < self.length(*at) && state.at < start(*at) + self.length(*at)
+            };
             let next = (0..state.pieces.len()).find(missing)?;
             let slow = state.direct == Some(false) || (state.direct.is_none() && started.elapsed() >= SOON);
             let alone = state.pieces.iter().all(|piece| !piece.taken) && state.direct != Some(true);
