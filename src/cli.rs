@@ -108,8 +108,11 @@ pub enum Command {
     /// List the images that are unpacked in the store
     Images {
         /// Check each: its configuration by its digest, its layers by the configuration and for being there
-        #[arg(long)]
+        #[arg(long, conflicts_with = "usage")]
         verify: bool,
+        /// Measure what each takes on the disk
+        #[arg(long)]
+        usage: bool,
     },
     /// Fetch images from a registry, or unpack them from an archive, into the store
     Pull {

@@ -136,6 +136,7 @@ pub const SETTINGS: &[Setting] = &[
         "none",
         "what is asked before a registry: `{ \"docker.io\" = [\"https://mirror.example\"] }`",
     ),
+    setting("", "", "store-quota", "none", "what the layers of images may take on the disk: `200g`"),
     setting(
         "",
         "GPURUN_STATE_DIR",
@@ -186,6 +187,7 @@ pub struct Config {
     pub log_level: LogLevel,
     pub insecure_registries: Vec<String>,
     pub registry_mirrors: BTreeMap<String, Vec<String>>,
+    pub store_quota: Option<String>,
 }
 
 /// `nonroot`

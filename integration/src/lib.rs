@@ -48,7 +48,7 @@ impl Caller {
     }
 }
 
-fn project() -> &'static Path {
+pub fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("integration/ lies in the project")
 }
 

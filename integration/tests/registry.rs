@@ -419,7 +419,7 @@ fn what_a_network_does_ends_in_the_image_or_in_one_error() {
     }
 }
 
-/// A layer of five pieces, and busybox.
+/// A layer of nine pieces, and busybox.
 fn large() -> Packed {
     Packed::of("busybox", "gzip").with_layer("a", 70 << 20, "tar")
 }
@@ -437,7 +437,7 @@ fn a_large_layer_comes_in_pieces_whatever_the_network_does() {
         (registry.put_blob("ml", &changed), registry.put_blob("ml", &changed[..40 << 20]));
     let busy = Fault::Answer(429, "Retry-After: 1\r\n".into(), String::new());
     // (what happens, to requests from this byte on, how often, how it ends)
-    for (fault, from, count, end) in [
+    let faults = [
         (Fault::Pass, 0, 0, ""),
         // Ranges are never understood; once they are not.
         (Fault::Whole, 0, 99, ""),
@@ -445,7 +445,7 @@ fn a_large_layer_comes_in_pieces_whatever_the_network_does() {
         (Fault::Half, 0, 99, ""),
         (Fault::Shifted, THIRD, 1, "GPU-0042"),
         (Fault::Cut(9 << 20), THIRD, 1, ""),
-        (Fault::Cut(1 << 20), 0, 99, ""),
+        (Fault::Cut(6 << 20), 0, 99, ""),
         (Fault::Cut(10), THIRD, 99, "GPU-0047"),
         (Fault::Drop, 0, 2, ""),
         (busy, THIRD, 1, ""),
@@ -453,9 +453,16 @@ fn a_large_layer_comes_in_pieces_whatever_the_network_does() {
         // Another blob than the one that the first pieces were of.
         (Fault::Other(changed), THIRD, 99, "GPU-0043"),
         (Fault::Other(shorter), THIRD, 99, "GPU-0042"),
-    ] {
+    ];
+    // A network that is slower than who reads, and one that is quicker, on which all but the first piece is one request.
+    for (healthy, (fault, from, count, end)) in [Fault::Slow(256 << 10), Fault::Pass]
+        .into_iter()
+        .flat_map(|healthy| faults.iter().cloned().map(move |fault| (healthy.clone(), fault)))
+    {
         let host = TestHost::new("t4");
-        let (what, blob) = (fault.clone(), large.clone());
+        let (what, blob) = (format!("{fault:?} on {healthy:?}"), large.clone());
+        let slow = healthy != Fault::Pass;
+        let (from, whole, alone) = (if slow { from } else { from.min(1) }, fault == Fault::Whole, count == 0);
         let left = Arc::new(AtomicUsize::new(count));
         let faults = Arc::clone(&left);
         let proxy = Proxy::before(&registry, move |request| {
@@ -463,7 +470,7 @@ fn a_large_layer_comes_in_pieces_whatever_the_network_does() {
                 request.path.ends_with(&blob) && request.bytes().is_some_and(|range| range.start >= from);
             let spent =
                 || faults.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-            if hit && spent().is_ok() { fault.clone() } else { Fault::Pass }
+            if hit && spent().is_ok() { fault.clone() } else { healthy.clone() }
         });
         let image = format!("{}/ml:1", proxy.address);
         let ended = pull(&host, Caller::Root, &[], &image);
@@ -475,22 +482,21 @@ fn a_large_layer_comes_in_pieces_whatever_the_network_does() {
             .collect();
         asked.sort_by_key(|range| range.start);
         if end.is_empty() {
-            assert_eq!(ended.code, 0, "{what:?}: {ended:?}");
+            assert_eq!(ended.code, 0, "{what}: {ended:?}");
         } else {
             fails(&ended, end);
             left.store(0, Ordering::SeqCst);
             pulled(&host, Caller::Root, &image);
         }
-        match (&what, from) {
-            (Fault::Pass, _) => {
-                assert_eq!(asked.len(), 5, "{asked:?}");
-                assert!(asked.windows(2).all(|pair| pair[0].end == pair[1].start), "{asked:?}");
-                assert_eq!((asked[0].start, asked[4].end), (0, size));
-            }
-            (Fault::Whole, 0) => assert_eq!(asked.len(), 1, "one connection brings all: {asked:?}"),
-            _ => {}
+        if slow && alone {
+            assert_eq!(asked.len(), 9, "{asked:?}");
+            assert!(asked.windows(2).all(|pair| pair[0].end == pair[1].start), "{asked:?}");
+            assert_eq!((asked[0].start, asked[8].end), (0, size));
         }
-        assert_eq!(host.ok(Caller::Root, "", &image, "wc -c < /a"), format!("{}\n", 70 << 20), "{what:?}");
+        if whole && from == 0 {
+            assert!(asked.len() <= 2, "one connection brings all: {asked:?}");
+        }
+        assert_eq!(host.ok(Caller::Root, "", &image, "wc -c < /a"), format!("{}\n", 70 << 20), "{what}");
         intact(&host, Caller::Root);
     }
 }
@@ -567,6 +573,63 @@ fn a_manifest_is_asked_for_again_too() {
         });
         pulled(&host, Caller::Root, &format!("{}/ml:1", proxy.address));
     }
+}
+
+#[test]
+fn the_second_start_reads_one_directory_and_two_files_of_the_store_and_opens_its_layers() {
+    let host = TestHost::new("t4");
+    let Served { registry, storage: _storage } = registry();
+    registry.push("ml", "1", &five_layers());
+    let image = format!("{}/ml:1", registry.address);
+    host.ok(Caller::Root, "", &image, "true");
+    let calls = temporary();
+    let calls = calls.path().join("calls");
+    let start = host.command(Caller::Root, "", &image, &["true"]);
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-y", "-s", "0", "-o"]).arg(&calls).arg(start.get_program()).args(start.get_args());
+    for (name, value) in start.get_envs() {
+        value.map(|value| traced.env(name, value));
+    }
+    must(&mut traced);
+    let calls = fs::read_to_string(calls).unwrap();
+    let store = host.store(0).display().to_string();
+    // What the container writes, and what is read of the image itself, is no work on the store.
+    let (scratch, content) = (format!("{store}/scratch"), format!("{store}/layers/"));
+    let own = |line: &&str| {
+        let inside = line.split_once(&content).is_some_and(|(_, rest)| rest[32..].starts_with('/'));
+        line.contains(&store) && !line.contains(&scratch) && !line.contains("\"scratch") && !inside
+    };
+    let of = |names: &[&str]| -> Vec<&str> {
+        let called = |line: &&str| {
+            let call = line.split_whitespace().nth(1).unwrap_or_default();
+            names.iter().any(|name| call.starts_with(&format!("{name}(")))
+        };
+        calls.lines().filter(own).filter(called).collect()
+    };
+    let listed = of(&["getdents64"]);
+    assert!(
+        !listed.is_empty() && listed.iter().all(|line| line.contains(&format!("<{store}/tmp>"))),
+        "{listed:#?}"
+    );
+    for (directory, times) in [("images/", 1), ("blobs/", 1), ("parts", 0), ("layers/", 5)] {
+        let opened = of(&["openat"]);
+        let opened = opened.iter().filter(|line| line.contains(&format!("<{store}>, \"{directory}"))).count();
+        assert_eq!(opened, times, "{directory}");
+    }
+    // A file is one call, and one that finds its end.
+    assert_eq!(of(&["read", "pread64"]).len(), 4, "{:#?}", of(&["read", "pread64"]));
+    let changed = of(&[
+        "write",
+        "pwrite64",
+        "mkdirat",
+        "mkdir",
+        "renameat",
+        "renameat2",
+        "unlinkat",
+        "fsync",
+        "syncfs",
+    ]);
+    assert_eq!(changed, Vec::<&str>::new());
 }
 
 #[test]
@@ -686,12 +749,12 @@ fn layers_in_use_stay_and_others_go() {
         let mut ready = [0; 6];
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
         let out = must(host.gpurun_of(caller).args(["rmi", &one]));
-        assert!(out.starts_with("0 layers removed\n1 more are in use"), "{out}");
+        assert!(out.starts_with("0 layers removed, 0 MiB freed\n1 more are in use"), "{out}");
         assert_eq!(layers(), 3);
         fs::write(go.path().join("go"), "").unwrap();
         let ended = finish(child);
         assert_eq!((ended.code, ended.out.trim()), (0, "1048576"), "{ended:?}");
-        assert_eq!(must(host.gpurun_of(caller).arg("prune")), "1 layers removed\n");
+        assert_eq!(must(host.gpurun_of(caller).arg("prune")), "1 layers removed, 1 MiB freed\n");
         assert_eq!(layers(), 2);
         assert_eq!(host.ok(caller, "", &two, "wc -c < /b"), "1048576\n");
         fails(&run(&mut host.command(caller, "--pull never", &one, &["true"])), "GPU-0041");

@@ -7,26 +7,48 @@ use crate::{
     image::{Image, ImageReference, Store, registry::When},
 };
 
-/// Prints what is in it.
-pub fn list(context: &Context) -> Result<u8> {
-    let images = Store::open(&context.store_dir)?.images()?;
+/// Prints what is in it: the sizes of layers as they were delivered, with `usage` what they take on the disk.
+pub fn list(context: &Context, usage: bool) -> Result<u8> {
+    let store = context.store()?;
+    let mut images = store.images()?;
+    let measured = usage.then(|| store.usage()).transpose()?;
+    if let Some(measured) = &measured {
+        let sizes: Vec<_> =
+            images.iter().map(|image| store.usage_of_image(image, measured, &images)).collect();
+        for (image, size) in images.iter_mut().zip(sizes) {
+            (image.size, image.shared) = size;
+        }
+    }
+    let total: Option<u64> = measured.map(|measured| measured.values().sum());
     if context.json {
         let all: Vec<_> = images
             .iter()
-            .map(|image| serde_json::json!({"name": image.name, "id": image.id.to_string(), "size": image.size}))
+            .map(|image| {
+                let (name, id) = (&image.name, image.id.to_string());
+                serde_json::json!({"name": name, "id": id, "size": image.size, "shared": image.shared})
+            })
             .collect();
-        println!("{:#}", serde_json::json!(all));
+        let all = match total {
+            None => serde_json::json!(all),
+            Some(total) => serde_json::json!({"images": all, "total": total, "quota": store.quota()}),
+        };
+        println!("{all:#}");
         return Ok(0);
     }
     for image in images {
-        println!("{}  {:>8} MiB  {}", &image.id.hex()[..12], image.size >> 20, image.name);
+        let (size, shared) = (image.size >> 20, image.shared >> 20);
+        println!("{}  {size:>8} MiB  {shared:>8} MiB shared  {}", &image.id.hex()[..12], image.name);
+    }
+    if let Some(total) = total {
+        let quota = store.quota().map_or_else(String::new, |quota| format!(" of {} MiB", quota >> 20));
+        println!("{:12}  {:>8} MiB{quota} for all layers in {}", "", total >> 20, store.path().display());
     }
     Ok(0)
 }
 
 /// Prints what is wrong with it; 1 if anything is.
 pub fn verify(context: &Context) -> Result<u8> {
-    let store = Store::open(&context.store_dir)?;
+    let store = context.store()?;
     let checked: Vec<_> =
         store.images()?.into_iter().map(|image| (store.verify(&image.name), image.name)).collect();
     if context.json {
@@ -43,7 +65,7 @@ pub fn verify(context: &Context) -> Result<u8> {
 
 /// Brings images into it.
 pub fn pull(context: &Context, pulling: &Pulling, images: &[String]) -> Result<u8> {
-    let store = Store::open(&context.store_dir)?;
+    let store = context.store()?;
     let pull = context.pull(When::Always, pulling);
     for text in images {
         let image = Image::open(&ImageReference::parse(text)?, &store, &pull)?;
@@ -60,7 +82,7 @@ pub fn pull(context: &Context, pulling: &Pulling, images: &[String]) -> Result<u
 
 /// Removes images from it, and what only they needed.
 pub fn remove(context: &Context, names: &[String]) -> Result<u8> {
-    let store = Store::open(&context.store_dir)?;
+    let store = context.store()?;
     for text in names {
         // As it is listed, or as it was typed when it came.
         let known =
@@ -75,16 +97,19 @@ pub fn remove(context: &Context, names: &[String]) -> Result<u8> {
 
 /// Removes from it what no image needs.
 pub fn prune(context: &Context) -> Result<u8> {
-    tell(context, &Store::open(&context.store_dir)?)
+    tell(context, &context.store()?)
 }
 
 fn tell(context: &Context, store: &Store) -> Result<u8> {
     let pruned = store.prune()?;
     if context.json {
-        println!("{}", serde_json::json!({"removed": pruned.removed, "in_use": pruned.in_use}));
+        println!(
+            "{}",
+            serde_json::json!({"removed": pruned.removed, "in_use": pruned.in_use, "freed": pruned.freed})
+        );
         return Ok(0);
     }
-    println!("{} layers removed", pruned.removed);
+    println!("{} layers removed, {} MiB freed", pruned.removed, pruned.freed >> 20);
     if pruned.in_use > 0 {
         println!("{} more are in use by containers: `gpurun prune` removes them later", pruned.in_use);
     }

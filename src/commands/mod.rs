@@ -21,7 +21,7 @@ use crate::{
     cli::{Global, Pulling},
     config::Config,
     error::{Code, Error, Result},
-    image::{Pull, registry::When},
+    image::{Pull, Store, registry::When},
     inventory::{Host, Inventory},
 };
 use std::path::PathBuf;
@@ -90,6 +90,17 @@ impl Context {
             store_dir: dir("GPURUN_STORE", "/var/lib/gpurun", "XDG_DATA_HOME", ".local/share/gpurun")?,
             json: global.json,
         })
+    }
+
+    /// The image store, with the bound that the administrator set.
+    pub fn store(&self) -> Result<Store> {
+        let quota = self
+            .config
+            .store_quota
+            .as_deref()
+            .map(|text| run::options::size("store-quota", text))
+            .transpose()?;
+        Ok(Store::open(&self.store_dir)?.with_quota(quota))
     }
 
     /// How images of registries are had.

@@ -4,13 +4,13 @@ use super::{Context, run::injection, run::options};
 use crate::{
     cli::Run,
     error::Result,
-    image::{Image, ImageReference, Store},
+    image::{Image, ImageReference},
 };
 use serde_json::json;
 
 /// Prints it.
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
-    let store = Store::open(&context.store_dir)?;
+    let store = context.store()?;
     let image =
         Image::open(&ImageReference::parse(&args.image)?, &store, &context.pull(args.pull, &args.pulling))?;
     let injection = injection(context, args, &image, &options::environment(args)?)?;

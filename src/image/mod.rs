@@ -120,7 +120,7 @@ impl Source {
                 let what = format!("{} layers of {name} are not on this machine", missing.len());
                 Err(Error::new(Code::ImageNotFound, what).fix(format!("gpurun pull {name}")))
             }
-            Self::Registry(name, pull) => registry::order(store.path(), name, Step::Layers, pull),
+            Self::Registry(name, pull) => registry::order(store, name, Step::Layers, pull),
             Self::Layout(_, Some(layout)) => unpack_missing(missing, layout, store),
             Self::Layout(reference, None) => unpack_missing(missing, &open_layout(reference, store)?, store),
         }
@@ -193,12 +193,12 @@ impl Image {
         let known = || store.record(&key).and_then(|record| Some((store.blob(&record.id)?, record)));
         let found = match pull.when {
             When::Always => {
-                registry::order(store.path(), name, Step::Documents, pull)?;
+                registry::order(store, name, Step::Documents, pull)?;
                 known()
             }
             When::Missing => match known() {
                 None => {
-                    registry::order(store.path(), name, Step::UnknownDocuments, pull)?;
+                    registry::order(store, name, Step::UnknownDocuments, pull)?;
                     known()
                 }
                 found => found,
@@ -334,6 +334,8 @@ fn open_layout(reference: &ImageReference, store: &Store) -> Result<Layout> {
 
 /// Unpacks layers of a layout, as many at a time as there are processors.
 fn unpack_missing(missing: &[&Layer], layout: &Layout, store: &Store) -> Result<()> {
+    let _reserved = store.reserve(missing.iter().copied())?;
+    store.check_room(missing.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size)))?;
     let ownership = Store::ownership();
     let workers = thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
     unpack_all(missing, workers, |layer| {

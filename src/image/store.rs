@@ -20,10 +20,10 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashMap, HashSet},
     ffi::CString,
     fs::File,
-    io::{self, Read, Write},
+    io::{self, ErrorKind, Read, Write},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -39,6 +39,8 @@ const SHORT: usize = 32;
 pub struct Store {
     directory: OwnedFd,
     path: PathBuf,
+    /// What all layers may take on the disk, in bytes.
+    quota: Option<u64>,
 }
 
 /// What an image's name stood for.
@@ -61,6 +63,8 @@ pub struct Pruned {
     pub removed: usize,
     /// So many are not, because containers run on them.
     pub in_use: usize,
+    /// So many bytes of the disk are free again.
+    pub freed: u64,
 }
 
 /// An image that was opened before.
@@ -72,12 +76,21 @@ pub struct StoredImage {
     pub id: Digest,
     /// Of its layers as they were delivered, in bytes.
     pub size: u64,
+    /// Of those that other images have, too.
+    pub shared: u64,
+    /// Its layers, lowest first.
+    pub layers: Vec<Digest>,
     /// When it was opened last.
     pub last_used: SystemTime,
 }
 
 fn failed(what: &str, cause: impl std::fmt::Display) -> Error {
     Error::new(Code::Store, format!("the image store cannot be used: {what}")).cause(cause)
+}
+
+fn full() -> Error {
+    Error::new(Code::NoSpace, "the image store's filesystem is full")
+        .fix("make room on it, or name a directory on another filesystem in GPURUN_STORE")
 }
 
 impl Store {
@@ -126,9 +139,20 @@ impl Store {
             .cause(format!("its mode is {:o}", stat.st_mode & 0o7777))
             .fix(format!("chmod 700 {}", path.display())));
         }
-        let store = Self { directory: fd, path };
+        let store = Self { directory: fd, path, quota: None };
         store.clean()?;
         Ok(store)
+    }
+
+    /// The same with a bound on what its layers take on the disk, in bytes.
+    #[must_use]
+    pub fn with_quota(self, quota: Option<u64>) -> Self {
+        Self { quota, ..self }
+    }
+
+    /// What its layers may take on the disk, in bytes.
+    pub fn quota(&self) -> Option<u64> {
+        self.quota
     }
 
     /// Where it is.
@@ -196,6 +220,82 @@ impl Store {
             .fix("make room (`gpurun images`, `gpurun rmi`), or name a directory on another filesystem in GPURUN_STORE"))
     }
 
+    /// Fails where layers that are not here would pass the quota, by their sizes as they are delivered. Where there is a quota,
+    /// nobody else brings layers until the result is dropped: two that come at once might each find room.
+    ///
+    /// # Errors
+    /// [`Code::NoSpace`]
+    pub fn reserve<'a>(&self, layers: impl IntoIterator<Item = &'a Layer>) -> Result<Option<OwnedFd>> {
+        let Some(quota) = self.quota else { return Ok(None) };
+        let lock = self.lock("quota")?;
+        let missing = layers.into_iter().filter(|layer| !self.has_layer(&layer.diff_id));
+        let wanted = missing.fold(0, |sum: u64, layer| sum.saturating_add(layer.size));
+        let used: u64 = self.usage()?.values().sum();
+        if wanted == 0 || used.saturating_add(wanted) <= quota {
+            return Ok(Some(lock));
+        }
+        let mb = |bytes: u64| bytes.div_ceil(1_000_000);
+        let what = format!(
+            "the image's layers have {} MB, and the store's quota leaves {} MB",
+            mb(wanted),
+            quota.saturating_sub(used) / 1_000_000
+        );
+        let unused = self.unused()?;
+        let fix = match unused.iter().map(|name| self.usage_of(name)).sum::<Result<u64>>()? {
+            0 => "remove images that you do without (`gpurun images`, `gpurun rmi`), or raise store-quota in the configuration".into(),
+            free => format!("`gpurun prune` frees {} MB; or raise store-quota in the configuration", mb(free)),
+        };
+        let cause = format!(
+            "{} has {} MB of layers, and store-quota is {} MB",
+            self.path.display(),
+            mb(used),
+            quota / 1_000_000
+        );
+        Err(Error::new(Code::NoSpace, what).cause(cause).fix(fix))
+    }
+
+    /// What each layer takes on the disk, in bytes, by its directory's name.
+    pub fn usage(&self) -> Result<BTreeMap<String, u64>> {
+        let names = self.names("layers")?;
+        names.into_iter().map(|name| Ok((name.clone(), self.usage_of(&name)?))).collect()
+    }
+
+    /// What an image's layers take on the disk, in bytes, and how much of that other images have, too.
+    pub fn usage_of_image(
+        &self,
+        image: &StoredImage,
+        usage: &BTreeMap<String, u64>,
+        all: &[StoredImage],
+    ) -> (u64, u64) {
+        let size = |digest: &&Digest| usage.get(short(digest)).copied().unwrap_or(0);
+        let own: HashSet<&Digest> = image.layers.iter().collect();
+        let others: HashSet<&Digest> =
+            all.iter().filter(|other| other.name != image.name).flat_map(|other| &other.layers).collect();
+        (own.iter().map(size).sum(), own.intersection(&others).map(size).sum())
+    }
+
+    fn usage_of(&self, layer: &str) -> Result<u64> {
+        match tree::usage(&self.directory, &format!("layers/{layer}")) {
+            // Removed meanwhile.
+            Err(Errno::NOENT) => Ok(0),
+            done => done.map_err(|errno| failed("a layer cannot be measured", errno)),
+        }
+    }
+
+    /// The layers of which no image is made.
+    fn unused(&self) -> Result<Vec<String>> {
+        // Layers before images: a pull writes the image first, so none of its layers is here without it.
+        let mut layers = self.names("layers")?;
+        let records = self.records()?;
+        let used: HashSet<&str> = records
+            .iter()
+            .flat_map(|(record, _)| &record.layers)
+            .map(|layer| short(&layer.diff_id))
+            .collect();
+        layers.retain(|layer| !used.contains(layer.as_str()));
+        Ok(layers)
+    }
+
     /// Forgets a name; whether it was known. Layers go when [`Store::prune`] comes.
     pub fn forget(&self, name: &str) -> Result<bool> {
         match unlinkat(&self.directory, record_path(name), AtFlags::empty()) {
@@ -207,19 +307,19 @@ impl Store {
 
     /// Removes the layers and configurations of which no image is made, but for layers that a container runs on.
     pub fn prune(&self) -> Result<Pruned> {
-        // Layers before images: a pull writes the image first, so none of its layers is here without it.
-        let (layers, blobs) = (self.names("layers")?, self.names("blobs")?);
+        let (unused, blobs) = (self.unused()?, self.names("blobs")?);
         let records = self.records()?;
-        let used: HashSet<&str> = records
-            .iter()
-            .flat_map(|(record, _)| &record.layers)
-            .map(|layer| short(&layer.diff_id))
-            .collect();
         let configurations: HashSet<&str> = records.iter().map(|(record, _)| record.id.hex()).collect();
         self.remove_old_parts(Duration::ZERO)?;
         let mut pruned = Pruned::default();
-        for layer in layers.iter().filter(|layer| !used.contains(layer.as_str())) {
-            *(if self.remove_layer(layer)? { &mut pruned.removed } else { &mut pruned.in_use }) += 1;
+        for layer in &unused {
+            let size = self.usage_of(layer)?;
+            if self.remove_layer(layer)? {
+                pruned.removed += 1;
+                pruned.freed += size;
+            } else {
+                pruned.in_use += 1;
+            }
         }
         for blob in blobs.iter().filter(|blob| !configurations.contains(blob.as_str())) {
             match unlinkat(&self.directory, format!("blobs/{blob}"), AtFlags::empty()) {
@@ -413,14 +513,26 @@ impl Store {
 
     /// The images that were opened before, last used first.
     pub fn images(&self) -> Result<Vec<StoredImage>> {
-        let mut found: Vec<StoredImage> = self
-            .records()?
-            .into_iter()
+        let records = self.records()?;
+        let mut owners: HashMap<&Digest, usize> = HashMap::new();
+        for (record, _) in &records {
+            let own: HashSet<_> = record.layers.iter().map(|layer| &layer.diff_id).collect();
+            for id in own {
+                *owners.entry(id).or_default() += 1;
+            }
+        }
+        let total = |layers: &mut dyn Iterator<Item = &Layer>| {
+            layers.fold(0, |sum: u64, layer| sum.saturating_add(layer.size))
+        };
+        let mut found: Vec<StoredImage> = records
+            .iter()
             .map(|(record, last_used)| StoredImage {
-                size: record.layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size)),
-                name: record.name,
-                id: record.id,
-                last_used,
+                size: total(&mut record.layers.iter()),
+                shared: total(&mut record.layers.iter().filter(|layer| owners[&layer.diff_id] > 1)),
+                layers: record.layers.iter().map(|layer| layer.diff_id.clone()).collect(),
+                name: record.name.clone(),
+                id: record.id.clone(),
+                last_used: *last_used,
             })
             .collect();
         found.sort_by(|a, b| b.last_used.cmp(&a.last_used).then_with(|| a.name.cmp(&b.name)));
@@ -475,12 +587,12 @@ impl Store {
         while piece > 0 {
             let space = fstatvfs(&self.directory).map_err(|errno| failed("fstatvfs", errno))?;
             if space.f_bavail < space.f_blocks / 100 {
-                return Err(
-                    Error::new(Code::NoSpace, "the image store's filesystem is full").fix("make room on it")
-                );
+                return Err(full().cause("less than a hundredth of it is free"));
             }
-            piece = io::copy(&mut stream.take(64 << 20), file)
-                .or_fail(Code::ImageBroken, || "the stream cannot be read or kept")?;
+            piece = io::copy(&mut stream.take(64 << 20), file).map_err(|error| match error.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => full().cause(error),
+                _ => Error::new(Code::ImageBroken, "the stream cannot be read or kept").cause(error),
+            })?;
         }
         Ok(())
     }
@@ -546,7 +658,8 @@ impl Store {
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
             Mode::empty(),
         )?;
-        let mut bytes = Vec::new();
+        // Nearly all of them fit: one call instead of six that ask for ever more.
+        let mut bytes = Vec::with_capacity(16 << 10);
         File::from(file).take(MAX_FILE).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
@@ -565,7 +678,10 @@ impl Store {
                 break File::from(file);
             }
         };
-        file.write_all(bytes).map_err(|error| failed(&format!("{path} cannot be written"), error))?;
+        file.write_all(bytes).map_err(|error| match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => full().cause(error),
+            _ => failed(&format!("{path} cannot be written"), error),
+        })?;
         renameat(&self.directory, &temporary, &self.directory, path).map_err(fail)
     }
 }

@@ -2,14 +2,51 @@
 
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, chmodat, fchmod, fstat, openat, renameat_with, unlinkat},
+    fs::{
+        AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat, chmodat, fchmod, fstat, openat,
+        renameat_with, statat, unlinkat,
+    },
     io::{Errno, Result},
 };
-use std::ffi::CStr;
+use std::{
+    collections::HashSet,
+    ffi::{CStr, CString},
+};
 
 /// How a directory of image content is opened: as itself, never through a link.
 pub const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// What a directory and all that is in it take on the disk, in bytes; a file of several names once. No name in it may be longer
+/// than a path can be, as those of layers are not.
+///
+/// # Errors
+/// The kernel's.
+pub fn usage(parent: impl AsFd, name: &str) -> Result<u64> {
+    let mut total = 0;
+    let mut seen = HashSet::new();
+    let mut todo = vec![CString::new(name).map_err(|_| Errno::INVAL)?];
+    while let Some(path) = todo.pop() {
+        let directory = openat(&parent, &path, DIRECTORY, Mode::empty())?;
+        total += blocks(&fstat(&directory)?);
+        each(&directory, |child| {
+            let stat = statat(&directory, child, AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(stat.st_mode).is_dir() {
+                let path = [path.to_bytes(), b"/", child.to_bytes()].concat();
+                todo.push(CString::new(path).map_err(|_| Errno::INVAL)?);
+            } else if stat.st_nlink == 1 || seen.insert((stat.st_dev, stat.st_ino)) {
+                total += blocks(&stat);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(total)
+}
+
+/// stat(2) counts in units of 512 bytes, whatever the filesystem's.
+fn blocks(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
+}
 
 /// Removes a file or a directory with all that is in it; what is not there is no error. No link is followed.
 ///

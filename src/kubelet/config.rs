@@ -43,6 +43,9 @@ pub struct Flags {
     /// Where the driver's files are; --driver-root goes before it
     #[arg(long, env = "NVIDIA_DRIVER_ROOT", value_name = "DIR")]
     nvidia_driver_root: Option<PathBuf>,
+    /// Where that is for the plugin itself, which runs in a pod [default: there]
+    #[arg(long, alias = "driver-root-ctr-path", env = "CONTAINER_DRIVER_ROOT", value_name = "DIR")]
+    pub container_driver_root: Option<PathBuf>,
     /// How MIG devices are offered [default: none]
     #[arg(long, env = "MIG_STRATEGY", value_enum, value_name = "STRATEGY")]
     mig_strategy: Option<MigStrategy>,

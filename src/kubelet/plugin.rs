@@ -85,7 +85,8 @@ impl Drop for Running {
 pub async fn serve(mut cli: Cli) -> Result<()> {
     let (options, unheard) = Options::read(&cli.flags)?;
     say_unheard(&unheard);
-    cli.global.driver_root = cli.global.driver_root.or_else(|| options.driver_root.clone());
+    let here = cli.flags.container_driver_root.clone().or_else(|| options.driver_root.clone());
+    cli.global.driver_root = cli.global.driver_root.or(here);
     let context = Context::new(&cli.global)?;
     let failed = || "signals cannot be waited for";
     let mut end = signal(SignalKind::terminate()).or_fail(Code::Internal, failed)?;
@@ -228,7 +229,13 @@ impl Plugin {
             });
         }
         self.driver = Some(inventory.fingerprint.clone());
-        self.inventory = Some(inventory);
+        // The kubelet and engines are outside the plugin's pod.
+        self.inventory = Some(match &self.cli.flags.container_driver_root {
+            Some(here) => {
+                inventory.renamed(here, self.options.driver_root.as_deref().unwrap_or(Path::new("/")))
+            }
+            None => inventory,
+        });
         self.publish();
     }
 

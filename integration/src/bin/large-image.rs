@@ -138,7 +138,7 @@ impl Content {
             let count = self.sources / directories.len() + usize::from(at < self.sources % directories.len());
             for file in 0..count {
                 let name = format!("{directory}/{}_{file}.py", random.word());
-                if file % 40 == 39 {
+                if random.below(40) == 0 {
                     let mut header = described(0, 0o777);
                     header.set_entry_type(tar::EntryType::Symlink);
                     archive.append_link(&mut header, name, "../elsewhere")?;
@@ -162,6 +162,7 @@ impl Content {
 
 fn described(size: u64, mode: u32) -> tar::Header {
     let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Regular);
     header.set_size(size);
     header.set_mode(mode);
     header.set_mtime(1_700_000_000);

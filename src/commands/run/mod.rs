@@ -26,7 +26,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 /// Runs the container; the command's exit code.
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
-    let store = Store::open(&context.store_dir)?;
+    let store = context.store()?;
     let reference = ImageReference::parse(&args.image)?;
     let pull = context.pull(args.pull, &args.pulling);
     can_run(context, &pull.platform)?;

@@ -1,15 +1,18 @@
-//! A blob on its way: several connections write it to files, piece by piece, and it is read from its first byte on meanwhile.
+//! A blob on its way, read from its first byte on while it comes.
 //!
-//! The files stay where a pull is killed or the network fails, and the next one goes on from there. The name of each is where
-//! its first byte belongs, and its length says how far it came. Nothing in them is believed: what is read is checked when all
-//! of it was read.
+//! Where the network is slower than who reads, several connections write it to files, piece by piece. They stay where a pull is
+//! killed or the network fails, and the next one goes on from there. The name of each is where its first byte belongs, and its
+//! length says how far it came. Nothing in them is believed: what is read is checked when all of it was read.
+//!
+//! Where the network is quicker, which the first piece shows, one connection is enough, and files would only cost time: the rest
+//! goes to the reader as it comes.
 
 use super::{
     client::{Attempts, Client, Failure},
     progress::Line,
 };
 use crate::{
-    error::{Code, Error, OrFail, Result},
+    error::{Code, Error, Result},
     image::Digest,
 };
 use rustix::{
@@ -21,7 +24,7 @@ use std::{
     io::{self, Read},
     ops::Range,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use ureq::{
     BodyReader,
@@ -30,12 +33,12 @@ use ureq::{
 
 /// So many bytes of progress, and the attempts are counted afresh.
 const PROGRESS: u64 = 256 << 10;
-/// A blob of so many bytes comes in pieces, because registries limit what one connection gets …
-const LARGE: u64 = 64 << 20;
-/// … of so many bytes each: long enough that the question for the next costs little, short enough that the first is soon there.
-const PIECE: u64 = 16 << 20;
-/// By so many connections at once.
+/// Long enough that the question for the next costs little, short enough that the first is soon there.
+const PIECE: u64 = 8 << 20;
+/// Registries limit what one connection gets, so that many fetch a blob …
 const CONNECTIONS: usize = 4;
+/// … if one has not brought a piece by then.
+const SOON: Duration = Duration::from_millis(300);
 /// What a connection delivers is written in steps of this size.
 const STEP: usize = 256 << 10;
 
@@ -79,8 +82,6 @@ pub struct Blob<'a> {
     client: &'a Client,
     digest: &'a Digest,
     size: u64,
-    /// The length of each piece but the last.
-    piece: u64,
     directory: OwnedFd,
     state: Mutex<State>,
     changed: Condvar,
@@ -92,6 +93,10 @@ struct State {
     pieces: Vec<Piece>,
     /// Whether the registry sends parts; unknown before its first answer.
     parts: Option<bool>,
+    /// Whether the reader has a connection of its own; unknown before the first piece is there.
+    direct: Option<bool>,
+    /// How far the reader is.
+    at: u64,
     /// A byte has come.
     begun: bool,
     /// Nobody reads any more.
@@ -120,21 +125,21 @@ impl<'a> Blob<'a> {
         shared: &'a Shared,
         line: &'a Line,
     ) -> Self {
-        let piece = if size < LARGE { size.max(1) } else { PIECE };
         let mut pieces = Vec::new();
-        for start in (0..size).step_by(usize::try_from(piece).unwrap_or(usize::MAX)) {
+        for start in (0..size.div_ceil(PIECE)).map(|piece| piece * PIECE) {
             let length = statat(&directory, start.to_string(), AtFlags::SYMLINK_NOFOLLOW)
                 .map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0));
             // One that is too long is not ours.
-            let length = if length > piece.min(size - start) { 0 } else { length };
+            let length = if length > PIECE.min(size - start) { 0 } else { length };
             pieces.push(Piece { length, taken: false });
         }
-        let state = State { pieces, parts: None, begun: false, stopped: false };
+        // What an earlier pull could not finish is worth keeping.
+        let direct = pieces.iter().any(|piece: &Piece| piece.length > 0).then_some(false);
+        let state = State { pieces, parts: None, direct, at: 0, begun: false, stopped: false };
         let blob = Self {
             client,
             digest,
             size,
-            piece,
             directory,
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -161,34 +166,34 @@ impl<'a> Blob<'a> {
 
     /// Where a piece ends, counted from its start.
     fn length(&self, piece: usize) -> u64 {
-        self.piece.min(self.size - self.start(piece))
-    }
-
-    fn start(&self, piece: usize) -> u64 {
-        piece as u64 * self.piece
+        PIECE.min(self.size - start(piece))
     }
 
     /// Fetches pieces until there are none, or nobody wants them.
     pub fn fetch(&self) {
-        let mut attempts = Attempts::default();
-        let mut progress = 0;
+        let mut patience = Patience::default();
         while let Some(piece) = self.take() {
-            let received = self.shared.with_connection(|| self.receive(piece, &mut progress));
-            if received.is_ok() || progress >= PROGRESS {
-                (attempts, progress) = (Attempts::default(), 0);
-            }
-            let ended = received.or_else(|failure| {
-                attempts.after(failure, |pause| {
-                    let state = lock(&self.state);
-                    let _ = self.changed.wait_timeout_while(state, pause, |state| !state.stopped);
-                })
-            });
-            if let Err(error) = ended {
-                self.shared.fail(error.context(format!("the layer {} cannot be fetched", self.digest)));
+            let received = self.shared.with_connection(|| self.receive(piece, &mut patience.progress));
+            if let Err(error) = self.again(received, &mut patience) {
+                self.shared.fail(error);
             }
             lock(&self.state).pieces[piece].taken = false;
             self.changed.notify_all();
         }
+    }
+
+    /// Waits after a failure, if another attempt makes sense.
+    fn again(&self, received: Result<(), Failure>, patience: &mut Patience) -> Result<()> {
+        if received.is_ok() || patience.progress >= PROGRESS {
+            *patience = Patience::default();
+        }
+        let waited = received.or_else(|failure| {
+            patience.attempts.after(failure, |pause| {
+                let state = lock(&self.state);
+                let _ = self.changed.wait_timeout_while(state, pause, |state| !state.stopped);
+            })
+        });
+        waited.map_err(|error| error.context(format!("the layer {} cannot be fetched", self.digest)))
     }
 
     /// Ends all [`fetch`](Self::fetch)es.
@@ -197,30 +202,32 @@ impl<'a> Blob<'a> {
         self.changed.notify_all();
     }
 
-    /// The next piece to be fetched. Until it is known whether the registry sends parts one connection is enough, and it
-    /// stays the only one if not.
+    /// The next piece to be fetched. One connection is enough until it has answered and has taken its time, and it stays the
+    /// only one where the registry sends no parts.
     fn take(&self) -> Option<usize> {
         let mut state = lock(&self.state);
+        let started = Instant::now();
         loop {
             if state.stopped || self.shared.failed().is_some() {
                 return None;
             }
-            let alone = state.parts != Some(true);
             let missing =
                 |at: &usize| !state.pieces[*at].taken && state.pieces[*at].length < self.length(*at);
             let next = (0..state.pieces.len()).find(missing)?;
-            if !alone || state.pieces.iter().all(|piece| !piece.taken) {
+            let slow = state.direct == Some(false) || (state.direct.is_none() && started.elapsed() >= SOON);
+            let alone = state.pieces.iter().all(|piece| !piece.taken) && state.direct != Some(true);
+            if alone || (slow && state.parts == Some(true)) {
                 state.pieces[next].taken = true;
                 return Some(next);
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait_timeout(state, SOON).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     /// One request: the rest of a piece, or what more the registry insists on.
     fn receive(&self, piece: usize, progress: &mut u64) -> Result<(), Failure> {
-        let mut at = self.start(piece) + lock(&self.state).pieces[piece].length;
-        let mut end = self.start(piece) + self.length(piece);
+        let mut at = start(piece) + lock(&self.state).pieces[piece].length;
+        let mut end = start(piece) + self.length(piece);
         let mut body = self.connect(at, &mut end)?;
         let mut buffer = vec![0; STEP];
         while at < end {
@@ -232,7 +239,8 @@ impl<'a> Blob<'a> {
             if let Some(cause) = cut {
                 return Err(self.client.cut(cause));
             }
-            if lock(&self.state).stopped || self.shared.failed().is_some() {
+            let state = lock(&self.state);
+            if state.stopped || state.direct == Some(true) || self.shared.failed().is_some() {
                 break;
             }
         }
@@ -290,8 +298,8 @@ impl<'a> Blob<'a> {
     /// Writes to the files what belongs there.
     fn keep(&self, mut at: u64, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
-            let piece = usize::try_from(at / self.piece).or_fail(Code::Internal, || "a piece's number")?;
-            let offset = at - self.start(piece);
+            let piece = number(at);
+            let offset = at - start(piece);
             let rest = usize::try_from(self.length(piece) - offset).unwrap_or(usize::MAX).min(bytes.len());
             let file = self.open(piece, OFlags::WRONLY | OFlags::CREATE)?;
             let written =
@@ -303,6 +311,9 @@ impl<'a> Blob<'a> {
             let length = &mut state.pieces[piece].length;
             self.line.advance((offset + written as u64).saturating_sub(*length));
             *length = (*length).max(offset + written as u64);
+            if *length == self.length(piece) && state.direct.is_none() {
+                state.direct = Some(state.at < start(piece) + self.length(piece) / 2);
+            }
             drop(state);
             self.changed.notify_all();
         }
@@ -311,13 +322,31 @@ impl<'a> Blob<'a> {
 
     fn open(&self, piece: usize, flags: OFlags) -> Result<OwnedFd> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        openat(&self.directory, self.start(piece).to_string(), flags, Mode::RUSR | Mode::WUSR).map_err(failed)
+        openat(&self.directory, start(piece).to_string(), flags, Mode::RUSR | Mode::WUSR).map_err(failed)
     }
 
     /// From the first byte on, while it comes.
     pub fn reader(&self) -> Reader<'_, 'a> {
-        Reader { blob: self, at: 0, file: None }
+        Reader { blob: self, at: 0, file: None, stream: None, patience: Patience::default() }
     }
+}
+
+/// Where a piece begins.
+fn start(piece: usize) -> u64 {
+    piece as u64 * PIECE
+}
+
+/// Which piece a byte is in.
+fn number(at: u64) -> usize {
+    usize::try_from(at / PIECE).unwrap_or(usize::MAX)
+}
+
+/// What a connection has met until now.
+#[derive(Default)]
+struct Patience {
+    attempts: Attempts,
+    /// Bytes since they were counted last.
+    progress: u64,
 }
 
 /// Reads until the buffer is full; how much came, and what ended it before that.
@@ -354,38 +383,112 @@ pub struct Reader<'b, 'a> {
     at: u64,
     /// The piece that is open.
     file: Option<(usize, OwnedFd)>,
+    stream: Option<Stream>,
+    patience: Patience,
 }
 
-impl Read for Reader<'_, '_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let blob = self.blob;
-        if self.at == blob.size || buffer.is_empty() {
-            return Ok(0);
-        }
-        let piece = usize::try_from(self.at / blob.piece).map_err(io::Error::other)?;
-        let offset = self.at - blob.start(piece);
+/// A connection of the reader's own.
+struct Stream {
+    body: BodyReader<'static>,
+    /// Where it is left again.
+    end: u64,
+    /// When the piece began that is read, and how long the network was waited for since.
+    began: Instant,
+    waited: Duration,
+}
+
+impl Reader<'_, '_> {
+    /// Waits until there are bytes in the files; `None` where the reader has to see to it himself.
+    fn ready(&self) -> io::Result<Option<u64>> {
+        let (blob, piece) = (self.blob, number(self.at));
         let mut state = lock(&blob.state);
-        let ready = loop {
-            let ready = state.pieces[piece].length.saturating_sub(offset);
+        state.at = self.at;
+        loop {
+            let ready = state.pieces[piece].length.saturating_sub(self.at - start(piece));
             if ready > 0 {
-                break ready;
+                return Ok(Some(ready));
             }
             if let Some(error) = blob.shared.failed() {
                 return Err(io::Error::other(error.what().to_owned()));
             }
+            if state.direct == Some(true) && !state.pieces[piece].taken {
+                return Ok(None);
+            }
             // It may be another blob that fails.
-            let waited = blob.changed.wait_timeout(state, Duration::from_millis(200));
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        };
-        drop(state);
-        if self.file.as_ref().is_none_or(|(opened, _)| *opened != piece) {
-            let file = blob.open(piece, OFlags::RDONLY);
-            self.file = Some((piece, file.map_err(|error| io::Error::other(error.what().to_owned()))?));
+            state = blob.changed.wait_timeout(state, SOON).unwrap_or_else(PoisonError::into_inner).0;
         }
-        let Some((_, file)) = &self.file else { return Ok(0) };
+    }
+
+    fn read_kept(&mut self, ready: u64, buffer: &mut [u8]) -> Result<usize> {
+        let (blob, piece) = (self.blob, number(self.at));
+        let file = match self.file.take() {
+            Some((opened, file)) if opened == piece => file,
+            _ => blob.open(piece, OFlags::RDONLY)?,
+        };
         let wanted = usize::try_from(ready).unwrap_or(usize::MAX).min(buffer.len());
-        let count = pread(file, &mut buffer[..wanted], offset)?;
-        self.at += count as u64;
+        let count = pread(&file, &mut buffer[..wanted], self.at - start(piece)).map_err(failed)?;
+        self.file = Some((piece, file));
         Ok(count)
+    }
+
+    /// Reads what comes; 0 where that is for others to fetch from now on.
+    fn read_stream(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
+        let blob = self.blob;
+        let mut stream = if let Some(stream) = self.stream.take() {
+            stream
+        } else {
+            let mut end = blob.size;
+            let body = blob.connect(self.at, &mut end)?;
+            Stream { body, end, began: Instant::now(), waited: Duration::ZERO }
+        };
+        let left = PIECE - self.at % PIECE;
+        let wanted = usize::try_from(left.min(stream.end - self.at)).unwrap_or(usize::MAX).min(buffer.len());
+        let asked = Instant::now();
+        let count = stream.body.read(&mut buffer[..wanted]).map_err(|error| blob.client.cut(error))?;
+        stream.waited += asked.elapsed();
+        if count == 0 {
+            return Err(blob.client.cut("the stream ended"));
+        }
+        blob.line.advance(count as u64);
+        self.patience.progress += count as u64;
+        self.at += count as u64;
+        let mut state = lock(&blob.state);
+        (state.begun, state.at) = (true, self.at);
+        if self.at.is_multiple_of(PIECE) || self.at == stream.end {
+            // The network has become the slower one.
+            if stream.waited > stream.began.elapsed() / 2 {
+                state.direct = Some(false);
+                blob.changed.notify_all();
+            }
+            (stream.began, stream.waited) = (Instant::now(), Duration::ZERO);
+        }
+        if state.direct == Some(true) && self.at < stream.end {
+            self.stream = Some(stream);
+        }
+        Ok(count)
+    }
+}
+
+impl Read for Reader<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let say = |error: &Error| io::Error::other(error.what().to_owned());
+        while self.at < self.blob.size && !buffer.is_empty() {
+            let ready = if self.stream.is_some() { None } else { self.ready()? };
+            if let Some(ready) = ready {
+                let count = self.read_kept(ready, buffer).map_err(|error| say(&error))?;
+                self.at += count as u64;
+                return Ok(count);
+            }
+            let shared = self.blob.shared;
+            match self.read_stream(buffer) {
+                Ok(count) => return Ok(count),
+                Err(failure) => self.blob.again(Err(failure), &mut self.patience).map_err(|error| {
+                    let said = say(&error);
+                    shared.fail(error);
+                    said
+                })?,
+            }
+        }
+        Ok(0)
     }
 }

@@ -36,7 +36,7 @@ pub fn carry_out(order: &Order) -> Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| Error::new(Code::Internal, "cryptography is set up twice"))?;
-    let store = Store::open(&order.store)?;
+    let store = Store::open(&order.store)?.with_quota(order.quota);
     match order.step {
         Step::Layers => layers(order, &store),
         Step::Documents | Step::UnknownDocuments => documents(order, &store),
@@ -72,6 +72,7 @@ fn layers(order: &Order, store: &Store) -> Result<()> {
     let record = store
         .record(&name)
         .ok_or_else(|| Error::new(Code::ImageNotFound, format!("the store does not know {name}")))?;
+    let _reserved = store.reserve(&record.layers)?;
     let missing: Vec<&Layer> =
         record.layers.iter().filter(|layer| !store.has_layer(&layer.diff_id)).collect();
     // Of the one that is finished last both forms are there.

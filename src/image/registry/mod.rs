@@ -17,7 +17,7 @@ pub mod fetch;
 mod progress;
 mod registries;
 
-use super::{RegistryName, manifest::Platform};
+use super::{RegistryName, Store, manifest::Platform};
 use crate::{
     error::{Code, Error, OrFail, Result},
     programs,
@@ -28,7 +28,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     io::{Read, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
@@ -95,6 +95,8 @@ pub enum Step {
 pub struct Order {
     /// Where images are kept.
     pub store: PathBuf,
+    /// What layers may take there, in bytes.
+    pub quota: Option<u64>,
     /// Of the image.
     pub name: RegistryName,
     /// What of it.
@@ -112,9 +114,15 @@ pub fn record_name(name: &impl fmt::Display, platform: &Platform) -> String {
 ///
 /// # Errors
 /// What it says.
-pub fn order(store: &Path, name: &RegistryName, step: Step, pull: &Pull) -> Result<()> {
+pub fn order(store: &Store, name: &RegistryName, step: Step, pull: &Pull) -> Result<()> {
     let program = programs::find(PULLER, Code::Registry)?;
-    let order = Order { store: store.into(), name: name.clone(), step, pull: pull.clone() };
+    let order = Order {
+        store: store.path().into(),
+        quota: store.quota(),
+        name: name.clone(),
+        step,
+        pull: pull.clone(),
+    };
     let fail = || format!("{} cannot be run", program.display());
     let order = serde_json::to_vec(&order).or_fail(Code::Internal, fail)?;
     let mut child = Command::new(&program)
