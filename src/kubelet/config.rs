@@ -397,8 +397,11 @@ imex: {channelIDs: [0], required: false}
         use clap::CommandFactory;
         let (_, section) = include_str!("../../README.md").split_once("\n## Kubernetes\n").unwrap();
         let (section, _) = section.split_once("\n## ").unwrap();
+        // Other programs have options of their own.
         let named: Vec<&str> = section
-            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
+            .lines()
+            .filter(|line| !line.starts_with("$ "))
+            .flat_map(|line| line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')))
             .filter_map(|word| word.strip_prefix("--"))
             .filter(|name| name.starts_with(|c: char| c.is_ascii_lowercase()) && *name != "watch")
             .collect();
