@@ -266,11 +266,16 @@ fn an_nvml_that_dies_takes_nothing_with_it() {
     let mut lists = node.lists();
     node.until_watched();
     let (first, _) = node.plugin.children().pop_first().expect("gpurun-nvml");
+    let (blind, file) = (node.gpu(2), node.host.path().join("gpus").join(node.gpu(2)));
+    fs::write(&file, "unwatched").unwrap();
     assert_eq!(run(Command::new("kill").args(["-ABRT", &first.to_string()])).code, 0);
     let gpu = node.gpu(0);
     node.kubelet.resource(GPU).allocate(&[&gpu]).unwrap();
     until("another gpurun-nvml", || node.plugin.children().keys().any(|id| *id != first));
-    node.until_watched();
+    // The other one can be used, and nobody would know if it broke.
+    lists.until_unhealthy(&[&blind]);
+    fs::remove_file(file).unwrap();
+    lists.until_unhealthy(&[]);
     driver_says(&node.host, &format!("xid {gpu} 79"));
     lists.until_unhealthy(&[&gpu]);
 }

@@ -197,4 +197,13 @@ fn pods_get_gpus_by_what_gpuruns_runtime_reads() {
         node.start_plugin(strategy);
         sees(&node.pod(&format!("pod{number}"), "cuda", 2, LOOK), 2);
     }
+    // Without a kubelet to tell it listens all the same.
+    let before = node.registrations();
+    node.machine.sh(&format!(
+        "kill $(cat /run/plugin.pid); while [ -e /var/lib/kubelet/device-plugins/nvidia-gpu.sock ]; do sleep 0.1; done
+         {} --log info --kubelet-socket= >> /var/log/plugin.log 2>&1 &
+         while [ ! -e /var/lib/kubelet/device-plugins/nvidia-gpu.sock ]; do sleep 0.1; done; sleep 0.5",
+        gpurun_integration::dist("gpurun-device-plugin").display()
+    ));
+    assert_eq!(node.registrations(), before);
 }

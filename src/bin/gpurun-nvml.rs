@@ -219,6 +219,10 @@ fn watch(path: &OsStr) -> Result<ExitCode, Error> {
             if !say(&report) {
                 return Ok(ExitCode::SUCCESS);
             }
+            // Perhaps it can be watched by now.
+            if matches!(report, Report::Quiet) && gpus.values().any(|gpu| gpu.1 == Condition::Unwatched) {
+                break;
+            }
         }
     }
 }

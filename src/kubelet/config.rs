@@ -15,7 +15,12 @@ use gpurun::{
 };
 use serde::{Deserialize, Deserializer};
 use serde_norway::Value;
-use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 /// Tells a Kubernetes node's kubelet of its GPUs.
 #[derive(Debug, Parser)]
@@ -77,6 +82,9 @@ pub struct Flags {
     /// IMEX channels that containers get
     #[arg(long, env = "IMEX_CHANNEL_IDS", value_delimiter = ',', value_name = "N")]
     imex_channel_ids: Option<Vec<u32>>,
+    /// Nothing is offered where such a channel is missing; otherwise containers do without it [default: false]
+    #[arg(long, env = "IMEX_REQUIRED", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    imex_required: Option<bool>,
     /// The kubelet's socket; empty: nobody is told [default: /var/lib/kubelet/device-plugins/kubelet.sock]
     #[arg(long, env = "KUBELET_SOCKET", value_name = "SOCKET")]
     kubelet_socket: Option<OsString>,
@@ -142,7 +150,11 @@ pub struct Options {
     pub hook: Option<PathBuf>,
     /// End where there is no driver.
     pub fail_on_init_error: bool,
-    /// The kubelet's socket; `None`: nobody is told.
+    /// Containers get every IMEX channel that was named, or nothing.
+    pub imex_required: bool,
+    /// Where the plugin's own sockets are.
+    pub sockets: PathBuf,
+    /// The kubelet's; `None`: nobody is told.
     pub kubelet_socket: Option<PathBuf>,
     /// Which errors count.
     pub watched: Watched,
@@ -175,6 +187,9 @@ impl Options {
             typed.or(filed).unwrap_or(false).then_some(feature)
         };
         let socket = flags.kubelet_socket.map_or_else(|| KUBELET_SOCKET.into(), PathBuf::from);
+        let socket = Some(socket).filter(|socket| !socket.as_os_str().is_empty());
+        let directory = socket.as_deref().unwrap_or(Path::new(KUBELET_SOCKET)).parent();
+        let directory = directory.unwrap_or(Path::new("/")).to_path_buf();
         Self {
             mig: flags.mig_strategy.or(file.flags.mig_strategy).unwrap_or_default(),
             sharing: file.sharing.time_slicing,
@@ -203,7 +218,9 @@ impl Options {
             driver_root: flags.nvidia_driver_root.or(file.flags.nvidia_driver_root),
             hook: flags.nvidia_cdi_hook_path.or(plugin.hook),
             fail_on_init_error: flags.fail_on_init_error.or(file.flags.fail_on_init_error).unwrap_or(false),
-            kubelet_socket: Some(socket).filter(|socket| !socket.as_os_str().is_empty()),
+            imex_required: flags.imex_required.or(file.imex.required).unwrap_or(false),
+            sockets: directory,
+            kubelet_socket: socket,
             watched: Watched::new(&flags.disable_healthchecks, &flags.enable_healthchecks),
         }
     }
@@ -272,6 +289,7 @@ struct FileSharing {
 struct Imex {
     #[serde(rename = "channelIDs")]
     channel_ids: Option<Vec<u32>>,
+    required: Option<bool>,
     #[serde(flatten)]
     unknown: Unknown,
 }
@@ -372,6 +390,8 @@ imex: {channelIDs: [0], required: false}
         let typed = options(&words.split_whitespace().collect::<Vec<_>>(), FILE);
         assert_eq!((typed.mig, &typed.shape.strategies[..]), (MigStrategy::Single, &[Strategy::Direct][..]));
         assert!(!typed.shape.pass_device_specs && !typed.needs_cdi() && typed.kubelet_socket.is_none());
+        assert_eq!(typed.sockets, Path::new("/var/lib/kubelet/device-plugins"));
+        assert!(!typed.imex_required && options(&["--imex-required"], FILE).imex_required);
         assert_eq!(typed.shape.features, [GatedFeature::Gds]);
     }
 
@@ -380,8 +400,11 @@ imex: {channelIDs: [0], required: false}
         use clap::CommandFactory;
         let (_, section) = include_str!("../../README.md").split_once("\n## Kubernetes\n").unwrap();
         let (section, _) = section.split_once("\n## ").unwrap();
+        // Other programs have options of their own.
         let named: Vec<&str> = section
-            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
+            .lines()
+            .filter(|line| !line.starts_with("$ "))
+            .flat_map(|line| line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')))
             .filter_map(|word| word.strip_prefix("--"))
             .filter(|name| name.starts_with(|c: char| c.is_ascii_lowercase()) && *name != "watch")
             .collect();

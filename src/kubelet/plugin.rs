@@ -324,12 +324,11 @@ impl Plugin {
             .collect();
         self.state.send_replace(state);
         self.servers.retain(|name, _| names.contains(name));
-        let Some(kubelet) = self.options.kubelet_socket.clone() else { return };
         for (name, endpoint) in sockets {
             if self.servers.contains_key(&name) {
                 continue;
             }
-            match self.start(&kubelet, &name, &endpoint) {
+            match self.start(&name, &endpoint) {
                 Ok(running) => drop(self.servers.insert(name, running)),
                 Err(error) => {
                     tracing::error!("{error}");
@@ -347,8 +346,15 @@ impl Plugin {
         all.gpus.extend(self.gone.iter().cloned());
         all.gpus.sort_by_key(|gpu| gpu.index);
         let resources = resources(&all, self.options.mig, &self.options.sharing)?;
-        if self.options.needs_cdi() && !inventory.gpus.is_empty() {
-            self.write_documents(inventory)?;
+        let mut options = self.options.clone();
+        let channel = |n: &u32| plan::device::imex_channel(&inventory.driver, *n);
+        if options.imex_required {
+            options.shape.imex_channels.iter().try_for_each(|n| channel(n).map(drop))?;
+        } else {
+            options.shape.imex_channels.retain(|n| channel(n).is_ok());
+        }
+        if options.needs_cdi() && !inventory.gpus.is_empty() {
+            write_documents(inventory, &options, &self.cli.flags.cdi_directory)?;
         }
         self.tell_labels(&all, &resources);
         let gone =
@@ -361,7 +367,7 @@ impl Plugin {
             }
         }
         Ok(Some(State {
-            options: self.options.clone(),
+            options,
             policy: self.context.config.policy()?,
             inventory: inventory.clone(),
             resources,
@@ -388,45 +394,8 @@ impl Plugin {
         }
     }
 
-    /// The CDI documents of this node. One that is the same is not written again.
-    fn write_documents(&self, inventory: &Inventory) -> Result<()> {
-        let hook = match &self.options.hook {
-            Some(hook) => hook.clone(),
-            None => programs::find("gpurun-hook", Code::Cdi)?,
-        };
-        let options = |class: &str| cdi::Options {
-            vendor: CDI_VENDOR.into(),
-            class: class.into(),
-            names: vec![match self.options.ids {
-                IdStrategy::Uuid => NameStrategy::Uuid,
-                IdStrategy::Index => NameStrategy::Index,
-            }],
-            only: None,
-            all: true,
-            hook: hook.clone(),
-            newest: None,
-        };
-        let write = |class: &str, (document, warnings): (formats::cdi::Document, Vec<String>)| {
-            for warning in &warnings {
-                tracing::warn!("{warning}");
-            }
-            let path = self.cli.flags.cdi_directory.join(format!("{CDI_VENDOR}-{class}.json"));
-            whole_file::write(&path, &formats::cdi::to_json(&document), Code::Cdi).map(drop)
-        };
-        let parts = plan::parts(inventory, DriverCapability::all() - DriverCapability::COMPAT32)?;
-        write(CDI_CLASS, cdi::document(&parts, &options(CDI_CLASS))?)?;
-        let shape = &self.options.shape;
-        let features = FEATURES.iter().filter(|(feature, ..)| shape.features.contains(feature));
-        let imex = (!shape.imex_channels.is_empty()).then_some((GatedFeature::Imex, CDI_IMEX));
-        for (feature, class) in features.map(|(feature, _, class)| (*feature, *class)).chain(imex) {
-            let offers = plan::device::offers(&inventory.driver, feature)?;
-            write(class, cdi::feature(&offers, &options(class))?)?;
-        }
-        Ok(())
-    }
-
-    fn start(&self, kubelet: &Path, name: &str, endpoint: &str) -> Result<Running> {
-        let socket = kubelet.with_file_name(endpoint);
+    fn start(&self, name: &str, endpoint: &str) -> Result<Running> {
+        let socket = self.options.sockets.join(endpoint);
         let failed = || format!("{} cannot be listened on", socket.display());
         // Left behind by a plugin that was killed.
         match std::fs::remove_file(&socket) {
@@ -442,12 +411,54 @@ impl Plugin {
             metrics: Arc::clone(&self.metrics),
         });
         let serving = tokio::spawn(async move { match grpc::serve(listener, service).await {} });
-        self.metrics.registration();
-        let (kubelet, name, endpoint) = (kubelet.to_path_buf(), name.to_owned(), endpoint.to_owned());
-        let registering =
-            tokio::spawn(async move { registration::register(&kubelet, &name, &endpoint).await });
+        let (kubelet, name, endpoint) =
+            (self.options.kubelet_socket.clone(), name.to_owned(), endpoint.to_owned());
+        let metrics = Arc::clone(&self.metrics);
+        let registering = tokio::spawn(async move {
+            if let Some(kubelet) = kubelet {
+                metrics.registration();
+                registration::register(&kubelet, &name, &endpoint).await;
+            }
+        });
         Ok(Running { tasks: [serving, registering], socket })
     }
+}
+
+/// The CDI documents of this node. One that is the same is not written again.
+fn write_documents(inventory: &Inventory, options: &Options, directory: &Path) -> Result<()> {
+    let hook = match &options.hook {
+        Some(hook) => hook.clone(),
+        None => programs::find("gpurun-hook", Code::Cdi)?,
+    };
+    let document = |class: &str| cdi::Options {
+        vendor: CDI_VENDOR.into(),
+        class: class.into(),
+        names: vec![match options.ids {
+            IdStrategy::Uuid => NameStrategy::Uuid,
+            IdStrategy::Index => NameStrategy::Index,
+        }],
+        only: None,
+        all: true,
+        hook: hook.clone(),
+        newest: None,
+    };
+    let write = |class: &str, (document, warnings): (formats::cdi::Document, Vec<String>)| {
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        let path = directory.join(format!("{CDI_VENDOR}-{class}.json"));
+        whole_file::write(&path, &formats::cdi::to_json(&document), Code::Cdi).map(drop)
+    };
+    let parts = plan::parts(inventory, DriverCapability::all() - DriverCapability::COMPAT32)?;
+    write(CDI_CLASS, cdi::document(&parts, &document(CDI_CLASS))?)?;
+    let shape = &options.shape;
+    let features = FEATURES.iter().filter(|(feature, ..)| shape.features.contains(feature));
+    let imex = (!shape.imex_channels.is_empty()).then_some((GatedFeature::Imex, CDI_IMEX));
+    for (feature, class) in features.map(|(feature, _, class)| (*feature, *class)).chain(imex) {
+        let offers = plan::device::offers(&inventory.driver, feature)?;
+        write(class, cdi::feature(&offers, &document(class))?)?;
+    }
+    Ok(())
 }
 
 /// The driver's libnvidia-ml.
