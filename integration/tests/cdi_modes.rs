@@ -132,9 +132,13 @@ fn jetson() -> Host {
     );
     host.write("/usr/share/nvidia/tegra/profile.json", "{}");
     host.link("/usr/share/nvidia/tegra/default.json", "profile.json");
+    host.library("/usr/share/nvidia/tegra/libnvidia-ml.so.540", "nvml");
+    // Leads to a directory.
+    host.link("/usr/share/nvidia/current", "tegra");
     host.write(
         &format!("{LISTS}/l4t.csv"),
-        "\r\nsym, /usr/share/nvidia/tegra/default.json\r\ndir, /usr/share/nvidia/tegra\r\nlib /usr/lib/x\r\n\
+        "\r\nsym, /usr/share/nvidia/tegra/default.json\r\nsym, /usr/share/nvidia/current\r\nlib /usr/lib/x\r\n\
+         lib, /usr/share/nvidia/tegra/libnvidia-ml.so.540\r\ndir, /usr/share/nvidia/tegra\r\n\
          lib, /usr/lib/../../etc/shadow\r\n",
     );
     host
@@ -147,7 +151,10 @@ const OLD_PACKAGE: &str = "/usr/lib/wsl/drivers/nv_dispi.inf_amd64_f00ba4f00ba4f
 fn windows() -> Host {
     let host = Host::new();
     host.node("/dev/dxg");
-    host.library("/usr/lib/wsl/lib/libdxcore.so", "nvml");
+    // Its SONAME is its name, as no stand-in's is.
+    let dxcore = host.driver("/usr/lib/wsl/lib/libdxcore.so");
+    let words = ["-shared", "-nostdlib", "-Wl,-soname,libdxcore.so", "-x", "c", "/dev/null", "-o"];
+    must(Command::new("gcc").args(words).arg(dxcore));
     host.write("/usr/lib/wsl/drivers/iigd_dch.inf_amd64_0/libigc.so", "Intel's");
     for (package, loader) in [(PACKAGE, "new"), (OLD_PACKAGE, "old")] {
         for (name, stand_in) in
@@ -243,7 +250,7 @@ END
 fn a_container_on_a_jetson_loads_the_driver_also_after_ldconfig() {
     let host = jetson();
     let script = format!(
-        "set -e; {LOADS} ldconfig; {LOADS} find /dev -name 'nv*' -type c | sort; readlink /usr/lib/aarch64-linux-gnu/libcuda.so
+        "set -e; {LOADS} ldconfig; {LOADS} find /dev/nv* -type c | sort; readlink /usr/lib/aarch64-linux-gnu/libcuda.so
          cat /usr/share/glvnd/egl_vendor.d/10_nvidia.json /usr/share/nvidia/tegra/default.json; echo
          head -c 5 /etc/nv_tegra_release; echo; cat /lib/firmware/tegra23x/*; echo $NVIDIA_VISIBLE_DEVICES
          touch /usr/share/nvidia/tegra/new 2>/dev/null || echo read-only; ls -A /usr/local/nvidia 2>/dev/null | wc -l"

@@ -3,7 +3,7 @@
 
 use super::{
     driver_files,
-    driver_root::OpenRoot,
+    driver_root::{Found, OpenRoot},
     elf, procfs,
     types::{ContainerPath, DeviceNode, Host, HostPath},
 };
@@ -67,6 +67,7 @@ struct Search<'a> {
     host: &'a Host,
     root: OpenRoot<'a>,
     driver: PlatformDriver,
+    directories: Vec<PathBuf>,
 }
 
 /// As many links as the kernel follows (path_resolution(7)).
@@ -74,7 +75,8 @@ const MAX_LINKS: usize = 40;
 
 impl<'a> Search<'a> {
     fn new(host: &'a Host) -> Result<Self> {
-        Ok(Self { host, root: host.driver_root.open()?, driver: PlatformDriver::default() })
+        let root = host.driver_root.open()?;
+        Ok(Self { host, root, driver: PlatformDriver::default(), directories: Vec::new() })
     }
 
     fn has(&self, path: &Path) -> bool {
@@ -96,7 +98,7 @@ impl<'a> Search<'a> {
 
     fn directory(&mut self, path: &Path) {
         match self.root.find(path).filter(|found| found.kind == FileType::Directory) {
-            Some(found) => self.add(found.path, path),
+            Some(found) => self.add(found, path),
             None => self.missing(path),
         }
     }
@@ -124,14 +126,17 @@ impl<'a> Search<'a> {
                 self.driver.links.push((link, target));
             }
         }
-        self.add(end.path, &at);
+        self.add(end, &at);
     }
 
-    fn add(&mut self, path: HostPath, container_path: &Path) {
+    fn add(&mut self, found: Found, container_path: &Path) {
+        if found.kind == FileType::Directory {
+            self.directories.push(container_path.into());
+        }
         if !self.has(container_path) {
             let soname = self.soname(container_path);
             let container_path = ContainerPath(container_path.into());
-            self.driver.files.push(PlatformFile { path, container_path, soname });
+            self.driver.files.push(PlatformFile { path: found.path, container_path, soname });
         }
     }
 
@@ -160,6 +165,9 @@ impl<'a> Search<'a> {
                 self.driver.links.push((ContainerPath(link), target));
             }
         }
+        // What is in a directory that is mounted is as the host has it, and there is no place for a link of ours.
+        let inside = |path: &Path| self.directories.iter().any(|directory| path.starts_with(directory));
+        self.driver.links.retain(|(link, _)| !inside(&link.0));
         self.driver
     }
 }

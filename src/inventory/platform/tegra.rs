@@ -104,17 +104,11 @@ pub fn find(host: &Host, named: &[PathBuf], ignored: &[LinkPattern]) -> Result<P
     let is_ignored =
         |entry: &Entry| entry.kind == Kind::Link && ignored.iter().any(|one| one.matches(&entry.path));
     entries.retain(|entry| !is_ignored(entry));
-    // First, because what is in them is there with them: it needs no mount, and there is no place for a link of ours.
-    let (directories, rest): (Vec<_>, Vec<_>) =
-        entries.into_iter().partition(|entry| entry.kind == Kind::Directory);
-    for entry in &directories {
-        search.directory(&entry.path);
-    }
-    let inside = |path: &Path| directories.iter().any(|entry| path.starts_with(&entry.path));
-    for entry in rest.iter().filter(|entry| !inside(&entry.path)) {
+    for entry in &entries {
         match entry.kind {
             Kind::Device => search.node(&entry.path),
-            _ => search.file(&entry.path),
+            Kind::Directory => search.directory(&entry.path),
+            Kind::File | Kind::Link => search.file(&entry.path),
         }
     }
     if search.driver.nodes.is_empty() {
