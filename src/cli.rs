@@ -6,6 +6,7 @@
 pub mod nvidia_container_cli;
 pub mod nvidia_ctk;
 
+use crate::inventory::platform::tegra::LinkPattern;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -218,14 +219,20 @@ pub struct CdiDocument {
     /// Where the program gpurun-hook is on the host [default: beside this program]
     #[arg(long, value_name = "FILE")]
     pub hook: Option<PathBuf>,
+    /// The lists of mode csv [default: the platform's own]
+    #[arg(long = "csv.file", value_name = "FILE", value_delimiter = ',')]
+    pub csv_file: Vec<PathBuf>,
+    /// Links that mode csv leaves out: a path, or **/NAME, with * and ?
+    #[arg(long = "csv.ignore-pattern", value_name = "PATTERN", value_delimiter = ',')]
+    pub csv_ignore_pattern: Vec<LinkPattern>,
 }
 
 /// `--mode`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CdiMode {
-    /// GPUs and MIG devices.
+    /// What this host has: csv, wsl, or else nvml.
     Auto,
-    /// The same: they are found through NVML.
+    /// GPUs and MIG devices, found through NVML.
     Nvml,
     /// Every node of the driver at once, for containers that manage GPUs.
     Management,
@@ -239,9 +246,9 @@ pub enum CdiMode {
     Gdrcopy,
     /// IMEX channels.
     Imex,
-    /// Tegra: not there.
+    /// Tegra (Jetson): what the platform's lists name.
     Csv,
-    /// Windows: not there.
+    /// The Windows Subsystem for Linux.
     Wsl,
 }
 

@@ -1,10 +1,13 @@
 //! CDI documents, as engines read them.
 
+use crate::{SpawnPiped, finish};
 use gpurun::formats::cdi::{Document, Hook, Mount};
 use serde_json::{Value, json};
 use std::{
     fs,
+    io::{Seek, Write},
     os::unix::fs::{FileTypeExt, MetadataExt},
+    process::Command,
 };
 
 /// What the CDI library of engines does (pkg/cdi/container-edits.go): the edits of each device that is asked for, then those that
@@ -59,4 +62,26 @@ pub fn inject(document: &Document, devices: &[&str], spec: &mut Value) {
         list(spec, &["process", "user", "additionalGids"])
             .extend(edit.additional_gids.iter().map(|gid| Value::from(*gid)));
     }
+}
+
+/// Debian's python3-jsonschema: a line for each document that the schema refuses, its place in the list and why.
+const VALIDATOR: &str = "
+import json, jsonschema, sys
+validator = jsonschema.Draft202012Validator(json.load(open(sys.argv[1])))
+for number, document in enumerate(json.load(sys.stdin)):
+    for error in list(validator.iter_errors(document))[:1]:
+        print(number, error.json_path, error.message.splitlines()[0])
+";
+
+/// Which documents the schema of tests/ refuses, and why.
+pub fn refused_by_schema(documents: &[Value]) -> Vec<(usize, String)> {
+    let mut stdin = tempfile::tempfile().unwrap();
+    stdin.write_all(json!(documents).to_string().as_bytes()).unwrap();
+    stdin.rewind().unwrap();
+    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/cdi-schema.json");
+    let python = Command::new("/usr/bin/python3").args(["-c", VALIDATOR, schema]).stdin(stdin).spawn_piped();
+    let ended = finish(python);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let line = |line: &str| line.split_once(' ').map(|(number, why)| (number.parse().unwrap(), why.into()));
+    ended.out.lines().filter_map(line).collect()
 }

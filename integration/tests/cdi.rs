@@ -239,9 +239,9 @@ fn features_are_devices_of_documents_of_their_own() {
     assert_eq!((ended.code, ended.out.lines().last()), (0, Some("data")), "{ended:?}");
     assert_eq!(ended.out.lines().count(), 4, "{ended:?}");
 
-    for mode in ["csv", "wsl"] {
+    for (mode, code) in [("csv", "GPU-0070"), ("wsl", "GPU-0010")] {
         let ended = run(host.gpurun().args(["cdi", "generate", "--mode", mode, "--hook", "/bin/true"]));
-        assert!(ended.code == 125 && ended.err.contains("never tried"), "{ended:?}");
+        assert!(ended.code == 125 && ended.err.starts_with(&format!("error[{code}]")), "{ended:?}");
     }
 }
 

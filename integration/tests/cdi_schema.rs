@@ -8,36 +8,9 @@ use gpurun::{
     plan,
     vocabulary::DriverCapability,
 };
-use gpurun_integration::{SpawnPiped, TestHost, finish, must, run};
+use gpurun_integration::{TestHost, cdi::refused_by_schema, must, run};
 use serde_json::{Value, json};
-use std::{
-    fs,
-    io::{Seek, Write},
-    path::Path,
-    process::Command,
-};
-
-/// Debian's python3-jsonschema: a line for each document that the schema refuses, its place in the list and why.
-const VALIDATOR: &str = "
-import json, jsonschema, sys
-validator = jsonschema.Draft202012Validator(json.load(open(sys.argv[1])))
-for number, document in enumerate(json.load(sys.stdin)):
-    for error in list(validator.iter_errors(document))[:1]:
-        print(number, error.json_path, error.message.splitlines()[0])
-";
-
-/// Which documents the schema refuses, and why.
-fn refused(documents: &[Value]) -> Vec<(usize, String)> {
-    let mut stdin = tempfile::tempfile().unwrap();
-    stdin.write_all(json!(documents).to_string().as_bytes()).unwrap();
-    stdin.rewind().unwrap();
-    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/cdi-schema.json");
-    let python = Command::new("/usr/bin/python3").args(["-c", VALIDATOR, schema]).stdin(stdin).spawn_piped();
-    let ended = finish(python);
-    assert_eq!(ended.code, 0, "{ended:?}");
-    let line = |line: &str| line.split_once(' ').map(|(number, why)| (number.parse().unwrap(), why.into()));
-    ended.out.lines().filter_map(line).collect()
-}
+use std::{fs, path::Path, process::Command};
 
 const HOSTS: [&str; 3] = ["8xh100", "a100-mig", "t4-old"];
 const ENGINES: [&str; 11] = [
@@ -118,7 +91,7 @@ fn every_document_for_every_engine_satisfies_the_schema() {
         let class = ["--class", "a.b"];
         add(&must(host.gpurun().args(["cdi", "generate", "--hook", "/h", "--mode", mode]).args(class)));
     }
-    assert_eq!(refused(&documents), []);
+    assert_eq!(refused_by_schema(&documents), []);
     for version in ["0.4.0", "0.5.0", "0.6.0", "0.7.0"] {
         assert!(versions.iter().any(|own| own == version), "{version}");
     }
@@ -236,7 +209,7 @@ fn what_the_schema_refuses_validate_refuses() {
     let bad = documents.len();
     documents.extend([whole(), least()]);
 
-    let by_schema = refused(&documents);
+    let by_schema = refused_by_schema(&documents);
     let places: Vec<usize> = by_schema.iter().map(|(number, _)| *number).collect();
     let host = TestHost::new("t4");
     let dir = tempfile::tempdir().unwrap();

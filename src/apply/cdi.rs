@@ -113,7 +113,11 @@ pub fn document(parts: &Parts<'_>, options: &Options) -> Result<(Document, Vec<S
     if options.all {
         devices.push(device("all".into(), chosen.iter().flat_map(|(_, part)| &part.nodes)));
     }
-    let edits = edits(&parts.shared, vec![hook(parts, &options.hook)]);
+    // Those of a device are made where the container has its node.
+    let links = parts.devices.iter().flat_map(|(_, part)| &part.symlinks);
+    let env = vec![format!("{FINGERPRINT}={}", fingerprint(parts))];
+    let hook = Hook { env, ..hook(&parts.shared, links, &options.hook) };
+    let edits = edits(&parts.shared, vec![hook]);
     let (document, mut warnings) = finished(devices, edits, options)?;
     warnings.extend(parts.shared.warnings.iter().cloned());
     Ok((document, warnings))
@@ -133,6 +137,20 @@ pub fn feature(offers: &[(String, DevicePart)], options: &Options) -> Result<(Do
         })
         .collect();
     finished(devices, ContainerEdits::default(), options)
+}
+
+/// The document of a host with one device, which has these names: all of a driver that is not found through NVML. It has no
+/// fingerprint, as no check knows such hosts.
+///
+/// # Errors
+/// As for [`document`].
+pub fn platform(injection: &Injection, names: &[&str], options: &Options) -> Result<(Document, Vec<String>)> {
+    let devices = names.iter().map(|name| device((*name).into(), injection.devices.iter())).collect();
+    let nodeless = Injection { devices: Vec::new(), ..injection.clone() };
+    let hook = hook(injection, [], &options.hook);
+    let (document, mut warnings) = finished(devices, edits(&nodeless, vec![hook]), options)?;
+    warnings.extend(injection.warnings.iter().cloned());
+    Ok((document, warnings))
 }
 
 /// The document of containers that manage GPUs, who make device nodes themselves: the driver's parameters stay as they are.
@@ -272,12 +290,14 @@ fn edits(shared: &Injection, hooks: Vec<Hook>) -> ContainerEdits {
     for node in &shared.devices {
         add_node(&mut edits, node);
     }
-    edits.mounts.push(Mount {
-        host_path: "tmpfs".into(),
-        container_path: DRIVER_DIR.into(),
-        kind: Some("tmpfs".into()),
-        options: ["nosuid", "nodev", "mode=755", "size=1m"].map(String::from).into(),
-    });
+    if shared.mounts.iter().any(|mount| mount.target.0.starts_with(DRIVER_DIR)) {
+        edits.mounts.push(Mount {
+            host_path: "tmpfs".into(),
+            container_path: DRIVER_DIR.into(),
+            kind: Some("tmpfs".into()),
+            options: ["nosuid", "nodev", "mode=755", "size=1m"].map(String::from).into(),
+        });
+    }
     edits.mounts.extend(shared.mounts.iter().map(mount));
     edits
 }
@@ -300,8 +320,7 @@ fn link(link: &Symlink) -> String {
 const CREATE_CONTAINER: &str = "createContainer";
 
 /// One process for everything that is no mount and no node.
-fn hook(parts: &Parts<'_>, program: &Path) -> Hook {
-    let shared = &parts.shared;
+fn hook<'a>(shared: &'a Injection, more: impl IntoIterator<Item = &'a Symlink>, program: &Path) -> Hook {
     let mut args = vec!["gpurun-hook".to_owned(), "all".to_owned()];
     if let Some(host) = &shared.forward_compat {
         args.push(format!("--host-driver-version={}", host.driver));
@@ -309,16 +328,8 @@ fn hook(parts: &Parts<'_>, program: &Path) -> Hook {
     }
     args.extend(shared.library_dirs.iter().map(|directory| format!("--folder={}", text(&directory.0))));
     args.extend(shared.libraries.iter().map(|library| format!("--library={}", text(&library.path.0))));
-    // Those of a device are made where the container has its node.
-    let links = shared.symlinks.iter().chain(parts.devices.iter().flat_map(|(_, part)| &part.symlinks));
-    args.extend(links.map(link));
-    Hook {
-        hook_name: CREATE_CONTAINER.into(),
-        path: text(program),
-        args,
-        env: vec![format!("{FINGERPRINT}={}", fingerprint(parts))],
-        timeout: None,
-    }
+    args.extend(shared.symlinks.iter().chain(more).map(link));
+    Hook { hook_name: CREATE_CONTAINER.into(), path: text(program), args, ..Hook::default() }
 }
 
 /// Takes the groups for device nodes out of a document.

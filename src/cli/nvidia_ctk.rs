@@ -1,7 +1,7 @@
 //! What was typed to `nvidia-ctk`: the command line of NVIDIA's toolkit, which roles and scripts call.
 
 use super::{CdiFormat, CdiMode, CdiTransform};
-use crate::{apply::cdi::NameStrategy, formats::cdi::DIRECTORIES};
+use crate::{apply::cdi::NameStrategy, formats::cdi::DIRECTORIES, inventory::platform::tegra::LinkPattern};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
 use std::{ffi::OsString, path::PathBuf};
 use tracing::level_filters::LevelFilter;
@@ -162,7 +162,7 @@ pub struct CdiGenerate {
         env = "NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS"
     )]
     pub feature_flag: Vec<String>,
-    /// Not used: mode csv is refused
+    /// The lists of mode csv [default: the platform's own]
     #[arg(
         long = "csv.file",
         value_name = "FILE",
@@ -170,15 +170,15 @@ pub struct CdiGenerate {
         env = "NVIDIA_CTK_CDI_GENERATE_CSV_FILES"
     )]
     pub csv_file: Vec<PathBuf>,
-    /// Not used: mode csv is refused
+    /// Links that mode csv leaves out: a path, or **/NAME, with * and ?
     #[arg(
         long = "csv.ignore-pattern",
         value_name = "PATTERN",
         value_delimiter = ',',
         env = "NVIDIA_CTK_CDI_GENERATE_CSV_IGNORE_PATTERNS"
     )]
-    pub csv_ignore_pattern: Vec<String>,
-    /// Not used: mode csv is refused
+    pub csv_ignore_pattern: Vec<LinkPattern>,
+    /// Not used: Tegra's lists do not say with which driver an image's own libraries are to be compared
     #[arg(
         long = "csv.compat-container-root",
         value_name = "DIR",

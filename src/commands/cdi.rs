@@ -3,7 +3,7 @@
 use super::Context;
 use crate::{
     apply::{
-        cdi::{self, FINGERPRINT, Options},
+        cdi::{self, FINGERPRINT, NameStrategy, Options},
         whole_file,
     },
     cli::{
@@ -16,7 +16,11 @@ use crate::{
         cdi::{DeviceNode, Document, Hook},
         cdi_root,
     },
-    inventory::{Inventory, numbers, watch},
+    inventory::{
+        Inventory, numbers,
+        platform::{Platform, PlatformDriver, tegra, wsl},
+        watch,
+    },
     plan,
     request::DeviceId,
     vocabulary::{DriverCapability, GatedFeature, Version},
@@ -34,7 +38,7 @@ pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
     match command {
         Cdi::Generate(args) => generate(context, args),
         Cdi::Refresh(args) if args.watch => keep_fresh(context, args),
-        Cdi::Refresh(args) => refresh(context, args, context.inventory()).map(|()| 0),
+        Cdi::Refresh(args) => refresh(context, args, || context.inventory()).map(|()| 0),
         Cdi::Transform(CdiTransform::Root(args)) => transform_root(args),
         Cdi::List(args) => list(&args.directories, context.json),
         Cdi::Validate(args) => validate(context, &args.directories),
@@ -43,7 +47,8 @@ pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
 
 /// Writes the document of the host's GPUs.
 pub fn generate(context: &Context, args: &CdiGenerate) -> Result<u8> {
-    let content = content(context, &context.inventory()?, &args.document, args.output.as_deref())?;
+    let driver = driver(context, &args.document, || context.inventory())?;
+    let content = content(context, driver, &args.document, args.output.as_deref())?;
     match &args.output {
         Some(path) => drop(whole_file::write(path, &content, Code::Cdi)?),
         None => print!("{content}"),
@@ -51,13 +56,44 @@ pub fn generate(context: &Context, args: &CdiGenerate) -> Result<u8> {
     Ok(0)
 }
 
-/// What the document of this host says.
-fn content(
+/// What a document is about.
+enum Driver {
+    /// What NVML knows.
+    Nvml(Box<Inventory>),
+    /// What Tegra's lists name.
+    Tegra(PlatformDriver),
+    /// What Windows has given.
+    Wsl(PlatformDriver),
+}
+
+/// The driver of this host that the mode names. With `auto` it is the one that NVIDIA's toolkit takes: Windows' where there is
+/// its library, Tegra's where there is no NVML, or where NVML knows nothing but Tegra's own GPU.
+fn driver(
     context: &Context,
-    inventory: &Inventory,
     args: &CdiDocument,
-    output: Option<&Path>,
-) -> Result<String> {
+    inventory: impl FnOnce() -> Result<Inventory>,
+) -> Result<Driver> {
+    let host = &context.host;
+    let csv = || Ok(Driver::Tegra(tegra::find(host, &args.csv_file, &args.csv_ignore_pattern)?));
+    let platform = match args.mode {
+        CdiMode::Csv => return csv(),
+        CdiMode::Wsl => Some(Platform::Wsl),
+        CdiMode::Auto => Platform::of(host),
+        _ => None,
+    };
+    let inventory = match platform {
+        Some(Platform::Wsl) => return Ok(Driver::Wsl(wsl::find(host)?)),
+        Some(Platform::Tegra) => match inventory() {
+            Ok(inventory) if !inventory.gpus.iter().all(tegra::has) => inventory,
+            _ => return csv(),
+        },
+        None => inventory()?,
+    };
+    Ok(Driver::Nvml(Box::new(inventory)))
+}
+
+/// What the document of this host says.
+fn content(context: &Context, driver: Driver, args: &CdiDocument, output: Option<&Path>) -> Result<String> {
     let (vendor, class) = kind(args.mode);
     if !names_gpus(args.mode) && (args.no_all_device || !args.device_id.is_empty()) {
         return Err(Error::new(
@@ -65,40 +101,91 @@ fn content(
             "--device-id and --no-all-device choose GPUs, and this mode offers others",
         ));
     }
+    let only = match &driver {
+        Driver::Nvml(inventory) => chosen(inventory, &args.device_id)?,
+        Driver::Tegra(_) | Driver::Wsl(_) => None,
+    };
     let options = Options {
         vendor: args.vendor.clone().unwrap_or_else(|| vendor.into()),
         class: args.class.clone().unwrap_or_else(|| class.into()),
         names: args.device_name_strategy.clone(),
-        only: chosen(inventory, &args.device_id)?,
+        only,
         all: !args.no_all_device,
         hook: args.hook.clone().map_or_else(find_hook, Ok)?,
         newest: args.engine.as_deref().map(cdi::newest_for).transpose()?,
     };
-    let feature = |feature| cdi::feature(&plan::device::offers(&inventory.driver, feature)?, &options);
-    let (document, warnings) = match args.mode {
-        CdiMode::Auto | CdiMode::Nvml => {
-            let parts = parts(inventory).map_err(|error| error.context("no CDI document can be made"))?;
-            cdi::document(&parts, &options)
+    if !matches!(driver, Driver::Tegra(_)) {
+        for (flag, used) in [
+            ("--csv.file", !args.csv_file.is_empty()),
+            ("--csv.ignore-pattern", !args.csv_ignore_pattern.is_empty()),
+        ] {
+            if used {
+                tracing::warn!("{flag} is not used: the driver of this host is not listed in files");
+            }
         }
+    }
+    let (document, warnings) = match driver {
+        Driver::Nvml(inventory) => of_nvml(context, &inventory, args.mode, &options)?,
+        // The GPU of a Tegra has an index, but no UUID that could be had without NVML.
+        Driver::Tegra(driver) => {
+            let own = [(NameStrategy::Index, "0"), (NameStrategy::TypeIndex, "gpu0")];
+            cdi::platform(&plan::platform(driver), &only_device(&own, args)?, &options)?
+        }
+        // Windows' GPUs are one device, which is all of them.
+        Driver::Wsl(driver) => cdi::platform(&plan::platform(driver), &only_device(&[], args)?, &options)?,
+    };
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(text_of(&document, args.format, output))
+}
+
+/// The document of a mode whose facts are NVML's, and what it cannot say.
+fn of_nvml(
+    context: &Context,
+    inventory: &Inventory,
+    mode: CdiMode,
+    options: &Options,
+) -> Result<(Document, Vec<String>)> {
+    let feature = |feature| cdi::feature(&plan::device::offers(&inventory.driver, feature)?, options);
+    match mode {
         CdiMode::Management => {
-            cdi::management(&plan::management(inventory, context.host.driver_nodes())?, &options)
+            cdi::management(&plan::management(inventory, context.host.driver_nodes())?, options)
         }
         CdiMode::Gds => feature(GatedFeature::Gds),
         CdiMode::Mofed => feature(GatedFeature::Mofed),
         CdiMode::Nvswitch => feature(GatedFeature::NvSwitch),
         CdiMode::Gdrcopy => feature(GatedFeature::GdrCopy),
         CdiMode::Imex => feature(GatedFeature::Imex),
-        CdiMode::Csv => {
-            Err(not_there("csv", "Tegra's files are not found by NVML but listed in files of their own"))
+        CdiMode::Auto | CdiMode::Nvml | CdiMode::Csv | CdiMode::Wsl => {
+            let parts = parts(inventory).map_err(|error| error.context("no CDI document can be made"))?;
+            cdi::document(&parts, options)
         }
-        CdiMode::Wsl => {
-            Err(not_there("wsl", "Windows' driver has /dev/dxg in the place of every node that gpurun knows"))
-        }
-    }?;
-    for warning in &warnings {
-        tracing::warn!("{warning}");
     }
-    Ok(text_of(&document, args.format, output))
+}
+
+/// How the one device of a host is called, that has these names of its own.
+fn only_device(own: &[(NameStrategy, &'static str)], args: &CdiDocument) -> Result<Vec<&'static str>> {
+    let is_unknown = |asked: &&String| *asked != "all" && own.iter().all(|(_, name)| asked != name);
+    if let Some(unknown) = args.device_id.iter().find(is_unknown) {
+        return Err(Error::new(Code::UnknownGpu, format!("the host has no device {unknown}"))
+            .cause("its driver is not found through NVML, and is one device"));
+    }
+    let mut names: Vec<&'static str> = args
+        .device_name_strategy
+        .iter()
+        .filter_map(|wanted| own.iter().find(|(strategy, _)| strategy == wanted))
+        .map(|(_, name)| *name)
+        .collect();
+    if !args.no_all_device {
+        names.push("all");
+    }
+    if names.is_empty() {
+        return Err(Error::new(Code::Usage, "the document would name no device")
+            .cause("the host's device is called \"all\", and on a Tegra by its index; it has no UUID")
+            .fix("leave out --no-all-device, or name devices by --device-name-strategy index"));
+    }
+    Ok(names)
 }
 
 /// The devices of these names; `None` for each.
@@ -116,7 +203,7 @@ fn chosen(inventory: &Inventory, names: &[String]) -> Result<Option<Vec<DeviceId
 }
 
 fn names_gpus(mode: CdiMode) -> bool {
-    matches!(mode, CdiMode::Auto | CdiMode::Nvml)
+    matches!(mode, CdiMode::Auto | CdiMode::Nvml | CdiMode::Csv | CdiMode::Wsl)
 }
 
 /// Vendor and class of a mode's devices: those under which requests name them, too.
@@ -132,12 +219,6 @@ fn kind(mode: CdiMode) -> (&'static str, &'static str) {
     }
 }
 
-fn not_there(mode: &str, reason: &str) -> Error {
-    Error::new(Code::Cdi, format!("no CDI document can be made in mode {mode}"))
-        .cause(format!("{reason}, and gpurun was never tried on such a machine"))
-        .fix("make the document with NVIDIA's own nvidia-ctk there")
-}
-
 /// In the format that is named, or that the file's name ends with.
 fn text_of(document: &impl Serialize, format: Option<CdiFormat>, output: Option<&Path>) -> String {
     let is_json = |path: &Path| path.extension().is_some_and(|extension| extension == "json");
@@ -150,9 +231,13 @@ fn text_of(document: &impl Serialize, format: Option<CdiFormat>, output: Option<
 
 /// Writes the document if it is not what it should be, and removes it where there is no device that it could name. Where there
 /// is no driver that it could be about, it is left as it is.
-fn refresh(context: &Context, args: &CdiRefresh, inventory: Result<Inventory>) -> Result<()> {
+fn refresh(
+    context: &Context,
+    args: &CdiRefresh,
+    inventory: impl FnOnce() -> Result<Inventory>,
+) -> Result<()> {
     let path = args.output.display();
-    let inventory = match inventory {
+    let driver = match driver(context, &args.document, inventory) {
         Err(error) if error.code() == Code::NoDriver => {
             println!("{path} is left as it is: {}", error.what());
             return Ok(());
@@ -160,14 +245,24 @@ fn refresh(context: &Context, args: &CdiRefresh, inventory: Result<Inventory>) -
         result => result?,
     };
     // One that named GPUs that are gone would start containers without them.
-    if names_gpus(args.document.mode) && !plan::has_devices(&inventory) {
+    if let Driver::Nvml(inventory) = &driver
+        && names_gpus(args.document.mode)
+        && !plan::has_devices(inventory)
+    {
         let done = if whole_file::remove(&args.output, Code::Cdi)? { "is removed" } else { "is not written" };
         println!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why");
         return Ok(());
     }
-    let content = content(context, &inventory, &args.document, Some(&args.output))?;
+    let about = match &driver {
+        Driver::Nvml(inventory) => {
+            format!("driver {}, {} GPUs", inventory.driver.version, inventory.gpus.len())
+        }
+        Driver::Tegra(_) => "the driver that Tegra's lists name".into(),
+        Driver::Wsl(_) => "Windows' driver".into(),
+    };
+    let content = content(context, driver, &args.document, Some(&args.output))?;
     if whole_file::write(&args.output, &content, Code::Cdi)? {
-        println!("{path} is written: driver {}, {} GPUs", inventory.driver.version, inventory.gpus.len());
+        println!("{path} is written: {about}");
     } else {
         println!("{path} is as it should be");
     }
@@ -178,7 +273,7 @@ fn refresh(context: &Context, args: &CdiRefresh, inventory: Result<Inventory>) -
 fn keep_fresh(context: &Context, args: &CdiRefresh) -> Result<u8> {
     let never = watch::follow(&context.host, &context.state_dir, |inventory| {
         // The document stays as it was until the rest has come.
-        if let Err(error) = refresh(context, args, inventory) {
+        if let Err(error) = refresh(context, args, || inventory) {
             eprintln!("{error}");
         }
     })?;

@@ -101,7 +101,7 @@ fn hook(words: &[OsString]) -> Result<u8> {
 fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
     let one_hook = "one hook does what the container needs, and runs no ldconfig";
     let in_the_root = "files are looked for in the driver root";
-    let no_csv = "mode csv is refused";
+    let no_version = "Tegra's lists do not say the driver's version, with which an image's own libraries would be compared";
     for (flag, used, reason) in [
         ("--ldconfig-path", args.ldconfig_path.is_some(), one_hook),
         ("--library-search-path", !args.library_search_path.is_empty(), in_the_root),
@@ -109,9 +109,7 @@ fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
         ("--disable-hook", !args.disable_hook.is_empty(), one_hook),
         ("--enable-hook", !args.enable_hook.is_empty(), one_hook),
         ("--feature-flag", !args.feature_flag.is_empty(), "they choose between ways of NVIDIA's toolkit"),
-        ("--csv.file", !args.csv_file.is_empty(), no_csv),
-        ("--csv.ignore-pattern", !args.csv_ignore_pattern.is_empty(), no_csv),
-        ("--csv.compat-container-root", args.csv_compat_container_root.is_some(), no_csv),
+        ("--csv.compat-container-root", args.csv_compat_container_root.is_some(), no_version),
     ] {
         if used {
             tracing::warn!("{flag} is not used: {reason}");
@@ -140,6 +138,8 @@ fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
                 device_id: args.device_id.clone(),
                 no_all_device: args.no_all_device,
                 hook: args.nvidia_cdi_hook_path.clone(),
+                csv_file: args.csv_file.clone(),
+                csv_ignore_pattern: args.csv_ignore_pattern.clone(),
             },
         },
     )

@@ -171,6 +171,12 @@ const LINKS: &[(&str, &str)] = &[
     ("libnvidia-vulkan-producer", "libnvidia-vulkan-producer.so"),
 ];
 
+/// Those of a library's file, as far as they are in its directory.
+pub(super) fn other_names(library: &str) -> impl Iterator<Item = &'static str> {
+    let stem = split(library).map_or("", |(stem, _)| stem);
+    LINKS.iter().filter(move |(of, name)| *of == stem && !name.contains('/')).map(|(_, name)| *name)
+}
+
 /// Where programs are looked for: a shell's PATH, then Debian's alternatives, GKE, COS, NixOS.
 const BINARY_DIRS: &[&str] = &[
     "/usr/local/sbin",

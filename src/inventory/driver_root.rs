@@ -78,6 +78,13 @@ impl OpenRoot<'_> {
         (found.kind != FileType::Symlink).then_some(found)
     }
 
+    /// What `path` says if its last part is a link.
+    pub fn link(&self, path: &Path) -> Option<PathBuf> {
+        let link = self.open_at(path, OFlags::PATH | OFlags::NOFOLLOW).ok()?;
+        let target = rustix::fs::readlinkat(link, "", Vec::new()).ok()?;
+        Some(PathBuf::from(OsStr::from_bytes(target.as_bytes())))
+    }
+
     /// The names in a directory, sorted; none when there is no such directory.
     pub fn names(&self, dir: &Path) -> Vec<String> {
         let Ok(fd) = self.open_at(dir, OFlags::RDONLY | OFlags::DIRECTORY) else { return Vec::new() };
@@ -177,6 +184,9 @@ mod tests {
             assert_eq!(open.find(Path::new("/etc/outside")), None);
             assert_eq!(open.find(Path::new("/etc/above")), None);
             assert_eq!(open.find_no_link(Path::new("/usr/lib/libcuda.so.1")), None);
+            let says = |path: &str| open.link(Path::new(path));
+            assert_eq!(says("/etc/above").unwrap(), Path::new("../../../../../../../etc/passwd"));
+            assert_eq!((says("/etc"), says("/nowhere")), (None, None));
             assert_eq!(open.names(Path::new("/etc/alternatives")), [".", "..", "libcuda.so.1"]);
         }
         assert!(DriverRoot(dir.path().join("nowhere")).open().is_err());

@@ -7,6 +7,7 @@
 //!               (device_node, mig, procfs)
 //! snapshot      all of it as it was last read, and whether it is true still
 //! watch         when that is worth another look
+//! platform      the drivers that NVML does not find: Windows', Tegra's
 //! ```
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod elf;
 mod gpu;
 mod mig;
 pub mod nvml;
+pub mod platform;
 mod procfs;
 mod snapshot;
 mod types;

@@ -12,10 +12,12 @@ pub mod device;
 pub mod driver;
 pub mod forward_compat;
 mod injection;
+mod platform;
 mod policy;
 mod requirement;
 mod select;
 pub use injection::*;
+pub use platform::platform;
 pub use policy::Policy;
 pub use select::{Selected, named, select};
 
