@@ -9,7 +9,7 @@ use std::{
 use syn::visit::{self, Visit};
 
 /// What a room may not name: where its sources are, the beginnings of paths, and why.
-const REFUSED: [(&str, &[&str], &str); 7] = [
+const REFUSED: [(&str, &[&str], &str); 8] = [
     (
         "request",
         &[
@@ -57,6 +57,7 @@ const REFUSED: [(&str, &[&str], &str); 7] = [
     ("kubelet/preference.rs", WORLD, "what is near is a function of the inventory"),
     ("kubelet/health.rs", WORLD, "the time is an argument"),
     ("kubelet/response.rs", WORLD, "an Injection is lowered as it is"),
+    ("kubelet/state.rs", WORLD, "every answer follows from what is known"),
 ];
 
 /// What the device plugin's decisions may not name: its own other modules that act are below these.

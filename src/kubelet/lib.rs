@@ -30,5 +30,6 @@ mod registration;
 mod resources;
 mod response;
 mod server;
+mod state;
 
 pub use plugin::serve;

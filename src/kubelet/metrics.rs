@@ -1,6 +1,6 @@
 //! What Prometheus reads, and whether the plugin lives and is ready.
 
-use crate::{grpc, server::State};
+use crate::{grpc, state::State};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::{

@@ -13,7 +13,8 @@ use crate::{
     registration,
     resources::{Resource, resources},
     response::{CDI_CLASS, CDI_IMEX, CDI_VENDOR, FEATURES},
-    server::{Server, State},
+    server::Server,
+    state::State,
 };
 use gpurun::{
     apply::{

@@ -2,47 +2,20 @@
 
 use crate::{
     api::{
-        AllocateRequest, AllocateResponse, ContainerAllocateResponse, ContainerPreferredAllocationResponse,
-        Device, DevicePluginOptions, Empty, ListAndWatchResponse, NumaNode, PreStartContainerRequest,
-        PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse, TopologyInfo,
-        device_plugin_server::DevicePlugin,
+        AllocateRequest, AllocateResponse, ContainerPreferredAllocationResponse, DevicePluginOptions, Empty,
+        ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse,
+        PreferredAllocationRequest, PreferredAllocationResponse, device_plugin_server::DevicePlugin,
     },
-    config::{IdStrategy, Options},
     metrics::Metrics,
     preference, registration,
     resources::Resource,
-    response,
+    state::State,
 };
-use gpurun::{
-    error::{Code, Error, Result},
-    inventory::Inventory,
-    plan::{self, Policy},
-    request::{DeviceId, DeviceRequest, DeviceSelection, GpuFilter},
-};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    pin::Pin,
-    sync::Arc,
-    time::Instant,
-};
+use gpurun::error::{Code, Error, Result};
+use std::{pin::Pin, sync::Arc, time::Instant};
 use tokio::sync::watch;
 use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
-
-/// Everything that answers depend on.
-#[derive(Debug)]
-pub struct State {
-    /// What the administrator set.
-    pub options: Options,
-    /// The rules of gpurun's own configuration.
-    pub policy: Policy,
-    /// What the host has.
-    pub inventory: Inventory,
-    /// What is offered of it.
-    pub resources: Vec<Resource>,
-    /// UUIDs of devices that must not be given out, and why.
-    pub unhealthy: BTreeMap<String, String>,
-}
 
 /// The service of a resource.
 #[derive(Debug, Clone)]
@@ -53,72 +26,6 @@ pub struct Server {
     pub state: watch::Receiver<Option<Arc<State>>>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-}
-
-impl State {
-    fn resource(&self, name: &str) -> Option<&Resource> {
-        self.resources.iter().find(|resource| resource.name == name)
-    }
-
-    /// The kubelet's list.
-    fn list(&self, resource: &Resource) -> ListAndWatchResponse {
-        let devices = resource.ids().map(|(id, device)| Device {
-            id,
-            health: if self.unhealthy.contains_key(&device.uuid) { "Unhealthy" } else { "Healthy" }.into(),
-            topology: device.numa_node.map(|node| TopologyInfo { nodes: vec![NumaNode { id: node.into() }] }),
-        });
-        ListAndWatchResponse { devices: devices.collect() }
-    }
-
-    /// What a container gets with these of the kubelet's ids.
-    fn allocate(&self, resource: &Resource, ids: &[String]) -> Result<ContainerAllocateResponse> {
-        let mut seen = BTreeSet::new();
-        let mut uuids = Vec::new();
-        for id in ids {
-            let uuid = &resource.device(id)?.uuid;
-            if seen.insert(uuid) {
-                uuids.push(uuid);
-            }
-        }
-        if resource.replicas.is_some() && ids.len() > 1 && self.options.sharing.fail_requests_greater_than_one
-        {
-            return Err(Error::new(
-                Code::NotAllowed,
-                format!("{} of {} are asked for, and one is allowed", ids.len(), resource.name),
-            )
-            .cause(
-                "replicas of a shared GPU are no more of it than one, and failRequestsGreaterThanOne is set",
-            )
-            .fix("ask for one"));
-        }
-        for uuid in &uuids {
-            if let Some(why) = self.unhealthy.get(*uuid) {
-                return Err(Error::new(Code::GpuLost, format!("{uuid} is not given out: {why}")));
-            }
-        }
-        let request = DeviceRequest {
-            selection: DeviceSelection::Ids(
-                uuids.iter().map(|uuid| DeviceId::Uuid((*uuid).clone())).collect(),
-            ),
-            filter: GpuFilter::default(),
-            capabilities: None,
-            requirements: Vec::new(),
-            image_cuda: None,
-            disable_require: false,
-            features: self.options.shape.features.clone(),
-            imex_channels: self.options.shape.imex_channels.clone(),
-        };
-        let injection = plan::plan(&self.inventory, &request, &self.policy)?;
-        let selected = plan::select(&self.inventory, &request, self.policy.supported_capabilities)?;
-        let names: Vec<String> = selected
-            .iter()
-            .map(|device| match self.options.ids {
-                IdStrategy::Uuid => device.uuid().to_owned(),
-                IdStrategy::Index => device.id().to_string(),
-            })
-            .collect();
-        Ok(response::response(&injection, &names, &self.options.shape))
-    }
 }
 
 impl Server {
