@@ -170,6 +170,9 @@ impl Description {
             return Ok(None);
         }
         library.seek(SeekFrom::Start(end - 16 - length))?;
-        Ok(Some(serde_json::from_reader(library.take(length))?))
+        // In one piece: a reader of JSON asks for one byte at a time.
+        let mut json = Vec::new();
+        library.take(length).read_to_end(&mut json)?;
+        Ok(Some(serde_json::from_slice(&json)?))
     }
 }
