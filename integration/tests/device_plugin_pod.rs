@@ -171,6 +171,8 @@ fn gpus_are_offered_where_the_node_cannot_be_labelled() {
     let ended = run(&mut Plugin::command(&TestHost::new("t4"), &["--label-node", "node-1"]));
     assert!(ended.code == 125 && ended.err.contains("error[GPU-0071]"), "no pod: {ended:?}");
     assert!(ended.err.contains("fix:"), "{ended:?}");
+    let ended = run(&mut Plugin::command(&TestHost::new("t4"), &["--config-file", "/nowhere"]));
+    assert!(ended.err.contains("error[GPU-0002]") && ended.err.contains("fix:"), "{ended:?}");
 }
 
 /// The NVML reader is dynamic and finds its loader and its libraries in an image that has nothing else.

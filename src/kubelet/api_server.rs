@@ -122,7 +122,10 @@ impl ApiServer {
 
 fn authorities(path: &Path) -> Result<Vec<Certificate<'static>>> {
     let failed = || format!("{} cannot be used", path.display());
-    let bytes = fs::read(path).or_fail(Code::Config, failed)?;
+    let bytes = fs::read(path).or_fail(Code::Config, failed);
+    let bytes = bytes.map_err(|error| {
+        error.fix("let the pod have its account (automountServiceAccountToken), or use --labels-file")
+    })?;
     let items: Result<Vec<_>, _> = ureq::tls::parse_pem(&bytes).collect();
     let items = items.or_fail(Code::Config, failed)?;
     Ok(items

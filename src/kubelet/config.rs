@@ -172,7 +172,10 @@ impl Options {
         let (file, unheard) = match &flags.config_file {
             Some(path) => {
                 let text = std::fs::read_to_string(path);
-                let text = text.or_fail(Code::Config, || format!("{} cannot be read", path.display()))?;
+                let text = text.or_fail(Code::Config, || format!("{} cannot be read", path.display()));
+                let text = text.map_err(|error| {
+                    error.fix("name a file that can be in CONFIG_FILE or --config-file, or none")
+                })?;
                 File::parse(&text)
                     .map_err(|error| error.context(format!("{} cannot be used", path.display())))?
             }
