@@ -1,25 +1,28 @@
-//! The cluster's API server, as a pod reaches it ("Accessing the Kubernetes API from a Pod"), for the one thing that is asked of it: a
-//! node's labels.
+//! The cluster's API server, as a pod reaches it ("Accessing the Kubernetes API from a Pod").
 
-use crate::labels::Labels;
 use gpurun::error::{Code, Error, OrFail, Result};
-use serde_json::json;
+use http::StatusCode;
+use serde_json::Value;
 use std::{
     env, fs,
+    io::BufReader,
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, RecvTimeoutError},
     time::Duration,
 };
 use ureq::{
-    Agent,
+    Agent, Body,
     tls::{Certificate, PemItem, RootCerts, TlsConfig},
 };
 
 /// Where a pod's account lies.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// An API server that answers takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// By this name the API server knows which labels were set here, and takes away those that are not any more.
+/// An API server that answers takes milliseconds. Also how long it is left alone after it has not.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// After so long the API server ends a watch, and another is begun.
+const WATCHED: Duration = Duration::from_secs(300);
+/// An object is smaller: etcd takes 1.5 MB, a list here has a handful.
+const LONGEST: u64 = 1 << 24;
+/// By this name the API server knows what was set here, and takes away what is not any more.
 const MANAGER: &str = "gpurun-device-plugin";
 
 /// The API server and the pod's account there.
@@ -44,7 +47,7 @@ impl ApiServer {
             env::var(name).or_fail(Code::Cluster, || "the API server is not known").map_err(|error| {
                 error
                     .cause(format!("{name} is not set, which it is in every pod"))
-                    .fix("run as a pod, or write the labels to a file with --labels-file")
+                    .fix("run as a pod, without --dra, and write the labels to a file with --labels-file")
             })
         };
         let host = variable("KUBERNETES_SERVICE_HOST")?;
@@ -66,58 +69,112 @@ impl ApiServer {
         Ok(Self { agent: agent.into(), base, account })
     }
 
-    /// Lets the node have these labels, and none that were set here before (Kubernetes, "Server-Side Apply").
+    /// An object or a list, if it is there.
     ///
     /// # Errors
-    /// [`Code::Cluster`] where it does not answer, or refuses.
-    fn label(&self, node: &str, labels: &Labels) -> Result<()> {
-        let failed = || format!("the node {node} cannot be labelled");
-        // The kubelet renews it.
-        let token = fs::read_to_string(self.account.join("token")).or_fail(Code::Config, failed)?;
-        let object =
-            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "labels": labels}});
-        let mut answer = self
-            .agent
-            .patch(format!("{}/api/v1/nodes/{node}", self.base))
-            .query("fieldManager", MANAGER)
-            // node-feature-discovery may have set the same ones before.
-            .query("force", "true")
-            .header("Authorization", format!("Bearer {}", token.trim()))
-            .header("Content-Type", "application/apply-patch+yaml")
-            .send(object.to_string())
-            .or_fail(Code::Cluster, failed)?;
-        if answer.status().is_success() {
-            return Ok(());
-        }
-        let said = answer.body_mut().with_config().limit(1 << 16).read_to_string().unwrap_or_default();
-        let message = serde_json::from_str::<serde_json::Value>(&said)
-            .ok()
-            .and_then(|status| Some(status.get("message")?.as_str()?.to_owned()));
-        Err(Error::new(Code::Cluster, failed())
-            .cause(format!("the API server answers {}: {}", answer.status(), message.unwrap_or(said)))
-            .fix("let the plugin's account `patch` `nodes` (the chart: labels.target=node), or use --labels-file"))
+    /// [`Code::Cluster`] where the API server does not answer, or refuses; [`Code::Config`] where the pod's account has no token.
+    pub fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Option<Value>> {
+        let request = self.agent.get(self.url(path)).query_pairs(query.iter().copied());
+        let answer = request.header("Authorization", self.token()?).call();
+        done(&format!("{path} cannot be read"), answer)?.map(|answer| object(path, answer)).transpose()
     }
 
-    /// Labels the node each time that there are other labels. What fails is tried again.
-    pub fn keep_labelled(&self, node: &str, newest: &Receiver<Labels>) {
-        let Ok(mut labels) = newest.recv() else { return };
-        loop {
-            let next = match self.label(node, &labels) {
-                Ok(()) => {
-                    newest.iter().find(|others| *others != labels).ok_or(RecvTimeoutError::Disconnected)
-                }
-                Err(error) => {
-                    tracing::error!("{error}");
-                    newest.recv_timeout(PATIENCE)
-                }
-            };
-            match next {
-                Ok(others) => labels = others,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
+    /// Lets an object be as this says, without what was said here of it before and is not any more (Kubernetes, "Server-Side
+    /// Apply"). Answers how it is then.
+    ///
+    /// # Errors
+    /// As for [`Self::get`].
+    pub fn apply(&self, path: &str, wanted: &Value) -> Result<Value> {
+        let failed = format!("{path} cannot be set");
+        let answer = self
+            .agent
+            .patch(self.url(path))
+            .query("fieldManager", MANAGER)
+            // Another program may have set the same before.
+            .query("force", "true")
+            .header("Authorization", self.token()?)
+            .header("Content-Type", "application/apply-patch+yaml")
+            .send(wanted.to_string());
+        match done(&failed, answer)? {
+            Some(answer) => object(path, answer),
+            None => Err(Error::new(Code::Cluster, failed).cause("the API server knows no such object")),
         }
     }
+
+    /// Takes an object away, if it is there.
+    ///
+    /// # Errors
+    /// As for [`Self::get`].
+    pub fn delete(&self, path: &str) -> Result<()> {
+        let answer = self.agent.delete(self.url(path)).header("Authorization", self.token()?).call();
+        done(&format!("{path} cannot be deleted"), answer).map(drop)
+    }
+
+    /// What happens to a list's objects from its `resourceVersion` on, until the API server ends it, as it does every few minutes
+    /// (Kubernetes, "Efficient detection of changes").
+    ///
+    /// # Errors
+    /// As for [`Self::get`].
+    pub fn watch(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<impl Iterator<Item = Result<Value>> + use<>> {
+        let failed = format!("{path} cannot be watched");
+        let request = self
+            .agent
+            .get(self.url(path))
+            .query_pairs(query.iter().copied())
+            .query("watch", "true")
+            .query("timeoutSeconds", WATCHED.as_secs().to_string())
+            .header("Authorization", self.token()?);
+        // A connection that has died without a word ends, too.
+        let request = request.config().timeout_global(Some(WATCHED + PATIENCE)).build();
+        let answer = done(&failed, request.call())?;
+        let events = answer.into_iter().flat_map(|answer| {
+            let reader = BufReader::new(answer.into_body().into_reader());
+            serde_json::Deserializer::from_reader(reader).into_iter::<Value>()
+        });
+        Ok(events.map(move |event| event.or_fail(Code::Cluster, || failed.clone())))
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    /// Read each time: the kubelet renews it.
+    fn token(&self) -> Result<String> {
+        let token = fs::read_to_string(self.account.join("token"));
+        let token = token.or_fail(Code::Config, || "the pod's account has no token")?;
+        Ok(format!("Bearer {}", token.trim()))
+    }
+}
+
+/// The answer, if it is yes; none where there is no such object.
+fn done(
+    failed: &str,
+    answer: Result<http::Response<Body>, ureq::Error>,
+) -> Result<Option<http::Response<Body>>> {
+    let mut answer = answer.or_fail(Code::Cluster, || failed.to_owned())?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(Some(answer));
+    }
+    if status == StatusCode::NOT_FOUND {
+        return Ok(None);
+    }
+    let said = answer.body_mut().with_config().limit(1 << 16).read_to_string().unwrap_or_default();
+    let message = serde_json::from_str::<Value>(&said)
+        .ok()
+        .and_then(|status| Some(status.get("message")?.as_str()?.to_owned()));
+    let message = message.unwrap_or(said);
+    Err(Error::new(Code::Cluster, failed).cause(format!("the API server answers {status}: {message}")))
+}
+
+fn object(path: &str, answer: http::Response<Body>) -> Result<Value> {
+    let reader = answer.into_body().into_with_config().limit(LONGEST).reader();
+    serde_json::from_reader(BufReader::new(reader))
+        .or_fail(Code::Cluster, || format!("what the API server says of {path} cannot be understood"))
 }
 
 fn authorities(path: &Path) -> Result<Vec<Certificate<'static>>> {

@@ -11,6 +11,7 @@ use clap::{Parser, ValueEnum};
 use gpurun::{
     cli::Global,
     error::{Code, Error, OrFail, Result},
+    plan::Selected,
     vocabulary::GatedFeature,
 };
 use serde::{Deserialize, Deserializer};
@@ -100,6 +101,28 @@ pub struct Flags {
     /// This node of the cluster gets the labels itself, from the API server; the pod's account must be allowed to patch it
     #[arg(long, env = "LABEL_NODE", value_name = "NODE")]
     pub label_node: Option<String>,
+    /// Devices are allocated by the scheduler to claims (Dynamic Resource Allocation), and not by the kubelet [default: false]
+    #[arg(long, env = "DRA", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    dra: Option<bool>,
+    /// This node's name in the cluster, for --dra
+    #[arg(long, env = "NODE_NAME", value_name = "NODE")]
+    pub node_name: Option<String>,
+    /// Where the kubelet looks for drivers, with --dra
+    #[arg(
+        long,
+        env = "KUBELET_REGISTRAR_DIRECTORY_PATH",
+        default_value = "/var/lib/kubelet/plugins_registry",
+        value_name = "DIR"
+    )]
+    pub kubelet_registrar_directory_path: PathBuf,
+    /// Where the driver has a directory of its own, with --dra
+    #[arg(
+        long,
+        env = "KUBELET_PLUGINS_DIRECTORY_PATH",
+        default_value = "/var/lib/kubelet/plugins",
+        value_name = "DIR"
+    )]
+    pub kubelet_plugins_directory_path: PathBuf,
     /// XIDs that do not count: all, xids, or a list
     #[arg(
         long = "disable-healthchecks",
@@ -131,6 +154,16 @@ pub enum IdStrategy {
     Index,
 }
 
+impl IdStrategy {
+    /// A device's name.
+    pub fn name(self, device: Selected<'_>) -> String {
+        match self {
+            Self::Uuid => device.uuid().to_owned(),
+            Self::Index => device.id().to_string(),
+        }
+    }
+}
+
 /// What holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -158,6 +191,8 @@ pub struct Options {
     pub kubelet_socket: Option<PathBuf>,
     /// Which errors count.
     pub watched: Watched,
+    /// Devices are allocated to claims, by the scheduler.
+    pub dra: bool,
 }
 
 /// The kubelet's own (k8s.io/kubelet, pkg/apis/deviceplugin/v1beta1/constants.go).
@@ -181,10 +216,10 @@ impl Options {
             }
             None => (File::default(), Vec::new()),
         };
-        Ok((Self::merged(flags.clone(), file), unheard))
+        Ok((Self::merged(flags.clone(), file)?, unheard))
     }
 
-    fn merged(flags: Flags, file: File) -> Self {
+    fn merged(flags: Flags, file: File) -> Result<Self> {
         let plugin = file.flags.plugin;
         let feature = |typed: Option<bool>, filed: Option<bool>, feature| {
             typed.or(filed).unwrap_or(false).then_some(feature)
@@ -225,12 +260,32 @@ impl Options {
             sockets: directory,
             kubelet_socket: socket,
             watched: Watched::new(&flags.disable_healthchecks, &flags.enable_healthchecks),
+            dra: flags.dra.unwrap_or(false),
         }
+        .of_claims()
+    }
+
+    /// Claims say themselves which MIG devices they want, and what they share.
+    fn of_claims(self) -> Result<Self> {
+        if !self.dra {
+            return Ok(self);
+        }
+        if !self.sharing.resources.is_empty() {
+            return Err(Error::new(Code::Config, "devices that claims get cannot be shared by replicas")
+                .cause("--dra is given, and the configuration file has `sharing`")
+                .fix("leave `sharing` out: containers that name one claim share its devices"));
+        }
+        Ok(Self { mig: MigStrategy::Mixed, ..self })
     }
 
     /// Whether documents are to be written.
     pub fn needs_cdi(&self) -> bool {
-        self.shape.strategies.iter().any(|one| matches!(one, Strategy::CdiAnnotations | Strategy::CdiCri))
+        self.dra
+            || self
+                .shape
+                .strategies
+                .iter()
+                .any(|one| matches!(one, Strategy::CdiAnnotations | Strategy::CdiCri))
     }
 }
 
@@ -345,7 +400,7 @@ impl File {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use clap::Args;
 
@@ -370,9 +425,9 @@ sharing:
 imex: {channelIDs: [0], required: false}
 ";
 
-    fn options(words: &[&str], file: &str) -> Options {
+    pub(crate) fn options(words: &[&str], file: &str) -> Options {
         let cli = Cli::try_parse_from([&["gpurun-device-plugin"], words].concat()).unwrap();
-        Options::merged(cli.flags, File::parse(file).unwrap().0)
+        Options::merged(cli.flags, File::parse(file).unwrap().0).unwrap()
     }
 
     #[test]

@@ -16,14 +16,26 @@
 pub mod api {
     tonic::include_proto!("v1beta1");
 }
+/// Messages and services of the kubelet's API of DRA drivers, v1.
+#[allow(missing_docs, clippy::pedantic)]
+pub mod dra_api {
+    tonic::include_proto!("k8s.io.kubelet.pkg.apis.dra.v1");
+}
+/// How a kubelet learns of a driver.
+#[allow(missing_docs, clippy::pedantic)]
+pub mod registration_api {
+    tonic::include_proto!("pluginregistration");
+}
 mod api_server;
 mod authority;
 pub mod config;
+mod dra;
 mod events;
 pub mod grpc;
 mod health;
 mod labels;
 mod metrics;
+mod node_labels;
 mod plugin;
 mod preference;
 mod registration;

@@ -35,6 +35,7 @@ struct Counts {
     latency_sum: f64,
     xids: BTreeMap<(String, u64), u64>,
     registrations: u64,
+    claims: Option<usize>,
 }
 
 impl Metrics {
@@ -63,6 +64,11 @@ impl Metrics {
     /// Resources are made known to a kubelet.
     pub fn registration(&self) {
         self.with(|counts| counts.registrations += 1);
+    }
+
+    /// So many claims are prepared.
+    pub fn claims(&self, prepared: usize) {
+        self.with(|counts| counts.claims = Some(prepared));
     }
 
     /// In Prometheus' text format, 0.0.4.
@@ -101,6 +107,10 @@ impl Metrics {
             "How often resources were made known to a kubelet.",
         );
         let _ = writeln!(text, "gpurun_registrations_total {}", counts.registrations);
+        if let Some(claims) = counts.claims {
+            head(&mut text, "claims_prepared", "gauge", "Claims whose devices containers may use.");
+            let _ = writeln!(text, "gpurun_claims_prepared {claims}");
+        }
         let Some(state) = state else { return text };
         head(&mut text, "device_healthy", "gauge", "Whether a device may be given out.");
         for resource in &state.resources {

@@ -5,12 +5,13 @@ use crate::{
     api::device_plugin_server::DevicePluginServer,
     api_server::ApiServer,
     config::{Cli, IdStrategy, Options},
+    dra::{Dra, Place},
     events::Watcher,
     grpc,
     health::{Event, Health, meaning},
     labels::{self, Labels, Machine},
     metrics::{self, Metrics},
-    registration,
+    node_labels, registration,
     resources::{Resource, resources},
     response::{CDI_CLASS, CDI_IMEX, CDI_VENDOR, FEATURES},
     server::Server,
@@ -66,6 +67,8 @@ struct Plugin {
     reports: mpsc::Sender<Report>,
     /// To who labels the node, if somebody does.
     labels: Option<std::sync::mpsc::Sender<Labels>>,
+    /// In place of servers, where the scheduler allocates devices.
+    dra: Option<Dra>,
     again: Option<Instant>,
 }
 
@@ -97,7 +100,9 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).or_fail(Code::Internal, failed)?;
     let mut reload = signal(SignalKind::hangup()).or_fail(Code::Internal, failed)?;
     let (came, mut kubelets) = mpsc::unbounded_channel();
-    if let Some(socket) = &options.kubelet_socket {
+    if let Some(socket) = &options.kubelet_socket
+        && !options.dra
+    {
         registration::watch(socket, came)?;
     }
     let (state, newest_state) = newest::channel(None);
@@ -105,12 +110,23 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
     if let Some(address) = cli.flags.metrics_address {
         let listener = TcpListener::bind(address).await;
         let listener = listener.or_fail(Code::Config, || format!("{address} cannot be listened on"))?;
-        tokio::spawn(metrics::serve(listener, Arc::clone(&metrics), newest_state));
+        tokio::spawn(metrics::serve(listener, Arc::clone(&metrics), newest_state.clone()));
     }
+    let api_server = (options.dra || cli.flags.label_node.is_some()).then(ApiServer::of_pod).transpose()?;
+    let api_server = api_server.map(Arc::new);
+    let labels = match (&cli.flags.label_node, &api_server) {
+        (Some(node), Some(api_server)) => Some(label(node, Arc::clone(api_server))?),
+        _ => None,
+    };
+    let dra = match api_server.filter(|_| options.dra) {
+        Some(api_server) => {
+            Some(Dra::start(&place(&cli, &context)?, api_server, newest_state, Arc::clone(&metrics))?)
+        }
+        None => None,
+    };
     let (reports, mut reported) = mpsc::channel(REPORTS);
     let (read, mut inventories) = mpsc::unbounded_channel();
     follow(&context, read)?;
-    let labels = cli.flags.label_node.as_deref().map(label).transpose()?;
     let mut plugin = Plugin {
         cli,
         context,
@@ -125,6 +141,7 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
         watcher: None,
         reports,
         labels,
+        dra,
         again: None,
     };
     plugin.health.watch(plugin.options.watched.clone());
@@ -172,13 +189,27 @@ fn follow(context: &Context, read: mpsc::UnboundedSender<Result<Inventory>>) -> 
 }
 
 /// Labels the node in a thread of its own: the API server answers when it can.
-fn label(node: &str) -> Result<std::sync::mpsc::Sender<Labels>> {
-    let api_server = ApiServer::of_pod()?;
+fn label(node: &str, api_server: Arc<ApiServer>) -> Result<std::sync::mpsc::Sender<Labels>> {
     let (labels, newest) = std::sync::mpsc::channel();
     let node = node.to_owned();
     let thread = std::thread::Builder::new().name("labels".into());
-    let thread = thread.spawn(move || api_server.keep_labelled(&node, &newest));
+    let thread = thread.spawn(move || node_labels::keep(&api_server, &node, &newest));
     thread.map(|_| labels).or_fail(Code::Internal, || "no thread can be started")
+}
+
+/// Where the kubelet finds a driver of claims.
+fn place(cli: &Cli, context: &Context) -> Result<Place> {
+    let node = cli.flags.node_name.clone().filter(|name| !name.is_empty());
+    let node =
+        node.ok_or("its devices are a pool of its name").or_fail(Code::Config, || "the node has no name");
+    let node = node.map_err(|error| error.fix("name it as the cluster does: --node-name, NODE_NAME"))?;
+    Ok(Place {
+        node,
+        registrations: cli.flags.kubelet_registrar_directory_path.clone(),
+        plugins: cli.flags.kubelet_plugins_directory_path.clone(),
+        proc: context.host.proc.clone(),
+        sys: context.host.sys.clone(),
+    })
 }
 
 impl Plugin {
@@ -316,6 +347,11 @@ impl Plugin {
                 None
             }
         };
+        if let Some(dra) = &self.dra {
+            dra.offer(state.as_deref());
+            self.state.send_replace(state);
+            return;
+        }
         let names: BTreeSet<String> =
             state.iter().flat_map(|state| &state.resources).map(|resource| resource.name.clone()).collect();
         let sockets: Vec<(String, String)> = state

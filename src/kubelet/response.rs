@@ -72,12 +72,6 @@ const LOADER_DIRS: [&str; 2] = ["/usr/lib", "/usr/lib64"];
 pub fn response(injection: &Injection, names: &[String], shape: &Shape) -> ContainerAllocateResponse {
     let mut response = ContainerAllocateResponse::default();
     let features = || FEATURES.iter().filter(|(feature, ..)| shape.features.contains(feature));
-    let cdi_names = || {
-        let gpus = names.iter().map(|name| format!("{CDI_VENDOR}/{CDI_CLASS}={name}"));
-        let features = features().map(|(.., class)| format!("{CDI_VENDOR}/{class}=all"));
-        let channels = shape.imex_channels.iter().map(|n| format!("{CDI_VENDOR}/{CDI_IMEX}={n}"));
-        gpus.chain(features).chain(channels).collect::<Vec<_>>()
-    };
     for strategy in &shape.strategies {
         match strategy {
             Strategy::Envvar => {
@@ -96,11 +90,13 @@ pub fn response(injection: &Injection, names: &[String], shape: &Shape) -> Conta
                 let key = names.first().map(|name| name.replace(':', "-")).unwrap_or_default();
                 response.annotations.insert(
                     format!("{}nvidia-device-plugin_{key}", shape.annotation_prefix),
-                    cdi_names().join(","),
+                    cdi_names(names, shape).join(","),
                 );
             }
             Strategy::CdiCri => {
-                response.cdi_devices.extend(cdi_names().into_iter().map(|name| CdiDevice { name }));
+                response
+                    .cdi_devices
+                    .extend(cdi_names(names, shape).into_iter().map(|name| CdiDevice { name }));
             }
             Strategy::Direct => {
                 // Whoever reads the variable after this must not inject a second time.
@@ -130,6 +126,15 @@ pub fn response(injection: &Injection, names: &[String], shape: &Shape) -> Conta
             .collect();
     }
     response
+}
+
+/// The CDI devices, in full, of a container that gets these devices.
+pub fn cdi_names(names: &[String], shape: &Shape) -> Vec<String> {
+    let gpus = names.iter().map(|name| format!("{CDI_VENDOR}/{CDI_CLASS}={name}"));
+    let features = FEATURES.iter().filter(|(feature, ..)| shape.features.contains(feature));
+    let features = features.map(|(.., class)| format!("{CDI_VENDOR}/{class}=all"));
+    let channels = shape.imex_channels.iter().map(|n| format!("{CDI_VENDOR}/{CDI_IMEX}={n}"));
+    gpus.chain(features).chain(channels).collect()
 }
 
 /// The driver's files where programs find them without a link, a loader's cache or a variable: every name that leads to a file is

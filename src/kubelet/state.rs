@@ -2,14 +2,14 @@
 
 use crate::{
     api::{ContainerAllocateResponse, Device, ListAndWatchResponse, NumaNode, TopologyInfo},
-    config::{IdStrategy, Options},
+    config::Options,
     resources::Resource,
     response,
 };
 use gpurun::{
     error::{Code, Error, Result},
     inventory::Inventory,
-    plan::{self, Policy},
+    plan::{self, Policy, Selected},
     request::{DeviceId, DeviceRequest, DeviceSelection, GpuFilter},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +33,14 @@ impl State {
     /// The resource of this name, if it is offered.
     pub fn resource(&self, name: &str) -> Option<&Resource> {
         self.resources.iter().find(|resource| resource.name == name)
+    }
+
+    /// A GPU or MIG device that is there, by its UUID.
+    pub fn device(&self, uuid: &str) -> Option<Selected<'_>> {
+        self.inventory.gpus.iter().find_map(|gpu| {
+            let mig = gpu.mig_devices.iter().find(|part| part.uuid == uuid);
+            (gpu.uuid == uuid || mig.is_some()).then_some(Selected { gpu, mig })
+        })
     }
 
     /// The kubelet's list.
@@ -89,13 +97,7 @@ impl State {
         };
         let injection = plan::plan(&self.inventory, &request, &self.policy)?;
         let selected = plan::select(&self.inventory, &request, self.policy.supported_capabilities)?;
-        let names: Vec<String> = selected
-            .iter()
-            .map(|device| match self.options.ids {
-                IdStrategy::Uuid => device.uuid().to_owned(),
-                IdStrategy::Index => device.id().to_string(),
-            })
-            .collect();
+        let names: Vec<String> = selected.iter().map(|device| self.options.ids.name(*device)).collect();
         Ok(response::response(&injection, &names, &self.options.shape))
     }
 }

@@ -1,0 +1,144 @@
+//! Dynamic resource allocation, in place of the device plugin API: the scheduler chooses devices for claims, by attributes.
+//!
+//! ```text
+//!  State ─► slice ─► publish ──► API server: ResourceSlices, watched            (scheduler: claims get devices)
+//!    └────► server ◄── kubelet: NodePrepareResources(claim)
+//!             ├─ claim ◄── API server: which devices the claim has got
+//!             ├─ checkpoint: which claims are prepared, through any end of this process
+//!             └─► names of devices in the node's CDI document
+//! ```
+//!
+//! The driver's name, and what it tells of devices, are those of NVIDIA's own DRA driver, so that device classes and claims written for
+//! that one mean the same here.
+
+mod checkpoint;
+mod claim;
+mod publish;
+mod server;
+mod slice;
+
+use crate::{
+    api_server::ApiServer, dra_api::dra_plugin_server::DraPluginServer, grpc, metrics::Metrics,
+    registration_api::registration_server::RegistrationServer, state::State,
+};
+use checkpoint::Checkpoint;
+use gpurun::error::{Code, OrFail, Result};
+use publish::Publisher;
+use server::{Claims, Registrar, Versions};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::{
+    net::UnixListener,
+    sync::{Mutex, watch},
+    task::JoinHandle,
+};
+
+/// The driver's name, by which claims and kubelets know it.
+pub const DRIVER: &str = "gpu.nvidia.com";
+
+/// Where a driver is to be found by this node's kubelet, and as what.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The node's name in the cluster: its pool of devices has it, too.
+    pub node: String,
+    /// Where the kubelet looks for registrations: /var/lib/kubelet/plugins_registry.
+    pub registrations: PathBuf,
+    /// Where drivers have a directory of their own: /var/lib/kubelet/plugins.
+    pub plugins: PathBuf,
+    /// procfs and sysfs: boot id, PCIe root complexes.
+    pub proc: PathBuf,
+    /// See `proc`.
+    pub sys: PathBuf,
+}
+
+/// The driver at work. Its sockets go when it is dropped, so that the kubelet knows.
+#[derive(Debug)]
+pub struct Dra {
+    publisher: Publisher,
+    sys: PathBuf,
+    sockets: [PathBuf; 2],
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for Dra {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        for socket in &self.sockets {
+            let _ = fs::remove_file(socket);
+        }
+    }
+}
+
+impl Dra {
+    /// Answers the kubelet, and publishes what [`Dra::offer`] is told.
+    ///
+    /// # Errors
+    /// [`Code::Config`] where the kubelet's directories cannot be used.
+    pub fn start(
+        place: &Place,
+        api_server: Arc<ApiServer>,
+        state: watch::Receiver<Option<Arc<State>>>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let own = place.plugins.join(DRIVER);
+        let failed = || format!("{} cannot be made", own.display());
+        fs::create_dir_all(&own).or_fail(Code::Config, failed)?;
+        let boot_id = fs::read_to_string(place.proc.join("sys/kernel/random/boot_id"));
+        let boot_id = boot_id.or_fail(Code::Inventory, || "the boot id cannot be read")?;
+        let checkpoint = Checkpoint::open(&own.join("checkpoint.json"), boot_id.trim());
+        metrics.claims(checkpoint.len());
+        let claims = Claims {
+            node: place.node.clone(),
+            api_server: Arc::clone(&api_server),
+            state,
+            metrics,
+            checkpoint: Arc::new(Mutex::new(checkpoint)),
+        };
+        let endpoint = own.join("dra.sock");
+        let registration = place.registrations.join(format!("{DRIVER}-reg.sock"));
+        // The kubelet asks at the endpoint as soon as it has found the registration.
+        let service = listen(&endpoint)?;
+        let registrar = Registrar { endpoint: endpoint.clone() };
+        let registrations = listen(&registration)?;
+        let service = tokio::spawn(async move {
+            match grpc::serve(service, Versions(DraPluginServer::new(claims))).await {}
+        });
+        let registrations = tokio::spawn(async move {
+            match grpc::serve(registrations, RegistrationServer::new(registrar)).await {}
+        });
+        Ok(Self {
+            publisher: Publisher::start(api_server, place.node.clone())?,
+            sys: place.sys.clone(),
+            sockets: [registration, endpoint],
+            tasks: [registrations, service],
+        })
+    }
+
+    /// What can be allocated from now on; nothing without a state.
+    pub fn offer(&self, state: Option<&State>) {
+        let devices = state.map(|state| {
+            let roots = slice::pcie_roots(&self.sys, &state.inventory);
+            let described = |device| slice::described(device, &state.inventory.driver, &roots);
+            slice::offered(state).map(described).collect()
+        });
+        self.publisher.offer(devices.unwrap_or_default());
+    }
+}
+
+/// A socket in place of one that was left behind.
+fn listen(socket: &Path) -> Result<UnixListener> {
+    let failed = || format!("{} cannot be listened on", socket.display());
+    let directory = |error: gpurun::error::Error| {
+        error.fix("let the pod have the kubelet's plugins and plugins_registry at their own paths (the chart: dra.enabled=true)")
+    };
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).or_fail(Code::Config, failed);
+        }
+        _ => {}
+    }
+    UnixListener::bind(socket).or_fail(Code::Config, failed).map_err(directory)
+}

@@ -1,0 +1,224 @@
+//! What the kubelet asks of the driver.
+
+use super::{
+    DRIVER,
+    checkpoint::{Checkpoint, Device, Prepared},
+    claim,
+    publish::api_version,
+    slice,
+};
+use crate::{
+    api_server::ApiServer,
+    dra_api::{
+        self, Claim, NodePrepareResourceResponse, NodePrepareResourcesRequest, NodePrepareResourcesResponse,
+        NodeUnprepareResourceResponse, NodeUnprepareResourcesRequest, NodeUnprepareResourcesResponse,
+        dra_plugin_server::DraPlugin,
+    },
+    metrics::Metrics,
+    registration_api::{
+        InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
+        registration_server::Registration,
+    },
+    response,
+    state::State,
+};
+use gpurun::error::{Code, Error, OrFail, Result};
+use http::Uri;
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
+use tokio::sync::{Mutex, watch};
+use tonic::{Request, Response, Status};
+use tower_service::Service;
+
+/// Tells the kubelet where the driver answers.
+#[derive(Debug)]
+pub struct Registrar {
+    /// The driver's socket.
+    pub endpoint: PathBuf,
+}
+
+/// The services that the driver has, as kubelets name them (k8s.io/kubelet, pkg/apis/dra/…/types.go, `DRAPluginService`).
+const SERVICES: [&str; 2] = ["v1.DRAPlugin", "v1beta1.DRAPlugin"];
+
+#[tonic::async_trait]
+impl Registration for Registrar {
+    async fn get_info(&self, _: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
+        Ok(Response::new(PluginInfo {
+            r#type: "DRAPlugin".into(),
+            name: DRIVER.into(),
+            endpoint: self.endpoint.to_string_lossy().into_owned(),
+            supported_versions: SERVICES.map(String::from).into(),
+        }))
+    }
+
+    async fn notify_registration_status(
+        &self,
+        status: Request<RegistrationStatus>,
+    ) -> Result<Response<RegistrationStatusResponse>, Status> {
+        let status = status.into_inner();
+        if status.plugin_registered {
+            tracing::info!("{DRIVER} is registered");
+        } else {
+            tracing::error!("the kubelet does not take {DRIVER}: {}", status.error);
+        }
+        Ok(Response::new(RegistrationStatusResponse {}))
+    }
+}
+
+/// A service of v1 that answers to v1beta1, too: the two have the same messages.
+#[derive(Debug, Clone)]
+pub struct Versions<S>(pub S);
+
+impl<S: Service<http::Request<B>>, B> Service<http::Request<B>> for Versions<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
+        if let Some(method) = request.uri().path().strip_prefix("/k8s.io.kubelet.pkg.apis.dra.v1beta1.")
+            && let Ok(uri) = format!("/k8s.io.kubelet.pkg.apis.dra.v1.{method}").parse::<Uri>()
+        {
+            *request.uri_mut() = uri;
+        }
+        self.0.call(request)
+    }
+}
+
+/// Claims, as the kubelet gives and takes them.
+#[derive(Debug)]
+pub struct Claims {
+    /// The node's pool.
+    pub node: String,
+    /// It says what a claim has got.
+    pub api_server: Arc<ApiServer>,
+    /// The newest state; none is there while nothing is offered.
+    pub state: watch::Receiver<Option<Arc<State>>>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Which claims are prepared.
+    pub checkpoint: Arc<Mutex<Checkpoint>>,
+}
+
+impl Claims {
+    async fn prepare(&self, asked: &Claim) -> Result<Vec<dra_api::Device>> {
+        let state = self.state.borrow().clone();
+        let state = state.ok_or("the driver is not there, or something of it is not as it should be");
+        let state = state.or_fail(Code::NoDriver, || "no device is offered")?;
+        let known = self.checkpoint.lock().await.claim(&asked.uid).cloned();
+        let prepared = if let Some(prepared) = known {
+            prepared
+        } else {
+            let allocated = claim::allocated(self.read(asked).await?, &asked.uid, &self.node)?;
+            let devices = allocated.into_iter().map(|one| device(&state, one)).collect::<Result<_>>()?;
+            let prepared = Prepared { namespace: asked.namespace.clone(), name: asked.name.clone(), devices };
+            let mut checkpoint = self.checkpoint.lock().await;
+            checkpoint.prepare(&asked.uid, prepared.clone())?;
+            self.metrics.claims(checkpoint.len());
+            prepared
+        };
+        prepared.devices.iter().map(|device| self.named(&state, device)).collect()
+    }
+
+    async fn read(&self, asked: &Claim) -> Result<serde_json::Value> {
+        let (namespace, name) = (asked.namespace.clone(), asked.name.clone());
+        let api_server = Arc::clone(&self.api_server);
+        let found = tokio::task::spawn_blocking(move || {
+            let version = api_version(&api_server)?.as_str();
+            let path =
+                format!("/apis/resource.k8s.io/{version}/namespaces/{namespace}/resourceclaims/{name}");
+            api_server.get(&path, &[])
+        });
+        found
+            .await
+            .or_fail(Code::Internal, || "a thread has ended early")?
+            .map_err(|error| {
+                error.fix("let the plugin's account `get` `resourceclaims` (the chart: dra.enabled=true)")
+            })?
+            .ok_or("the API server has no such claim")
+            .or_fail(Code::BadRequest, || "the claim is gone")
+    }
+
+    /// What the kubelet tells the container runtime. A device that is not there any more would be one that no runtime finds.
+    fn named(&self, state: &State, device: &Device) -> Result<dra_api::Device> {
+        let there =
+            state.device(&device.uuid).ok_or("the GPU does not answer, or MIG devices were made anew");
+        let there = there.or_fail(Code::GpuLost, || format!("{} is not there any more", device.name));
+        let there =
+            there.map_err(|error| error.fix("delete the pod: another device can be allocated then"))?;
+        Ok(dra_api::Device {
+            request_names: vec![device.request.clone()],
+            pool_name: self.node.clone(),
+            device_name: device.name.clone(),
+            cdi_device_ids: response::cdi_names(&[state.options.ids.name(there)], &state.options.shape),
+        })
+    }
+}
+
+/// A device by its name in the pool.
+fn device(state: &State, allocated: claim::Allocated) -> Result<Device> {
+    let found = slice::offered(state).find(|device| slice::name(*device) == allocated.device);
+    let found = found
+        .ok_or("it is not well, or it is none of the GPUs and MIG devices any more that the scheduler knew");
+    let found =
+        found.or_fail(Code::GpuLost, || format!("{} cannot be given to the claim", allocated.device))?;
+    Ok(Device {
+        request: allocated.request,
+        name: allocated.device,
+        uuid: found.uuid().into(),
+        admin: allocated.admin,
+    })
+}
+
+#[tonic::async_trait]
+impl DraPlugin for Claims {
+    async fn node_prepare_resources(
+        &self,
+        request: Request<NodePrepareResourcesRequest>,
+    ) -> Result<Response<NodePrepareResourcesResponse>, Status> {
+        let mut response = NodePrepareResourcesResponse::default();
+        for claim in request.into_inner().claims {
+            let started = Instant::now();
+            let prepared = self.prepare(&claim).await;
+            self.metrics.allocation(DRIVER, prepared.is_ok(), started.elapsed());
+            let answer = match prepared {
+                Ok(devices) => NodePrepareResourceResponse { devices, error: String::new() },
+                Err(error) => {
+                    let error = error
+                        .context(format!("the claim {}/{} is not prepared", claim.namespace, claim.name));
+                    tracing::warn!("{error}");
+                    NodePrepareResourceResponse { devices: Vec::new(), error: error.to_string() }
+                }
+            };
+            response.claims.insert(claim.uid, answer);
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn node_unprepare_resources(
+        &self,
+        request: Request<NodeUnprepareResourcesRequest>,
+    ) -> Result<Response<NodeUnprepareResourcesResponse>, Status> {
+        let mut response = NodeUnprepareResourcesResponse::default();
+        let mut checkpoint = self.checkpoint.lock().await;
+        for claim in request.into_inner().claims {
+            let error = checkpoint.take_back(&claim.uid).err().map(|error: Error| {
+                let error =
+                    error.context(format!("the claim {}/{} is prepared still", claim.namespace, claim.name));
+                tracing::warn!("{error}");
+                error.to_string()
+            });
+            let answer = NodeUnprepareResourceResponse { error: error.unwrap_or_default() };
+            response.claims.insert(claim.uid, answer);
+        }
+        self.metrics.claims(checkpoint.len());
+        Ok(Response::new(response))
+    }
+}
