@@ -9,7 +9,13 @@ use gpurun_device_plugin::{
         device_plugin_client::DevicePluginClient,
         registration_server::{Registration, RegistrationServer},
     },
+    dra_api::{
+        Claim, NodePrepareResourcesRequest, NodeUnprepareResourcesRequest, dra_plugin_client::DraPluginClient,
+    },
     grpc,
+    registration_api::{
+        InfoRequest, PluginInfo, RegistrationStatus, registration_client::RegistrationClient,
+    },
 };
 use std::{
     collections::BTreeMap,
@@ -181,6 +187,96 @@ impl Lists {
     }
 }
 
+/// A driver of claims, by the sockets that it has for kubelets.
+#[derive(Debug)]
+pub struct Driver {
+    runtime: tokio::runtime::Runtime,
+    info: PluginInfo,
+}
+
+/// What was prepared for a claim: devices with the CDI names of each, or the refusal.
+pub type Prepared = Result<Vec<(String, Vec<String>)>, String>;
+
+impl Driver {
+    /// Finds it in the directory of registrations, as a kubelet does, and tells it that it is known.
+    pub fn find(host: &TestHost) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let mut found = None;
+        until("a registration", || {
+            found = runtime.block_on(async {
+                let channel =
+                    grpc::connect(&host.path().join("registry/gpu.nvidia.com-reg.sock")).await.ok()?;
+                let mut client = RegistrationClient::new(channel);
+                let info = client.get_info(InfoRequest {}).await.ok()?.into_inner();
+                let status = RegistrationStatus { plugin_registered: true, error: String::new() };
+                client.notify_registration_status(status).await.ok()?;
+                Some(info)
+            });
+            found.is_some()
+        });
+        Self { runtime, info: found.expect("it was waited for") }
+    }
+
+    /// What it said of itself: type, name, services.
+    pub fn info(&self) -> (&str, &str, Vec<&str>) {
+        let services = self.info.supported_versions.iter().map(String::as_str).collect();
+        (&self.info.r#type, &self.info.name, services)
+    }
+
+    /// Prepares a claim of the namespace `ml`, in the words of a version of the API.
+    pub fn prepare(&self, version: &'static str, name: &str, uid: &str) -> Prepared {
+        let request = NodePrepareResourcesRequest { claims: vec![claim(name, uid)] };
+        let response =
+            self.runtime.block_on(async { self.client(version).await.node_prepare_resources(request).await });
+        let answer =
+            response.expect("no claim fails all").into_inner().claims.remove(uid).expect("an answer");
+        if !answer.error.is_empty() {
+            return Err(answer.error);
+        }
+        Ok(answer.devices.into_iter().map(|device| (device.device_name, device.cdi_device_ids)).collect())
+    }
+
+    /// Takes it back.
+    pub fn unprepare(&self, name: &str, uid: &str) -> String {
+        let request = NodeUnprepareResourcesRequest { claims: vec![claim(name, uid)] };
+        let response =
+            self.runtime.block_on(async { self.client("v1").await.node_unprepare_resources(request).await });
+        response.expect("no claim fails all").into_inner().claims.remove(uid).expect("an answer").error
+    }
+
+    async fn client(&self, version: &'static str) -> DraPluginClient<Speaking> {
+        let channel = grpc::connect(Path::new(&self.info.endpoint)).await.expect("it listens");
+        DraPluginClient::new(Speaking { channel, version })
+    }
+}
+
+fn claim(name: &str, uid: &str) -> Claim {
+    Claim { namespace: "ml".into(), uid: uid.into(), name: name.into() }
+}
+
+/// A connection on which v1's methods have the names of another version.
+#[derive(Debug, Clone)]
+struct Speaking {
+    channel: grpc::Channel,
+    version: &'static str,
+}
+
+impl tower_service::Service<http::Request<tonic::body::Body>> for Speaking {
+    type Response = <grpc::Channel as tower_service::Service<http::Request<tonic::body::Body>>>::Response;
+    type Error = <grpc::Channel as tower_service::Service<http::Request<tonic::body::Body>>>::Error;
+    type Future = <grpc::Channel as tower_service::Service<http::Request<tonic::body::Body>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        self.channel.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: http::Request<tonic::body::Body>) -> Self::Future {
+        let path = request.uri().path().replace("dra.v1.", &format!("dra.{}.", self.version));
+        *request.uri_mut() = path.parse().expect("a path");
+        self.channel.call(request)
+    }
+}
+
 /// gpurun-device-plugin on a simulated host, with a kubelet's directory of its own.
 #[derive(Debug)]
 pub struct Plugin {
@@ -212,10 +308,15 @@ impl Plugin {
         command
     }
 
+    /// One that runs.
+    pub fn of(host: &TestHost, process: Child) -> Self {
+        Self { process, directory: Self::directory(host) }
+    }
+
     /// Starts it.
     pub fn start(host: &TestHost, options: &[&str]) -> Self {
         let process = Self::command(host, options).spawn().expect("gpurun-device-plugin");
-        Self { process, directory: Self::directory(host) }
+        Self::of(host, process)
     }
 
     /// Its process.

@@ -2,6 +2,7 @@
 //!
 //! `integration/run` builds and fetches what is needed first; a test that misses something panics and says so.
 
+pub mod api_server;
 pub mod bundle;
 pub mod cdi;
 pub mod engines;
