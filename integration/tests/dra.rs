@@ -4,6 +4,7 @@
 use gpurun_integration::{
     TestHost,
     api_server::{ApiServer, NODE, SLICE},
+    description,
     kubelet::{Driver, Plugin, driver_says, lose},
     run, until,
 };
@@ -184,11 +185,27 @@ fn a_mig_device_is_a_claims_until_its_layout_is_another() {
     let node = Node::new("a100-mig", "v1");
     until("devices", || !node.api_server.devices().is_empty());
     let names = node.api_server.devices();
-    let part = names.iter().find(|name| name.contains("-mig-1g5gb-")).unwrap();
+    let part = &names[0];
+    assert!(part.contains("-mig-1g5gb-"), "{names:?}");
     let driver = Driver::find(&node.host);
     node.api_server.allocate("infer", "uid-1", &[part]);
     let prepared = driver.prepare("v1", "infer", "uid-1").unwrap();
     assert!(prepared[0].1[0].starts_with(&format!("{CDI}MIG-")), "{prepared:?}");
+
+    let mut less = description("a100-mig");
+    let minor = less.gpus[0].minor;
+    let gone = less.gpus[0].mig.as_mut().unwrap().devices.remove(0);
+    node.host.describe(&less);
+    let capabilities = format!("proc/driver/nvidia/capabilities/gpu{minor}/mig/gi{}", gone.gpu_instance);
+    fs::remove_dir_all(node.host.path().join(capabilities)).unwrap();
+    for minor in gone.cap_minors(minor) {
+        fs::remove_file(node.host.path().join(format!("dev/nvidia-caps/nvidia-cap{minor}"))).unwrap();
+    }
+    until("the other layout", || node.api_server.devices().len() == names.len() - 1);
+    assert!(!node.api_server.devices().contains(part), "the first of them is gone");
+    let refused = driver.prepare("v1", "infer", "uid-1").unwrap_err();
+    assert!(refused.contains("is not there any more") && refused.contains("delete the pod"), "{refused}");
+    assert_eq!(driver.unprepare("infer", "uid-1"), "");
 }
 
 #[test]

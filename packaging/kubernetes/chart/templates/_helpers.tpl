@@ -13,3 +13,8 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
+
+{{- /* Whether the pod asks anything of the API server. */}}
+{{- define "gpurun.account" -}}
+{{- if or .Values.dra.enabled (eq .Values.labels.target "node") }}yes{{ end }}
+{{- end }}
