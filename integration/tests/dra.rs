@@ -149,6 +149,12 @@ fn a_claim_is_prepared_once_and_stays_so_through_a_kill_and_not_through_a_boot()
     let driver = Driver::find(&node.host);
     node.api_server.allocate("train", "uid-1", &["gpu-7"]);
     until("the first state", || driver.prepare("v1", "train", "uid-1").is_ok());
+
+    node.plugin.signal("-TERM");
+    assert_eq!(node.plugin.end(), Some(0));
+    for socket in ["registry/gpu.nvidia.com-reg.sock", "plugins/gpu.nvidia.com/dra.sock"] {
+        assert!(!node.host.path().join(socket).exists(), "the kubelet learns of the end by {socket}");
+    }
 }
 
 #[test]
