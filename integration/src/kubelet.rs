@@ -12,6 +12,10 @@ use gpurun_device_plugin::{
     dra_api::{
         Claim, NodePrepareResourcesRequest, NodeUnprepareResourcesRequest, dra_plugin_client::DraPluginClient,
     },
+    dra_health_api::{
+        DeviceHealth, HealthStatus, NodeWatchResourcesRequest,
+        dra_resource_health_client::DraResourceHealthClient,
+    },
     grpc,
     registration_api::{
         InfoRequest, PluginInfo, RegistrationStatus, registration_client::RegistrationClient,
@@ -244,6 +248,26 @@ impl Driver {
         response.expect("no claim fails all").into_inner().claims.remove(uid).expect("an answer").error
     }
 
+    /// The devices' health as it is now, in the words of a version of the API: `Healthy`, or why not, by name.
+    pub fn health(&self, version: &'static str) -> BTreeMap<String, String> {
+        let response = self.runtime.block_on(async {
+            let channel = grpc::connect(Path::new(&self.info.endpoint)).await.expect("it listens");
+            let mut client = DraResourceHealthClient::new(Speaking { channel, version });
+            let mut stream = client
+                .node_watch_resources(NodeWatchResourcesRequest {})
+                .await
+                .expect("a stream")
+                .into_inner();
+            stream.message().await.expect("it does not end").expect("a first list")
+        });
+        let health = |one: DeviceHealth| {
+            let healthy = one.health == i32::from(HealthStatus::Healthy);
+            let name = one.device.expect("it is required").device_name;
+            (name, if healthy { "Healthy".into() } else { one.message })
+        };
+        response.devices.into_iter().map(health).collect()
+    }
+
     async fn client(&self, version: &'static str) -> DraPluginClient<Speaking> {
         let channel = grpc::connect(Path::new(&self.info.endpoint)).await.expect("it listens");
         DraPluginClient::new(Speaking { channel, version })
@@ -271,7 +295,8 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for Speaking {
     }
 
     fn call(&mut self, mut request: http::Request<tonic::body::Body>) -> Self::Future {
-        let path = request.uri().path().replace("dra.v1.", &format!("dra.{}.", self.version));
+        // /k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/…, /v1.DRAResourceHealth/…
+        let path = request.uri().path().replacen("v1.DRA", &format!("{}.DRA", self.version), 1);
         *request.uri_mut() = path.parse().expect("a path");
         self.channel.call(request)
     }

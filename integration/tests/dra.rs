@@ -13,6 +13,8 @@ use std::fs;
 
 /// Of the host with eight GPUs, in NVML's order.
 const MINORS: [u32; 8] = [3, 2, 1, 0, 7, 6, 5, 4];
+const SERVICES: [&str; 4] =
+    ["v1.DRAPlugin", "v1beta1.DRAPlugin", "v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth"];
 const CDI: &str = "k8s.device-plugin.nvidia.com/gpu=";
 
 /// The host goes last.
@@ -112,7 +114,7 @@ fn a_claim_is_prepared_once_and_stays_so_through_a_kill_and_not_through_a_boot()
     let mut node = Node::new("8xh100", "v1");
     until("devices", || node.api_server.devices().len() == 8);
     let driver = Driver::find(&node.host);
-    assert_eq!(driver.info(), ("DRAPlugin", "gpu.nvidia.com", vec!["v1.DRAPlugin", "v1beta1.DRAPlugin"]));
+    assert_eq!(driver.info(), ("DRAPlugin", "gpu.nvidia.com", SERVICES.to_vec()));
     node.api_server.allocate("train", "uid-1", &["gpu-0", "gpu-7"]);
     let by_minor = |minor: u32| {
         let gpus = node.gpus();
@@ -155,6 +157,22 @@ fn a_claim_is_prepared_once_and_stays_so_through_a_kill_and_not_through_a_boot()
     for socket in ["registry/gpu.nvidia.com-reg.sock", "plugins/gpu.nvidia.com/dra.sock"] {
         assert!(!node.host.path().join(socket).exists(), "the kubelet learns of the end by {socket}");
     }
+}
+
+#[test]
+fn pods_are_told_how_their_devices_are() {
+    let node = Node::new("8xh100", "v1");
+    until("devices", || node.api_server.devices().len() == 8);
+    let driver = Driver::find(&node.host);
+    for version in ["v1", "v1alpha1"] {
+        let health = driver.health(version);
+        assert!(health.len() == 8 && health.values().all(|how| how == "Healthy"), "{health:?}");
+    }
+    let gpu = node.gpus().into_iter().find(|gpu| gpu.minor == 5).unwrap().uuid;
+    driver_says(&node.host, &format!("xid {gpu} 79"));
+    until("the slice without it", || node.api_server.devices().len() == 7);
+    let health = driver.health("v1");
+    assert!(health["gpu-5"].contains("79") && health["gpu-4"] == "Healthy", "{health:?}");
 }
 
 #[test]

@@ -1,10 +1,15 @@
-//! Messages and services of the kubelet's APIs.
+//! Messages and services of the kubelet's APIs, each in a directory of its own: packages of several have the same name.
+
+use std::{env, fs, path::Path};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    for file in ["deviceplugin.proto", "dra.proto", "pluginregistration.proto"] {
+    for name in ["deviceplugin", "dra", "dra_health", "pluginregistration"] {
+        let file = format!("{name}.proto");
         println!("cargo::rerun-if-changed={file}");
+        let out = Path::new(&env::var("OUT_DIR")?).join(name);
+        fs::create_dir_all(&out)?;
         let api = protox::compile([file], ["."])?;
-        tonic_prost_build::configure().build_transport(false).compile_fds(api)?;
+        tonic_prost_build::configure().build_transport(false).out_dir(out).compile_fds(api)?;
     }
     Ok(())
 }

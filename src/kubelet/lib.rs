@@ -14,17 +14,22 @@
 /// Messages and services of Kubernetes' device plugin API, v1beta1.
 #[allow(missing_docs, clippy::pedantic)]
 pub mod api {
-    tonic::include_proto!("v1beta1");
+    include!(concat!(env!("OUT_DIR"), "/deviceplugin/v1beta1.rs"));
 }
 /// Messages and services of the kubelet's API of DRA drivers, v1.
 #[allow(missing_docs, clippy::pedantic)]
 pub mod dra_api {
-    tonic::include_proto!("k8s.io.kubelet.pkg.apis.dra.v1");
+    include!(concat!(env!("OUT_DIR"), "/dra/k8s.io.kubelet.pkg.apis.dra.v1.rs"));
+}
+/// How such a driver's devices are, v1.
+#[allow(missing_docs, clippy::pedantic)]
+pub mod dra_health_api {
+    include!(concat!(env!("OUT_DIR"), "/dra_health/v1.rs"));
 }
 /// How a kubelet learns of a driver.
 #[allow(missing_docs, clippy::pedantic)]
 pub mod registration_api {
-    tonic::include_proto!("pluginregistration");
+    include!(concat!(env!("OUT_DIR"), "/pluginregistration/pluginregistration.rs"));
 }
 mod api_server;
 mod authority;

@@ -5,6 +5,7 @@
 //!    └────► server ◄── kubelet: NodePrepareResources(claim)
 //!             ├─ claim ◄── API server: which devices the claim has got
 //!             ├─ checkpoint: which claims are prepared, through any end of this process
+//!             ├─ health ──► kubelet: how devices are, for the pods that have them
 //!             └─► names of devices in the node's CDI document
 //! ```
 //!
@@ -13,18 +14,21 @@
 
 mod checkpoint;
 mod claim;
+mod health;
 mod publish;
 mod server;
 mod slice;
 
 use crate::{
-    api_server::ApiServer, dra_api::dra_plugin_server::DraPluginServer, grpc, metrics::Metrics,
+    api_server::ApiServer, dra_api::dra_plugin_server::DraPluginServer,
+    dra_health_api::dra_resource_health_server::DraResourceHealthServer, grpc, metrics::Metrics,
     registration_api::registration_server::RegistrationServer, state::State,
 };
 use checkpoint::Checkpoint;
 use gpurun::error::{Code, OrFail, Result};
+use health::Health;
 use publish::Publisher;
-use server::{Claims, Registrar, Versions};
+use server::{Claims, Registrar, Services};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -90,6 +94,7 @@ impl Dra {
         let boot_id = boot_id.or_fail(Code::Inventory, || "the boot id cannot be read")?;
         let checkpoint = Checkpoint::open(&own.join("checkpoint.json"), boot_id.trim());
         metrics.claims(checkpoint.len());
+        let health = Health { node: place.node.clone(), state: state.clone() };
         let claims = Claims {
             node: place.node.clone(),
             api_server: Arc::clone(&api_server),
@@ -103,9 +108,9 @@ impl Dra {
         let service = listen(&endpoint)?;
         let registrar = Registrar { endpoint: endpoint.clone() };
         let registrations = listen(&registration)?;
-        let service = tokio::spawn(async move {
-            match grpc::serve(service, Versions(DraPluginServer::new(claims))).await {}
-        });
+        let services =
+            Services { claims: DraPluginServer::new(claims), health: DraResourceHealthServer::new(health) };
+        let service = tokio::spawn(async move { match grpc::serve(service, services).await {} });
         let registrations = tokio::spawn(async move {
             match grpc::serve(registrations, RegistrationServer::new(registrar)).await {}
         });

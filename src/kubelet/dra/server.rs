@@ -4,6 +4,7 @@ use super::{
     DRIVER,
     checkpoint::{Checkpoint, Device, Prepared},
     claim,
+    health::Health,
     publish::api_version,
     slice,
 };
@@ -12,8 +13,9 @@ use crate::{
     dra_api::{
         self, Claim, NodePrepareResourceResponse, NodePrepareResourcesRequest, NodePrepareResourcesResponse,
         NodeUnprepareResourceResponse, NodeUnprepareResourcesRequest, NodeUnprepareResourcesResponse,
-        dra_plugin_server::DraPlugin,
+        dra_plugin_server::{self, DraPlugin, DraPluginServer},
     },
+    dra_health_api::dra_resource_health_server::{self, DraResourceHealthServer},
     metrics::Metrics,
     registration_api::{
         InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
@@ -24,14 +26,17 @@ use crate::{
 };
 use gpurun::error::{Code, Error, OrFail, Result};
 use http::Uri;
+use hyper::body::Incoming;
 use std::{
+    convert::Infallible,
     path::PathBuf,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Instant,
 };
 use tokio::sync::{Mutex, watch};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, body::Body};
 use tower_service::Service;
 
 /// Tells the kubelet where the driver answers.
@@ -41,8 +46,10 @@ pub struct Registrar {
     pub endpoint: PathBuf,
 }
 
-/// The services that the driver has, as kubelets name them (k8s.io/kubelet, pkg/apis/dra/…/types.go, `DRAPluginService`).
-const SERVICES: [&str; 2] = ["v1.DRAPlugin", "v1beta1.DRAPlugin"];
+/// The services that the driver has, as kubelets name them (k8s.io/kubelet, pkg/apis/dra/…/types.go, `DRAPluginService`,
+/// and pkg/apis/dra-health).
+const SERVICES: [&str; 4] =
+    ["v1.DRAPlugin", "v1beta1.DRAPlugin", "v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth"];
 
 #[tonic::async_trait]
 impl Registration for Registrar {
@@ -69,26 +76,37 @@ impl Registration for Registrar {
     }
 }
 
-/// A service of v1 that answers to v1beta1, too: the two have the same messages.
+/// The driver's services on one socket, each of which answers to its older versions, too: they have the same messages.
 #[derive(Debug, Clone)]
-pub struct Versions<S>(pub S);
+pub struct Services {
+    /// Of claims.
+    pub claims: DraPluginServer<Claims>,
+    /// Of devices' health.
+    pub health: DraResourceHealthServer<Health>,
+}
 
-impl<S: Service<http::Request<B>>, B> Service<http::Request<B>> for Versions<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
+impl Service<http::Request<Incoming>> for Services {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(cx)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
-        if let Some(method) = request.uri().path().strip_prefix("/k8s.io.kubelet.pkg.apis.dra.v1beta1.")
-            && let Ok(uri) = format!("/k8s.io.kubelet.pkg.apis.dra.v1.{method}").parse::<Uri>()
-        {
-            *request.uri_mut() = uri;
+    fn call(&mut self, mut request: http::Request<Incoming>) -> Self::Future {
+        // /k8s.io.kubelet.pkg.apis.dra.v1beta1.DRAPlugin/NodePrepareResources
+        let path = request.uri().path();
+        let method = |service: &str| path.rsplit_once(service).map(|(_, method)| method);
+        let (newest, is_health) = match (method(".DRAPlugin/"), method(".DRAResourceHealth/")) {
+            (_, Some(method)) => (format!("/{}/{method}", dra_resource_health_server::SERVICE_NAME), true),
+            (Some(method), None) => (format!("/{}/{method}", dra_plugin_server::SERVICE_NAME), false),
+            (None, None) => (path.to_owned(), false),
+        };
+        if let Ok(newest) = newest.parse::<Uri>() {
+            *request.uri_mut() = newest;
         }
-        self.0.call(request)
+        if is_health { self.health.call(request) } else { self.claims.call(request) }
     }
 }
 
