@@ -17,6 +17,11 @@ use gpurun_device_plugin::{
         dra_resource_health_client::DraResourceHealthClient,
     },
     grpc,
+    pod_resources_api::{
+        CdiDevice, ClaimResource, ContainerDevices, ContainerResources, DynamicResource,
+        ListPodResourcesRequest, ListPodResourcesResponse, PodResources,
+        pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer},
+    },
     registration_api::{
         InfoRequest, PluginInfo, RegistrationStatus, registration_client::RegistrationClient,
     },
@@ -72,6 +77,18 @@ impl Kubelet {
         let service = RegistrationServer::new(Registrations(Arc::clone(&registered)));
         runtime.spawn(async move { match grpc::serve(listener, service).await {} });
         Self { socket, registered, runtime }
+    }
+
+    /// Tells of pods at this socket.
+    pub fn tell_pods(&self, socket: &Path) -> Pods {
+        let pods = Pods::default();
+        let listener = {
+            let _entered = self.runtime.enter();
+            UnixListener::bind(socket).expect("a new socket")
+        };
+        let service = PodResourcesListerServer::new(pods.clone());
+        self.runtime.spawn(async move { match grpc::serve(listener, service).await {} });
+        pods
     }
 
     /// The registration of a resource, once it has come.
@@ -188,6 +205,36 @@ impl Lists {
     /// Whether no other list has come.
     pub fn is_quiet(&self) -> bool {
         self.lists.try_recv().is_err()
+    }
+}
+
+/// What the kubelet tells of its pods, at a socket of its own: a test says it.
+#[derive(Debug, Clone, Default)]
+pub struct Pods(Arc<Mutex<Vec<PodResources>>>);
+
+#[tonic::async_trait]
+impl PodResourcesLister for Pods {
+    async fn list(
+        &self,
+        _: Request<ListPodResourcesRequest>,
+    ) -> Result<Response<ListPodResourcesResponse>, Status> {
+        let pod_resources = self.0.lock().expect("nobody panics with it").clone();
+        Ok(Response::new(ListPodResourcesResponse { pod_resources }))
+    }
+}
+
+impl Pods {
+    /// A pod's container `main` has these devices of a resource, and these CDI devices by a claim.
+    pub fn have(&self, pod: &str, resource: &str, devices: &[&str], by_claim: &[&str]) {
+        let strings = |words: &[&str]| words.iter().map(ToString::to_string).collect();
+        let cdi_devices = by_claim.iter().map(|name| CdiDevice { name: (*name).into() }).collect();
+        let container = ContainerResources {
+            name: "main".into(),
+            devices: vec![ContainerDevices { resource_name: resource.into(), device_ids: strings(devices) }],
+            dynamic_resources: vec![DynamicResource { claim_resources: vec![ClaimResource { cdi_devices }] }],
+        };
+        let pod = PodResources { name: pod.into(), namespace: "ml".into(), containers: vec![container] };
+        self.0.lock().expect("nobody panics with it").push(pod);
     }
 }
 

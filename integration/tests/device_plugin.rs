@@ -8,9 +8,12 @@ use gpurun_integration::{
     run, until,
 };
 use std::{
+    collections::BTreeMap,
     fs,
+    io::{BufRead as _, BufReader},
     path::Path,
     process::{Command, Stdio},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -374,20 +377,31 @@ fn another_configuration_is_read_when_it_is_told() {
     node.kubelet.resource("nvidia.com/gpu.shared").allocate(&[&format!("{}::0", node.gpu(0))]).unwrap();
 }
 
+/// An address that nobody has: the kernel gives it out.
+fn unused_address() -> String {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    format!("127.0.0.1:{port}")
+}
+
+fn get(address: &str, path: &str) -> String {
+    use std::io::{Read, Write};
+    let mut client = std::net::TcpStream::connect(address).unwrap();
+    client.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+    let mut text = String::new();
+    client.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn has_lines(text: &str, lines: &[&str]) {
+    for line in lines {
+        assert!(text.lines().any(|one| one == *line), "{line}\n{text}");
+    }
+}
+
 #[test]
 fn metrics_are_told_to_who_asks_and_nobody_listens_otherwise() {
     let host = TestHost::new("t4");
-    // Nobody has it: the kernel gives it out.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let address = format!("127.0.0.1:{port}");
-    let get = |path: &str| {
-        use std::io::{Read, Write};
-        let mut client = std::net::TcpStream::connect(&address).unwrap();
-        client.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
-        let mut text = String::new();
-        client.read_to_string(&mut text).unwrap();
-        text
-    };
+    let address = unused_address();
     let kubelet = Kubelet::start(&Plugin::directory(&host));
     let plugin = Plugin::start(&host, &["--metrics-address", &address]);
     kubelet.registration(GPU);
@@ -398,17 +412,109 @@ fn metrics_are_told_to_who_asks_and_nobody_listens_otherwise() {
     let mut lists = node.lists();
     driver_says(&node.host, &format!("xid {gpu} 79"));
     lists.until_unhealthy(&[&gpu]);
-    let text = get("/metrics");
-    for line in [
-        "gpurun_allocations_total{resource=\"nvidia.com/gpu\",result=\"given\"} 1".to_owned(),
-        format!("gpurun_xid_errors_total{{gpu=\"{gpu}\",xid=\"79\"}} 1"),
-        format!("gpurun_device_healthy{{resource=\"nvidia.com/gpu\",device=\"{gpu}\"}} 0"),
-        "gpurun_allocation_duration_seconds_count 1".to_owned(),
-    ] {
-        assert!(text.lines().any(|one| one == line), "{line}\n{text}");
+    let text = get(&address, "/metrics");
+    has_lines(
+        &text,
+        &[
+            "gpurun_allocations_total{resource=\"nvidia.com/gpu\",result=\"given\"} 1",
+            &format!("gpurun_xid_errors_total{{gpu=\"{gpu}\",xid=\"79\"}} 1"),
+            &format!("gpurun_device_healthy{{resource=\"nvidia.com/gpu\",device=\"{gpu}\"}} 0"),
+            "gpurun_allocation_duration_seconds_count 1",
+            "gpurun_pod_resources_up 0",
+        ],
+    );
+    assert!(!text.contains("in_use"), "nobody knows: {text}");
+    assert!(get(&address, "/healthz").starts_with("HTTP/1.1 200"));
+    assert!(get(&address, "/readyz").starts_with("HTTP/1.1 200"));
+    assert!(get(&address, "/other").starts_with("HTTP/1.1 404"));
+}
+
+#[test]
+fn pods_are_named_that_have_a_device() {
+    let host = TestHost::new("8xh100");
+    let file = host.path().join("config.yaml");
+    let sharing = "resources: [{name: nvidia.com/gpu, replicas: 4}]";
+    fs::write(&file, format!("version: v1\nsharing: {{timeSlicing: {{{sharing}}}}}\n")).unwrap();
+    let (socket, address) = (host.path().join("pods.sock"), unused_address());
+    let kubelet = Kubelet::start(&Plugin::directory(&host));
+    let pods = kubelet.tell_pods(&socket);
+    let options = [
+        "--log-format=json",
+        "--metrics-address",
+        &address,
+        "--pod-resources-socket",
+        &socket.to_string_lossy(),
+        "--config-file",
+        &file.to_string_lossy(),
+    ];
+    let mut process = Plugin::command(&host, &options).stderr(Stdio::piped()).spawn().unwrap();
+    let said = process.stderr.take().unwrap();
+    let plugin = Plugin::of(&host, process);
+    kubelet.registration(GPU);
+    let node = Node { host, plugin, kubelet };
+    node.until_watched();
+    let gpus = node.host_gpus();
+    let replica = |gpu: usize, number: u32| format!("{}::{number}", gpus[gpu]);
+    pods.have("train", GPU, &[&replica(3, 0), &replica(3, 2), &replica(4, 1)], &[]);
+    pods.have("other", "example.com/nic", &["nic-0"], &[]);
+    pods.have(
+        "claims",
+        GPU,
+        &[],
+        &[&format!("k8s.device-plugin.nvidia.com/gpu={}", gpus[5]), "example.com/x=y"],
+    );
+    has_lines(
+        &get(&address, "/metrics"),
+        &[
+            "gpurun_pod_resources_up 1",
+            "gpurun_replicas_in_use{resource=\"nvidia.com/gpu\"} 3",
+            "gpurun_replicas_in_use{resource=\"gpu.nvidia.com\"} 1",
+            &format!(
+                "gpurun_device_in_use{{resource=\"nvidia.com/gpu\",device=\"{}\",namespace=\"ml\",pod=\"train\",container=\"main\"}} 2",
+                gpus[3]
+            ),
+        ],
+    );
+
+    driver_says(&node.host, &format!("xid {} 13", gpus[3]));
+    driver_says(&node.host, &format!("xid {} 13", gpus[0]));
+    let (line, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        BufReader::new(said).lines().map_while(Result::ok).all(|one| line.send(one).is_ok())
+    });
+    let mut told = BTreeMap::new();
+    while told.len() < 2 {
+        let line = lines.recv_timeout(Duration::from_secs(60)).expect("what has happened is told");
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let fields = line["fields"].clone();
+        if fields["message"].as_str().unwrap().contains("XID 13") {
+            told.insert(fields["device"].as_str().unwrap().to_owned(), fields);
+        }
     }
-    assert!(get("/healthz").starts_with("HTTP/1.1 200") && get("/readyz").starts_with("HTTP/1.1 200"));
-    assert!(get("/other").starts_with("HTTP/1.1 404"));
+    let (named, free) = (&told[&gpus[3]], &told[&gpus[0]]);
+    assert_eq!([&named["namespace"], &named["pod"], &named["container"]], ["ml", "train", "main"]);
+    assert!(free.get("pod").is_none(), "{free}");
+}
+
+/// A kubelet that says nothing.
+#[test]
+fn nobody_waits_for_a_kubelet_that_does_not_tell_of_pods() {
+    let host = TestHost::new("8xh100");
+    let (socket, address) = (host.path().join("pods.sock"), unused_address());
+    let silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let kubelet = Kubelet::start(&Plugin::directory(&host));
+    let socket = socket.to_string_lossy();
+    let options = ["--metrics-address", &address, "--pod-resources-socket", &socket];
+    let plugin = Plugin::start(&host, &options);
+    kubelet.registration(GPU);
+    let node = Node { host, plugin, kubelet };
+    node.until_watched();
+    let mut lists = node.lists();
+    let gpu = node.gpu(2);
+    driver_says(&node.host, &format!("xid {gpu} 79"));
+    lists.until_unhealthy(&[&gpu]);
+    has_lines(&get(&address, "/metrics"), &["gpurun_pod_resources_up 0"]);
+    drop(silent);
 }
 
 /// Figures for who looks at them; what is asserted is that everything is answered.

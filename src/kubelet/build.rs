@@ -3,7 +3,7 @@
 use std::{env, fs, path::Path};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    for name in ["deviceplugin", "dra", "dra_health", "pluginregistration"] {
+    for name in ["deviceplugin", "dra", "dra_health", "pluginregistration", "podresources"] {
         let file = format!("{name}.proto");
         println!("cargo::rerun-if-changed={file}");
         let out = Path::new(&env::var("OUT_DIR")?).join(name);

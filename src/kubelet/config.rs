@@ -89,6 +89,14 @@ pub struct Flags {
     /// The kubelet's socket; empty: nobody is told [default: /var/lib/kubelet/device-plugins/kubelet.sock]
     #[arg(long, env = "KUBELET_SOCKET", value_name = "SOCKET")]
     kubelet_socket: Option<OsString>,
+    /// Where the kubelet tells which pods have which devices, for logs and metrics; empty: it is not asked
+    #[arg(
+        long,
+        env = "POD_RESOURCES_SOCKET",
+        default_value = "/var/lib/kubelet/pod-resources/kubelet.sock",
+        value_name = "SOCKET"
+    )]
+    pub pod_resources_socket: OsString,
     /// Where CDI documents go
     #[arg(long, default_value = "/var/run/cdi", value_name = "DIR")]
     pub cdi_directory: PathBuf,

@@ -4,7 +4,7 @@
 //!  inventory (watched) ─► resources ─┐                     ┌─► server ◄── kubelet: ListAndWatch, Allocate, GetPreferredAllocation
 //!                                    ├─► State ─► plugin ──┤              (plan ─► Injection ─► response; preference)
 //!  gpurun-nvml --watch ─► events ─► health                 ├─► registration ──► kubelet
-//!                                                          └─► metrics ◄── Prometheus
+//!                                    pods (who has what) ─┴─► metrics ◄── Prometheus
 //! ```
 //!
 //! What is offered is a function of the inventory, and what a container gets is the plan's [`gpurun::plan::Injection`], as on every
@@ -31,6 +31,11 @@ pub mod dra_health_api {
 pub mod registration_api {
     include!(concat!(env!("OUT_DIR"), "/pluginregistration/pluginregistration.rs"));
 }
+/// Which pods have which devices, v1.
+#[allow(missing_docs, clippy::pedantic)]
+pub mod pod_resources_api {
+    include!(concat!(env!("OUT_DIR"), "/podresources/v1.rs"));
+}
 mod api_server;
 mod authority;
 pub mod config;
@@ -42,6 +47,7 @@ mod labels;
 mod metrics;
 mod node_labels;
 mod plugin;
+mod pods;
 mod preference;
 mod registration;
 mod resources;

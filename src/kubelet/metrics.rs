@@ -1,6 +1,10 @@
 //! What Prometheus reads, and whether the plugin lives and is ready.
 
-use crate::{grpc, state::State};
+use crate::{
+    grpc,
+    pods::{Held, Pods},
+    state::State,
+};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::{
@@ -72,7 +76,7 @@ impl Metrics {
     }
 
     /// In Prometheus' text format, 0.0.4.
-    fn text(&self, state: Option<&State>) -> String {
+    fn text(&self, state: Option<&State>, held: Option<&[Held]>) -> String {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = String::new();
         let head = |text: &mut String, name: &str, kind: &str, help: &str| {
@@ -129,6 +133,41 @@ impl Metrics {
             let replicas = resource.replicas.unwrap_or(1);
             let _ = writeln!(text, "gpurun_resource_replicas{{resource=\"{}\"}} {replicas}", resource.name);
         }
+        head(
+            &mut text,
+            "pod_resources_up",
+            "gauge",
+            "Whether the kubelet tells which pods have which devices.",
+        );
+        let _ = writeln!(text, "gpurun_pod_resources_up {}", u8::from(held.is_some()));
+        let Some(held) = held else { return text };
+        head(&mut text, "replicas_in_use", "gauge", "How often devices of a resource are in use.");
+        let mut in_use: BTreeMap<&str, usize> =
+            state.resources.iter().map(|resource| (resource.name.as_str(), 0)).collect();
+        for held in held {
+            *in_use.entry(&held.resource).or_default() += 1;
+        }
+        for (resource, count) in in_use {
+            let _ = writeln!(text, "gpurun_replicas_in_use{{resource=\"{resource}\"}} {count}");
+        }
+        head(
+            &mut text,
+            "device_in_use",
+            "gauge",
+            "Which container has a device, and how many of its replicas.",
+        );
+        let mut by_container: BTreeMap<[&str; 5], usize> = BTreeMap::new();
+        for held in held {
+            let Held { resource, device, namespace, pod, container } = held;
+            *by_container.entry([resource, device, namespace, pod, container]).or_default() += 1;
+        }
+        for ([resource, device, namespace, pod, container], count) in by_container {
+            let _ = writeln!(
+                text,
+                "gpurun_device_in_use{{resource=\"{resource}\",device=\"{device}\",namespace=\"{namespace}\",\
+                 pod=\"{pod}\",container=\"{container}\"}} {count}"
+            );
+        }
         text
     }
 }
@@ -138,6 +177,7 @@ pub async fn serve(
     listener: TcpListener,
     metrics: Arc<Metrics>,
     state: watch::Receiver<Option<Arc<State>>>,
+    pods: Pods,
 ) -> Infallible {
     let mut clients = JoinSet::new();
     loop {
@@ -150,21 +190,29 @@ pub async fn serve(
                 clients.join_next().await;
             }
         }
-        let (metrics, state) = (Arc::clone(&metrics), state.clone());
+        let (metrics, state, pods) = (Arc::clone(&metrics), state.clone(), pods.clone());
         let answer = service_fn(move |request: Request<Incoming>| {
-            let state = state.borrow().clone();
-            let (status, text) = match request.uri().path() {
-                "/metrics" => (StatusCode::OK, metrics.text(state.as_deref())),
-                "/healthz" => (StatusCode::OK, "ok\n".into()),
-                "/readyz" if state.is_some() => (StatusCode::OK, "ok\n".into()),
-                "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "nothing is offered\n".into()),
-                _ => (StatusCode::NOT_FOUND, String::new()),
-            };
-            let mut response = Response::new(Full::new(Bytes::from(text)));
-            *response.status_mut() = status;
-            let kind = http::HeaderValue::from_static("text/plain; version=0.0.4");
-            response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
-            async { Ok::<_, Infallible>(response) }
+            let (metrics, pods, state) = (Arc::clone(&metrics), pods.clone(), state.borrow().clone());
+            async move {
+                let (status, text) = match request.uri().path() {
+                    "/metrics" => {
+                        let held = match &state {
+                            Some(state) => pods.held(state).await,
+                            None => None,
+                        };
+                        (StatusCode::OK, metrics.text(state.as_deref(), held.as_deref()))
+                    }
+                    "/healthz" => (StatusCode::OK, "ok\n".into()),
+                    "/readyz" if state.is_some() => (StatusCode::OK, "ok\n".into()),
+                    "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "nothing is offered\n".into()),
+                    _ => (StatusCode::NOT_FOUND, String::new()),
+                };
+                let mut response = Response::new(Full::new(Bytes::from(text)));
+                *response.status_mut() = status;
+                let kind = http::HeaderValue::from_static("text/plain; version=0.0.4");
+                response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+                Ok::<_, Infallible>(response)
+            }
         });
         clients.spawn(async move {
             // Whoever says nothing is let go.

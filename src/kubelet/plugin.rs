@@ -11,7 +11,9 @@ use crate::{
     health::{Event, Health, meaning},
     labels::{self, Labels, Machine},
     metrics::{self, Metrics},
-    node_labels, registration,
+    node_labels,
+    pods::Pods,
+    registration,
     resources::{Resource, resources},
     response::{CDI_CLASS, CDI_IMEX, CDI_VENDOR, FEATURES},
     server::Server,
@@ -61,6 +63,7 @@ struct Plugin {
     health: Health,
     state: newest::Sender<Option<Arc<State>>>,
     metrics: Arc<Metrics>,
+    pods: Pods,
     /// By resource.
     servers: BTreeMap<String, Running>,
     watcher: Option<Watcher>,
@@ -107,10 +110,12 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
     }
     let (state, newest_state) = newest::channel(None);
     let metrics = Arc::new(Metrics::default());
+    let socket = PathBuf::from(&cli.flags.pod_resources_socket);
+    let pods = Pods { socket: Some(socket).filter(|socket| !socket.as_os_str().is_empty()) };
     if let Some(address) = cli.flags.metrics_address {
         let listener = TcpListener::bind(address).await;
         let listener = listener.or_fail(Code::Config, || format!("{address} cannot be listened on"))?;
-        tokio::spawn(metrics::serve(listener, Arc::clone(&metrics), newest_state.clone()));
+        tokio::spawn(metrics::serve(listener, Arc::clone(&metrics), newest_state.clone(), pods.clone()));
     }
     let api_server = (options.dra || cli.flags.label_node.is_some()).then(ApiServer::of_pod).transpose()?;
     let api_server = api_server.map(Arc::new);
@@ -137,6 +142,7 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
         health: Health::default(),
         state,
         metrics,
+        pods,
         servers: BTreeMap::new(),
         watcher: None,
         reports,
@@ -289,29 +295,30 @@ impl Plugin {
     /// The driver says something of a GPU.
     async fn report(&mut self, report: Report) {
         let now = Instant::now();
-        let (gpu, instance, event) = match report {
+        let (gpu, instance, event, words) = match report {
             Report::Xid { uuid, xid, instance } => {
-                tracing::warn!("{uuid}: XID {xid} ({})", meaning(xid));
                 self.metrics.xid(&uuid, xid);
-                (uuid, instance, Event::Xid(xid))
+                (uuid, instance, Event::Xid(xid), Some(format!("XID {xid}: {}", meaning(xid))))
             }
             Report::Lost { uuid, words } => {
-                tracing::warn!("{uuid} does not answer: {words}");
-                (uuid, None, Event::Lost)
+                (uuid, None, Event::Lost, Some(format!("it does not answer: {words}")))
             }
-            Report::Answers { uuid } => (uuid, None, Event::Answers),
+            Report::Answers { uuid } => (uuid, None, Event::Answers, None),
             Report::Unwatched { uuid, words } => {
-                tracing::warn!("{uuid} cannot be watched: {words}");
-                (uuid, None, Event::Unwatched)
+                (uuid, None, Event::Unwatched, Some(format!("it cannot be watched: {words}")))
             }
             Report::Quiet => return,
         };
+        let devices = self.devices(&gpu, instance);
         let mut changed = false;
-        for device in self.devices(&gpu, instance) {
-            changed |= self.health.event(now, &device, &event);
+        for device in &devices {
+            changed |= self.health.event(now, device, &event);
         }
         if changed {
             self.publish();
+        }
+        if let Some(words) = words {
+            self.tell(gpu.clone(), devices, words);
         }
         // One that was lost when the host was read is in no inventory, and nothing that is watched says that it has come back.
         let missing =
@@ -336,6 +343,36 @@ impl Plugin {
         whole.into_iter().chain(parts.map(|part| part.uuid.clone())).collect()
     }
 
+    /// Says what has happened to a GPU, and to whom: the pods that have it or the parts of it that it has happened to.
+    fn tell(&self, gpu: String, devices: Vec<String>, words: String) {
+        let (pods, state) = (self.pods.clone(), self.state.borrow().clone());
+        tokio::spawn(async move {
+            let held = match &state {
+                Some(state) => pods.held(state).await.unwrap_or_default(),
+                None => Vec::new(),
+            };
+            let mut concerned = held.iter().filter(|held| devices.contains(&held.device)).peekable();
+            if concerned.peek().is_none() {
+                tracing::warn!(device = gpu, "{words}");
+            }
+            for held in concerned {
+                let (namespace, pod, container) = (&held.namespace, &held.pod, &held.container);
+                tracing::warn!(device = held.device, namespace, pod, container, "{words}");
+            }
+        });
+    }
+
+    /// Says which devices are given out no more, and which again.
+    fn tell_health(&self, now: &State) {
+        let before = self.state.borrow().as_ref().map(|before| before.unhealthy.clone()).unwrap_or_default();
+        for (uuid, why) in now.unhealthy.iter().filter(|(uuid, _)| !before.contains_key(*uuid)) {
+            self.tell(uuid.clone(), vec![uuid.clone()], format!("it is given to no other container: {why}"));
+        }
+        for uuid in before.keys().filter(|uuid| !now.unhealthy.contains_key(*uuid)) {
+            tracing::info!(device = uuid, "it is given out again");
+        }
+    }
+
     /// Makes a new state, and lets it be known.
     fn publish(&mut self) {
         self.again = None;
@@ -347,6 +384,9 @@ impl Plugin {
                 None
             }
         };
+        if let Some(state) = &state {
+            self.tell_health(state);
+        }
         if let Some(dra) = &self.dra {
             dra.offer(state.as_deref());
             self.state.send_replace(state);

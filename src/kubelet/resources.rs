@@ -111,6 +111,11 @@ impl Resource {
     }
 }
 
+/// The device of one of the kubelet's ids, of any resource: without the number of a replica.
+pub fn device_of(id: &str) -> &str {
+    id.split_once(REPLICA).map_or(id, |(uuid, _)| uuid)
+}
+
 fn without_vendor(name: &str) -> &str {
     name.rsplit_once('/').map_or(name, |(_, name)| name)
 }
