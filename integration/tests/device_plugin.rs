@@ -358,6 +358,34 @@ fn killed_and_started_again_it_takes_its_place() {
 }
 
 #[test]
+fn a_gpu_that_needs_a_reset_needs_it_whoever_asks() {
+    let mut node = Node::new("8xh100", &[]);
+    node.until_watched();
+    let (sick, lost) = (node.gpu(2), node.gpu(5));
+    let mut lists = node.lists();
+    driver_says(&node.host, &format!("xid {sick} 48"));
+    lists.until_unhealthy(&[&sick]);
+    lose(&node.host, &lost, true);
+    lists.until_unhealthy(&[&sick, &lost]);
+    let again = |node: &mut Node| {
+        node.plugin.signal("-KILL");
+        node.plugin.end();
+        let before = node.kubelet.resources().len();
+        node.plugin = Plugin::start(&node.host, &[]);
+        until("another registration", || node.kubelet.resources().len() > before);
+        node.lists()
+    };
+    // Meanwhile one of them has come back.
+    fs::remove_file(node.host.path().join("gpus").join(&lost)).unwrap();
+    assert_eq!(again(&mut node).ids("Unhealthy"), [&sick]);
+    fs::write(node.host.path().join("proc/sys/kernel/random/boot_id"), "another\n").unwrap();
+    assert_eq!(again(&mut node).ids("Healthy").len(), 8);
+    let file = node.host.state_dir(0).join("device-health.json");
+    fs::write(&file, "{").unwrap();
+    assert_eq!(again(&mut node).ids("Healthy").len(), 8, "a damaged file is not used");
+}
+
+#[test]
 fn another_configuration_is_read_when_it_is_told() {
     let host = TestHost::new("8xh100");
     let file = host.path().join("config.yaml");

@@ -12,9 +12,10 @@
 //!                      └─────────────┘
 //! ```
 
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// The first hold-off. It is as long as the kubelet's own reaction.
@@ -124,6 +125,50 @@ struct State {
     last_error: Option<Instant>,
 }
 
+/// What is to be known of a device by who comes after this process. Times are seconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Remembered {
+    lost: bool,
+    needs_reset: Option<u64>,
+    holds: Option<(u64, String)>,
+    hold_off: Option<u64>,
+    last_error: Option<u64>,
+}
+
+/// The two clocks at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Clocks {
+    /// This process' own.
+    pub now: Instant,
+    /// Everybody's.
+    pub wall: SystemTime,
+}
+
+impl Clocks {
+    /// Now.
+    pub fn read() -> Self {
+        Self { now: Instant::now(), wall: SystemTime::now() }
+    }
+
+    fn seconds(self, time: Instant) -> u64 {
+        let wall = match time.checked_duration_since(self.now) {
+            Some(ahead) => self.wall + ahead,
+            None => self.wall - self.now.duration_since(time),
+        };
+        wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+    }
+
+    /// A time before the machine's start is as if it had just been.
+    fn instant(self, since_1970: u64) -> Instant {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(since_1970);
+        match time.duration_since(self.wall) {
+            Ok(ahead) => self.now + ahead.min(LONGEST),
+            Err(behind) => self.now.checked_sub(behind.duration()).unwrap_or(self.now),
+        }
+    }
+}
+
 /// The health of all devices, by UUID. One that nothing has happened to is healthy.
 #[derive(Debug, Default)]
 pub struct Health {
@@ -171,6 +216,31 @@ impl Health {
             Event::Lost => state.lost = true,
         }
         self.unhealthy(uuid) != before
+    }
+
+    /// What is to be known later of devices to which something has happened.
+    pub fn remember(&self, clocks: Clocks) -> BTreeMap<String, Remembered> {
+        let remembered = |state: &State| Remembered {
+            lost: state.lost,
+            needs_reset: state.needs_reset,
+            holds: state.holds.as_ref().map(|(until, why)| (clocks.seconds(*until), why.clone())),
+            hold_off: state.hold_off.map(|hold_off| hold_off.as_secs()),
+            last_error: state.last_error.map(|last| clocks.seconds(last)),
+        };
+        self.devices.iter().map(|(uuid, state)| (uuid.clone(), remembered(state))).collect()
+    }
+
+    /// Takes over what another process has remembered. Whether devices can be watched, this one finds out itself.
+    pub fn recall(&mut self, clocks: Clocks, devices: BTreeMap<String, Remembered>) {
+        let recalled = |kept: Remembered| State {
+            lost: kept.lost,
+            unwatched: false,
+            needs_reset: kept.needs_reset,
+            holds: kept.holds.map(|(until, why)| (clocks.instant(until), why)),
+            hold_off: kept.hold_off.map(|seconds| Duration::from_secs(seconds).min(LONGEST)),
+            last_error: kept.last_error.map(|last| clocks.instant(last)),
+        };
+        self.devices = devices.into_iter().map(|(uuid, kept)| (uuid, recalled(kept))).collect();
     }
 
     /// Lets time pass. True if a device's health is another now.
@@ -312,6 +382,35 @@ mod tests {
             case.event(&Event::Answers);
             assert!(!case.after(hold_off - 1) && case.after(1), "{hold_off}");
         }
+    }
+
+    #[test]
+    fn whoever_comes_after_knows_what_has_happened() {
+        let mut case = Case::new("", "");
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let now = Instant::now() + Duration::from_secs(100_000);
+        case.now = now;
+        case.event(&Event::Xid(94));
+        case.health.event(now, "GPU-1", &Event::Xid(48));
+        case.health.event(now, "GPU-2", &Event::Lost);
+        let kept = case.health.remember(Clocks { now, wall });
+        let kept = serde_json::from_str(&serde_json::to_string(&kept).unwrap()).unwrap();
+        // Another process, two seconds later, whose clock is another.
+        let mut next = Case::new("", "");
+        next.now = Instant::now() + Duration::from_secs(200_000);
+        next.health.recall(Clocks { now: next.now, wall: wall + Duration::from_secs(2) }, kept);
+        assert!(next.health.unhealthy("GPU-1").unwrap().contains("needs a reset"));
+        assert!(!next.after(2) && next.after(1), "three of five seconds are left");
+        next.event(&Event::Xid(94));
+        assert!(!next.after(9) && next.after(1), "it is the second error");
+        assert!(next.health.event(next.now, "GPU-2", &Event::Answers), "it is back");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_keeps_nothing_for_ever() {
+        let clocks = Clocks { now: Instant::now(), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1000) };
+        assert_eq!(clocks.instant(u64::from(u32::MAX)), clocks.now + LONGEST);
+        assert!(clocks.instant(0) <= clocks.now);
     }
 
     #[test]

@@ -43,6 +43,7 @@ mod dra;
 mod events;
 pub mod grpc;
 mod health;
+mod health_file;
 mod labels;
 mod metrics;
 mod node_labels;

@@ -9,6 +9,7 @@ use crate::{
     events::Watcher,
     grpc,
     health::{Event, Health, meaning},
+    health_file::HealthFile,
     labels::{self, Labels, Machine},
     metrics::{self, Metrics},
     node_labels,
@@ -61,6 +62,7 @@ struct Plugin {
     /// GPUs that were there and do not answer any more: the node has them still.
     gone: Vec<Gpu>,
     health: Health,
+    health_file: HealthFile,
     state: newest::Sender<Option<Arc<State>>>,
     metrics: Arc<Metrics>,
     pods: Pods,
@@ -132,6 +134,7 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
     let (reports, mut reported) = mpsc::channel(REPORTS);
     let (read, mut inventories) = mpsc::unbounded_channel();
     follow(&context, read)?;
+    let health_file = HealthFile::new(&context.state_dir, &context.host);
     let mut plugin = Plugin {
         cli,
         context,
@@ -140,6 +143,7 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
         driver: None,
         gone: Vec::new(),
         health: Health::default(),
+        health_file,
         state,
         metrics,
         pods,
@@ -151,6 +155,7 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
         again: None,
     };
     plugin.health.watch(plugin.options.watched.clone());
+    plugin.health_file.read(&mut plugin.health);
     loop {
         let next = [plugin.health.next(), plugin.again].into_iter().flatten().min();
         select! {
@@ -257,14 +262,30 @@ impl Plugin {
     fn forget(&mut self) {
         self.health.reset();
         self.gone.clear();
+        self.keep_health();
+    }
+
+    /// What cannot be kept is said; nobody is refused a GPU for it.
+    fn keep_health(&self) {
+        if let Err(error) = self.health_file.write(&self.health) {
+            tracing::warn!("{error}");
+        }
     }
 
     fn take(&mut self, inventory: Inventory) {
         let now = &inventory.fingerprint;
         let same_driver = self.driver.as_ref().is_some_and(|was| was.module_version == now.module_version);
         let same_gpus = same_driver && self.driver.as_ref().is_some_and(|was| was.pci_gpus == now.pci_gpus);
-        if !same_driver {
+        if !same_driver && self.driver.is_some() {
             self.forget();
+        }
+        if self.driver.is_none() {
+            // It was lost when another process ended, and is back: nobody else will say so.
+            for gpu in &inventory.gpus {
+                for uuid in gpu.mig_devices.iter().map(|part| &part.uuid).chain([&gpu.uuid]) {
+                    self.health.event(Instant::now(), uuid, &Event::Answers);
+                }
+            }
         }
         let before = self.inventory.take();
         let known = before.into_iter().flat_map(|before| before.gpus).chain(std::mem::take(&mut self.gone));
@@ -313,6 +334,9 @@ impl Plugin {
         let mut changed = false;
         for device in &devices {
             changed |= self.health.event(now, device, &event);
+        }
+        if event != Event::Unwatched {
+            self.keep_health();
         }
         if changed {
             self.publish();
