@@ -1,6 +1,7 @@
 //! The main job: a program in a container finds the GPUs that were asked for, and the driver that belongs to them.
 
 use gpurun_integration::{Caller, TestHost, description, image, must, rootfs, run};
+use std::fs;
 use std::{collections::BTreeSet, process::Command};
 
 /// Loads the driver as programs do, and prints the files that the loader chose.
@@ -241,6 +242,22 @@ fn a_lost_gpu_costs_itself_and_says_so() {
         host.refused(caller, "--gpus device=2", &rootfs("busybox"), "GPU-0015");
         host.refused(caller, "--gpus 4", &rootfs("busybox"), "GPU-0015");
         assert_eq!(nodes(&host, caller, "--gpus device=3"), with_shared(&["nvidia3"]));
+    }
+}
+
+#[test]
+fn a_gpu_that_is_back_is_given_out_at_once() {
+    let host = TestHost::new("8xh100");
+    let uuid = &description("8xh100").gpus[3].uuid;
+    let lost = host.path().join("gpus").join(uuid);
+    for caller in Caller::EACH {
+        fs::create_dir_all(lost.parent().unwrap()).unwrap();
+        fs::write(&lost, "lost").unwrap();
+        // The user's own snapshot, and root's, say so.
+        let _ = fs::remove_dir_all(host.state_dir(caller.uid()));
+        host.refused(caller, "--gpus device=3", &rootfs("busybox"), "GPU-0015");
+        fs::remove_file(&lost).unwrap();
+        assert_eq!(nodes(&host, caller, "--gpus device=3"), with_shared(&["nvidia0"]));
     }
 }
 

@@ -53,7 +53,7 @@ pub fn injection(spec: &Spec, context: &Context) -> Result<Option<Injection>> {
     let Some(request) = DeviceRequest::from_oci(spec, &context.config.accepted())? else { return Ok(None) };
     may_run_as(spec.uid(), context.config.nonroot)?;
     let policy = plan::Policy { privileged: spec.is_bounded_by("CAP_SYS_ADMIN"), ..context.config.policy()? };
-    plan::plan(&context.inventory()?, &request, &policy).map(Some)
+    context.plan(&request, &policy).map(Some)
 }
 
 /// Puts on file systems what must be there first, and says what is to be mounted.

@@ -23,6 +23,8 @@ use crate::{
     error::{Code, Error, Result},
     image::{Pull, Store, registry::When},
     inventory::{Host, Inventory},
+    plan::{Injection, Policy},
+    request::DeviceRequest,
 };
 use std::path::PathBuf;
 
@@ -117,6 +119,17 @@ impl Context {
     /// The host's facts, from the snapshot if it is still true.
     pub fn inventory(&self) -> Result<Inventory> {
         Inventory::current(&self.host, &self.state_dir)
+    }
+
+    /// What a container gets for what it asks. A GPU that was lost when the snapshot was written may be back, and nothing that stat
+    /// sees has changed then: the host is read again before anybody is refused it.
+    pub fn plan(&self, request: &DeviceRequest, policy: &Policy) -> Result<Injection> {
+        match crate::plan::plan(&self.inventory()?, request, policy) {
+            Err(error) if error.code() == Code::GpuLost => {
+                crate::plan::plan(&Inventory::anew(&self.host, &self.state_dir)?, request, policy)
+            }
+            planned => planned,
+        }
     }
 }
 

@@ -84,6 +84,14 @@ impl Inventory {
         snapshot::current(host, state_dir, || Self::read(host))
     }
 
+    /// [`Inventory::read`], and a new snapshot of it.
+    ///
+    /// # Errors
+    /// Those of [`Inventory::read`].
+    pub fn anew(host: &Host, state_dir: &Path) -> Result<Self> {
+        snapshot::anew(host, state_dir, || Self::read(host))
+    }
+
     /// Reads what [`Inventory::to_json`] wrote.
     ///
     /// # Errors

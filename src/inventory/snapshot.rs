@@ -46,8 +46,16 @@ pub fn current(host: &Host, state_dir: &Path, read: impl FnOnce() -> Result<Inve
             Err(why) => tracing::debug!(dir = %dir.display(), "no snapshot is used: {why}"),
         }
     }
+    anew(host, state_dir, read)
+}
+
+/// What `read` reads, recorded in `state_dir`.
+///
+/// # Errors
+/// Those of `read`; a snapshot that cannot be written is none.
+pub fn anew(host: &Host, state_dir: &Path, read: impl FnOnce() -> Result<Inventory>) -> Result<Inventory> {
     let inventory = read()?;
-    if let Err(error) = store(&inventory, state_dir, &name) {
+    if let Err(error) = store(&inventory, state_dir, &file_name(host)) {
         tracing::debug!("the inventory's snapshot cannot be written: {error}");
     }
     Ok(inventory)

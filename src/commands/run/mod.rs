@@ -70,7 +70,7 @@ pub fn injection(context: &Context, args: &Run, image: &Image, user_env: &[EnvVa
         privileged: options::capabilities(args, true)? & options::SYS_ADMIN != 0,
         ..context.config.policy()?
     };
-    plan::plan(&context.inventory()?, &request, &policy)
+    context.plan(&request, &policy)
 }
 
 fn container(
