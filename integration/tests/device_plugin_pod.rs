@@ -1,5 +1,6 @@
 //! gpurun-device-plugin as a pod: its image, the host's root under another name, the node's labels.
 
+use gpurun::simulated_host::DriverFiles;
 use gpurun_integration::{
     Caller, TestHost, certificates, description, dist,
     kubelet::{Kubelet, Plugin},
@@ -69,6 +70,27 @@ fn the_nodes_labels_follow_the_host() {
     let names: Vec<_> =
         fs::read_dir(file.parent().unwrap()).unwrap().flatten().map(|it| it.file_name()).collect();
     assert_eq!(names, ["gpurun"], "node-feature-discovery reads every file of the directory");
+}
+
+#[test]
+fn a_machine_of_a_larger_fabric_says_so_and_when_labels_were_others() {
+    let mut host = description("8xh100");
+    let clique = "0a1b2c3d-1111-2222-3333-00000000abcd.32766";
+    host.gpus.iter_mut().for_each(|gpu| gpu.clique = Some(clique.into()));
+    let host = TestHost::with(&host, DriverFiles::StandIns);
+    let kubelet = Kubelet::start(&Plugin::directory(&host));
+    let file = host.path().join("features.d/gpurun");
+    let options = ["--labels-file", file.to_str().unwrap()];
+    let plugin = Plugin::start(&host, &options);
+    kubelet.registration(GPU);
+    let labels = fs::read_to_string(&file).unwrap();
+    assert!(labels.contains(&format!("nvidia.com/gpu.clique={clique}\n")), "{labels}");
+    assert!(
+        labels.contains("nvidia.com/gfd.timestamp=") && labels.contains("nvidia.com/vgpu.present=false\n")
+    );
+    drop(plugin);
+    let _plugin = Plugin::start(&host, &[&options[..], &["--no-timestamp"]].concat());
+    until("no time", || !fs::read_to_string(&file).unwrap().contains("timestamp"));
 }
 
 /// Takes one request in, answers with the status that it was started with, and prints what it got.

@@ -18,7 +18,7 @@ use gpurun::{
 };
 use nvml_wrapper::{
     Device, Nvml,
-    enum_wrappers::device::{Brand, TopologyLevel},
+    enum_wrappers::device::{Brand, GpuVirtualizationMode, TopologyLevel},
     error::NvmlError,
     struct_wrappers::device::PciInfo,
 };
@@ -271,6 +271,8 @@ fn answering(device: &Device<'_>, index: u32) -> Result<AnsweringGpu, NvmlError>
         mig_devices: if mig_enabled { mig_devices(device) } else { Vec::new() },
         nvlinks: nvlinks(device),
         topology: BTreeMap::new(),
+        clique: optional(dynamic::fabric_clique(device))?.flatten(),
+        vgpu: matches!(optional(device.virtualization_mode())?, Some(GpuVirtualizationMode::Vgpu)),
     })
 }
 

@@ -122,6 +122,8 @@ fn answering(
         mig_devices,
         nvlinks: facts.nvlinks,
         topology: facts.topology,
+        clique: facts.clique,
+        vgpu: facts.vgpu,
     }
 }
 

@@ -71,6 +71,12 @@ pub struct AnsweringGpu {
     pub nvlinks: BTreeMap<String, u32>,
     /// How near each other GPU is over PCIe, by its uuid.
     pub topology: BTreeMap<String, String>,
+    /// The NVLink fabric of several machines that it is part of, `CLUSTER-UUID.CLIQUE`.
+    #[serde(default)]
+    pub clique: Option<String>,
+    /// It is a hypervisor's vGPU.
+    #[serde(default)]
+    pub vgpu: bool,
 }
 
 /// What is known of a GPU that does not answer.

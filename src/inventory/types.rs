@@ -168,6 +168,17 @@ pub struct Gpu {
     pub nvlinks: BTreeMap<String, u32>,
     /// How near each other GPU is over PCIe, by its uuid (`single-bridge`, `same-numa-node`, …).
     pub topology: BTreeMap<String, String>,
+    /// The NVLink fabric of several machines that it is part of, `CLUSTER-UUID.CLIQUE`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clique: Option<String>,
+    /// Whether it is a hypervisor's vGPU.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub vgpu: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes what it is to skip by reference")]
+fn is_false(it: &bool) -> bool {
+    !it
 }
 
 /// One MIG device: a compute instance of a GPU instance.

@@ -106,6 +106,12 @@ pub struct Flags {
     /// The node's labels are written here, for node-feature-discovery (features.d/gpurun)
     #[arg(long, env = "LABELS_FILE", value_name = "FILE")]
     pub labels_file: Option<PathBuf>,
+    /// The labels have no nvidia.com/gfd.timestamp [default: false]
+    #[arg(long, env = "GFD_NO_TIMESTAMP", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    no_timestamp: Option<bool>,
+    /// Where it says which machine this is [default: /sys/class/dmi/id/product_name]
+    #[arg(long, env = "GFD_MACHINE_TYPE_FILE", value_name = "FILE")]
+    machine_type_file: Option<PathBuf>,
     /// This node of the cluster gets the labels itself, from the API server; the pod's account must be allowed to patch it
     #[arg(long, env = "LABEL_NODE", value_name = "NODE")]
     pub label_node: Option<String>,
@@ -201,6 +207,10 @@ pub struct Options {
     pub watched: Watched,
     /// Devices are allocated to claims, by the scheduler.
     pub dra: bool,
+    /// Labels say when they last were others.
+    pub timestamp: bool,
+    /// Another file that says which machine this is.
+    pub machine_type_file: Option<PathBuf>,
 }
 
 /// The kubelet's own (k8s.io/kubelet, pkg/apis/deviceplugin/v1beta1/constants.go).
@@ -269,6 +279,8 @@ impl Options {
             kubelet_socket: socket,
             watched: Watched::new(&flags.disable_healthchecks, &flags.enable_healthchecks),
             dra: flags.dra.unwrap_or(false),
+            timestamp: !flags.no_timestamp.or(file.flags.gfd.no_timestamp).unwrap_or(false),
+            machine_type_file: flags.machine_type_file.or(file.flags.gfd.machine_type_file),
         }
         .of_claims()
     }
@@ -322,6 +334,7 @@ struct FileFlags {
     gds_enabled: Option<bool>,
     mofed_enabled: Option<bool>,
     plugin: FilePlugin,
+    gfd: FileDiscovery,
     #[serde(flatten)]
     unknown: Unknown,
 }
@@ -337,6 +350,15 @@ struct FilePlugin {
     cdi_annotation_prefix: Option<String>,
     #[serde(rename = "nvidiaCDIHookPath", alias = "nvidiaCTKPath")]
     hook: Option<PathBuf>,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct FileDiscovery {
+    no_timestamp: Option<bool>,
+    machine_type_file: Option<PathBuf>,
     #[serde(flatten)]
     unknown: Unknown,
 }
@@ -394,6 +416,7 @@ impl File {
             ("", &file.unknown),
             ("flags.", &file.flags.unknown),
             ("flags.plugin.", &file.flags.plugin.unknown),
+            ("flags.gfd.", &file.flags.gfd.unknown),
             ("sharing.", &file.sharing.unknown),
             ("imex.", &file.imex.unknown),
         ];
@@ -424,7 +447,7 @@ flags:
     deviceListStrategy: [volume-mounts, cdi-cri]
     deviceIDStrategy: index
     containerDriverRoot: /driver-root
-  gfd: {oneshot: false}
+  gfd: {oneshot: false, noTimestamp: true, sleepInterval: 60s}
 sharing:
   timeSlicing:
     renameByDefault: true
@@ -493,7 +516,7 @@ imex: {channelIDs: [0], required: false}
     #[test]
     fn what_is_not_honoured_is_named() {
         let unheard = File::parse(FILE).unwrap().1;
-        assert_eq!(unheard, ["flags.gfd", "flags.plugin.containerDriverRoot"]);
+        assert_eq!(unheard, ["flags.plugin.containerDriverRoot", "flags.gfd.sleepInterval"]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
     fmt::Write as _,
     fs,
     path::Path,
+    time::SystemTime,
 };
 
 /// Names with their values, as Kubernetes allows them.
@@ -35,8 +36,8 @@ pub enum Mode {
 }
 
 impl Machine {
-    /// Reads sysfs.
-    pub fn read(sys: &Path, inventory: &Inventory) -> Self {
+    /// Reads sysfs, and who the machine is from another file where the administrator names one.
+    pub fn read(sys: &Path, type_file: Option<&Path>, inventory: &Inventory) -> Self {
         let text = |path: &Path| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
         let mode = |gpu: &Gpu| {
             let class = text(&sys.join("bus/pci/devices").join(&gpu.pci).join("class"))?;
@@ -49,7 +50,8 @@ impl Machine {
         let mut modes: Vec<Option<Mode>> = inventory.gpus.iter().map(mode).collect();
         modes.dedup();
         Self {
-            product: text(&sys.join("class/dmi/id/product_name")).filter(|name| !name.is_empty()),
+            product: text(type_file.unwrap_or(&sys.join("class/dmi/id/product_name")))
+                .filter(|name| !name.is_empty()),
             mode: if let [mode] = modes[..] { mode } else { None },
         }
     }
@@ -75,6 +77,13 @@ pub fn labels(inventory: &Inventory, machine: &Machine, resources: &[Resource], 
         MigStrategy::None => {}
         MigStrategy::Single => put("mig.strategy", "single"),
         MigStrategy::Mixed => put("mig.strategy", "mixed"),
+    }
+    put("vgpu.present", bool_word(inventory.gpus.iter().any(|gpu| gpu.vgpu)));
+    let mut cliques: Vec<_> = inventory.gpus.iter().map(|gpu| gpu.clique.as_deref()).collect();
+    cliques.dedup();
+    // Pods of one job go where all are in one fabric; a node in two is in none.
+    if let [Some(clique)] = cliques[..] {
+        put("gpu.clique", clique);
     }
     // Sharing by MPS is not offered.
     put("mps.capable", "false");
@@ -194,6 +203,17 @@ fn value(text: &str) -> String {
     replaced.trim_matches(|c: char| !c.is_ascii_alphanumeric()).into()
 }
 
+/// When labels last were others, in seconds since 1970: with them, and of the same time as long as they are the same.
+pub fn stamp(labels: &mut Labels, before: Option<&Labels>, now: SystemTime) {
+    const NAME: &str = "nvidia.com/gfd.timestamp";
+    let is_stamp = |name: &String| name == NAME;
+    let same =
+        before.is_some_and(|before| before.iter().filter(|(name, _)| !is_stamp(name)).eq(labels.iter()));
+    let now = || now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs().to_string();
+    let time = before.filter(|_| same).and_then(|before| before.get(NAME).cloned()).unwrap_or_else(now);
+    labels.insert(NAME.into(), time);
+}
+
 /// As node-feature-discovery reads them ("Local feature source"): one `name=value` a line.
 pub fn text(labels: &Labels) -> String {
     labels.iter().map(|(name, value)| format!("{name}={value}\n")).collect()
@@ -242,6 +262,34 @@ mod tests {
     }
 
     #[test]
+    fn the_time_is_that_of_the_last_change() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let labels = |count: &str| Labels::from([("nvidia.com/gpu.count".to_owned(), count.to_owned())]);
+        let time = |labels: &Labels| labels["nvidia.com/gfd.timestamp"].clone();
+        let mut first = labels("8");
+        stamp(&mut first, None, at(100));
+        let mut same = labels("8");
+        stamp(&mut same, Some(&first), at(200));
+        let mut less = labels("7");
+        stamp(&mut less, Some(&same), at(300));
+        assert_eq!([time(&first), time(&same), time(&less)], ["100", "100", "300"]);
+    }
+
+    #[test]
+    fn a_fabric_is_named_where_all_gpus_are_in_it() {
+        let mut host = host("8xh100");
+        let clique = |host: &Inventory| {
+            of(host, MigStrategy::None, &Sharing::default()).get("nvidia.com/gpu.clique").cloned()
+        };
+        assert_eq!(clique(&host), None);
+        let name = "0a1b2c3d-0000-0000-0000-00000000abcd.4";
+        host.gpus.iter_mut().for_each(|gpu| gpu.clique = Some(name.into()));
+        assert_eq!(clique(&host).as_deref(), Some(name));
+        host.gpus[7].clique = None;
+        assert_eq!(clique(&host), None);
+    }
+
+    #[test]
     fn of_several_kinds_the_one_is_named_of_which_there_are_most() {
         let mut host = host("8xh100");
         for gpu in &mut host.gpus[..3] {
@@ -269,7 +317,7 @@ mod tests {
     fn the_machine_is_read_from_sysfs() {
         let sys = tempfile::tempdir().unwrap();
         let inventory = host("8xh100");
-        assert_eq!(Machine::read(sys.path(), &inventory), Machine::default());
+        assert_eq!(Machine::read(sys.path(), None, &inventory), Machine::default());
         let write = |path: &str, text: &str| {
             let path = sys.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -279,9 +327,13 @@ mod tests {
         for gpu in &inventory.gpus {
             write(&format!("bus/pci/devices/{}/class", gpu.pci), "0x030200\n");
         }
-        let machine = Machine::read(sys.path(), &inventory);
+        let machine = Machine::read(sys.path(), None, &inventory);
+        let other = sys.path().join("class/dmi/id/product_name");
+        fs::write(sys.path().join("type"), "p5.48xlarge\n").unwrap();
+        let named = Machine::read(sys.path(), Some(&sys.path().join("type")), &inventory);
+        assert_eq!(named.product.as_deref(), Some("p5.48xlarge"), "{}", other.display());
         assert_eq!(machine, Machine { product: Some("DGX H100".into()), mode: Some(Mode::Compute) });
         write(&format!("bus/pci/devices/{}/class", inventory.gpus[3].pci), "0x030000\n");
-        assert_eq!(Machine::read(sys.path(), &inventory).mode, None, "one of them drives a display");
+        assert_eq!(Machine::read(sys.path(), None, &inventory).mode, None, "one of them drives a display");
     }
 }

@@ -36,7 +36,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -72,6 +72,8 @@ struct Plugin {
     reports: mpsc::Sender<Report>,
     /// To who labels the node, if somebody does.
     labels: Option<std::sync::mpsc::Sender<Labels>>,
+    /// Those of before.
+    labelled: Option<Labels>,
     /// In place of servers, where the scheduler allocates devices.
     dra: Option<Dra>,
     again: Option<Instant>,
@@ -151,6 +153,7 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
         watcher: None,
         reports,
         labels,
+        labelled: None,
         dra,
         again: None,
     };
@@ -439,7 +442,7 @@ impl Plugin {
         }
     }
 
-    fn new_state(&self) -> Result<Option<State>> {
+    fn new_state(&mut self) -> Result<Option<State>> {
         let Some(inventory) = &self.inventory else { return Ok(None) };
         // Nodes and majors that are not right are told of here, before anybody is sent to them.
         plan::driver::shared(inventory, DriverCapability::DEFAULT)?;
@@ -457,7 +460,6 @@ impl Plugin {
         if options.needs_cdi() && !inventory.gpus.is_empty() {
             write_documents(inventory, &options, &self.cli.flags.cdi_directory)?;
         }
-        self.tell_labels(&all, &resources);
         let gone =
             self.gone.iter().flat_map(|gpu| gpu.mig_devices.iter().map(|part| &part.uuid).chain([&gpu.uuid]));
         let mut unhealthy: BTreeMap<String, String> =
@@ -467,23 +469,24 @@ impl Plugin {
                 unhealthy.insert(device.uuid.clone(), why);
             }
         }
-        Ok(Some(State {
-            options,
-            policy: self.context.config.policy()?,
-            inventory: inventory.clone(),
-            resources,
-            unhealthy,
-        }))
+        let (policy, inventory) = (self.context.config.policy()?, inventory.clone());
+        self.tell_labels(&all, &resources);
+        Ok(Some(State { options, policy, inventory, resources, unhealthy }))
     }
 
     /// Whoever is offered GPUs should not miss them for a label: what fails is said, no more.
-    fn tell_labels(&self, inventory: &Inventory, resources: &[Resource]) {
+    fn tell_labels(&mut self, inventory: &Inventory, resources: &[Resource]) {
         let file = &self.cli.flags.labels_file;
         if file.is_none() && self.labels.is_none() {
             return;
         }
-        let machine = Machine::read(&self.context.host.sys, inventory);
-        let labels = labels::labels(inventory, &machine, resources, self.options.mig);
+        let machine =
+            Machine::read(&self.context.host.sys, self.options.machine_type_file.as_deref(), inventory);
+        let mut labels = labels::labels(inventory, &machine, resources, self.options.mig);
+        if self.options.timestamp {
+            labels::stamp(&mut labels, self.labelled.as_ref(), SystemTime::now());
+        }
+        self.labelled = Some(labels.clone());
         if let Some(path) = file
             && let Err(error) = whole_file::write(path, &labels::text(&labels), Code::Config)
         {

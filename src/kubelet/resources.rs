@@ -272,6 +272,8 @@ pub(crate) mod tests {
                 .collect(),
             nvlinks: [].into(),
             topology: [].into(),
+            clique: None,
+            vgpu: false,
         };
         Inventory {
             fingerprint: Fingerprint {

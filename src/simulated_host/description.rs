@@ -81,6 +81,9 @@ pub struct SimulatedGpu {
     /// MIG, where the GPU knows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mig: Option<Mig>,
+    /// The NVLink fabric of several machines that it is part of, `CLUSTER-UUID.CLIQUE`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clique: Option<String>,
     /// NVLinks that are up.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nvlinks: Vec<NvLinks>,

@@ -80,6 +80,33 @@ pub fn is_same(one: &Device<'_>, other: &Device<'_>) -> bool {
     unsafe { one.handle() == other.handle() }
 }
 
+/// The NVLink fabric of several machines that a GPU is part of, `CLUSTER-UUID.CLIQUE` (`nvmlDeviceGetGpuFabricInfo`, since driver
+/// 520); `None` where it is part of none.
+///
+/// # Errors
+/// NVML's own, and `FailedToLoadSymbol` from an older driver.
+pub fn fabric_clique(device: &Device<'_>) -> Result<Option<String>, NvmlError> {
+    /// NVML_GPU_FABRIC_STATE_COMPLETED
+    const COMPLETED: u8 = 3;
+    let fabric_info = nvml_sym(device.nvml().lib().nvmlDeviceGetGpuFabricInfo.as_ref())?;
+    // SAFETY: the structure consists of integers, for which zero is a value; the handle lives as long as the library, which
+    // `device` borrows; the function fills the structure.
+    let info = unsafe {
+        let mut info = std::mem::zeroed();
+        nvml_try(fabric_info(device.handle(), &raw mut info))?;
+        info
+    };
+    nvml_try(info.status)?;
+    if info.state != COMPLETED || info.clusterUuid == [0; 16] {
+        return Ok(None);
+    }
+    let mut uuid: String = info.clusterUuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    for dash in [8, 13, 18, 23] {
+        uuid.insert(dash, '-');
+    }
+    Ok(Some(format!("{uuid}.{}", info.cliqueId)))
+}
+
 /// Memory in bytes by `nvmlDeviceGetMemoryInfo`, the only form that drivers before 510 have.
 ///
 /// # Errors

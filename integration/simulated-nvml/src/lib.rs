@@ -469,6 +469,19 @@ questions! {
     fn nvmlDeviceGetPersistenceMode(host, device: Handle, mode: Out<nvmlEnableState_t>) {
         mode.put(nvmlEnableState_t::from(device.gpu(host)?.persistence))
     }
+    fn nvmlDeviceGetGpuFabricInfo(host, device: Handle, info: Out<nvmlGpuFabricInfo_t>) {
+        since(host, 520)?;
+        let clique = device.gpu(host)?.clique.as_ref().ok_or(NOT_SUPPORTED)?;
+        let (cluster, clique) = clique.split_once('.').ok_or(NOT_SUPPORTED)?;
+        let number = u128::from_str_radix(&cluster.replace('-', ""), 16).map_err(|_| NOT_SUPPORTED)?;
+        info.put(nvmlGpuFabricInfo_t {
+            clusterUuid: number.to_be_bytes(),
+            status: nvmlReturn_enum_NVML_SUCCESS,
+            cliqueId: clique.parse().map_err(|_| NOT_SUPPORTED)?,
+            // NVML_GPU_FABRIC_STATE_COMPLETED
+            state: 3,
+        })
+    }
     // Only where a GPU's memory is a NUMA node of its own (Grace); a PCIe device's node is in sysfs.
     fn nvmlDeviceGetNumaNodeId(host, device: Handle, _node: Out<c_uint>) {
         since(host, 530)?;
