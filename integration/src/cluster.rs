@@ -55,7 +55,11 @@ impl Cluster {
         cluster.start_kubelet();
         cluster.until("the node is ready", |cluster| {
             let conditions = &cluster.get("/api/v1/nodes/node")["status"]["conditions"];
-            conditions.as_array().into_iter().flatten().any(|one| one["type"] == "Ready" && one["status"] == "True")
+            conditions
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|one| one["type"] == "Ready" && one["status"] == "True")
         });
         cluster.until("pods have an account", |cluster| {
             cluster.get("/api/v1/namespaces/default/serviceaccounts/default")["secrets"].is_array()
@@ -163,7 +167,8 @@ impl Cluster {
     /// What the API server has by this path, or says; null if it says nothing.
     pub fn get(&self, path: &str) -> Value {
         let said = run(&mut self.node.command(&["kubectl", "get", "--raw", path])).out;
-        serde_json::from_str(&said).unwrap_or_else(|_| if said.is_empty() { Value::Null } else { said.into() })
+        serde_json::from_str(&said)
+            .unwrap_or_else(|_| if said.is_empty() { Value::Null } else { said.into() })
     }
 
     /// Makes or changes what these manifests say.
@@ -202,7 +207,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if thread::panicking() {
-            let tell = "kubectl get pods --all-namespaces; kubectl get events --all-namespaces | tail -n 20; tail -n 6 /var/log/*.log";
+            let tell = "kubectl get pods --all-namespaces; kubectl get events --all-namespaces | tail -n 20; tail -n 6 /var/log/*.log | cut -c -300";
             eprintln!("{}", run(&mut self.node.command(&["sh", "-c", tell])).out);
         }
     }

@@ -89,7 +89,8 @@ impl Machine {
     /// Lets NVML say that the host is like this. It says so at once, and no directory changes.
     pub fn describe(&self, description: &Description) {
         let root = self.directory().join("driver");
-        let library = format!("usr/lib/x86_64-linux-gnu/nvidia/current/libnvidia-ml.so.{}", description.driver);
+        let library =
+            format!("usr/lib/x86_64-linux-gnu/nvidia/current/libnvidia-ml.so.{}", description.driver);
         let description = Description { driver_root: Some(root.clone()), ..description.clone() };
         rewrite(&root.join(library), "libsimulated_nvml.so", &description);
     }

@@ -2,22 +2,24 @@
 //! last that Debian has the sources of, and knows nothing of CDI names in a plugin's answer (`cdi-cri`, 1.28): those are tested with
 //! containerd's CRI in cdi_documents.rs and with a kubelet of ours in device_plugin.rs.
 
+use gpurun::simulated_host::{Description, SimulatedMig};
 use gpurun_integration::{
     Simulated,
     cluster::Cluster,
-    dist,
+    description, dist,
     kubelet::{driver_says, lose},
     must, of_driver, project, run,
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, fs, process::Command};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
 
 const GPU: &str = "nvidia.com/gpu";
 const MIG: &str = "nvidia.com/mig-1g.5gb";
 
 /// There is no driver behind the simulated nodes: an open that the cgroup allows ends with ENXIO, and one that it forbids with
 /// EPERM.
-const LOOK: &str = "for node in /dev/nvidia[0-9]* /dev/nvidiactl; do (exec 3<> $node) 2>&1; done; nvidia-smi -L";
+const LOOK: &str =
+    "for node in /dev/nvidia[0-9]* /dev/nvidiactl; do (exec 3<> $node) 2>&1; done; nvidia-smi -L";
 
 /// A pod with one container, which is given so many of a resource.
 fn pod(name: &str, image: &str, resource: &str, count: u32, script: &str) -> Value {
@@ -163,7 +165,8 @@ fn pods_are_scheduled_to_gpus_and_see_theirs_by_each_strategy() {
     cluster.offers(GPU, 8);
     seen(&cluster.says(&looks("direct", GPU, 1)), 1);
     let load = "python3 -c 'import ctypes; ctypes.CDLL(\"libcuda.so.1\"); print(\"loaded\")'";
-    let said = cluster.says(&pod("debian", "debian-python", GPU, 8, &format!("{load}; ldconfig; {load}; {LOOK}")));
+    let said =
+        cluster.says(&pod("debian", "debian-python", GPU, 8, &format!("{load}; ldconfig; {load}; {LOOK}")));
     seen(&said, 8);
     assert_eq!(said.matches("loaded").count(), 2, "{said}");
     let said = cluster.says(&pod("none", "busybox", GPU, 0, "ls /dev | grep nvidia; echo looked"));
@@ -199,7 +202,8 @@ fn a_running_pod_keeps_its_gpus_and_the_node_follows_what_happens_to_others() {
     };
     let all: BTreeSet<_> = others("first", 5).union(&own).cloned().collect();
 
-    let registrations = || cluster.read("/var/log/plugin.log").matches("nvidia.com/gpu is registered").count();
+    let registrations =
+        || cluster.read("/var/log/plugin.log").matches("nvidia.com/gpu is registered").count();
     let before = registrations();
     cluster.kill_kubelet();
     cluster.start_kubelet();
@@ -238,6 +242,8 @@ fn a_running_pod_keeps_its_gpus_and_the_node_follows_what_happens_to_others() {
     cluster.offers(GPU, 7);
     assert!(!others("without-the-sick", 4).contains(&sick));
     lose(&cluster.node, &sick, true);
+    let gone = format!("{sick} does not answer");
+    cluster.until(&gone, |cluster| cluster.read("/var/log/plugin.log").contains(&gone));
     lose(&cluster.node, &sick, false);
     cluster.offers(GPU, 8);
     assert!(others("with-the-healed", 5).contains(&sick));
@@ -250,39 +256,49 @@ fn a_running_pod_keeps_its_gpus_and_the_node_follows_what_happens_to_others() {
     for (resource, count) in [(GPU, 1), (MIG, 2), ("nvidia.com/mig-3g.20gb", 1)] {
         cluster.offers(resource, count);
     }
-    let whole = of_driver("a100-mig", 550);
-    let mut less = whole.clone();
-    let minor = less.gpus[0].minor;
-    let devices = &mut less.gpus[0].mig.as_mut().unwrap().devices;
-    let (left, gone) = (devices[0].clone(), devices.remove(1));
-    let host = cluster.node.directory();
-    let capabilities = host.join(format!("proc/driver/nvidia/capabilities/gpu{minor}/mig/gi{}", gone.gpu_instance));
-    let nodes = gone.cap_minors(minor).map(|minor| host.join(format!("dev/nvidia-caps/nvidia-cap{minor}")));
-    cluster.node.describe(&less);
-    for path in nodes.iter().chain([&capabilities]) {
-        fs::rename(path, host.join(path.file_name().unwrap())).unwrap();
-    }
+    let [left, gone] = [0, 1].map(|number| mig_devices(&description("a100-mig"))[number].uuid.clone());
+    set_mig_device(&cluster, 1, false);
     cluster.offers(MIG, 1);
-    assert_eq!(seen(&cluster.says(&looks("mig", MIG, 1)), 1), BTreeSet::from([left.uuid.clone()]));
-    cluster.apply(&looks("migs", MIG, 2).to_string());
-    cluster.until_pending_for_want_of("migs", MIG);
-    cluster.node.describe(&whole);
-    for path in nodes.iter().chain([&capabilities]) {
-        fs::rename(host.join(path.file_name().unwrap()), path).unwrap();
-    }
+    assert_eq!(seen(&cluster.says(&looks("one", MIG, 1)), 1), BTreeSet::from([left.clone()]));
+    cluster.apply(&looks("two", MIG, 2).to_string());
+    cluster.until_pending_for_want_of("two", MIG);
+    set_mig_device(&cluster, 1, true);
     cluster.offers(MIG, 2);
-    assert_eq!(seen(&cluster.says(&looks("migs", MIG, 2)), 1), BTreeSet::from([left.uuid, gone.uuid]));
+    assert_eq!(seen(&cluster.says(&looks("two", MIG, 2)), 1), BTreeSet::from([left, gone]));
 }
 
-/// Manifests for a host that is simulated in a directory of the node's, which the pod has below its driver root. Nothing else is another.
+fn mig_devices(host: &Description) -> &Vec<SimulatedMig> {
+    &host.gpus[0].mig.as_ref().unwrap().devices
+}
+
+/// Takes a MIG device of the node's first GPU away, as `nvidia-smi mig` does, or makes it again.
+fn set_mig_device(cluster: &Cluster, number: usize, there: bool) {
+    let whole = of_driver("a100-mig", 550);
+    let (minor, device) = (whole.gpus[0].minor, mig_devices(&whole)[number].clone());
+    let mut host = whole.clone();
+    if !there {
+        host.gpus[0].mig.as_mut().unwrap().devices.remove(number);
+    }
+    cluster.node.describe(&host);
+    let directory = cluster.node.directory();
+    let capabilities = format!("proc/driver/nvidia/capabilities/gpu{minor}/mig/gi{}", device.gpu_instance);
+    let nodes = device.cap_minors(minor).map(|minor| format!("dev/nvidia-caps/nvidia-cap{minor}"));
+    for name in nodes.into_iter().chain([capabilities]).map(PathBuf::from) {
+        let (path, elsewhere) = (directory.join(&name), directory.join(name.file_name().unwrap()));
+        let (from, to) = if there { (elsewhere, path) } else { (path, elsewhere) };
+        fs::rename(from, to).unwrap();
+    }
+}
+
+/// Manifests whose plugin takes a directory of the node's for the host, below the node's root as the pod has it. Nothing else is another.
 fn on_simulated_host(cluster: &Cluster, manifests: &str) -> String {
-    let file = cluster.node.shared().join("manifests.yaml");
-    fs::write(&file, manifests).unwrap();
-    cluster.kubectl(&format!(
-        "set env --local -o yaml -f {} GPURUN_SIMULATED_HOST=/driver-root{}",
-        file.display(),
-        cluster.node.directory().display()
-    ))
+    let variables = "          env:\n";
+    let host = format!("/driver-root{}", cluster.node.directory().display());
+    assert_eq!(manifests.matches(variables).count(), 1, "{manifests}");
+    manifests.replace(
+        variables,
+        &format!("{variables}            - {{ name: GPURUN_SIMULATED_HOST, value: {host} }}\n"),
+    )
 }
 
 #[test]
@@ -291,11 +307,19 @@ fn the_manifest_and_the_chart_are_all_that_a_cluster_needs() {
     let cluster = Cluster::start();
     let image = cluster.node.shared().join("plugin.tar");
     let dist = dist("gpurun-device-plugin");
-    must(Command::new(project().join("packaging/kubernetes/image")).arg("--dist").arg(dist.parent().unwrap()).arg(&image));
+    must(
+        Command::new(project().join("packaging/kubernetes/image"))
+            .arg("--dist")
+            .arg(dist.parent().unwrap())
+            .arg(&image),
+    );
     cluster.import(&image.to_string_lossy());
-    let rollout = || cluster.kubectl("rollout status --namespace kube-system daemonset/gpurun-device-plugin --timeout 60s");
+    let rollout = || {
+        cluster.kubectl("rollout status --namespace kube-system daemonset/gpurun-device-plugin --timeout 60s")
+    };
 
-    let manifest = fs::read_to_string(project().join("packaging/kubernetes/gpurun-device-plugin.yaml")).unwrap();
+    let manifest =
+        fs::read_to_string(project().join("packaging/kubernetes/gpurun-device-plugin.yaml")).unwrap();
     cluster.apply(&on_simulated_host(&cluster, &manifest));
     rollout();
     cluster.offers(GPU, 8);
@@ -316,12 +340,19 @@ fn the_manifest_and_the_chart_are_all_that_a_cluster_needs() {
     let label = |name: &str| cluster.get("/api/v1/nodes/node")["metadata"]["labels"][name].clone();
     cluster.until("labels", |_| label("nvidia.com/mig-3g.20gb.count") == "1");
     assert_eq!(label("nvidia.com/gpu.product"), "NVIDIA-A100-SXM4-40GB");
+    // Those that do not hold any more go, and no others.
+    set_mig_device(&cluster, 2, false);
+    cluster.until("less labels", |_| label("nvidia.com/mig-3g.20gb.count").is_null());
+    assert_eq!(label("nvidia.com/mig-1g.5gb.count"), "2");
     assert_eq!(label("kubernetes.io/hostname"), "node");
 
     // What may the account do that others may not?
     let may = |account: &str| {
-        let said = cluster.kubectl(&format!("auth can-i --list --as=system:serviceaccount:kube-system:{account}"));
-        said.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<BTreeSet<_>>()
+        let said =
+            cluster.kubectl(&format!("auth can-i --list --as=system:serviceaccount:kube-system:{account}"));
+        said.lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect::<BTreeSet<_>>()
     };
     let more: Vec<_> = may("gpurun-device-plugin").difference(&may("default")).cloned().collect();
     assert_eq!(more, ["nodes [] [] [patch]"]);
