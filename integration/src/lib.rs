@@ -11,7 +11,8 @@ pub mod registry;
 
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};
 use std::{
-    env, fs, io,
+    env, fs,
+    io::{self, Write},
     os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -189,11 +190,13 @@ pub fn of_driver(name: &str, branch: u32) -> Description {
     Description { driver: version.into(), cuda: cuda.into(), ..description(name) }
 }
 
-/// A stand-in's file with another description, in place: programs have it open.
+/// A stand-in's file with another description, in place. It is never shorter meanwhile: programs have it mapped.
 pub(crate) fn rewrite(library: &Path, stand_in: &str, description: &Description) {
     let mut bytes = fs::read(dist(stand_in)).expect("dist/");
     description.append_to(&mut bytes).expect("it is memory");
-    fs::write(library, bytes).expect("the directory is ours");
+    let file = fs::OpenOptions::new().write(true).open(library);
+    file.and_then(|mut file| file.write_all(&bytes).and_then(|()| file.set_len(bytes.len() as u64)))
+        .expect("the directory is ours");
 }
 
 /// Who has a simulated host.

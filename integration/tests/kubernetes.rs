@@ -314,9 +314,7 @@ fn the_manifest_and_the_chart_are_all_that_a_cluster_needs() {
             .arg(&image),
     );
     cluster.import(&image.to_string_lossy());
-    let rollout = || {
-        cluster.kubectl("rollout status --namespace kube-system daemonset/gpurun-device-plugin --timeout 60s")
-    };
+    let rollout = || cluster.kubectl("rollout status --namespace kube-system daemonset/gpurun-device-plugin");
 
     let manifest =
         fs::read_to_string(project().join("packaging/kubernetes/gpurun-device-plugin.yaml")).unwrap();

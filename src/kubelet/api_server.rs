@@ -5,7 +5,7 @@ use crate::labels::Labels;
 use gpurun::error::{Code, Error, OrFail, Result};
 use serde_json::json;
 use std::{
-    env, fs,
+    env, fs, io,
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::Duration,
@@ -87,6 +87,8 @@ impl ApiServer {
             .send(object.to_string())
             .or_fail(Code::Cluster, failed)?;
         if answer.status().is_success() {
+            // The node as it is now. Nobody needs it, and the API server says so in its log when it is not listened to.
+            let _ = io::copy(&mut answer.body_mut().as_reader(), &mut io::sink());
             return Ok(());
         }
         let said = answer.body_mut().with_config().limit(1 << 16).read_to_string().unwrap_or_default();
