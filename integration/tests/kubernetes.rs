@@ -11,7 +11,7 @@ use gpurun_integration::{
     must, of_driver, project, run,
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command, thread, time::Duration};
 
 const GPU: &str = "nvidia.com/gpu";
 const MIG: &str = "nvidia.com/mig-1g.5gb";
@@ -58,6 +58,7 @@ fn seen(said: &str, gpus: u32) -> BTreeSet<String> {
 trait Scripts {
     fn start_plugin(&self, options: &str);
     fn kill_plugin(&self);
+    fn registrations(&self) -> usize;
     fn offers(&self, resource: &str, count: u32);
     fn state(&self, pod: &str) -> Value;
     fn says(&self, pod: &Value) -> String;
@@ -80,6 +81,11 @@ impl Scripts for Cluster {
     fn kill_plugin(&self) {
         self.node.sh("kill -9 $(cat /run/plugin.pid)");
         self.offers(GPU, 0);
+    }
+
+    /// How often the kubelet was told of whole GPUs.
+    fn registrations(&self) -> usize {
+        self.read("/var/log/plugin.log").matches("nvidia.com/gpu is registered").count()
     }
 
     /// Waits until the node object says that pods may have so many.
@@ -164,6 +170,10 @@ fn pods_are_scheduled_to_gpus_and_see_theirs_by_each_strategy() {
     cluster.start_plugin("--device-list-strategy direct");
     cluster.offers(GPU, 8);
     seen(&cluster.says(&looks("direct", GPU, 1)), 1);
+    let probe = format!("/app/probe libcuda.so.1 libnvidia-ml.so.1; {LOOK}");
+    let said = cluster.says(&pod("probe", "cuda", GPU, 2, &probe));
+    seen(&said, 2);
+    assert!(said.contains("libcuda.so.1: loaded") && said.contains("libnvidia-ml.so.1: loaded"), "{said}");
     let load = "python3 -c 'import ctypes; ctypes.CDLL(\"libcuda.so.1\"); print(\"loaded\")'";
     let said =
         cluster.says(&pod("debian", "debian-python", GPU, 8, &format!("{load}; ldconfig; {load}; {LOOK}")));
@@ -181,6 +191,28 @@ fn pods_are_scheduled_to_gpus_and_see_theirs_by_each_strategy() {
     seen(&cluster.until_running("six"), 6);
     cluster.apply(&looks("nine", GPU, 9).to_string());
     cluster.until_pending_for_want_of("nine", GPU);
+    cluster.delete("six nine");
+    cluster.kill_plugin();
+
+    // gpurun's is the runtime of who names none.
+    cluster.node.sh("set -e
+         gpurun configure containerd --set-as-default
+         kill $(pidof containerd)
+         while pidof containerd; do sleep 0.1; done");
+    cluster.node.start_containerd();
+    cluster.start_plugin("--device-list-strategy envvar");
+    cluster.offers(GPU, 8);
+    seen(&cluster.says(&looks("default", GPU, 1)), 1);
+    cluster.kill_plugin();
+
+    // Without a kubelet to tell it listens all the same.
+    let before = cluster.registrations();
+    cluster.start_plugin("--kubelet-socket=");
+    let socket = "/var/lib/kubelet/device-plugins/nvidia-gpu.sock";
+    let listens = format!("grep -q {socket} /proc/net/unix");
+    cluster.until("its socket", |cluster| run(&mut cluster.node.command(&["sh", "-c", &listens])).code == 0);
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(cluster.registrations(), before);
 }
 
 #[test]
@@ -202,12 +234,10 @@ fn a_running_pod_keeps_its_gpus_and_the_node_follows_what_happens_to_others() {
     };
     let all: BTreeSet<_> = others("first", 5).union(&own).cloned().collect();
 
-    let registrations =
-        || cluster.read("/var/log/plugin.log").matches("nvidia.com/gpu is registered").count();
-    let before = registrations();
+    let before = cluster.registrations();
     cluster.kill_kubelet();
     cluster.start_kubelet();
-    cluster.until("the new kubelet is told", |_| registrations() > before);
+    cluster.until("the new kubelet is told", |cluster| cluster.registrations() > before);
     cluster.offers(GPU, 8);
     others("after-the-kubelet", 5);
 
