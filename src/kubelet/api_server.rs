@@ -107,7 +107,11 @@ impl ApiServer {
     /// As for [`Self::get`].
     pub fn delete(&self, path: &str) -> Result<()> {
         let answer = self.agent.delete(self.url(path)).header("Authorization", self.token()?).call();
-        done(&format!("{path} cannot be deleted"), answer).map(drop)
+        // An answer that nobody listens to is an error in the API server's log.
+        done(&format!("{path} cannot be deleted"), answer)?
+            .map(|answer| object(path, answer))
+            .transpose()
+            .map(drop)
     }
 
     /// What happens to a list's objects from its `resourceVersion` on, until the API server ends it, as it does every few minutes
