@@ -105,7 +105,7 @@ class Api(http.server.BaseHTTPRequestHandler):
         answer = b'{"kind": "Status", "message": "nodes is forbidden"}'
         if sys.argv[3] == "200":
             # More than the kernel keeps for who does not read.
-            answer = b"{" + b" " * (1 << 25) + b"}"
+            answer = b"{" + b" " * (15 << 20) + b"}"
         self.send_response(int(sys.argv[3]))
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
