@@ -70,6 +70,7 @@ codes! {
     CommandNotFound = 61, 127, "the command was not found in the container";
     Cdi = 70, 125, "a CDI document cannot be made, read or written";
     Cluster = 71, 125, "the cluster's API server cannot be reached, or refuses";
+    Mps = 72, 125, "a GPU cannot be shared by MPS";
     Internal = 90, 125, "a system call failed that should not have";
 }
 

@@ -4,6 +4,9 @@
 //!
 //! `gpurun-nvml --watch NVML` prints what the driver says of its GPUs from now on, one [`Report`] a line. gpurun-device-plugin runs it.
 //!
+//! `gpurun-nvml --compute-mode MODE NVML GPU-…` lets nobody but one process compute on a GPU (`EXCLUSIVE_PROCESS`), or everybody
+//! (`DEFAULT`), and prints nothing, or the failure as an object. gpurun-device-plugin runs it, as root.
+//!
 //! `gpurun-nvml --probe` runs in a container: it loads both libraries as any program there would, by name, and prints what it
 //! saw. `gpurun demo` shows it.
 #![forbid(unsafe_code)]
@@ -12,13 +15,13 @@ use gpurun::{
     error::{Code, Error, OrFail},
     inventory::{
         MigResources,
-        nvml::{AnsweringGpu, Facts, Gpu, LostGpu, MigDevice, QUIET, Report},
+        nvml::{AnsweringGpu, DEFAULT, EXCLUSIVE_PROCESS, Facts, Gpu, LostGpu, MigDevice, QUIET, Report},
     },
     sys::dynamic,
 };
 use nvml_wrapper::{
     Device, Nvml,
-    enum_wrappers::device::{Brand, GpuVirtualizationMode, TopologyLevel},
+    enum_wrappers::device::{Brand, ComputeMode, GpuVirtualizationMode, TopologyLevel},
     error::NvmlError,
     struct_wrappers::device::PciInfo,
 };
@@ -41,6 +44,10 @@ fn main() -> ExitCode {
                 error.code().exit_code().into()
             });
         }
+        [flag, mode, nvml, uuid] if flag == "--compute-mode" => match set_compute_mode(mode, nvml, uuid) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(error) => (error.to_json(), error.code().exit_code().into()),
+        },
         [nvml] => read(nvml, None),
         [nvml, cuda] => read(nvml, Some(cuda)),
         _ => {
@@ -79,6 +86,22 @@ fn facts(path: &OsStr, cuda: Option<&OsStr>) -> Result<Facts, Error> {
     // Ends with the process: a shut-down takes a second where the driver is not kept initialised.
     std::mem::forget(nvml);
     Ok(facts)
+}
+
+fn set_compute_mode(mode: &OsStr, path: &OsStr, uuid: &OsStr) -> Result<(), Error> {
+    let mode = match mode.to_str() {
+        Some(EXCLUSIVE_PROCESS) => ComputeMode::ExclusiveProcess,
+        Some(DEFAULT) => ComputeMode::Default,
+        _ => return Err(Error::new(Code::Usage, format!("there is no compute mode {}", mode.display()))),
+    };
+    let nvml = init(path).map_err(|error| failure(path, &error))?;
+    let set = nvml.device_by_uuid(&*uuid.to_string_lossy()).and_then(|mut gpu| gpu.set_compute_mode(mode));
+    // Ends with the process, as above.
+    std::mem::forget(nvml);
+    set.map_err(|error| {
+        Error::new(Code::NvmlFailed, format!("the compute mode of {} cannot be set", uuid.display()))
+            .cause(words(&error))
+    })
 }
 
 fn init(path: &OsStr) -> Result<Nvml, NvmlError> {

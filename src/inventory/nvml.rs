@@ -151,12 +151,17 @@ pub enum Report {
 /// How long `gpurun-nvml --watch` is silent at most.
 pub const QUIET: Duration = Duration::from_secs(10);
 
+/// Compute modes, by nvidia-smi's names: one process may compute on the GPU.
+pub const EXCLUSIVE_PROCESS: &str = "EXCLUSIVE_PROCESS";
+/// Any number of them may.
+pub const DEFAULT: &str = "DEFAULT";
+
 /// The program that reads NVML.
 pub const READER: &str = "gpurun-nvml";
 /// After so long the user is told what the wait is for: without persistence the driver initialises each GPU in 1–3 s.
 const SLOW: Duration = Duration::from_secs(3);
 /// After so long there is no hope left.
-const HOPELESS: Duration = Duration::from_secs(120);
+pub const HOPELESS: Duration = Duration::from_secs(120);
 /// Eight GPUs have 10 kB of facts.
 const OUTPUT_LIMIT: usize = 8 << 20;
 

@@ -4,7 +4,7 @@
 use crate::{
     health::Watched,
     preference::SharedPolicy,
-    resources::{MigStrategy, Sharing},
+    resources::{MigStrategy, Sharing, SharingStrategy},
     response::{Shape, Strategy},
 };
 use clap::{Parser, ValueEnum};
@@ -86,6 +86,9 @@ pub struct Flags {
     /// Nothing is offered where such a channel is missing; otherwise containers do without it [default: false]
     #[arg(long, env = "IMEX_REQUIRED", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     imex_required: Option<bool>,
+    /// Where MPS control daemons meet programs in containers [default: /run/nvidia/mps]
+    #[arg(long, env = "MPS_ROOT", value_name = "DIR")]
+    mps_root: Option<PathBuf>,
     /// The kubelet's socket; empty: nobody is told [default: /var/lib/kubelet/device-plugins/kubelet.sock]
     #[arg(long, env = "KUBELET_SOCKET", value_name = "SOCKET")]
     kubelet_socket: Option<OsString>,
@@ -185,6 +188,8 @@ pub struct Options {
     pub mig: MigStrategy,
     /// What is shared.
     pub sharing: Sharing,
+    /// Where MPS control daemons meet programs in containers.
+    pub mps_root: PathBuf,
     /// Which replicas are taken first.
     pub shared_policy: SharedPolicy,
     /// How containers get their devices.
@@ -248,7 +253,11 @@ impl Options {
         let directory = directory.unwrap_or(Path::new("/")).to_path_buf();
         Self {
             mig: flags.mig_strategy.or(file.flags.mig_strategy).unwrap_or_default(),
-            sharing: file.sharing.time_slicing,
+            sharing: file.sharing.of_both()?,
+            mps_root: flags
+                .mps_root
+                .or(file.flags.mps_root)
+                .unwrap_or_else(|| PathBuf::from("/run/nvidia/mps")),
             shared_policy: flags.shared_devices_allocation_policy.unwrap_or_default(),
             shape: Shape {
                 strategies: flags
@@ -333,6 +342,7 @@ struct FileFlags {
     gdrcopy_enabled: Option<bool>,
     gds_enabled: Option<bool>,
     mofed_enabled: Option<bool>,
+    mps_root: Option<PathBuf>,
     plugin: FilePlugin,
     gfd: FileDiscovery,
     #[serde(flatten)]
@@ -367,9 +377,27 @@ struct FileDiscovery {
 #[serde(rename_all = "camelCase", default)]
 struct FileSharing {
     time_slicing: Sharing,
-    mps: Option<Value>,
+    mps: Sharing,
     #[serde(flatten)]
     unknown: Unknown,
+}
+
+impl FileSharing {
+    /// The one that is used.
+    fn of_both(self) -> Result<Sharing> {
+        match (self.time_slicing.resources.is_empty(), self.mps.resources.is_empty()) {
+            (_, true) => Ok(self.time_slicing),
+            // A daemon serves one GPU, so a container has a replica of one.
+            (true, false) => Ok(Sharing {
+                by: SharingStrategy::Mps,
+                fail_requests_greater_than_one: Some(true),
+                ..self.mps
+            }),
+            (false, false) => Err(Error::new(Code::Config, "devices are shared by time slicing or by MPS")
+                .cause("the configuration file has both sharing.timeSlicing and sharing.mps")
+                .fix("leave one of them out")),
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -407,11 +435,6 @@ impl File {
         if file.version != "v1" {
             return Err(Error::new(Code::Config, format!("its version is {:?} and not v1", file.version)));
         }
-        if file.sharing.mps.is_some() {
-            return Err(Error::new(Code::Config, "sharing.mps cannot be had")
-                .cause("gpurun starts no MPS control daemon, without which a container of a shared GPU would not run")
-                .fix("share by sharing.timeSlicing"));
-        }
         let keys = [
             ("", &file.unknown),
             ("flags.", &file.flags.unknown),
@@ -425,7 +448,9 @@ impl File {
         let unheard = keys.into_iter().flat_map(|(before, keys)| {
             keys.iter().filter(|(_, value)| !is_default(value)).map(move |(key, _)| format!("{before}{key}"))
         });
-        let unheard = unheard.collect();
+        let several = (file.sharing.mps.fail_requests_greater_than_one == Some(false))
+            .then(|| "sharing.mps.failRequestsGreaterThanOne".to_owned());
+        let unheard = unheard.chain(several).collect();
         Ok((file, unheard))
     }
 }
@@ -520,13 +545,37 @@ imex: {channelIDs: [0], required: false}
     }
 
     #[test]
+    fn devices_are_shared_by_time_slicing_or_by_mps() {
+        let mps = "version: v1\nsharing: {mps: {renameByDefault: true, resources: [{name: gpu, replicas: 2}]}}";
+        let by_mps = options(&[], mps);
+        assert_eq!(
+            (by_mps.sharing.by, by_mps.sharing.fail_requests_greater_than_one),
+            (SharingStrategy::Mps, Some(true))
+        );
+        assert!(by_mps.sharing.rename_by_default);
+        assert_eq!(by_mps.mps_root, Path::new("/run/nvidia/mps"));
+        assert_eq!(options(&["--mps-root", "/mps"], mps).mps_root, Path::new("/mps"));
+        assert_eq!(options(&[], "version: v1\nflags: {mpsRoot: /mps}").mps_root, Path::new("/mps"));
+        let (several, unheard) =
+            File::parse(&mps.replace("renameByDefault: true", "failRequestsGreaterThanOne: false")).unwrap();
+        assert_eq!(unheard, ["sharing.mps.failRequestsGreaterThanOne"]);
+        assert_eq!(several.sharing.of_both().unwrap().fail_requests_greater_than_one, Some(true));
+        // The keys of a chart's values, of which one is used.
+        let empty = options(&[], "version: v1\nsharing: {mps: {resources: []}, timeSlicing: {resources: []}}");
+        assert_eq!(empty.sharing, Sharing::default());
+        let both = mps.replace("{mps:", "{timeSlicing: {resources: [{name: gpu, replicas: 3}]}, mps:");
+        let error = File::parse(&both).unwrap().0.sharing.of_both().unwrap_err();
+        assert!(error.code() == Code::Config && error.to_string().contains("sharing.mps"), "{error}");
+    }
+
+    #[test]
     fn a_file_that_means_something_else_is_refused() {
         for wrong in [
             "version: v2",
             "flags: {}",
             "version: v1\nflags: {migStrategy: some}",
             "version: v1\nflags: {plugin: {deviceListStrategy: magic}}",
-            "version: v1\nsharing: {mps: {resources: [{name: nvidia.com/gpu, replicas: 2}]}}",
+            "version: v1\nsharing: {mps: {resources: [{name: nvidia.com/gpu, replicas: 2, memoryGB: 2}]}}",
             "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu}]}}",
             "[",
         ] {

@@ -1,6 +1,7 @@
 //! What the driver reports, by way of `gpurun-nvml --watch`: a program of its own, so that an NVML that crashes or hangs takes
 //! nothing else with it.
 
+use crate::back_off::BackOff;
 use gpurun::{
     error::{Code, OrFail, Result},
     inventory::{
@@ -19,8 +20,6 @@ use tokio::{
 
 /// A reader says something at least every [`QUIET`]; one that has said nothing for so long hangs.
 const HANGS: Duration = Duration::from_secs(6 * QUIET.as_secs());
-/// How many seconds after its end it is started again: at once, and then less and less often. One that lived for the longest begins anew.
-const AGAIN: [u64; 6] = [0, 5, 10, 30, 60, 120];
 
 /// A reader that is kept running until this is dropped.
 #[derive(Debug)]
@@ -34,17 +33,16 @@ impl Watcher {
     pub fn start(nvml: HostPath, reports: mpsc::Sender<Report>) -> Result<Self> {
         let reader = nvml::find_reader()?;
         Ok(Self(tokio::spawn(async move {
-            let mut failures = 0;
+            let mut back_off = BackOff::default();
             loop {
-                sleep(Duration::from_secs(AGAIN[failures.min(AGAIN.len() - 1)])).await;
+                sleep(back_off.wait()).await;
                 let started = Instant::now();
                 let ended = match watch(&reader, &nvml, &reports).await {
                     Ok(how) => how,
                     Err(error) => error.to_string(),
                 };
                 tracing::warn!("{} --watch ended: {ended}", reader.display());
-                failures =
-                    if started.elapsed().as_secs() > AGAIN[AGAIN.len() - 1] { 1 } else { failures + 1 };
+                back_off.ended(started.elapsed());
             }
         })))
     }

@@ -1,7 +1,7 @@
 //! The node's labels, by which pods choose nodes: those of NVIDIA's GPU feature discovery. A function of the inventory and of
 //! what is offered; written to a file that node-feature-discovery reads.
 
-use crate::resources::{GPU, MigStrategy, Resource};
+use crate::resources::{GPU, MigStrategy, Resource, SharingStrategy};
 use gpurun::inventory::{Gpu, Inventory, MigDevice};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -85,8 +85,10 @@ pub fn labels(inventory: &Inventory, machine: &Machine, resources: &[Resource], 
     if let [Some(clique)] = cliques[..] {
         put("gpu.clique", clique);
     }
-    // Sharing by MPS is not offered.
-    put("mps.capable", "false");
+    // Nothing is offered where one of its GPUs is too old for it.
+    let by_mps =
+        |resource: &Resource| resource.shared.is_some_and(|shared| shared.by == SharingStrategy::Mps);
+    put("mps.capable", bool_word(resources.iter().any(by_mps)));
     versions(inventory, &mut put);
     for resource in resources {
         resource_labels(inventory, resource, &mut put);
@@ -136,13 +138,18 @@ fn resource_labels(inventory: &Inventory, resource: &Resource, put: &mut impl Fn
         let _ = write!(product, "-MIG-{}", part.profile);
     }
     // A pod that asks for the plain name has to be able to tell.
-    if resource.replicas.is_some() && renamed.is_none() {
+    if resource.shared.is_some() && renamed.is_none() {
         product.push_str("-SHARED");
     }
     put("product", &product);
     put("count", &resource.devices.len().to_string());
-    put("replicas", &resource.replicas.unwrap_or(1).to_string());
-    put("sharing-strategy", if resource.replicas.is_some() { "time-slicing" } else { "none" });
+    put("replicas", &resource.replicas().to_string());
+    let strategy = match resource.shared.map(|shared| shared.by) {
+        None => "none",
+        Some(SharingStrategy::TimeSlicing) => "time-slicing",
+        Some(SharingStrategy::Mps) => "mps",
+    };
+    put("sharing-strategy", strategy);
     put("memory", &(part.map_or(gpu.memory, |part| part.memory) >> 20).to_string());
     if base == GPU {
         let capability = gpu.compute_capability.to_string();
@@ -229,9 +236,9 @@ mod tests {
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
     }
 
-    fn shared(rename: bool) -> Sharing {
+    fn shared(by: SharingStrategy, rename: bool) -> Sharing {
         let replicated = Replicated { name: GPU.into(), rename: None, devices: None, replicas: 4 };
-        Sharing { rename_by_default: rename, resources: vec![replicated], ..Sharing::default() }
+        Sharing { by, rename_by_default: rename, resources: vec![replicated], ..Sharing::default() }
     }
 
     fn of(host: &Inventory, mig: MigStrategy, sharing: &Sharing) -> Labels {
@@ -250,14 +257,18 @@ mod tests {
 
     #[test]
     fn a_shared_gpu_says_so_in_its_product_or_in_its_resource() {
-        let label = |rename, name: &str| {
-            of(&host("8xh100"), MigStrategy::None, &shared(rename))[&format!("nvidia.com/gpu.{name}")].clone()
-        };
-        assert_eq!(label(false, "product"), "NVIDIA-H100-80GB-HBM3-SHARED");
-        assert_eq!(label(true, "product"), "NVIDIA-H100-80GB-HBM3");
-        for rename in [false, true] {
-            assert_eq!([label(rename, "replicas"), label(rename, "count")], ["4", "8"]);
-            assert_eq!(label(rename, "sharing-strategy"), "time-slicing");
+        for (by, word, mps_capable) in
+            [(SharingStrategy::TimeSlicing, "time-slicing", "false"), (SharingStrategy::Mps, "mps", "true")]
+        {
+            for (rename, product) in
+                [(false, "NVIDIA-H100-80GB-HBM3-SHARED"), (true, "NVIDIA-H100-80GB-HBM3")]
+            {
+                let labels = of(&host("8xh100"), MigStrategy::None, &shared(by, rename));
+                let label = |name: &str| labels[&format!("nvidia.com/{name}")].as_str();
+                assert_eq!(label("gpu.product"), product);
+                assert_eq!([label("gpu.replicas"), label("gpu.count")], ["4", "8"]);
+                assert_eq!([label("gpu.sharing-strategy"), label("mps.capable")], [word, mps_capable]);
+            }
         }
     }
 

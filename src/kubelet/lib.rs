@@ -38,6 +38,7 @@ pub mod pod_resources_api {
 }
 mod api_server;
 mod authority;
+mod back_off;
 pub mod config;
 mod dra;
 mod events;
@@ -46,6 +47,7 @@ mod health;
 mod health_file;
 mod labels;
 mod metrics;
+mod mps;
 mod node_labels;
 mod plugin;
 mod pods;

@@ -40,6 +40,7 @@ struct Counts {
     xids: BTreeMap<(String, u64), u64>,
     registrations: u64,
     claims: Option<usize>,
+    mps_starts: BTreeMap<String, u64>,
 }
 
 impl Metrics {
@@ -68,6 +69,11 @@ impl Metrics {
     /// Resources are made known to a kubelet.
     pub fn registration(&self) {
         self.with(|counts| counts.registrations += 1);
+    }
+
+    /// A GPU's MPS control daemon is ready.
+    pub fn mps_start(&self, gpu: &str) {
+        self.with(|counts| *counts.mps_starts.entry(gpu.into()).or_default() += 1);
     }
 
     /// So many claims are prepared.
@@ -111,6 +117,13 @@ impl Metrics {
             "How often resources were made known to a kubelet.",
         );
         let _ = writeln!(text, "gpurun_registrations_total {}", counts.registrations);
+        if !counts.mps_starts.is_empty() {
+            let help = "How often a GPU's MPS control daemon was started and became ready.";
+            head(&mut text, "mps_daemon_starts_total", "counter", help);
+        }
+        for (gpu, count) in &counts.mps_starts {
+            let _ = writeln!(text, "gpurun_mps_daemon_starts_total{{gpu=\"{gpu}\"}} {count}");
+        }
         if let Some(claims) = counts.claims {
             head(&mut text, "claims_prepared", "gauge", "Claims whose devices containers may use.");
             let _ = writeln!(text, "gpurun_claims_prepared {claims}");
@@ -130,7 +143,7 @@ impl Metrics {
         }
         head(&mut text, "resource_replicas", "gauge", "How often each device of a resource is given out.");
         for resource in &state.resources {
-            let replicas = resource.replicas.unwrap_or(1);
+            let replicas = resource.replicas();
             let _ = writeln!(text, "gpurun_resource_replicas{{resource=\"{}\"}} {replicas}", resource.name);
         }
         head(

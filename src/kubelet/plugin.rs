@@ -12,6 +12,7 @@ use crate::{
     health_file::HealthFile,
     labels::{self, Labels, Machine},
     metrics::{self, Metrics},
+    mps::{self, Daemons},
     node_labels,
     pods::Pods,
     registration,
@@ -70,6 +71,9 @@ struct Plugin {
     servers: BTreeMap<String, Running>,
     watcher: Option<Watcher>,
     reports: mpsc::Sender<Report>,
+    daemons: Daemons,
+    /// What the newest driver has for MPS, under its names in this pod.
+    mps: Result<Arc<mps::Driver>>,
     /// To who labels the node, if somebody does.
     labels: Option<std::sync::mpsc::Sender<Labels>>,
     /// Those of before.
@@ -134,9 +138,11 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
         None => None,
     };
     let (reports, mut reported) = mpsc::channel(REPORTS);
+    let (standings, mut standing) = mpsc::unbounded_channel();
     let (read, mut inventories) = mpsc::unbounded_channel();
     follow(&context, read)?;
     let health_file = HealthFile::new(&context.state_dir, &context.host);
+    let daemons = Daemons::new(options.mps_root.clone(), standings);
     let mut plugin = Plugin {
         cli,
         context,
@@ -152,6 +158,8 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
         servers: BTreeMap::new(),
         watcher: None,
         reports,
+        daemons,
+        mps: Err(mps::missing()),
         labels,
         labelled: None,
         dra,
@@ -162,8 +170,8 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
     loop {
         let next = [plugin.health.next(), plugin.again].into_iter().flatten().min();
         select! {
-            _ = end.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            _ = end.recv() => break,
+            _ = interrupt.recv() => break,
             _ = reload.recv() => plugin.reload(),
             Some(inventory) = inventories.recv() => plugin.inventory(inventory)?,
             Some(report) = reported.recv() => plugin.report(report).await,
@@ -175,8 +183,13 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
                 plugin.health.pass(Instant::now());
                 plugin.publish();
             }
+            Some(standing) = standing.recv() => plugin.standing(standing),
         }
     }
+    // Nobody is sent to a daemon that ends.
+    plugin.servers.clear();
+    plugin.daemons.end().await;
+    Ok(())
 }
 
 async fn until(time: Option<Instant>) {
@@ -306,6 +319,7 @@ impl Plugin {
             });
         }
         self.driver = Some(inventory.fingerprint.clone());
+        self.mps = mps::Driver::of(&inventory).map(Arc::new);
         // The kubelet and engines are outside the plugin's pod.
         self.inventory = Some(match &self.cli.flags.container_driver_root {
             Some(here) => {
@@ -314,6 +328,16 @@ impl Plugin {
             None => inventory,
         });
         self.publish();
+    }
+
+    /// An MPS control daemon is ready, or is not any more.
+    fn standing(&mut self, standing: mps::Standing) {
+        if standing.down.is_none() {
+            self.metrics.mps_start(&standing.uuid);
+        }
+        if self.daemons.take(standing) {
+            self.publish();
+        }
     }
 
     /// The driver says something of a GPU.
@@ -467,6 +491,17 @@ impl Plugin {
         for device in resources.iter().flat_map(|resource| &resource.devices) {
             if let Some(why) = self.health.unhealthy(&device.uuid) {
                 unhealthy.insert(device.uuid.clone(), why);
+            }
+        }
+        let shares = mps::shares(&all, &resources);
+        match &self.mps {
+            Ok(driver) => self.daemons.keep(&shares, driver),
+            Err(error) if !shares.is_empty() => return Err(error.clone()),
+            Err(_) => {}
+        }
+        for share in shares {
+            if let Some(why) = self.daemons.down(&share.uuid) {
+                unhealthy.entry(share.uuid).or_insert(why);
             }
         }
         let (policy, inventory) = (self.context.config.policy()?, inventory.clone());

@@ -36,7 +36,7 @@ pub fn preferred(
         ids.iter().map(|id| inventory.gpus.iter().find(|gpu| gpu.uuid == **id)).collect::<Option<Vec<&Gpu>>>()
     };
     let fixed: Vec<&String> = chosen.iter().collect();
-    if let (None, Some(fixed), Some(free)) = (resource.replicas, of_gpus(&fixed), of_gpus(&others)) {
+    if let (None, Some(fixed), Some(free)) = (resource.shared, of_gpus(&fixed), of_gpus(&others)) {
         chosen.extend(nearest(&fixed, &free, missing).into_iter().map(|gpu| gpu.uuid.clone()));
     } else {
         chosen.extend(spread(resource, policy, &others, missing));
@@ -127,7 +127,7 @@ fn combinations(of: usize, size: usize, each: &mut impl FnMut(&[usize])) {
 /// Replicas, and MIG devices, which have no way to each other: taken one by one from the device that the policy names.
 fn spread(resource: &Resource, policy: SharedPolicy, free: &[&String], missing: usize) -> Vec<String> {
     let device = |id: &str| resource.device(id).ok().map(|device: &Device| device.uuid.clone());
-    let total = usize::try_from(resource.replicas.unwrap_or(1)).unwrap_or(usize::MAX);
+    let total = usize::try_from(resource.replicas()).unwrap_or(usize::MAX);
     let mut left: BTreeMap<String, Vec<&String>> = BTreeMap::new();
     for id in free.iter().rev() {
         if let Some(uuid) = device(id) {

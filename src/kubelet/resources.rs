@@ -1,6 +1,7 @@
 //! What the node offers: resources, the devices of each, and how often each device is given out. A function of the inventory and of
 //! what the administrator set.
 
+use crate::mps;
 use clap::ValueEnum;
 use gpurun::{
     error::{Code, Error, Result},
@@ -35,8 +36,27 @@ pub struct Resource {
     pub name: String,
     /// Its devices, in NVML's order.
     pub devices: Vec<Device>,
-    /// How often each is given out, where it is shared.
-    pub replicas: Option<u32>,
+    /// How they are shared, where they are.
+    pub shared: Option<Shared>,
+}
+
+/// How the devices of a resource are shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shared {
+    /// What divides a device.
+    pub by: SharingStrategy,
+    /// How often each device is given out.
+    pub replicas: u32,
+}
+
+/// What divides a device among those that it is given to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SharingStrategy {
+    /// The driver: they take turns, and nothing keeps one from all of the memory.
+    #[default]
+    TimeSlicing,
+    /// An MPS control daemon: each has its part of the memory and of the processors.
+    Mps,
 }
 
 /// A GPU or MIG device of a resource.
@@ -48,14 +68,17 @@ pub struct Device {
     pub numa_node: Option<u32>,
 }
 
-/// Resources whose devices are given out more than once (the peer's `sharing.timeSlicing`).
+/// Resources whose devices are given out more than once (the peer's `sharing.timeSlicing` or `sharing.mps`).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Sharing {
+    /// Which of both.
+    #[serde(skip)]
+    pub by: SharingStrategy,
     /// A shared resource has the name `….shared`.
     pub rename_by_default: bool,
-    /// Whoever asks for more than one replica is refused: two of them are no more of the GPU than one.
-    pub fail_requests_greater_than_one: bool,
+    /// Whoever asks for more than one replica is refused: two of them are no more of the GPU than one. Not said: where MPS divides.
+    pub fail_requests_greater_than_one: Option<bool>,
     /// Which ones.
     pub resources: Vec<Replicated>,
 }
@@ -75,11 +98,16 @@ pub struct Replicated {
 }
 
 impl Resource {
+    /// How often each device is given out.
+    pub fn replicas(&self) -> u32 {
+        self.shared.map_or(1, |shared| shared.replicas)
+    }
+
     /// What the kubelet calls its devices, each with the device: `GPU-…`, and `GPU-…::0` of one that is shared.
     pub fn ids(&self) -> impl Iterator<Item = (String, &Device)> {
         self.devices.iter().flat_map(move |device| {
-            (0..self.replicas.unwrap_or(1)).map(move |number| {
-                let id = match self.replicas {
+            (0..self.replicas()).map(move |number| {
+                let id = match self.shared {
                     Some(_) => format!("{}{REPLICA}{number}", device.uuid),
                     None => device.uuid.clone(),
                 };
@@ -94,9 +122,9 @@ impl Resource {
     /// [`Code::UnknownGpu`]
     pub fn device(&self, id: &str) -> Result<&Device> {
         let number = |number: &str| number.parse::<u32>().ok();
-        let found = match (self.replicas, id.split_once(REPLICA)) {
+        let found = match (self.shared, id.split_once(REPLICA)) {
             (None, None) => Some(id),
-            (Some(replicas), Some((uuid, n))) => number(n).filter(|n| *n < replicas).map(|_| uuid),
+            (Some(shared), Some((uuid, n))) => number(n).filter(|n| *n < shared.replicas).map(|_| uuid),
             _ => None,
         };
         found.and_then(|uuid| self.devices.iter().find(|device| device.uuid == uuid)).ok_or_else(|| {
@@ -129,7 +157,7 @@ pub fn resources(inventory: &Inventory, mig: MigStrategy, sharing: &Sharing) -> 
     let mut offer = |name: &str, device: Device| match resources.iter_mut().find(|known| known.name == name) {
         Some(known) => known.devices.push(device),
         None => {
-            resources.push(Resource { name: name.into(), devices: vec![device], replicas: None });
+            resources.push(Resource { name: name.into(), devices: vec![device], shared: None });
         }
     };
     if mig == MigStrategy::Single {
@@ -149,7 +177,7 @@ pub fn resources(inventory: &Inventory, mig: MigStrategy, sharing: &Sharing) -> 
             }
         }
     }
-    share(&mut resources, sharing)?;
+    share(&mut resources, inventory, sharing)?;
     Ok(resources)
 }
 
@@ -190,7 +218,7 @@ fn homogeneous(inventory: &Inventory) -> Result<()> {
         .fix("use the MIG strategy `mixed`, or cut them alike"))
 }
 
-fn share(resources: &mut [Resource], sharing: &Sharing) -> Result<()> {
+fn share(resources: &mut [Resource], inventory: &Inventory, sharing: &Sharing) -> Result<()> {
     for shared in &sharing.resources {
         let wrong = |what: String| {
             Err(Error::new(Code::Config, format!("the resource {} cannot be shared like this", shared.name))
@@ -213,7 +241,12 @@ fn share(resources: &mut [Resource], sharing: &Sharing) -> Result<()> {
         }
         // What this node does not have, another one may: they read the same file.
         let Some(resource) = resources.iter_mut().find(|resource| resource.name == full) else { continue };
-        resource.replicas = Some(shared.replicas);
+        if sharing.by == SharingStrategy::Mps
+            && let Err(what) = mps::can_share(resource, inventory, shared.replicas)
+        {
+            return wrong(what);
+        }
+        resource.shared = Some(Shared { by: sharing.by, replicas: shared.replicas });
         if sharing.rename_by_default || shared.rename.as_ref() == Some(&renamed) {
             resource.name = renamed;
         }

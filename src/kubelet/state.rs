@@ -3,7 +3,8 @@
 use crate::{
     api::{ContainerAllocateResponse, Device, ListAndWatchResponse, NumaNode, TopologyInfo},
     config::Options,
-    resources::Resource,
+    mps::Place,
+    resources::{Resource, Shared, SharingStrategy},
     response,
 };
 use gpurun::{
@@ -75,15 +76,18 @@ impl State {
                 uuids.push(uuid);
             }
         }
-        if resource.replicas.is_some() && ids.len() > 1 && self.options.sharing.fail_requests_greater_than_one
-        {
+        let one_alone = self.options.sharing.fail_requests_greater_than_one.unwrap_or(false);
+        if resource.shared.is_some() && ids.len() > 1 && one_alone {
             return Err(Error::new(
                 Code::NotAllowed,
                 format!("{} of {} are asked for, and one is allowed", ids.len(), resource.name),
             )
-            .cause(
-                "replicas of a shared GPU are no more of it than one, and failRequestsGreaterThanOne is set",
-            )
+            .cause(match self.options.sharing.by {
+                SharingStrategy::TimeSlicing => {
+                    "replicas of a shared GPU are no more of it than one, and failRequestsGreaterThanOne is set"
+                }
+                SharingStrategy::Mps => "an MPS control daemon gives a program one part of one GPU",
+            })
             .fix("ask for one"));
         }
         for uuid in &uuids {
@@ -106,6 +110,10 @@ impl State {
         let injection = plan::plan(&self.inventory, &request, &self.policy)?;
         let selected = plan::select(&self.inventory, &request, self.policy.supported_capabilities)?;
         let names: Vec<String> = selected.iter().map(|device| self.options.ids.name(*device)).collect();
-        Ok(response::response(&injection, &names, &self.options.shape))
+        let mut response = response::response(&injection, &names, &self.options.shape);
+        if let (Some(Shared { by: SharingStrategy::Mps, .. }), [uuid]) = (resource.shared, &uuids[..]) {
+            Place::of(&self.options.mps_root, uuid).join(&mut response);
+        }
+        Ok(response)
     }
 }

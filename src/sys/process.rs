@@ -1,9 +1,19 @@
 //! Making a process in new namespaces, and the last steps before it becomes the user's command.
 
+use nix::sched::{CloneFlags, unshare};
+use rustix::{
+    fs::CWD,
+    mount::{MountPropagationFlags, MoveMountFlags},
+    process::Signal,
+};
 use std::{
     ffi::{CStr, CString},
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -75,6 +85,27 @@ pub fn fork() -> io::Result<i32> {
         -1 => Err(io::Error::last_os_error()),
         pid => Ok(pid),
     }
+}
+
+/// What the command runs has a mount namespace of its own, with this detached mount on /dev/shm, and is killed when the thread
+/// ends that starts it.
+pub fn with_own_shm(command: &mut Command, shm: OwnedFd) {
+    let parent = rustix::process::getpid();
+    let prepare = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        if rustix::process::getppid() != Some(parent) {
+            // It has ended meanwhile.
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let no_way_out = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+        rustix::mount::mount_change(c"/", no_way_out)?;
+        let itself = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(rustix::mount::move_mount(&shm, c"", CWD, c"/dev/shm", itself)?)
+    };
+    // SAFETY: in the child of a process with several threads, before execve(2), it makes system calls alone: nothing allocates, and
+    // nothing takes a lock.
+    unsafe { command.pre_exec(prepare) };
 }
 
 /// Closes every descriptor but standard input, output and error and those of `kept`, those too that somebody else's program

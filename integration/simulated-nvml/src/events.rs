@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! DIR/gpus/GPU-…   `lost`: the GPU does not answer; `unwatched`: its events cannot be had. No file: neither
+//! DIR/compute-modes/GPU-…   its compute mode, which NVML sets; no file: the default, 0
 //! DIR/events       a FIFO: `xid GPU-… 79`, also with a GPU instance and a compute instance behind it, is an error of the GPU's;
 //!                  anything else ends a wait
 //! ```
@@ -14,8 +15,8 @@ use crate::{
     own_description::own,
 };
 use nvml_wrapper_sys::bindings::{
-    nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST, nvmlReturn_enum_NVML_ERROR_TIMEOUT,
-    nvmlReturn_enum_NVML_ERROR_UNKNOWN,
+    nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST, nvmlReturn_enum_NVML_ERROR_NO_PERMISSION,
+    nvmlReturn_enum_NVML_ERROR_TIMEOUT, nvmlReturn_enum_NVML_ERROR_UNKNOWN,
 };
 use std::{
     collections::BTreeSet,
@@ -52,6 +53,20 @@ fn directory() -> Option<PathBuf> {
 pub fn told(gpu: &SimulatedGpu) -> Option<String> {
     let word = std::fs::read_to_string(directory()?.join("gpus").join(&gpu.uuid)).ok()?;
     Some(word.trim().to_owned())
+}
+
+/// The compute mode that was set.
+pub fn compute_mode(gpu: &SimulatedGpu) -> Option<u32> {
+    let text = std::fs::read_to_string(directory()?.join("compute-modes").join(&gpu.uuid)).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Sets it.
+pub fn set_compute_mode(gpu: &SimulatedGpu, mode: u32) -> Answer {
+    let unknown = |_| nvmlReturn_enum_NVML_ERROR_UNKNOWN;
+    let directory = directory().ok_or(nvmlReturn_enum_NVML_ERROR_NO_PERMISSION)?.join("compute-modes");
+    std::fs::create_dir_all(&directory).map_err(unknown)?;
+    std::fs::write(directory.join(&gpu.uuid), format!("{mode}\n")).map_err(unknown)
 }
 
 pub fn register(gpu: usize) {

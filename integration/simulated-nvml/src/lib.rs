@@ -482,6 +482,13 @@ questions! {
             state: 3,
         })
     }
+    fn nvmlDeviceGetComputeMode(host, device: Handle, mode: Out<nvmlComputeMode_t>) {
+        let set = events::compute_mode(device.any_gpu(host)?);
+        mode.put(set.unwrap_or(nvmlComputeMode_enum_NVML_COMPUTEMODE_DEFAULT))
+    }
+    fn nvmlDeviceSetComputeMode(host, device: Handle, mode: nvmlComputeMode_t) {
+        events::set_compute_mode(device.gpu(host)?, mode)
+    }
     // Only where a GPU's memory is a NUMA node of its own (Grace); a PCIe device's node is in sysfs.
     fn nvmlDeviceGetNumaNodeId(host, device: Handle, _node: Out<c_uint>) {
         since(host, 530)?;
