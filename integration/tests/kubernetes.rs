@@ -1,6 +1,6 @@
 //! gpurun-device-plugin on a whole Kubernetes, 1.20 above containerd 1.6, whose node has simulated GPUs and Debian's real driver. It is the
-//! last that Debian has the sources of, and knows nothing of CDI names in a plugin's answer (`cdi-cri`, 1.28): those are tested with
-//! containerd's CRI in cdi_documents.rs and with a kubelet of ours in device_plugin.rs.
+//! last that Debian has the sources of, and knows nothing of the CDI names in a plugin's answer (`cdi-cri`, 1.28): those are tested with a
+//! kubelet of ours in device_plugin.rs, and what containerd makes of them in engines.rs.
 
 use gpurun::simulated_host::{Description, SimulatedMig};
 use gpurun_integration::{
