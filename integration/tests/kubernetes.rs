@@ -1,6 +1,6 @@
 //! gpurun-device-plugin on a whole Kubernetes, 1.20 above containerd 1.6, whose node has simulated GPUs and Debian's real driver. It is the
-//! last that Debian has the sources of, and knows nothing of CDI names in a plugin's answer (`cdi-cri`, 1.28): those are tested with
-//! containerd's CRI in cdi_documents.rs and with a kubelet of ours in device_plugin.rs.
+//! last that Debian has the sources of, and knows nothing of the CDI names in a plugin's answer (`cdi-cri`, 1.28): those are tested with a
+//! kubelet of ours in device_plugin.rs, and what containerd makes of them in engines.rs.
 
 use gpurun::simulated_host::{Description, SimulatedMig};
 use gpurun_integration::{
@@ -344,23 +344,31 @@ fn the_manifest_and_the_chart_are_all_that_a_cluster_needs() {
             .arg(&image),
     );
     cluster.import(&image.to_string_lossy());
-    let rollout = || cluster.kubectl("rollout status --namespace kube-system daemonset/gpurun-device-plugin");
+    let install = |manifests: &str| {
+        cluster.apply(&on_simulated_host(&cluster, manifests));
+        cluster.kubectl("rollout status --namespace kube-system daemonset/gpurun-device-plugin");
+    };
+    let chart = |values: Value| {
+        must(Command::new(project().join("integration/chart")).args(["--render", &values.to_string()]))
+    };
 
-    let manifest =
-        fs::read_to_string(project().join("packaging/kubernetes/gpurun-device-plugin.yaml")).unwrap();
-    cluster.apply(&on_simulated_host(&cluster, &manifest));
-    rollout();
+    let manifest = project().join("packaging/kubernetes/gpurun-device-plugin.yaml");
+    install(&fs::read_to_string(manifest).unwrap());
     cluster.offers(GPU, 8);
     seen(&cluster.says(&looks("manifest", GPU, 1)), 1);
     let file = cluster.read("/etc/kubernetes/node-feature-discovery/features.d/gpurun");
     assert!(file.contains("nvidia.com/gpu.count=8"), "{file}");
 
-    // Another release in its place, on another machine.
+    // Another release in its place, which has its GPUs from gpurun-runtime and no privileges.
+    install(&chart(json!({"runtimeClassHandler": "gpurun", "runtimeClassName": "gpurun"})));
+    cluster.offers(GPU, 8);
+    seen(&cluster.says(&looks("unprivileged", GPU, 2)), 2);
+    let plugin = cluster.node.sh("cat /proc/$(pidof gpurun-device-plugin)/status");
+    assert!(plugin.contains("CapEff:\t0000000000000000\n"), "{plugin}");
+
+    // Another, on another machine.
     cluster.node.become_host("a100-mig");
-    let values = json!({"labels": {"target": "node"}, "migStrategy": "mixed"}).to_string();
-    let chart = must(Command::new(project().join("integration/chart")).args(["--render", &values]));
-    cluster.apply(&on_simulated_host(&cluster, &chart));
-    rollout();
+    install(&chart(json!({"labels": {"target": "node"}, "migStrategy": "mixed"})));
     for (resource, count) in [(GPU, 1), (MIG, 2)] {
         cluster.offers(resource, count);
     }
