@@ -191,11 +191,12 @@ pub fn of_driver(name: &str, branch: u32) -> Description {
     Description { driver: version.into(), cuda: cuda.into(), ..description(name) }
 }
 
-/// A stand-in's file with another description, in place. It is never shorter meanwhile: programs have it mapped.
+/// A stand-in's file with another description, in place, or a new one of another driver. It is never shorter meanwhile: programs
+/// have it mapped.
 pub(crate) fn rewrite(library: &Path, stand_in: &str, description: &Description) {
     let mut bytes = fs::read(dist(stand_in)).expect("dist/");
     description.append_to(&mut bytes).expect("it is memory");
-    let file = fs::OpenOptions::new().write(true).open(library);
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(library);
     file.and_then(|mut file| file.write_all(&bytes).and_then(|()| file.set_len(bytes.len() as u64)))
         .expect("the directory is ours");
 }
