@@ -9,7 +9,10 @@ use gpurun_integration::{
     run, until,
 };
 use serde_json::{Value, json};
-use std::{fs, time::Instant};
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 /// Of the host with eight GPUs, in NVML's order.
 const MINORS: [u32; 8] = [3, 2, 1, 0, 7, 6, 5, 4];
@@ -173,6 +176,26 @@ fn pods_are_told_how_their_devices_are() {
     until("the slice without it", || node.api_server.devices().len() == 7);
     let health = driver.health("v1");
     assert!(health["gpu-5"].contains("79") && health["gpu-4"] == "Healthy", "{health:?}");
+}
+
+/// Two would each keep their own claims.
+#[test]
+fn a_second_driver_on_the_node_waits_for_the_first_ones_end() {
+    let mut node = Node::new("8xh100", "v1");
+    until("devices", || node.api_server.devices().len() == 8);
+    let driver = Driver::find(&node.host);
+    node.api_server.allocate("train", "uid-1", &["gpu-0"]);
+    assert!(driver.prepare("v1", "train", "uid-1").is_ok());
+    let mut second = start(&node.api_server, &node.host);
+    thread::sleep(Duration::from_secs(1));
+    assert!(driver.prepare("v1", "train", "uid-1").is_ok(), "the first has its sockets still");
+    node.plugin.signal("-TERM");
+    node.plugin.end();
+    let driver = Driver::find(&node.host);
+    node.api_server.remove_claim("train");
+    until("the second's first state", || driver.prepare("v1", "train", "uid-1").is_ok());
+    second.signal("-TERM");
+    assert_eq!(second.end(), Some(0));
 }
 
 #[test]

@@ -65,6 +65,7 @@ trait Scripts {
     fn until_running(&self, pod: &str) -> String;
     fn until_pending_for_want_of(&self, pod: &str, resource: &str);
     fn until_watched(&self);
+    fn logs(&self, words: &[&str]);
     fn delete(&self, pods: &str);
 }
 
@@ -141,6 +142,14 @@ impl Scripts for Cluster {
         let watched = format!("ls -l /proc/[0-9]*/fd 2> /dev/null | grep -q '{}'", events.display());
         self.until("gpurun-nvml --watch", |cluster| {
             run(&mut cluster.node.command(&["sh", "-c", &watched])).code == 0
+        });
+    }
+
+    /// The plugin logs a line with these words.
+    fn logs(&self, words: &[&str]) {
+        self.until(&format!("{words:?} in the log"), |cluster| {
+            let log = cluster.read("/var/log/plugin.log");
+            log.lines().any(|line| words.iter().all(|word| line.contains(word)))
         });
     }
 
@@ -263,6 +272,12 @@ fn a_running_pod_keeps_its_gpus_and_the_node_follows_what_happens_to_others() {
     lose(&cluster.node, in_use, true);
     cluster.offers(GPU, 7);
     as_ever();
+    // The kubelet has told whose it is.
+    cluster.logs(&[
+        &format!("device=\"{in_use}\""),
+        "namespace=\"default\" pod=\"stays\" container=\"c\"",
+        "does not answer",
+    ]);
     lose(&cluster.node, in_use, false);
     cluster.offers(GPU, 8);
 
@@ -272,8 +287,7 @@ fn a_running_pod_keeps_its_gpus_and_the_node_follows_what_happens_to_others() {
     cluster.offers(GPU, 7);
     assert!(!others("without-the-sick", 4).contains(&sick));
     lose(&cluster.node, &sick, true);
-    let gone = format!("{sick} does not answer");
-    cluster.until(&gone, |cluster| cluster.read("/var/log/plugin.log").contains(&gone));
+    cluster.logs(&["does not answer", &format!("device=\"{sick}\"")]);
     lose(&cluster.node, &sick, false);
     cluster.offers(GPU, 8);
     assert!(others("with-the-healed", 5).contains(&sick));
@@ -390,11 +404,35 @@ fn the_manifest_and_the_chart_are_all_that_a_cluster_needs() {
             .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
             .collect::<BTreeSet<_>>()
     };
-    let more: Vec<_> = may("gpurun-device-plugin").difference(&may("default")).cloned().collect();
-    assert_eq!(more, ["nodes [] [] [patch]"]);
+    let more = || may("gpurun-device-plugin").difference(&may("default")).cloned().collect::<Vec<_>>();
+    assert_eq!(more(), ["nodes [] [] [patch]"]);
+
+    // This Kubernetes knows no claims: its kubelet and its API server say so, and the plugin does.
+    let manifests = chart(json!({"dra": {"enabled": true}}));
+    let is_known =
+        |one: &&str| !one.contains("kind: DeviceClass") && !one.contains("kind: ValidatingAdmission");
+    let known = manifests.split("\n---").filter(is_known).collect::<Vec<_>>().join("\n---");
+    install(&known);
+    for words in ["no handler registered for plugin type: DRAPlugin", "error[GPU-0071]"] {
+        cluster.until(words, |cluster| {
+            cluster.kubectl("logs --namespace kube-system daemonset/gpurun-device-plugin").contains(words)
+        });
+    }
+    assert_eq!(
+        more(),
+        [
+            "nodes [] [] [get]",
+            "resourceclaims.resource.k8s.io [] [] [get]",
+            "resourceslices.resource.k8s.io [] [] [create patch delete list watch]",
+        ]
+    );
+    let sockets = "ls /var/lib/kubelet/plugins_registry /var/lib/kubelet/plugins/gpu.nvidia.com";
+    assert!(cluster.node.sh(sockets).contains("gpu.nvidia.com-reg.sock"));
 
     cluster.kubectl("delete --namespace kube-system daemonset/gpurun-device-plugin");
     cluster.offers(MIG, 0);
-    let left = cluster.node.sh("ls /var/lib/kubelet/device-plugins");
-    assert!(!left.contains("nvidia"), "{left}");
+    cluster.until("the sockets to go", |cluster| {
+        let left = cluster.node.sh("ls /var/lib/kubelet/device-plugins /var/lib/kubelet/plugins_registry");
+        !left.contains("nvidia")
+    });
 }

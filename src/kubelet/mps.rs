@@ -83,7 +83,10 @@ pub fn can_share(resource: &Resource, inventory: &Inventory, replicas: u32) -> R
         };
         if gpu.compute_capability < first {
             let has = &gpu.compute_capability;
-            return Err(format!("{} has compute capability {has}, and MPS gives limits from {first} on", gpu.uuid));
+            return Err(format!(
+                "{} has compute capability {has}, and MPS gives limits from {first} on",
+                gpu.uuid
+            ));
         }
     }
     Ok(())
@@ -292,10 +295,7 @@ impl Place {
             read_only,
         };
         // Through a read-only mount sockets can be connected to, and a link that root's daemon would follow cannot be laid.
-        response.mounts.extend([
-            mount(PIPE_IN_CONTAINER, self.pipe(), true),
-            mount(SHM, self.shm(), false),
-        ]);
+        response.mounts.extend([mount(PIPE_IN_CONTAINER, self.pipe(), true), mount(SHM, self.shm(), false)]);
     }
 
     /// Makes it.
@@ -471,8 +471,9 @@ impl Keeper {
         }
         let said = serde_json::from_slice(&output.stdout).ok();
         Err(said.as_ref().and_then(Error::from_json).unwrap_or_else(|| {
-            Error::new(Code::NvmlFailed, format!("the compute mode of {} cannot be set", self.uuid))
-                .cause(format!("{} ended with {}: {}", reader.display(), output.status, words(&output.stderr)))
+            Error::new(Code::NvmlFailed, format!("the compute mode of {} cannot be set", self.uuid)).cause(
+                format!("{} ended with {}: {}", reader.display(), output.status, words(&output.stderr)),
+            )
         }))
     }
 
@@ -573,8 +574,11 @@ impl Keeper {
                 break output;
             }
             if wait > ANSWERS / 2 {
-                return Err(Error::new(Code::Mps, format!("the MPS control daemon of {} does not answer", self.uuid))
-                    .cause(words(&output.stderr)));
+                return Err(Error::new(
+                    Code::Mps,
+                    format!("the MPS control daemon of {} does not answer", self.uuid),
+                )
+                .cause(words(&output.stderr)));
             }
             sleep(wait).await;
             wait *= 2;
@@ -583,8 +587,11 @@ impl Keeper {
         if limits.are(&said) {
             return Ok(());
         }
-        Err(Error::new(Code::Mps, format!("the MPS control daemon of {} does not take its limits", self.uuid))
-            .cause(format!("it was told {commands:?}, and says {said:?}")))
+        Err(Error::new(
+            Code::Mps,
+            format!("the MPS control daemon of {} does not take its limits", self.uuid),
+        )
+        .cause(format!("it was told {commands:?}, and says {said:?}")))
     }
 
     async fn quit(&self, child: &mut Child) {
@@ -672,6 +679,9 @@ mod tests {
     #[test]
     fn a_driver_without_its_programs_is_said_to_be() {
         let error = Driver::of(&inventory(&[&[]])).unwrap_err();
-        assert!(error.code() == Code::DriverIncomplete && error.fix_line().contains("nvidia-cuda-mps"), "{error}");
+        assert!(
+            error.code() == Code::DriverIncomplete && error.fix_line().contains("nvidia-cuda-mps"),
+            "{error}"
+        );
     }
 }
