@@ -109,7 +109,9 @@ fn configure(host: &TestHost, sharing: &str) {
 
 fn command(host: &TestHost) -> Command {
     let mut command = Plugin::command(host, &["--log", "info"]);
-    for (option, file) in [("--config-file", "config.yaml"), ("--mps-root", "mps"), ("--labels-file", "labels")] {
+    for (option, file) in
+        [("--config-file", "config.yaml"), ("--mps-root", "mps"), ("--labels-file", "labels")]
+    {
         command.arg(option).arg(host.path().join(file));
     }
     command.stderr(log(host));
@@ -188,8 +190,7 @@ fn a_program_in_a_container_computes_through_the_daemon() {
         options += &format!(" -v {}:{}{how}", mount.host_path, mount.container_path);
     }
     options += &format!(" -e CUDA_MPS_PIPE_DIRECTORY={}", given.envs["CUDA_MPS_PIPE_DIRECTORY"]);
-    let program =
-        "python3 -c \"import ctypes; print(ctypes.CDLL('libcuda.so.1').cuInit(0))\" && echo here > /dev/shm/file";
+    let program = "python3 -c \"import ctypes; print(ctypes.CDLL('libcuda.so.1').cuInit(0))\" && echo here > /dev/shm/file";
     let said = node.host.ok(Caller::Root, &options, &rootfs("debian-python"), program);
     // CUDA_ERROR_MPS_CONNECTION_FAILED: the server has found no GPU.
     assert_eq!(said.trim(), "805");

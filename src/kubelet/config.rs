@@ -546,7 +546,8 @@ imex: {channelIDs: [0], required: false}
 
     #[test]
     fn devices_are_shared_by_time_slicing_or_by_mps() {
-        let mps = "version: v1\nsharing: {mps: {renameByDefault: true, resources: [{name: gpu, replicas: 2}]}}";
+        let mps =
+            "version: v1\nsharing: {mps: {renameByDefault: true, resources: [{name: gpu, replicas: 2}]}}";
         let by_mps = options(&[], mps);
         assert_eq!(
             (by_mps.sharing.by, by_mps.sharing.fail_requests_greater_than_one),
@@ -561,7 +562,8 @@ imex: {channelIDs: [0], required: false}
         assert_eq!(unheard, ["sharing.mps.failRequestsGreaterThanOne"]);
         assert_eq!(several.sharing.of_both().unwrap().fail_requests_greater_than_one, Some(true));
         // The keys of a chart's values, of which one is used.
-        let empty = options(&[], "version: v1\nsharing: {mps: {resources: []}, timeSlicing: {resources: []}}");
+        let empty =
+            options(&[], "version: v1\nsharing: {mps: {resources: []}, timeSlicing: {resources: []}}");
         assert_eq!(empty.sharing, Sharing::default());
         let both = mps.replace("{mps:", "{timeSlicing: {resources: [{name: gpu, replicas: 3}]}, mps:");
         let error = File::parse(&both).unwrap().0.sharing.of_both().unwrap_err();

@@ -83,7 +83,10 @@ pub fn can_share(resource: &Resource, inventory: &Inventory, replicas: u32) -> R
         };
         if gpu.compute_capability < first {
             let has = &gpu.compute_capability;
-            return Err(format!("{} has compute capability {has}, and MPS gives limits from {first} on", gpu.uuid));
+            return Err(format!(
+                "{} has compute capability {has}, and MPS gives limits from {first} on",
+                gpu.uuid
+            ));
         }
     }
     Ok(())
@@ -174,7 +177,7 @@ pub struct Daemons {
     root: PathBuf,
     standings: mpsc::UnboundedSender<Standing>,
     /// By the GPU's UUID.
-    daemons: BTreeMap<String, Daemon>,
+    by_gpu: BTreeMap<String, Daemon>,
 }
 
 #[derive(Debug)]
@@ -203,7 +206,7 @@ enum What {
 impl Daemons {
     /// Whose directories are below `root`. How they are is told.
     pub fn new(root: PathBuf, standings: mpsc::UnboundedSender<Standing>) -> Self {
-        Self { root, standings, daemons: BTreeMap::new() }
+        Self { root, standings, by_gpu: BTreeMap::new() }
     }
 
     /// These GPUs are shared, and no others: also none that a former process shared.
@@ -211,17 +214,17 @@ impl Daemons {
         let is_shared = |uuid: &str| shares.iter().any(|share| share.uuid == uuid);
         let left = fs::read_dir(&self.root).into_iter().flatten().flatten();
         let left = left.filter_map(|entry| entry.file_name().into_string().ok());
-        let others = left.filter(|name| name.starts_with("GPU-")).chain(self.daemons.keys().cloned());
+        let others = left.filter(|name| name.starts_with("GPU-")).chain(self.by_gpu.keys().cloned());
         let others: Vec<String> = others.filter(|uuid| !is_shared(uuid)).collect();
         let wanted = shares.iter().map(|share| (share.uuid.clone(), What::Daemon(share.clone())));
         for (uuid, what) in wanted.chain(others.into_iter().map(|uuid| (uuid, What::Nothing))) {
             let wanted = Wanted { driver: Arc::clone(driver), what };
-            let Some(daemon) = self.daemons.get_mut(&uuid) else {
+            let Some(daemon) = self.by_gpu.get_mut(&uuid) else {
                 let (sender, receiver) = watch::channel(wanted);
                 let standings = self.standings.clone();
                 let keeper = Keeper { place: Place::of(&self.root, &uuid), uuid: uuid.clone(), standings };
                 let task = tokio::spawn(keeper.keep(receiver));
-                self.daemons.insert(uuid, Daemon { wanted: sender, task, down: Some(STARTED.into()) });
+                self.by_gpu.insert(uuid, Daemon { wanted: sender, task, down: Some(STARTED.into()) });
                 continue;
             };
             let other = |was: &mut Wanted| {
@@ -237,7 +240,7 @@ impl Daemons {
 
     /// Takes in how a daemon is. True if that is another than before.
     pub fn take(&mut self, standing: Standing) -> bool {
-        let Some(daemon) = self.daemons.get_mut(&standing.uuid) else { return false };
+        let Some(daemon) = self.by_gpu.get_mut(&standing.uuid) else { return false };
         let changed = daemon.down != standing.down;
         daemon.down = standing.down;
         changed
@@ -245,12 +248,12 @@ impl Daemons {
 
     /// Why a shared GPU must not be given out; `None`: it may.
     pub fn down(&self, uuid: &str) -> Option<String> {
-        self.daemons.get(uuid).and_then(|daemon| daemon.down.clone())
+        self.by_gpu.get(uuid).and_then(|daemon| daemon.down.clone())
     }
 
     /// Lets all of them end.
     pub async fn end(&mut self) {
-        let daemons = std::mem::take(&mut self.daemons);
+        let daemons = std::mem::take(&mut self.by_gpu);
         for daemon in daemons.values() {
             daemon.wanted.send_modify(|wanted| wanted.what = What::End);
         }
@@ -292,10 +295,7 @@ impl Place {
             read_only,
         };
         // Through a read-only mount sockets can be connected to, and a link that root's daemon would follow cannot be laid.
-        response.mounts.extend([
-            mount(PIPE_IN_CONTAINER, self.pipe(), true),
-            mount(SHM, self.shm(), false),
-        ]);
+        response.mounts.extend([mount(PIPE_IN_CONTAINER, self.pipe(), true), mount(SHM, self.shm(), false)]);
     }
 
     /// Makes it.
@@ -347,7 +347,7 @@ impl Place {
     /// Takes it away.
     fn remove(&self) -> Result<()> {
         let failed = || format!("{} cannot be removed", self.0.display());
-        match rustix::mount::unmount(&self.shm(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        match rustix::mount::unmount(self.shm(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             // It is not mounted, or not there.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
             Err(errno) => return Err(errno).or_fail(Code::Mps, failed),
@@ -471,8 +471,9 @@ impl Keeper {
         }
         let said = serde_json::from_slice(&output.stdout).ok();
         Err(said.as_ref().and_then(Error::from_json).unwrap_or_else(|| {
-            Error::new(Code::NvmlFailed, format!("the compute mode of {} cannot be set", self.uuid))
-                .cause(format!("{} ended with {}: {}", reader.display(), output.status, words(&output.stderr)))
+            Error::new(Code::NvmlFailed, format!("the compute mode of {} cannot be set", self.uuid)).cause(
+                format!("{} ended with {}: {}", reader.display(), output.status, words(&output.stderr)),
+            )
         }))
     }
 
@@ -573,8 +574,11 @@ impl Keeper {
                 break output;
             }
             if wait > ANSWERS / 2 {
-                return Err(Error::new(Code::Mps, format!("the MPS control daemon of {} does not answer", self.uuid))
-                    .cause(words(&output.stderr)));
+                return Err(Error::new(
+                    Code::Mps,
+                    format!("the MPS control daemon of {} does not answer", self.uuid),
+                )
+                .cause(words(&output.stderr)));
             }
             sleep(wait).await;
             wait *= 2;
@@ -583,8 +587,11 @@ impl Keeper {
         if limits.are(&said) {
             return Ok(());
         }
-        Err(Error::new(Code::Mps, format!("the MPS control daemon of {} does not take its limits", self.uuid))
-            .cause(format!("it was told {commands:?}, and says {said:?}")))
+        Err(Error::new(
+            Code::Mps,
+            format!("the MPS control daemon of {} does not take its limits", self.uuid),
+        )
+        .cause(format!("it was told {commands:?}, and says {said:?}")))
     }
 
     async fn quit(&self, child: &mut Child) {
@@ -672,6 +679,9 @@ mod tests {
     #[test]
     fn a_driver_without_its_programs_is_said_to_be() {
         let error = Driver::of(&inventory(&[&[]])).unwrap_err();
-        assert!(error.code() == Code::DriverIncomplete && error.fix_line().contains("nvidia-cuda-mps"), "{error}");
+        assert!(
+            error.code() == Code::DriverIncomplete && error.fix_line().contains("nvidia-cuda-mps"),
+            "{error}"
+        );
     }
 }
