@@ -114,9 +114,12 @@ fn command(host: &TestHost) -> Command {
     {
         command.arg(option).arg(host.path().join(file));
     }
-    let log = fs::File::options().create(true).append(true).open(host.path().join("log")).unwrap();
-    command.stderr(Stdio::from(log));
+    command.stderr(log(host));
     command
+}
+
+fn log(host: &TestHost) -> Stdio {
+    fs::File::options().create(true).append(true).open(host.path().join("log")).unwrap().into()
 }
 
 fn start(host: &TestHost) -> Plugin {
@@ -217,7 +220,7 @@ fn in_a_pod_the_node_has_what_containers_are_sent_to() {
         pod.arg(plugin.get_program()).args(plugin.get_args());
         pod.arg("--container-driver-root").arg(host.path().canonicalize().unwrap());
         pod.env_clear().envs(plugin.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        Plugin::of(host, pod.stdin(Stdio::null()).spawn().unwrap())
+        Plugin::of(host, pod.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log(host)).spawn().unwrap())
     });
     node.ready();
     let uuid = &gpus(&node.host)[0];

@@ -2,7 +2,7 @@
 
 use gpurun::simulated_host::DriverFiles;
 use gpurun_integration::{
-    Caller, TestHost, certificates, description, dist,
+    Caller, TestHost, certificates, description, dist, driver_packages,
     kubelet::{Kubelet, Plugin},
     must, project, run, temporary, until,
 };
@@ -231,10 +231,17 @@ fn the_plugins_image_is_made_of_its_programs_alone_and_they_run_in_it() {
     assert!(fs::read(&one).unwrap() == fs::read(other).unwrap(), "the same programs make the same image");
     let host = TestHost::new("t4");
     let reference = format!("oci-archive:{}", one.display());
+    // A program of the driver's, which has nothing but what is in the image.
+    let driver = driver_packages(550, "flat");
+    let mps = format!(
+        "-v {}:/driver-root:ro --entrypoint /driver-root/usr/bin/nvidia-cuda-mps-control",
+        driver.display()
+    );
     for (options, argument, says) in [
         ("", "--version", "gpurun-device-plugin "),
         ("--entrypoint /usr/bin/gpurun-nvml", "/nowhere/libnvidia-ml.so.1", "GPU-"),
         ("--entrypoint /usr/bin/gpurun-hook", "nothing", "gpurun-hook"),
+        (&mps, "--help", "CUDA MPS Control"),
     ] {
         let ended = run(&mut host.command(Caller::Root, options, &reference, &[argument]));
         assert!(format!("{}{}", ended.out, ended.err).contains(says), "{options}: {ended:?}");

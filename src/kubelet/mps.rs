@@ -177,7 +177,7 @@ pub struct Daemons {
     root: PathBuf,
     standings: mpsc::UnboundedSender<Standing>,
     /// By the GPU's UUID.
-    daemons: BTreeMap<String, Daemon>,
+    by_gpu: BTreeMap<String, Daemon>,
 }
 
 #[derive(Debug)]
@@ -206,7 +206,7 @@ enum What {
 impl Daemons {
     /// Whose directories are below `root`. How they are is told.
     pub fn new(root: PathBuf, standings: mpsc::UnboundedSender<Standing>) -> Self {
-        Self { root, standings, daemons: BTreeMap::new() }
+        Self { root, standings, by_gpu: BTreeMap::new() }
     }
 
     /// These GPUs are shared, and no others: also none that a former process shared.
@@ -214,17 +214,17 @@ impl Daemons {
         let is_shared = |uuid: &str| shares.iter().any(|share| share.uuid == uuid);
         let left = fs::read_dir(&self.root).into_iter().flatten().flatten();
         let left = left.filter_map(|entry| entry.file_name().into_string().ok());
-        let others = left.filter(|name| name.starts_with("GPU-")).chain(self.daemons.keys().cloned());
+        let others = left.filter(|name| name.starts_with("GPU-")).chain(self.by_gpu.keys().cloned());
         let others: Vec<String> = others.filter(|uuid| !is_shared(uuid)).collect();
         let wanted = shares.iter().map(|share| (share.uuid.clone(), What::Daemon(share.clone())));
         for (uuid, what) in wanted.chain(others.into_iter().map(|uuid| (uuid, What::Nothing))) {
             let wanted = Wanted { driver: Arc::clone(driver), what };
-            let Some(daemon) = self.daemons.get_mut(&uuid) else {
+            let Some(daemon) = self.by_gpu.get_mut(&uuid) else {
                 let (sender, receiver) = watch::channel(wanted);
                 let standings = self.standings.clone();
                 let keeper = Keeper { place: Place::of(&self.root, &uuid), uuid: uuid.clone(), standings };
                 let task = tokio::spawn(keeper.keep(receiver));
-                self.daemons.insert(uuid, Daemon { wanted: sender, task, down: Some(STARTED.into()) });
+                self.by_gpu.insert(uuid, Daemon { wanted: sender, task, down: Some(STARTED.into()) });
                 continue;
             };
             let other = |was: &mut Wanted| {
@@ -240,7 +240,7 @@ impl Daemons {
 
     /// Takes in how a daemon is. True if that is another than before.
     pub fn take(&mut self, standing: Standing) -> bool {
-        let Some(daemon) = self.daemons.get_mut(&standing.uuid) else { return false };
+        let Some(daemon) = self.by_gpu.get_mut(&standing.uuid) else { return false };
         let changed = daemon.down != standing.down;
         daemon.down = standing.down;
         changed
@@ -248,12 +248,12 @@ impl Daemons {
 
     /// Why a shared GPU must not be given out; `None`: it may.
     pub fn down(&self, uuid: &str) -> Option<String> {
-        self.daemons.get(uuid).and_then(|daemon| daemon.down.clone())
+        self.by_gpu.get(uuid).and_then(|daemon| daemon.down.clone())
     }
 
     /// Lets all of them end.
     pub async fn end(&mut self) {
-        let daemons = std::mem::take(&mut self.daemons);
+        let daemons = std::mem::take(&mut self.by_gpu);
         for daemon in daemons.values() {
             daemon.wanted.send_modify(|wanted| wanted.what = What::End);
         }
@@ -347,7 +347,7 @@ impl Place {
     /// Takes it away.
     fn remove(&self) -> Result<()> {
         let failed = || format!("{} cannot be removed", self.0.display());
-        match rustix::mount::unmount(&self.shm(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        match rustix::mount::unmount(self.shm(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             // It is not mounted, or not there.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
             Err(errno) => return Err(errno).or_fail(Code::Mps, failed),

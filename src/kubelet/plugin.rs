@@ -260,7 +260,9 @@ impl Plugin {
             Ok((options, unheard)) => {
                 say_unheard(&unheard);
                 self.health.watch(options.watched.clone());
-                self.options = options;
+                // Where daemons run already, and containers have been sent to.
+                let mps_root = self.options.mps_root.clone();
+                self.options = Options { mps_root, ..options };
                 self.servers.clear();
                 self.publish();
             }

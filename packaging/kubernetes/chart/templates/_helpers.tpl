@@ -18,3 +18,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "gpurun.account" -}}
 {{- if or .Values.dra.enabled (eq .Values.labels.target "node") }}yes{{ end }}
 {{- end }}
+
+{{- /* Whether GPUs are shared by MPS. */}}
+{{- define "gpurun.mps" -}}
+{{- if dig "sharing" "mps" "" .Values.config }}yes{{ end }}
+{{- end }}
