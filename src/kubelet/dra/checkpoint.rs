@@ -181,8 +181,9 @@ mod tests {
     #[test]
     fn what_cannot_be_kept_is_not_prepared() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("checkpoint.json");
-        fs::create_dir(&path).unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        let path = file.join("checkpoint.json");
         let mut all = Checkpoint::open(&path, "boot");
         assert!(all.prepare("uid-1", claim("GPU-0", false)).is_err());
         assert!(all.claim("uid-1").is_none());
