@@ -2,29 +2,29 @@
 
 use crate::{Simulated, TestHost, dist, run, until};
 use gpurun_device_plugin::{
-    api::{
+    api::device_plugin::{
         AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse,
         ContainerPreferredAllocationRequest, Device, Empty, ListAndWatchResponse, PreferredAllocationRequest,
         RegisterRequest,
         device_plugin_client::DevicePluginClient,
         registration_server::{Registration, RegistrationServer},
     },
-    dra_api::{
+    api::dra::{
         Claim, NodePrepareResourcesRequest, NodeUnprepareResourcesRequest, dra_plugin_client::DraPluginClient,
     },
-    dra_health_api::{
+    api::dra_health::{
         DeviceHealth, HealthStatus, NodeWatchResourcesRequest,
         dra_resource_health_client::DraResourceHealthClient,
     },
-    grpc,
-    pod_resources_api::{
+    api::pod_resources::{
         CdiDevice, ClaimResource, ContainerDevices, ContainerResources, DynamicResource,
         ListPodResourcesRequest, ListPodResourcesResponse, PodResources,
         pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer},
     },
-    registration_api::{
+    api::registration::{
         InfoRequest, PluginInfo, RegistrationStatus, registration_client::RegistrationClient,
     },
+    grpc,
 };
 use std::{
     collections::BTreeMap,

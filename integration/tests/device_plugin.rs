@@ -1,7 +1,7 @@
 //! gpurun-device-plugin on simulated hosts, with a kubelet of ours.
 
 use gpurun::simulated_host::{Description, DriverFiles};
-use gpurun_device_plugin::api::{ContainerAllocateResponse, Device};
+use gpurun_device_plugin::api::device_plugin::{ContainerAllocateResponse, Device};
 use gpurun_integration::{
     TestHost, description, dist,
     kubelet::{Kubelet, Lists, Plugin, driver_says, lose},

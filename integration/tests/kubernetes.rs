@@ -362,8 +362,13 @@ fn the_manifest_and_the_chart_are_all_that_a_cluster_needs() {
         cluster.apply(&on_simulated_host(&cluster, manifests));
         cluster.kubectl("rollout status --namespace kube-system daemonset/gpurun-device-plugin");
     };
+    // Without what this Kubernetes does not know: claims, and rules of admission.
+    let is_known =
+        |one: &&str| !one.contains("kind: DeviceClass") && !one.contains("kind: ValidatingAdmission");
     let chart = |values: Value| {
-        must(Command::new(project().join("integration/chart")).args(["--render", &values.to_string()]))
+        let mut command = Command::new(project().join("integration/chart"));
+        let manifests = must(command.args(["--render", &values.to_string()]));
+        manifests.split("\n---").filter(is_known).collect::<Vec<_>>().join("\n---")
     };
 
     let manifest = project().join("packaging/kubernetes/gpurun-device-plugin.yaml");
@@ -408,11 +413,7 @@ fn the_manifest_and_the_chart_are_all_that_a_cluster_needs() {
     assert_eq!(more(), ["nodes [] [] [patch]"]);
 
     // This Kubernetes knows no claims: its kubelet and its API server say so, and the plugin does.
-    let manifests = chart(json!({"dra": {"enabled": true}}));
-    let is_known =
-        |one: &&str| !one.contains("kind: DeviceClass") && !one.contains("kind: ValidatingAdmission");
-    let known = manifests.split("\n---").filter(is_known).collect::<Vec<_>>().join("\n---");
-    install(&known);
+    install(&chart(json!({"dra": {"enabled": true}})));
     for words in ["no handler registered for plugin type: DRAPlugin", "error[GPU-0071]"] {
         cluster.until(words, |cluster| {
             cluster.kubectl("logs --namespace kube-system daemonset/gpurun-device-plugin").contains(words)

@@ -2,7 +2,7 @@
 //! [`State`] of it, from which everybody is answered.
 
 use crate::{
-    api::device_plugin_server::DevicePluginServer,
+    api::device_plugin::device_plugin_server::DevicePluginServer,
     api_server::ApiServer,
     config::{Cli, IdStrategy, Options},
     dra::{Dra, Place},

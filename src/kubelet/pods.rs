@@ -1,11 +1,11 @@
 //! Which pods have which devices: only the kubelet knows. For messages and metrics; nothing is decided by it.
 
 use crate::{
-    dra::DRIVER,
-    grpc,
-    pod_resources_api::{
+    api::pod_resources::{
         ListPodResourcesRequest, PodResources, pod_resources_lister_client::PodResourcesListerClient,
     },
+    dra::DRIVER,
+    grpc,
     resources::device_of,
     response::{CDI_CLASS, CDI_VENDOR},
     state::State,

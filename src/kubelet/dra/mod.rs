@@ -20,9 +20,10 @@ mod server;
 mod slice;
 
 use crate::{
-    api_server::ApiServer, dra_api::dra_plugin_server::DraPluginServer,
-    dra_health_api::dra_resource_health_server::DraResourceHealthServer, grpc, metrics::Metrics,
-    registration_api::registration_server::RegistrationServer, state::State,
+    api::dra::dra_plugin_server::DraPluginServer,
+    api::dra_health::dra_resource_health_server::DraResourceHealthServer,
+    api::registration::registration_server::RegistrationServer, api_server::ApiServer, grpc,
+    metrics::Metrics, state::State,
 };
 use checkpoint::Checkpoint;
 use gpurun::error::{Code, OrFail, Result};

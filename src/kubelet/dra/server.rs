@@ -9,18 +9,18 @@ use super::{
     slice,
 };
 use crate::{
-    api_server::ApiServer,
-    dra_api::{
+    api::dra::{
         self, Claim, NodePrepareResourceResponse, NodePrepareResourcesRequest, NodePrepareResourcesResponse,
         NodeUnprepareResourceResponse, NodeUnprepareResourcesRequest, NodeUnprepareResourcesResponse,
         dra_plugin_server::{self, DraPlugin, DraPluginServer},
     },
-    dra_health_api::dra_resource_health_server::{self, DraResourceHealthServer},
-    metrics::Metrics,
-    registration_api::{
+    api::dra_health::dra_resource_health_server::{self, DraResourceHealthServer},
+    api::registration::{
         InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
         registration_server::Registration,
     },
+    api_server::ApiServer,
+    metrics::Metrics,
     response,
     state::State,
 };
@@ -129,7 +129,7 @@ pub struct Claims {
 }
 
 impl Claims {
-    async fn prepare(&self, asked: &Claim) -> Result<Vec<dra_api::Device>> {
+    async fn prepare(&self, asked: &Claim) -> Result<Vec<dra::Device>> {
         let state = self.state.borrow().clone();
         let state = state.ok_or("the driver is not there, or something of it is not as it should be");
         let state = state.or_fail(Code::NoDriver, || "no device is offered")?;
@@ -168,13 +168,13 @@ impl Claims {
     }
 
     /// What the kubelet tells the container runtime. A device that is not there any more would be one that no runtime finds.
-    fn named(&self, state: &State, device: &Device) -> Result<dra_api::Device> {
+    fn named(&self, state: &State, device: &Device) -> Result<dra::Device> {
         let there =
             state.device(&device.uuid).ok_or("the GPU does not answer, or MIG devices were made anew");
         let there = there.or_fail(Code::GpuLost, || format!("{} is not there any more", device.name));
         let there =
             there.map_err(|error| error.fix("delete the pod: another device can be allocated then"))?;
-        Ok(dra_api::Device {
+        Ok(dra::Device {
             request_names: vec![request_name(&device.request).into()],
             pool_name: self.node.clone(),
             device_name: device.name.clone(),
