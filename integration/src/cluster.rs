@@ -207,7 +207,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if thread::panicking() {
-            let tell = "kubectl get pods --all-namespaces; kubectl get events --all-namespaces | tail -n 20; tail -n 6 /var/log/*.log | cut -c -300";
+            let tell = "kubectl get pods --all-namespaces; kubectl logs --namespace kube-system daemonset/gpurun-device-plugin --tail 20; kubectl get events --all-namespaces | tail -n 20; tail -n 6 /var/log/*.log | cut -c -300";
             eprintln!("{}", run(&mut self.node.command(&["sh", "-c", tell])).out);
         }
     }

@@ -92,6 +92,9 @@ pub struct Flags {
     /// The kubelet's socket; empty: nobody is told [default: /var/lib/kubelet/device-plugins/kubelet.sock]
     #[arg(long, env = "KUBELET_SOCKET", value_name = "SOCKET")]
     kubelet_socket: Option<OsString>,
+    /// What has happened to GPUs is kept here for the next plugin [default: device-health.json in GPURUN_STATE_DIR]
+    #[arg(long, env = "HEALTH_FILE", value_name = "FILE")]
+    pub health_file: Option<PathBuf>,
     /// Where the kubelet tells which pods have which devices, for logs and metrics; empty: it is not asked
     #[arg(
         long,

@@ -7,12 +7,7 @@ use gpurun::{
     inventory::Host,
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::PathBuf};
 
 /// The file.
 #[derive(Debug)]
@@ -33,10 +28,10 @@ struct Kept {
 }
 
 impl HealthFile {
-    /// In the directory where gpurun keeps what it knows of the host.
-    pub fn new(state_dir: &Path, host: &Host) -> Self {
+    /// About the GPUs of this host.
+    pub fn new(path: PathBuf, host: &Host) -> Self {
         Self {
-            path: state_dir.join("device-health.json"),
+            path,
             module: host.sys.join("module/nvidia"),
             boot_id: fs::read_to_string(host.proc.join("sys/kernel/random/boot_id"))
                 .unwrap_or_default()

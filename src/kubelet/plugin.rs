@@ -153,7 +153,9 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
     let (standings, mut standing) = mpsc::unbounded_channel();
     let (read, mut inventories) = mpsc::unbounded_channel();
     follow(&context, read.clone())?;
-    let health_file = HealthFile::new(&context.state_dir, &context.host);
+    let health_file = cli.flags.health_file.clone();
+    let health_file = health_file.unwrap_or_else(|| context.state_dir.join("device-health.json"));
+    let health_file = HealthFile::new(health_file, &context.host);
     let daemons = Daemons::new(options.mps_root.clone(), standings);
     let mut plugin = Plugin {
         cli,
