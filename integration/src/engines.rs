@@ -1,6 +1,6 @@
 //! Machines with real engines: system containers of the roots that `integration/engines` makes, each with a simulated host.
 
-use crate::{cached, dist, driver_packages, of_driver, project, run, until};
+use crate::{Simulated, cached, dist, driver_packages, of_driver, project, rewrite, run, until};
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};
 use std::{
     fs,
@@ -86,8 +86,17 @@ impl Machine {
         self.write_document();
     }
 
+    /// Lets NVML say that the host is like this. It says so at once, and no directory changes.
+    pub fn describe(&self, description: &Description) {
+        let root = self.directory().join("driver");
+        let library =
+            format!("usr/lib/x86_64-linux-gnu/nvidia/current/libnvidia-ml.so.{}", description.driver);
+        let description = Description { driver_root: Some(root.clone()), ..description.clone() };
+        rewrite(&root.join(library), "libsimulated_nvml.so", &description);
+    }
+
     fn lay_out(&self, description: &Description, branch: u32) {
-        let host = self.shared.join("host");
+        let host = self.directory();
         let _ = fs::remove_dir_all(&host);
         let stand_ins = dist("libsimulated_nvml.so");
         let stand_ins = stand_ins.parent().expect("dist/");
@@ -179,7 +188,7 @@ impl Machine {
 
     /// What tells gpurun of the simulated host.
     fn simulated_host(&self) -> String {
-        format!("GPURUN_SIMULATED_HOST={}", self.shared.join("host").display())
+        format!("GPURUN_SIMULATED_HOST={}", self.directory().display())
     }
 
     /// Says which low-level runtime gpurun's becomes.
@@ -226,6 +235,12 @@ impl Machine {
              gpurun cdi generate --engine podman@4.3 --output /etc/cdi/nvidia.yaml",
             self.shared.display()
         ));
+    }
+}
+
+impl Simulated for Machine {
+    fn directory(&self) -> PathBuf {
+        self.shared.join("host")
     }
 }
 

@@ -1,30 +1,30 @@
 //! A kubelet of ours, as far as a device plugin sees one: takes registrations on kubelet.sock and speaks to what is registered.
 
-use crate::{TestHost, dist, run, until};
+use crate::{Simulated, TestHost, dist, run, until};
 use gpurun_device_plugin::{
-    api::{
+    api::device_plugin::{
         AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse,
         ContainerPreferredAllocationRequest, Device, Empty, ListAndWatchResponse, PreferredAllocationRequest,
         RegisterRequest,
         device_plugin_client::DevicePluginClient,
         registration_server::{Registration, RegistrationServer},
     },
-    dra_api::{
+    api::dra::{
         Claim, NodePrepareResourcesRequest, NodeUnprepareResourcesRequest, dra_plugin_client::DraPluginClient,
     },
-    dra_health_api::{
+    api::dra_health::{
         DeviceHealth, HealthStatus, NodeWatchResourcesRequest,
         dra_resource_health_client::DraResourceHealthClient,
     },
-    grpc,
-    pod_resources_api::{
+    api::pod_resources::{
         CdiDevice, ClaimResource, ContainerDevices, ContainerResources, DynamicResource,
         ListPodResourcesRequest, ListPodResourcesResponse, PodResources,
         pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer},
     },
-    registration_api::{
+    api::registration::{
         InfoRequest, PluginInfo, RegistrationStatus, registration_client::RegistrationClient,
     },
+    grpc,
 };
 use std::{
     collections::BTreeMap,
@@ -440,16 +440,16 @@ impl Drop for Plugin {
 }
 
 /// Lets the simulated driver report something: `xid GPU-… 79`.
-pub fn driver_says(host: &TestHost, line: &str) -> Instant {
-    let fifo = OpenOptions::new().read(true).write(true).open(host.path().join("events"));
+pub fn driver_says(host: &impl Simulated, line: &str) -> Instant {
+    let fifo = OpenOptions::new().read(true).write(true).open(host.directory().join("events"));
     let now = Instant::now();
     fifo.and_then(|mut fifo| fifo.write_all(format!("{line}\n").as_bytes())).expect("a FIFO");
     now
 }
 
 /// Takes a GPU away from NVML, or gives it back.
-pub fn lose(host: &TestHost, uuid: &str, lost: bool) -> Instant {
-    let file = host.path().join("gpus").join(uuid);
+pub fn lose(host: &impl Simulated, uuid: &str, lost: bool) -> Instant {
+    let file = host.directory().join("gpus").join(uuid);
     if lost {
         fs::write(file, "lost").expect("a directory of its own");
     } else {

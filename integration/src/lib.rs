@@ -5,13 +5,15 @@
 pub mod api_server;
 pub mod bundle;
 pub mod cdi;
+pub mod cluster;
 pub mod engines;
 pub mod kubelet;
 pub mod registry;
 
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};
 use std::{
-    env, fs, io,
+    env, fs,
+    io::{self, Write},
     os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -147,14 +149,18 @@ pub fn with_compat(version: &str, note: Option<&str>) -> TempDir {
 
 /// A certificate authority and a certificate for this machine, in PEM: ca.crt, tls.crt, tls.key.
 pub fn certificates() -> TempDir {
+    certificates_for("DNS:localhost,IP:127.0.0.1")
+}
+
+/// The same for other names.
+pub fn certificates_for(names: &str) -> TempDir {
     let dir = temporary();
     let openssl = |words: &str| {
         must(Command::new("openssl").args(words.split_whitespace()).current_dir(dir.path()));
     };
     openssl("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.crt");
     openssl("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout tls.key -out tls.csr");
-    fs::write(dir.path().join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-        .expect("the directory is ours");
+    fs::write(dir.path().join("names"), format!("subjectAltName={names}\n")).expect("the directory is ours");
     openssl(
         "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out tls.crt",
     );
@@ -183,6 +189,28 @@ pub fn of_driver(name: &str, branch: u32) -> Description {
         other => panic!("there is no driver {other}"),
     };
     Description { driver: version.into(), cuda: cuda.into(), ..description(name) }
+}
+
+/// A stand-in's file with another description, in place, or a new one of another driver. It is never shorter meanwhile: programs
+/// have it mapped.
+pub(crate) fn rewrite(library: &Path, stand_in: &str, description: &Description) {
+    let mut bytes = fs::read(dist(stand_in)).expect("dist/");
+    description.append_to(&mut bytes).expect("it is memory");
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(library);
+    file.and_then(|mut file| file.write_all(&bytes).and_then(|()| file.set_len(bytes.len() as u64)))
+        .expect("the directory is ours");
+}
+
+/// Who has a simulated host.
+pub trait Simulated {
+    /// What `GPURUN_SIMULATED_HOST` says: the directory with `driver`, `dev`, `proc` and `sys`.
+    fn directory(&self) -> PathBuf;
+}
+
+impl Simulated for TestHost {
+    fn directory(&self) -> PathBuf {
+        self.path()
+    }
 }
 
 /// A simulated host, with a state directory and an image store of its own. Everything goes when it is dropped.
@@ -227,9 +255,7 @@ impl TestHost {
             [("libnvidia-ml", "libsimulated_nvml.so"), ("libcuda", "libsimulated_cuda.so")]
         {
             let path = root.join(LIBRARIES).join(format!("{name}.so.{}", description.driver));
-            let mut bytes = fs::read(dist(stand_in)).expect("dist/");
-            description.append_to(&mut bytes).expect("it is memory");
-            fs::write(path, bytes).expect("the directory is ours");
+            rewrite(&path, stand_in, &description);
         }
     }
 

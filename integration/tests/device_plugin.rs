@@ -1,7 +1,7 @@
 //! gpurun-device-plugin on simulated hosts, with a kubelet of ours.
 
 use gpurun::simulated_host::{Description, DriverFiles};
-use gpurun_device_plugin::api::{ContainerAllocateResponse, Device};
+use gpurun_device_plugin::api::device_plugin::{ContainerAllocateResponse, Device};
 use gpurun_integration::{
     TestHost, description, dist,
     kubelet::{Kubelet, Lists, Plugin, driver_says, lose},
@@ -378,6 +378,17 @@ fn a_gpu_that_needs_a_reset_needs_it_whoever_asks() {
     // Meanwhile one of them has come back.
     fs::remove_file(node.host.path().join("gpus").join(&lost)).unwrap();
     assert_eq!(again(&mut node).ids("Unhealthy"), [&sick]);
+    // One that comes back in another process' time.
+    lose(&node.host, &lost, true);
+    let mut lists = node.lists();
+    until("the loss", || {
+        lists = node.lists();
+        lists.ids("Unhealthy").len() == 2
+    });
+    let mut lists = again(&mut node);
+    node.until_watched();
+    lose(&node.host, &lost, false);
+    lists.until("it is back", |devices| devices.iter().any(|one| one.id == lost && one.health == "Healthy"));
     fs::write(node.host.path().join("proc/sys/kernel/random/boot_id"), "another\n").unwrap();
     assert_eq!(again(&mut node).ids("Healthy").len(), 8);
     let file = node.host.state_dir(0).join("device-health.json");

@@ -8,9 +8,10 @@ use gpurun_integration::{
 };
 use std::{
     fs,
-    io::{BufRead, BufReader, Lines},
+    io::{BufRead, BufReader, Read},
     path::Path,
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
 };
 
 const GPU: &str = "nvidia.com/gpu";
@@ -102,10 +103,14 @@ class Api(http.server.BaseHTTPRequestHandler):
         said = {"path": self.path, "account": self.headers["Authorization"], "kind": self.headers["Content-Type"], "body": body}
         print(json.dumps(said), flush=True)
         answer = b'{"kind": "Status", "message": "nodes is forbidden"}'
+        if sys.argv[3] == "200":
+            # More than the kernel keeps for who does not read.
+            answer = b"{" + b" " * (15 << 20) + b"}"
         self.send_response(int(sys.argv[3]))
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
+        print("answered", flush=True)
     def log_message(self, *_): pass
 server = http.server.HTTPServer(("127.0.0.1", 0), Api)
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -115,31 +120,45 @@ print(server.server_address[1], flush=True)
 server.serve_forever()
 "#;
 
-/// A process that ends with the test.
-struct Server(Child, Lines<BufReader<ChildStdout>>);
+/// A process, and the lines that it writes. It ends with the test.
+struct Process(Child, mpsc::Receiver<String>);
 
-impl Server {
-    fn start(certificates: &Path, answer: &str) -> Self {
-        let mut command = Command::new("python3");
-        command.args(["-c", API_SERVER]).arg(certificates.join("tls.crt")).arg(certificates.join("tls.key"));
-        let mut child = command.arg(answer).stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+impl Process {
+    fn new(child: Child, pipe: impl Read + Send + 'static) -> Self {
+        let (line, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            BufReader::new(pipe).lines().map_while(Result::ok).try_for_each(|next| line.send(next))
+        });
         Self(child, lines)
     }
 
-    fn line(&mut self) -> String {
-        self.1.next().expect("it runs").unwrap()
+    /// Waits for the next line with these words.
+    fn line_with(&self, words: &str) -> String {
+        let mut line = None;
+        until(&format!("a line with {words:?}"), || {
+            line = self.1.try_recv().ok().filter(|line| line.contains(words));
+            line.is_some()
+        });
+        line.expect("it was waited for")
     }
 }
 
-impl Drop for Server {
+impl Drop for Process {
     fn drop(&mut self) {
         self.0.kill().and_then(|()| self.0.wait()).expect("our own child");
     }
 }
 
+fn api_server(certificates: &Path, answer: &str) -> Process {
+    let mut command = Command::new("python3");
+    command.args(["-c", API_SERVER]).arg(certificates.join("tls.crt")).arg(certificates.join("tls.key"));
+    let mut child = command.arg(answer).stdout(Stdio::piped()).spawn().unwrap();
+    let pipe = child.stdout.take().unwrap();
+    Process::new(child, pipe)
+}
+
 /// The plugin with a pod's account, where every pod has it.
-fn in_a_pod(host: &TestHost, certificates: &Path, port: &str) -> Child {
+fn in_a_pod(host: &TestHost, certificates: &Path, port: &str) -> Process {
     let script = "mount --make-rprivate / && mount -t tmpfs tmpfs /run && d=/run/secrets/kubernetes.io/serviceaccount \
         && mkdir -p $d && cp $0/ca.crt $d && echo secret > $d/token && exec \"$@\"";
     let plugin = Plugin::command(host, &["--mig-strategy=mixed", "--label-node", "node-1"]);
@@ -148,20 +167,21 @@ fn in_a_pod(host: &TestHost, certificates: &Path, port: &str) -> Child {
     command.arg(plugin.get_program()).args(plugin.get_args());
     command.env("KUBERNETES_SERVICE_HOST", "127.0.0.1").env("KUBERNETES_SERVICE_PORT", port);
     command.envs(plugin.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    command.stderr(Stdio::piped()).spawn().unwrap()
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let pipe = child.stderr.take().unwrap();
+    Process::new(child, pipe)
 }
 
 #[test]
 fn the_node_is_labelled_through_the_api_server() {
     let certificates = certificates();
-    let mut server = Server::start(certificates.path(), "200");
-    let port = server.line();
+    let server = api_server(certificates.path(), "200");
+    let port = server.line_with("");
     let host = TestHost::new("a100-mig");
     let kubelet = Kubelet::start(&Plugin::directory(&host));
-    let mut plugin = in_a_pod(&host, certificates.path(), &port);
+    let _plugin = in_a_pod(&host, certificates.path(), &port);
     kubelet.registration(GPU);
-    let said: serde_json::Value = serde_json::from_str(&server.line()).unwrap();
-    plugin.kill().and_then(|()| plugin.wait()).unwrap();
+    let said: serde_json::Value = serde_json::from_str(&server.line_with("path")).unwrap();
     assert_eq!(said["path"], "/api/v1/nodes/node-1?fieldManager=gpurun-device-plugin&force=true");
     assert_eq!(said["account"], "Bearer secret");
     assert_eq!(said["kind"], "application/apply-patch+yaml");
@@ -172,23 +192,23 @@ fn the_node_is_labelled_through_the_api_server() {
     let labels = &said["body"]["metadata"]["labels"];
     assert_eq!(labels["nvidia.com/mig-1g.5gb.count"], "2");
     assert_eq!(labels["nvidia.com/gpu.family"], "ampere");
+    // An API server says in its log that somebody has not listened to the end.
+    server.line_with("answered");
 }
 
 #[test]
 fn gpus_are_offered_where_the_node_cannot_be_labelled() {
     let (ours, others) = (certificates(), certificates());
     for (authorities, reason) in [(&ours, "nodes is forbidden"), (&others, "invalid peer certificate")] {
-        let mut server = Server::start(ours.path(), "403");
-        let port = server.line();
+        let server = api_server(ours.path(), "403");
+        let port = server.line_with("");
         let host = TestHost::new("t4");
         let kubelet = Kubelet::start(&Plugin::directory(&host));
-        let mut plugin = in_a_pod(&host, authorities.path(), &port);
+        let plugin = in_a_pod(&host, authorities.path(), &port);
         kubelet.registration(GPU);
-        let mut said = BufReader::new(plugin.stderr.take().unwrap()).lines().map_while(Result::ok);
-        assert!(said.any(|line| line.contains("error[GPU-0071]")), "{reason}");
-        let cause = said.next().unwrap();
+        plugin.line_with("error[GPU-0071]");
+        let cause = plugin.line_with("");
         assert!(cause.contains(reason), "{cause}");
-        plugin.kill().and_then(|()| plugin.wait()).unwrap();
     }
     let ended = run(&mut Plugin::command(&TestHost::new("t4"), &["--label-node", "node-1"]));
     assert!(ended.code == 125 && ended.err.contains("error[GPU-0071]"), "no pod: {ended:?}");

@@ -9,7 +9,10 @@ use gpurun_integration::{
     run, until,
 };
 use serde_json::{Value, json};
-use std::fs;
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 /// Of the host with eight GPUs, in NVML's order.
 const MINORS: [u32; 8] = [3, 2, 1, 0, 7, 6, 5, 4];
@@ -175,6 +178,26 @@ fn pods_are_told_how_their_devices_are() {
     assert!(health["gpu-5"].contains("79") && health["gpu-4"] == "Healthy", "{health:?}");
 }
 
+/// Two would each keep their own claims.
+#[test]
+fn a_second_driver_on_the_node_waits_for_the_first_ones_end() {
+    let mut node = Node::new("8xh100", "v1");
+    until("devices", || node.api_server.devices().len() == 8);
+    let driver = Driver::find(&node.host);
+    node.api_server.allocate("train", "uid-1", &["gpu-0"]);
+    assert!(driver.prepare("v1", "train", "uid-1").is_ok());
+    let mut second = start(&node.api_server, &node.host);
+    thread::sleep(Duration::from_secs(1));
+    assert!(driver.prepare("v1", "train", "uid-1").is_ok(), "the first has its sockets still");
+    node.plugin.signal("-TERM");
+    node.plugin.end();
+    let driver = Driver::find(&node.host);
+    node.api_server.remove_claim("train");
+    until("the second's first state", || driver.prepare("v1", "train", "uid-1").is_ok());
+    second.signal("-TERM");
+    assert_eq!(second.end(), Some(0));
+}
+
 #[test]
 fn what_cannot_be_prepared_says_why() {
     let node = Node::new("8xh100", "v1");
@@ -252,4 +275,25 @@ fn a_cluster_without_it_is_told_of_and_a_node_needs_its_name() {
     .unwrap();
     let ended = run(&mut Plugin::command(&host, &["--dra", "--config-file", file.to_str().unwrap()]));
     assert!(ended.err.contains("GPU-0002") && ended.err.contains("share its devices"), "{ended:?}");
+}
+
+/// Figures for who looks at them; what is asserted is that everything is answered.
+#[test]
+fn many_claims_are_prepared_and_taken_back() {
+    let node = Node::new("8xh100", "v1");
+    until("devices", || node.api_server.devices().len() == 8);
+    let driver = Driver::find(&node.host);
+    let mut times = Vec::new();
+    for number in 0..200 {
+        let (name, uid) = (format!("claim-{number}"), format!("uid-{number}"));
+        node.api_server.allocate(&name, &uid, &[&format!("gpu-{}", number % 8)]);
+        let started = Instant::now();
+        assert!(driver.prepare("v1", &name, &uid).is_ok(), "{name}");
+        times.push(started.elapsed());
+        assert_eq!(driver.unprepare(&name, &uid), "");
+    }
+    times.sort_unstable();
+    let status = fs::read_to_string(format!("/proc/{}/status", node.plugin.id())).unwrap();
+    let memory: Vec<_> = status.lines().filter(|line| line.contains("Rss") || line.contains("RSS")).collect();
+    println!("claims: p50 {:?} p99 {:?} with an API server of Python; {memory:?}", times[100], times[198]);
 }

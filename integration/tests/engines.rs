@@ -3,9 +3,11 @@
 
 use gpurun::simulated_host::{SimulatedGpu, SimulatedMig};
 use gpurun_integration::{
-    Ended, cached, description,
+    Ended, cached, description, dist,
     engines::{Cgroups, Machine, Suite},
-    image, processes_with, run, unique, until,
+    image,
+    kubelet::Kubelet,
+    processes_with, run, unique, until,
 };
 use serde_json::json;
 use std::{
@@ -154,6 +156,8 @@ impl Way {
             (Asks::Annotation, Some(devices)) => {
                 format!(r#"annotations {{ key: "cdi.k8s.io/test" value: "nvidia.com/gpu={devices}" }}"#)
             }
+            // In full, as a kubelet has it from a device plugin or a driver of claims.
+            (Asks::Cdi, Some(name)) if name.contains('=') => format!(r#"CDI_devices {{ name: "{name}" }}"#),
             (Asks::Cdi, Some(devices)) => format!(r#"CDI_devices {{ name: "nvidia.com/gpu={devices}" }}"#),
             (_, Some(devices)) => format!(r#"envs {{ key: "NVIDIA_VISIBLE_DEVICES" value: "{devices}" }}"#),
         };
@@ -275,6 +279,31 @@ fn probe(way: Way, machine: &Machine, devices: &str) -> Saw {
     // A document is for every capability.
     nodes.retain(|node| node != "nvidia-modeset" || !way.may_be_the_engines_own());
     Saw { gpus: lines(gpus), shm: shm.trim().parse().unwrap(), nodes }
+}
+
+/// As kubelets of Kubernetes 1.28 and newer hand on what they are answered, for a resource as for a claim.
+#[test]
+fn containerd_finds_the_device_that_the_device_plugin_names() {
+    let machine = Machine::start(Suite::Sid, Cgroups::possible()[0]);
+    start(&machine, Cli::Cri, &["pause", CUDA_IMAGE]);
+    let sockets = machine.shared().join("kubelet");
+    fs::create_dir(&sockets).unwrap();
+    let kubelet = Kubelet::start(&sockets);
+    machine.sh(&format!(
+        "{} --device-list-strategy cdi-cri --kubelet-socket {}/kubelet.sock > /var/log/plugin.log 2>&1 &",
+        dist("gpurun-device-plugin").display(),
+        sockets.display()
+    ));
+    let gpu = &description("8xh100").gpus[5];
+    let answer = kubelet.resource("nvidia.com/gpu").allocate(&[&gpu.uuid]).unwrap();
+    let names: Vec<_> = answer.cdi_devices.iter().map(|device| device.name.as_str()).collect();
+    assert_eq!(names, [format!("k8s.device-plugin.nvidia.com/gpu={}", gpu.uuid)]);
+    let saw = probe(way(Cli::Cri, "runc", Asks::Cdi), &machine, names[0]);
+    assert!(saw.gpus.len() == 1 && saw.gpus[0].contains(&gpu.uuid), "{saw:?}");
+    let nodes = [format!("nvidia{}", gpu.minor)].into_iter();
+    let nodes: Vec<_> =
+        nodes.chain(["nvidia-uvm", "nvidia-uvm-tools", "nvidiactl"].map(String::from)).collect();
+    assert_eq!(saw.nodes.iter().collect::<BTreeSet<_>>(), nodes.iter().collect(), "{saw:?}");
 }
 
 /// What every engine must do, however it is asked.

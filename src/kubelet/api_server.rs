@@ -16,11 +16,13 @@ use ureq::{
 
 /// Where a pod's account lies.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// An API server that answers takes milliseconds. Also how long it is left alone after it has not.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// An API server that answers takes milliseconds. A kubelet waits 45 seconds for a claim, for which two answers are needed.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it is left alone after something has failed.
+pub const LATER: Duration = Duration::from_secs(30);
 /// After so long the API server ends a watch, and another is begun.
 const WATCHED: Duration = Duration::from_secs(300);
-/// An object is smaller: etcd takes 1.5 MB, a list here has a handful.
+/// An object is smaller: etcd takes 1.5 MB, and a list or a watch here has a handful.
 const LONGEST: u64 = 1 << 24;
 /// By this name the API server knows what was set here, and takes away what is not any more.
 const MANAGER: &str = "gpurun-device-plugin";
@@ -107,7 +109,11 @@ impl ApiServer {
     /// As for [`Self::get`].
     pub fn delete(&self, path: &str) -> Result<()> {
         let answer = self.agent.delete(self.url(path)).header("Authorization", self.token()?).call();
-        done(&format!("{path} cannot be deleted"), answer).map(drop)
+        // An answer that nobody listens to is an error in the API server's log.
+        done(&format!("{path} cannot be deleted"), answer)?
+            .map(|answer| object(path, answer))
+            .transpose()
+            .map(drop)
     }
 
     /// What happens to a list's objects from its `resourceVersion` on, until the API server ends it, as it does every few minutes
@@ -132,7 +138,7 @@ impl ApiServer {
         let request = request.config().timeout_global(Some(WATCHED + PATIENCE)).build();
         let answer = done(&failed, request.call())?;
         let events = answer.into_iter().flat_map(|answer| {
-            let reader = BufReader::new(answer.into_body().into_reader());
+            let reader = BufReader::new(answer.into_body().into_with_config().limit(LONGEST).reader());
             serde_json::Deserializer::from_reader(reader).into_iter::<Value>()
         });
         Ok(events.map(move |event| event.or_fail(Code::Cluster, || failed.clone())))

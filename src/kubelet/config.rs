@@ -304,7 +304,8 @@ impl Options {
                 .cause("--dra is given, and the configuration file has `sharing`")
                 .fix("leave `sharing` out: containers that name one claim share its devices"));
         }
-        Ok(Self { mig: MigStrategy::Mixed, ..self })
+        // The kubelet keeps a claim's names for as long as its pod lives; numbers are others' by then, perhaps.
+        Ok(Self { mig: MigStrategy::Mixed, ids: IdStrategy::Uuid, ..self })
     }
 
     /// Whether documents are to be written.

@@ -161,7 +161,7 @@ impl Clocks {
 
     /// A time before the machine's start is as if it had just been.
     fn instant(self, since_1970: u64) -> Instant {
-        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(since_1970);
+        let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(since_1970)).unwrap_or(self.wall);
         match time.duration_since(self.wall) {
             Ok(ahead) => self.now + ahead.min(LONGEST),
             Err(behind) => self.now.checked_sub(behind.duration()).unwrap_or(self.now),
@@ -180,6 +180,11 @@ impl Health {
     /// Which XIDs count from now on.
     pub fn watch(&mut self, watched: Watched) {
         self.watched = watched;
+    }
+
+    /// Whether it says nothing of the device: a program's own fault, or one that the administrator does not count.
+    pub fn is_harmless(&self, event: &Event) -> bool {
+        matches!(event, Event::Xid(xid) if self.watched.class(*xid) == Class::Harmless)
     }
 
     /// Takes in what has happened. True if the device's health may be another now.
@@ -411,6 +416,7 @@ mod tests {
         let clocks = Clocks { now: Instant::now(), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1000) };
         assert_eq!(clocks.instant(u64::from(u32::MAX)), clocks.now + LONGEST);
         assert!(clocks.instant(0) <= clocks.now);
+        assert_eq!(clocks.instant(u64::MAX), clocks.now);
     }
 
     #[test]

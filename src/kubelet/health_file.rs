@@ -20,7 +20,7 @@ pub struct HealthFile {
     path: PathBuf,
     /// `/sys/module/nvidia`
     module: PathBuf,
-    boot_id: PathBuf,
+    boot_id: String,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +38,10 @@ impl HealthFile {
         Self {
             path: state_dir.join("device-health.json"),
             module: host.sys.join("module/nvidia"),
-            boot_id: host.proc.join("sys/kernel/random/boot_id"),
+            boot_id: fs::read_to_string(host.proc.join("sys/kernel/random/boot_id"))
+                .unwrap_or_default()
+                .trim()
+                .into(),
         }
     }
 
@@ -52,7 +55,7 @@ impl HealthFile {
             Err(error) => Err(error).or_fail(Code::StateDir, failed),
         };
         match kept {
-            Ok(kept) if (&kept.boot_id, kept.module) == (&self.boot(), self.module()) => {
+            Ok(kept) if (&kept.boot_id, kept.module) == (&self.boot_id, self.module()) => {
                 health.recall(Clocks::read(), kept.devices);
             }
             Ok(_) => {}
@@ -66,13 +69,9 @@ impl HealthFile {
     /// [`Code::StateDir`]
     pub fn write(&self, health: &Health) -> Result<()> {
         let devices = health.remember(Clocks::read());
-        let kept = Kept { boot_id: self.boot(), module: self.module(), devices };
+        let kept = Kept { boot_id: self.boot_id.clone(), module: self.module(), devices };
         let text = serde_json::to_string(&kept).or_fail(Code::Internal, || "health is no JSON")?;
         whole_file::write(&self.path, &text, Code::StateDir).map(drop)
-    }
-
-    fn boot(&self) -> String {
-        fs::read_to_string(&self.boot_id).unwrap_or_default().trim().into()
     }
 
     fn module(&self) -> u64 {

@@ -11,31 +11,7 @@
 //! other way.
 #![forbid(unsafe_code)]
 
-/// Messages and services of Kubernetes' device plugin API, v1beta1.
-#[allow(missing_docs, clippy::pedantic)]
-pub mod api {
-    include!(concat!(env!("OUT_DIR"), "/deviceplugin/v1beta1.rs"));
-}
-/// Messages and services of the kubelet's API of DRA drivers, v1.
-#[allow(missing_docs, clippy::pedantic)]
-pub mod dra_api {
-    include!(concat!(env!("OUT_DIR"), "/dra/k8s.io.kubelet.pkg.apis.dra.v1.rs"));
-}
-/// How such a driver's devices are, v1.
-#[allow(missing_docs, clippy::pedantic)]
-pub mod dra_health_api {
-    include!(concat!(env!("OUT_DIR"), "/dra_health/v1.rs"));
-}
-/// How a kubelet learns of a driver.
-#[allow(missing_docs, clippy::pedantic)]
-pub mod registration_api {
-    include!(concat!(env!("OUT_DIR"), "/pluginregistration/pluginregistration.rs"));
-}
-/// Which pods have which devices, v1.
-#[allow(missing_docs, clippy::pedantic)]
-pub mod pod_resources_api {
-    include!(concat!(env!("OUT_DIR"), "/podresources/v1.rs"));
-}
+pub mod api;
 mod api_server;
 mod authority;
 mod back_off;

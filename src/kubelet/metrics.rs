@@ -25,7 +25,9 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 /// Upper bounds of the histogram, in seconds.
 const BUCKETS: [f64; 8] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1, 1.0];
 /// Nobody needs more at a time.
-const MOST_CLIENTS: usize = 16;
+const MOST_CLIENTS: usize = 64;
+/// How long a client may take for its question.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What has been counted.
 #[derive(Debug, Default)]
@@ -198,10 +200,10 @@ pub async fn serve(
             tokio::time::sleep(grpc::NONE_LEFT).await;
             continue;
         };
-        while clients.try_join_next().is_some() || clients.len() >= MOST_CLIENTS {
-            if clients.len() >= MOST_CLIENTS {
-                clients.join_next().await;
-            }
+        while clients.try_join_next().is_some() {}
+        // Nobody waits for those who ask nothing: the kubelet's probes come here, too.
+        if clients.len() >= MOST_CLIENTS {
+            continue;
         }
         let (metrics, state, pods) = (Arc::clone(&metrics), state.clone(), pods.clone());
         let answer = service_fn(move |request: Request<Incoming>| {
@@ -228,13 +230,13 @@ pub async fn serve(
             }
         });
         clients.spawn(async move {
-            // Whoever says nothing is let go.
+            // Whoever says nothing, or does not listen, is let go.
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(Duration::from_secs(10))
+                .header_read_timeout(PATIENCE)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(client), answer);
-            let _ = connection.await;
+            let _ = tokio::time::timeout(2 * PATIENCE, connection).await;
         });
     }
 }

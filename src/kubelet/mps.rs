@@ -12,7 +12,7 @@
 //! time, keeps users of other GPUs waiting for nothing. A directory that is there says that its GPU is, or was, shared.
 
 use crate::{
-    api::{ContainerAllocateResponse, Mount},
+    api::device_plugin::{ContainerAllocateResponse, Mount},
     back_off::BackOff,
     resources::{Resource, Shared, SharingStrategy},
 };

@@ -2,7 +2,7 @@
 //! [`State`] of it, from which everybody is answered.
 
 use crate::{
-    api::device_plugin_server::DevicePluginServer,
+    api::device_plugin::device_plugin_server::DevicePluginServer,
     api_server::ApiServer,
     config::{Cli, IdStrategy, Options},
     dra::{Dra, Place},
@@ -35,6 +35,7 @@ use gpurun::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -49,6 +50,8 @@ use tokio::{
 
 /// When something is tried again that failed for a reason that nobody tells the end of.
 const AGAIN: Duration = Duration::from_secs(30);
+/// So long the same is not said again of the same GPU.
+const SAID: Duration = Duration::from_secs(10);
 /// Reports that wait: more than the driver has at a time.
 const REPORTS: usize = 64;
 
@@ -71,6 +74,10 @@ struct Plugin {
     servers: BTreeMap<String, Running>,
     watcher: Option<Watcher>,
     reports: mpsc::Sender<Report>,
+    /// To who takes in what was read of the host.
+    read: mpsc::UnboundedSender<Result<Inventory>>,
+    /// What was said of GPUs a moment ago, and how often since: programs can make errors as fast as they like.
+    said: BTreeMap<(String, String), (Instant, u32)>,
     daemons: Daemons,
     /// What the newest driver has for MPS, under its names in this pod.
     mps: Result<Arc<mps::Driver>>,
@@ -119,7 +126,7 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
     let (state, newest_state) = newest::channel(None);
     let metrics = Arc::new(Metrics::default());
     let socket = PathBuf::from(&cli.flags.pod_resources_socket);
-    let pods = Pods { socket: Some(socket).filter(|socket| !socket.as_os_str().is_empty()) };
+    let pods = Pods::new(Some(socket).filter(|socket| !socket.as_os_str().is_empty()));
     if let Some(address) = cli.flags.metrics_address {
         let listener = TcpListener::bind(address).await;
         let listener = listener.or_fail(Code::Config, || format!("{address} cannot be listened on"))?;
@@ -133,14 +140,19 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
     };
     let dra = match api_server.filter(|_| options.dra) {
         Some(api_server) => {
-            Some(Dra::start(&place(&cli, &context)?, api_server, newest_state, Arc::clone(&metrics))?)
+            let place = place(&cli, &context)?;
+            select! {
+                dra = Dra::start(&place, api_server, newest_state, Arc::clone(&metrics)) => Some(dra?),
+                _ = end.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            }
         }
         None => None,
     };
     let (reports, mut reported) = mpsc::channel(REPORTS);
     let (standings, mut standing) = mpsc::unbounded_channel();
     let (read, mut inventories) = mpsc::unbounded_channel();
-    follow(&context, read)?;
+    follow(&context, read.clone())?;
     let health_file = HealthFile::new(&context.state_dir, &context.host);
     let daemons = Daemons::new(options.mps_root.clone(), standings);
     let mut plugin = Plugin {
@@ -158,6 +170,8 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
         servers: BTreeMap::new(),
         watcher: None,
         reports,
+        read,
+        said: BTreeMap::new(),
         daemons,
         mps: Err(mps::missing()),
         labels,
@@ -174,7 +188,7 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
             _ = interrupt.recv() => break,
             _ = reload.recv() => plugin.reload(),
             Some(inventory) = inventories.recv() => plugin.inventory(inventory)?,
-            Some(report) = reported.recv() => plugin.report(report).await,
+            Some(report) = reported.recv() => plugin.report(report),
             Some(()) = kubelets.recv() => {
                 plugin.servers.clear();
                 plugin.publish();
@@ -297,15 +311,15 @@ impl Plugin {
         if !same_driver && self.driver.is_some() {
             self.forget();
         }
-        if self.driver.is_none() {
-            // It was lost when another process ended, and is back: nobody else will say so.
-            for gpu in &inventory.gpus {
-                for uuid in gpu.mig_devices.iter().map(|part| &part.uuid).chain([&gpu.uuid]) {
-                    self.health.event(Instant::now(), uuid, &Event::Answers);
-                }
+        let before = self.inventory.take();
+        let was_there =
+            |uuid: &str| before.iter().flat_map(|before| &before.gpus).any(|gpu| gpu.uuid == uuid);
+        for gpu in inventory.gpus.iter().filter(|gpu| !was_there(&gpu.uuid)) {
+            // It was lost, perhaps, in another process' time: nobody else says that it is back.
+            for uuid in gpu.mig_devices.iter().map(|part| &part.uuid).chain([&gpu.uuid]) {
+                self.health.event(Instant::now(), uuid, &Event::Answers);
             }
         }
-        let before = self.inventory.take();
         let known = before.into_iter().flat_map(|before| before.gpus).chain(std::mem::take(&mut self.gone));
         let still_driven = |gpu: &Gpu| {
             !inventory.gpus.iter().any(|now| now.uuid == gpu.uuid)
@@ -343,7 +357,7 @@ impl Plugin {
     }
 
     /// The driver says something of a GPU.
-    async fn report(&mut self, report: Report) {
+    fn report(&mut self, report: Report) {
         let now = Instant::now();
         let (gpu, instance, event, words) = match report {
             Report::Xid { uuid, xid, instance } => {
@@ -364,23 +378,25 @@ impl Plugin {
         for device in &devices {
             changed |= self.health.event(now, device, &event);
         }
-        if event != Event::Unwatched {
+        if event != Event::Unwatched && !self.health.is_harmless(&event) {
             self.keep_health();
         }
         if changed {
             self.publish();
         }
         if let Some(words) = words {
-            self.tell(gpu.clone(), devices, words);
+            self.tell(&gpu, devices, words);
         }
         // One that was lost when the host was read is in no inventory, and nothing that is watched says that it has come back.
         let missing =
             self.inventory.as_ref().is_some_and(|now| !now.gpus.iter().any(|known| known.uuid == gpu));
         if event == Event::Answers && missing {
-            let host = self.context.host.clone();
-            if let Ok(Ok(inventory)) = tokio::task::spawn_blocking(move || Inventory::read(&host)).await {
-                self.take(inventory);
-            }
+            let (host, read) = (self.context.host.clone(), self.read.clone());
+            tokio::task::spawn_blocking(move || {
+                if let Ok(inventory) = Inventory::read(&host) {
+                    let _ = read.send(Ok(inventory));
+                }
+            });
         }
     }
 
@@ -397,7 +413,18 @@ impl Plugin {
     }
 
     /// Says what has happened to a GPU, and to whom: the pods that have it or the parts of it that it has happened to.
-    fn tell(&self, gpu: String, devices: Vec<String>, words: String) {
+    fn tell(&mut self, gpu: &str, devices: Vec<String>, mut words: String) {
+        let now = Instant::now();
+        let before = self.said.get_mut(&(gpu.to_owned(), words.clone()));
+        if let Some((_, often)) = before.filter(|(when, _)| now.duration_since(*when) < SAID) {
+            *often += 1;
+            return;
+        }
+        let often = self.said.insert((gpu.to_owned(), words.clone()), (now, 0)).map_or(0, |(_, often)| often);
+        if often > 0 {
+            let _ = write!(words, " ({often} times more in between)");
+        }
+        let gpu = gpu.to_owned();
         let (pods, state) = (self.pods.clone(), self.state.borrow().clone());
         tokio::spawn(async move {
             let held = match &state {
@@ -416,14 +443,14 @@ impl Plugin {
     }
 
     /// Says which devices are given out no more, and which again.
-    fn tell_health(&self, now: &State) {
+    fn tell_health(&mut self, now: &State) {
         let before = self.state.borrow().as_ref().map(|before| before.unhealthy.clone()).unwrap_or_default();
         // That a daemon is started is as it should be.
         let said = |uuid: &String, why: &str| {
             why == mps::STARTED || before.get(uuid).is_some_and(|why| why != mps::STARTED)
         };
         for (uuid, why) in now.unhealthy.iter().filter(|(uuid, why)| !said(uuid, why)) {
-            self.tell(uuid.clone(), vec![uuid.clone()], format!("it is given to no other container: {why}"));
+            self.tell(uuid, vec![uuid.clone()], format!("it is given to no other container: {why}"));
         }
         for uuid in before.keys().filter(|uuid| !now.unhealthy.contains_key(*uuid)) {
             tracing::info!(device = uuid, "it is given out again");

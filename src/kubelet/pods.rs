@@ -1,25 +1,37 @@
 //! Which pods have which devices: only the kubelet knows. For messages and metrics; nothing is decided by it.
 
 use crate::{
+    api::pod_resources::{
+        ListPodResourcesRequest, PodResources, pod_resources_lister_client::PodResourcesListerClient,
+    },
     dra::DRIVER,
     grpc,
-    pod_resources_api::{ListPodResourcesRequest, pod_resources_lister_client::PodResourcesListerClient},
     resources::device_of,
     response::{CDI_CLASS, CDI_VENDOR},
     state::State,
 };
-use std::{path::PathBuf, time::Duration};
-use tokio::time::timeout;
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 
 /// A kubelet that answers takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// An answer is true for so long: whatever makes us ask, the kubelet has better to do.
+const TRUE_FOR: Duration = Duration::from_secs(1);
 
 /// Asks the kubelet.
 #[derive(Debug, Clone)]
 pub struct Pods {
     /// Its socket; `None`: it is not asked.
-    pub socket: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    last: Arc<Mutex<Option<Answer>>>,
 }
+
+/// What the kubelet has said, or that it has not, and when.
+type Answer = (Instant, Option<Vec<PodResources>>);
 
 /// A device, or a replica of one, that a container has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,15 +49,33 @@ pub struct Held {
 }
 
 impl Pods {
-    /// Every device of the state that a container has; `None` where nobody knows.
-    pub async fn held(&self, state: &State) -> Option<Vec<Held>> {
+    /// Of a kubelet with this socket; `None`: nobody is asked.
+    pub fn new(socket: Option<PathBuf>) -> Self {
+        Self { socket, last: Arc::default() }
+    }
+
+    /// One question at a time.
+    async fn list(&self) -> Option<Vec<PodResources>> {
         let socket = self.socket.as_deref()?;
+        let mut last = self.last.lock().await;
+        if let Some((when, pods)) = last.as_ref()
+            && when.elapsed() < TRUE_FOR
+        {
+            return pods.clone();
+        }
         let asked = async {
             let channel = grpc::connect(socket).await.ok()?;
             let response = PodResourcesListerClient::new(channel).list(ListPodResourcesRequest {}).await;
             Some(response.ok()?.into_inner().pod_resources)
         };
-        let pods = timeout(PATIENCE, asked).await.ok()??;
+        let pods = timeout(PATIENCE, asked).await.ok().flatten();
+        *last = Some((Instant::now(), pods.clone()));
+        pods
+    }
+
+    /// Every device of the state that a container has; `None` where nobody knows.
+    pub async fn held(&self, state: &State) -> Option<Vec<Held>> {
+        let pods = self.list().await?;
         let mut held = Vec::new();
         for pod in pods {
             for container in pod.containers {

@@ -1,7 +1,7 @@
 //! Makes a resource known to the kubelet, and notices when another kubelet is there.
 
 use crate::{
-    api::{DevicePluginOptions, RegisterRequest, registration_client::RegistrationClient},
+    api::device_plugin::{DevicePluginOptions, RegisterRequest, registration_client::RegistrationClient},
     grpc,
 };
 use gpurun::error::{Code, OrFail, Result};

@@ -6,7 +6,7 @@
 //! | `cdi-annotations`, `cdi-cri` | CDI |
 //! | `direct` | nothing |
 
-use crate::api::{CdiDevice, ContainerAllocateResponse, DeviceSpec, Mount};
+use crate::api::device_plugin::{CdiDevice, ContainerAllocateResponse, DeviceSpec, Mount};
 use clap::ValueEnum;
 use gpurun::{
     plan::{DRIVER_DIR, Injection},

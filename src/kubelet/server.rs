@@ -1,7 +1,7 @@
 //! What the kubelet asks of one resource.
 
 use crate::{
-    api::{
+    api::device_plugin::{
         AllocateRequest, AllocateResponse, ContainerPreferredAllocationResponse, DevicePluginOptions, Empty,
         ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse,
         PreferredAllocationRequest, PreferredAllocationResponse, device_plugin_server::DevicePlugin,

@@ -1,7 +1,7 @@
 //! What the node offers at a time, and every answer that follows from it.
 
 use crate::{
-    api::{ContainerAllocateResponse, Device, ListAndWatchResponse, NumaNode, TopologyInfo},
+    api::device_plugin::{ContainerAllocateResponse, Device, ListAndWatchResponse, NumaNode, TopologyInfo},
     config::Options,
     mps::Place,
     resources::{Resource, Shared, SharingStrategy},

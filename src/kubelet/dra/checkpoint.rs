@@ -47,13 +47,14 @@ pub struct Device {
     pub name: String,
     /// Its own.
     pub uuid: String,
+    /// That of the GPU which it is, or is a part of.
+    pub gpu: String,
     /// See [`super::claim::Allocated::admin`].
     pub admin: bool,
 }
 
 impl Checkpoint {
-    /// What a process of this boot has left. A file that cannot be read is said and not used: what it said is in the claims, too,
-    /// and the kubelet asks again for each that a pod needs.
+    /// What a process of this boot has left. A file that cannot be understood is said, laid aside and not used.
     pub fn open(path: &Path, boot_id: &str) -> Self {
         let nothing = || Kept { boot_id: boot_id.into(), claims: BTreeMap::new() };
         let failed = || format!("{} cannot be used", path.display());
@@ -63,7 +64,10 @@ impl Checkpoint {
             Err(error) => Err(error).or_fail(Code::StateDir, failed),
         };
         let kept = kept.unwrap_or_else(|error| {
-            tracing::warn!("{error}");
+            let aside = path.with_extension("damaged");
+            let fix = format!("it is {} now; drain the node before claims get its devices", aside.display());
+            tracing::error!("{}", error.fix(fix));
+            let _ = fs::rename(path, aside);
             nothing()
         });
         Self { path: path.into(), kept: if kept.boot_id == boot_id { kept } else { nothing() } }
@@ -89,7 +93,8 @@ impl Checkpoint {
             return Err(Error::new(Code::NotAllowed, format!("{device} is another claim's still"))
                 .cause(format!("{}/{} has it, and was not given back yet", other.namespace, other.name))
                 .fix(format!(
-                    "wait until its pod has ended; if it has long, remove {}",
+                    "wait until its pod has ended; if the kubelet has forgotten it, drain the node, remove {} and start the \
+                     plugin again",
                     self.path.display()
                 )));
         }
@@ -111,11 +116,16 @@ impl Checkpoint {
 
     /// The other claim that has a device of this one, and the device's name.
     fn holder(&self, uid: &str, claim: &Prepared) -> Option<(&Prepared, &str)> {
-        let wanted = |uuid: &str| claim.devices.iter().any(|own| !own.admin && own.uuid == uuid);
+        // A GPU that was cut, or is whole again, while a claim has it.
+        let is_part = |one: &Device, whole: &Device| one.gpu == whole.uuid;
+        let is_both = |one: &Device, other: &Device| {
+            let same = one.uuid == other.uuid || is_part(one, other) || is_part(other, one);
+            same && !one.admin && !other.admin
+        };
         let others = self.kept.claims.iter().filter(|(other, _)| *other != uid);
         others.into_iter().find_map(|(_, other)| {
-            let device = other.devices.iter().find(|device| !device.admin && wanted(&device.uuid))?;
-            Some((other, device.name.as_str()))
+            let taken = |device: &&Device| claim.devices.iter().any(|own| is_both(own, device));
+            Some((other, other.devices.iter().find(taken)?.name.as_str()))
         })
     }
 
@@ -130,7 +140,9 @@ mod tests {
     use super::*;
 
     fn claim(uuid: &str, admin: bool) -> Prepared {
-        let device = Device { request: "gpus".into(), name: "gpu-0".into(), uuid: uuid.into(), admin };
+        let (request, name) = ("gpus".into(), "gpu-0".into());
+        let gpu = uuid.split_once('.').map_or(uuid, |(gpu, _)| gpu).into();
+        let device = Device { request, name, uuid: uuid.into(), gpu, admin };
         Prepared { namespace: "ml".into(), name: "train".into(), devices: vec![device] }
     }
 
@@ -159,15 +171,19 @@ mod tests {
         let error = all.prepare("uid-2", claim("GPU-0", false)).unwrap_err();
         assert!(error.to_string().contains("ml/train has it"), "{error}");
         all.prepare("watcher", claim("GPU-0", true)).unwrap();
+        assert!(all.prepare("uid-3", claim("GPU-0.part", false)).is_err(), "a part of somebody's GPU");
         all.take_back("uid-1").unwrap();
-        all.prepare("uid-2", claim("GPU-0", false)).unwrap();
+        all.prepare("uid-2", claim("GPU-0.part", false)).unwrap();
+        all.prepare("uid-3", claim("GPU-0.other", false)).unwrap();
+        assert!(all.prepare("uid-4", claim("GPU-0", false)).is_err(), "a GPU whose parts are somebody's");
     }
 
     #[test]
     fn what_cannot_be_kept_is_not_prepared() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("checkpoint.json");
-        fs::create_dir(&path).unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        let path = file.join("checkpoint.json");
         let mut all = Checkpoint::open(&path, "boot");
         assert!(all.prepare("uid-1", claim("GPU-0", false)).is_err());
         assert!(all.claim("uid-1").is_none());

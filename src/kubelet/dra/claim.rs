@@ -110,7 +110,7 @@ fn is_done(parameters: &Value) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Code::BadRequest, "the claim configures its devices in a way that gpurun does not know")
-        .cause(format!("it says {parameters}"))
+        .cause(format!("it says {}", parameters.to_string().chars().take(200).collect::<String>()))
         .fix("leave the configuration out: containers of one claim share its devices, in turns of the driver's own length"))
 }
 

@@ -2,7 +2,7 @@
 
 use super::slice;
 use crate::{
-    dra_health_api::{
+    api::dra_health::{
         DeviceHealth, DeviceIdentifier, HealthStatus, NodeWatchResourcesRequest, NodeWatchResourcesResponse,
         dra_resource_health_server::DraResourceHealth,
     },

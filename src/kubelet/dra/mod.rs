@@ -20,19 +20,22 @@ mod server;
 mod slice;
 
 use crate::{
-    api_server::ApiServer, dra_api::dra_plugin_server::DraPluginServer,
-    dra_health_api::dra_resource_health_server::DraResourceHealthServer, grpc, metrics::Metrics,
-    registration_api::registration_server::RegistrationServer, state::State,
+    api::dra::dra_plugin_server::DraPluginServer,
+    api::dra_health::dra_resource_health_server::DraResourceHealthServer,
+    api::registration::registration_server::RegistrationServer, api_server::ApiServer, grpc,
+    metrics::Metrics, state::State,
 };
 use checkpoint::Checkpoint;
 use gpurun::error::{Code, OrFail, Result};
 use health::Health;
 use publish::Publisher;
+use rustix::{fs::FlockOperation, io::Errno};
 use server::{Claims, Registrar, Services};
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use tokio::{
     net::UnixListener,
@@ -42,6 +45,9 @@ use tokio::{
 
 /// The driver's name, by which claims and kubelets know it.
 pub const DRIVER: &str = "gpu.nvidia.com";
+
+/// Between two looks at whether another process has ended.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Where a driver is to be found by this node's kubelet, and as what.
 #[derive(Debug, Clone)]
@@ -64,6 +70,8 @@ pub struct Dra {
     publisher: Publisher,
     sys: PathBuf,
     sockets: [PathBuf; 2],
+    /// Held as long as this lives: whoever comes after waits, and finds everything in the file.
+    _lock: File,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -77,11 +85,11 @@ impl Drop for Dra {
 }
 
 impl Dra {
-    /// Answers the kubelet, and publishes what [`Dra::offer`] is told.
+    /// Answers the kubelet, and publishes what [`Dra::offer`] is told. Waits until no other process does.
     ///
     /// # Errors
     /// [`Code::Config`] where the kubelet's directories cannot be used.
-    pub fn start(
+    pub async fn start(
         place: &Place,
         api_server: Arc<ApiServer>,
         state: watch::Receiver<Option<Arc<State>>>,
@@ -92,6 +100,7 @@ impl Dra {
         fs::create_dir_all(&own).or_fail(Code::Config, failed)?;
         let boot_id = fs::read_to_string(place.proc.join("sys/kernel/random/boot_id"));
         let boot_id = boot_id.or_fail(Code::Inventory, || "the boot id cannot be read")?;
+        let lock = lock(&own.join("lock")).await?;
         let checkpoint = Checkpoint::open(&own.join("checkpoint.json"), boot_id.trim());
         metrics.claims(checkpoint.len());
         let health = Health { node: place.node.clone(), state: state.clone() };
@@ -118,6 +127,7 @@ impl Dra {
             publisher: Publisher::start(api_server, place.node.clone())?,
             sys: place.sys.clone(),
             sockets: [registration, endpoint],
+            _lock: lock,
             tasks: [registrations, service],
         })
     }
@@ -130,6 +140,24 @@ impl Dra {
             slice::offered(state).map(described).collect()
         });
         self.publisher.offer(devices.unwrap_or_default());
+    }
+}
+
+async fn lock(path: &Path) -> Result<File> {
+    let failed = || format!("{} cannot be locked", path.display());
+    let file = File::create(path).or_fail(Code::Config, failed)?;
+    let mut said = false;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) => {}
+            Err(errno) => return Err(errno).or_fail(Code::Config, failed),
+        }
+        if !said {
+            tracing::warn!("another process is {DRIVER} on this node; its end is waited for");
+            said = true;
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     DRIVER,
     slice::{ApiVersion, Described, slices},
 };
-use crate::api_server::{ApiServer, PATIENCE};
+use crate::api_server::{ApiServer, LATER};
 use gpurun::error::{Code, Error, OrFail, Result};
 use serde_json::Value;
 use std::{
@@ -20,11 +20,13 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-/// Between two looks at what somebody else has done: nobody is chased.
+/// How long what somebody else has changed is left alone at first.
 const BREATH: Duration = Duration::from_secs(1);
+/// After so long without another change it is the first again.
+const QUIET: Duration = Duration::from_secs(300);
 
 /// Tells the API server what there is.
 #[derive(Debug)]
@@ -67,8 +69,7 @@ impl Publisher {
         named("slices: watch")
             .spawn(move || watch(&api, &of_node, &watched))
             .or_fail(Code::Internal, failed)?;
-        let published =
-            Published { api_server, node, node_uid: None, applied: BTreeMap::new(), generation: 0 };
+        let published = Published { api_server, node, applied: BTreeMap::new(), generation: 0 };
         named("slices").spawn(move || published.keep(&newest)).or_fail(Code::Internal, failed)?;
         Ok(Self(news))
     }
@@ -103,15 +104,21 @@ fn path(version: ApiVersion) -> String {
 
 /// Tells which slices of this node and driver there are, again each time that they are others.
 fn watch(api_server: &ApiServer, node: &str, news: &Sender<News>) {
+    let mut breath = BREATH;
     loop {
+        let started = Instant::now();
         match watch_once(api_server, node, news) {
-            Ok(true) => thread::sleep(BREATH),
+            Ok(true) if started.elapsed() > LATER => breath = BREATH,
+            // One that ends at once is not to be had.
+            Ok(true) => breath = (breath * 2).min(LATER),
             Ok(false) => return,
             Err(error) => {
                 tracing::error!("{error}");
-                thread::sleep(PATIENCE);
+                breath = LATER;
             }
         }
+        // Not all nodes at a time, after an API server has come back.
+        thread::sleep(breath + breath.mul_f64(f64::from(started.elapsed().subsec_micros() % 1000) / 4000.0));
     }
 }
 
@@ -154,7 +161,6 @@ fn watch_once(api_server: &ApiServer, node: &str, news: &Sender<News>) -> Result
 struct Published {
     api_server: Arc<ApiServer>,
     node: String,
-    node_uid: Option<String>,
     /// The slices as the API server said that they are.
     applied: BTreeMap<String, Slice>,
     generation: u64,
@@ -163,34 +169,51 @@ struct Published {
 impl Published {
     fn keep(mut self, newest: &Receiver<News>) {
         let (mut offer, mut there) = (None, None);
-        // Not what was applied last, or not all of it.
-        let mut dirty = false;
+        // When something is to be published; and whether it is an offer of ours, or something that somebody else has changed.
+        let (mut due, mut ours) = (None::<Instant>, false);
+        // Nobody is chased: the next time later, until it has been quiet.
+        let (mut breath, mut changed) = (BREATH, Instant::now());
         loop {
-            let next = if dirty {
-                newest.recv_timeout(PATIENCE)
-            } else {
-                newest.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            let next = match due.filter(|_| offer.is_some() && there.is_some()) {
+                Some(due) => newest.recv_timeout(due.saturating_duration_since(Instant::now())),
+                None => newest.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match next {
                 Ok(News::Offer(devices)) => {
-                    dirty |= offer.as_ref() != Some(&devices);
-                    if dirty {
+                    if offer.as_ref() != Some(&devices) {
                         self.generation += 1;
+                        (due, ours) = (Some(Instant::now()), true);
                     }
                     offer = Some(devices);
                 }
                 Ok(News::There(version, slices)) => {
-                    dirty |= slices != self.applied;
+                    if there.is_none() {
+                        (due, ours) = (Some(Instant::now()), true);
+                    } else if slices == self.applied && !ours {
+                        due = None;
+                    } else if slices != self.applied && due.is_none() {
+                        breath = if changed.elapsed() > QUIET { BREATH } else { (breath * 2).min(LATER) };
+                        changed = Instant::now();
+                        due = Some(changed + breath);
+                    }
                     there = Some((version, slices));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            let (Some(offer), Some((version, there)), true) = (&offer, &there, dirty) else { continue };
-            match self.publish(offer, *version, there) {
-                Ok(()) => dirty = false,
-                Err(error) => tracing::error!("{error}"),
+            let (Some(offer), Some((version, there))) = (&offer, &there) else {
+                continue;
+            };
+            if due.is_none_or(|due| due > Instant::now()) {
+                continue;
             }
+            (due, ours) = match self.publish(offer, *version, there) {
+                Ok(()) => (None, false),
+                Err(error) => {
+                    tracing::error!("{error}");
+                    (Some(Instant::now() + LATER), true)
+                }
+            };
         }
     }
 
@@ -208,34 +231,30 @@ impl Published {
         };
         let uid = self.node_uid().map_err(failed)?;
         // Of a pool, the scheduler knows the slices of the newest generation alone.
-        let newest = there.iter().filter(|(name, slice)| self.applied.get(*name) != Some(*slice));
-        let newest = newest.map(|(_, slice)| slice.generation).max().unwrap_or(0);
+        let others = there.iter().filter(|(name, slice)| self.applied.get(*name) != Some(*slice));
+        let newest = others.map(|(_, slice)| slice.generation).max().unwrap_or(0);
         self.generation = self.generation.max(newest + 1);
         let wanted = slices(devices, version, &self.node, &uid, self.generation);
-        let mut applied = BTreeMap::new();
         for (name, slice) in &wanted {
             let said = self.api_server.apply(&format!("{}/{name}", path(version)), slice).map_err(failed)?;
-            applied.extend(Slice::of(&said));
+            // At once: if a later one fails, this one is still nobody else's.
+            self.applied.extend(Slice::of(&said));
         }
         for name in there.keys().filter(|name| !wanted.contains_key(*name)) {
             self.api_server.delete(&format!("{}/{name}", path(version))).map_err(failed)?;
         }
+        self.applied.retain(|name, _| wanted.contains_key(name));
         tracing::info!("{} devices are published", devices.len());
-        self.applied = applied;
         Ok(())
     }
 
-    /// The node's own, which does not change: slices go with their node.
-    fn node_uid(&mut self) -> Result<String> {
-        if let Some(uid) = &self.node_uid {
-            return Ok(uid.clone());
-        }
+    /// The node's own: slices go with their node. It is another when a node was taken out of the cluster and is back.
+    fn node_uid(&self) -> Result<String> {
         let node = self.api_server.get(&format!("/api/v1/nodes/{}", self.node), &[])?.unwrap_or_default();
         let uid = node["metadata"]["uid"].as_str().ok_or("the API server knows no such node");
         let uid = uid.or_fail(Code::Cluster, || format!("there is no node {}", self.node));
         let uid =
             uid.map_err(|error| error.fix("name this node as the cluster does: --node-name, NODE_NAME"))?;
-        self.node_uid = Some(uid.to_owned());
         Ok(uid.to_owned())
     }
 }

@@ -9,22 +9,25 @@ use super::{
     slice,
 };
 use crate::{
-    api_server::ApiServer,
-    dra_api::{
+    api::dra::{
         self, Claim, NodePrepareResourceResponse, NodePrepareResourcesRequest, NodePrepareResourcesResponse,
         NodeUnprepareResourceResponse, NodeUnprepareResourcesRequest, NodeUnprepareResourcesResponse,
         dra_plugin_server::{self, DraPlugin, DraPluginServer},
     },
-    dra_health_api::dra_resource_health_server::{self, DraResourceHealthServer},
-    metrics::Metrics,
-    registration_api::{
+    api::dra_health::dra_resource_health_server::{self, DraResourceHealthServer},
+    api::registration::{
         InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
         registration_server::Registration,
     },
+    api_server::ApiServer,
+    metrics::Metrics,
     response,
     state::State,
 };
-use gpurun::error::{Code, Error, OrFail, Result};
+use gpurun::{
+    error::{Code, Error, OrFail, Result},
+    plan::Selected,
+};
 use http::Uri;
 use hyper::body::Incoming;
 use std::{
@@ -126,7 +129,7 @@ pub struct Claims {
 }
 
 impl Claims {
-    async fn prepare(&self, asked: &Claim) -> Result<Vec<dra_api::Device>> {
+    async fn prepare(&self, asked: &Claim) -> Result<Vec<dra::Device>> {
         let state = self.state.borrow().clone();
         let state = state.ok_or("the driver is not there, or something of it is not as it should be");
         let state = state.or_fail(Code::NoDriver, || "no device is offered")?;
@@ -165,14 +168,14 @@ impl Claims {
     }
 
     /// What the kubelet tells the container runtime. A device that is not there any more would be one that no runtime finds.
-    fn named(&self, state: &State, device: &Device) -> Result<dra_api::Device> {
+    fn named(&self, state: &State, device: &Device) -> Result<dra::Device> {
         let there =
             state.device(&device.uuid).ok_or("the GPU does not answer, or MIG devices were made anew");
         let there = there.or_fail(Code::GpuLost, || format!("{} is not there any more", device.name));
         let there =
             there.map_err(|error| error.fix("delete the pod: another device can be allocated then"))?;
-        Ok(dra_api::Device {
-            request_names: vec![device.request.clone()],
+        Ok(dra::Device {
+            request_names: vec![request_name(&device.request).into()],
             pool_name: self.node.clone(),
             device_name: device.name.clone(),
             cdi_device_ids: response::cdi_names(&[state.options.ids.name(there)], &state.options.shape),
@@ -180,9 +183,16 @@ impl Claims {
     }
 }
 
-/// A device by its name in the pool.
+/// The kubelet knows a request by its own name, without that of the alternative that the scheduler has chosen: `gpu/large`.
+fn request_name(request: &str) -> &str {
+    request.split_once('/').map_or(request, |(name, _)| name)
+}
+
+/// A device by its name in the pool. Who watches over devices may have one that is not well.
 fn device(state: &State, allocated: claim::Allocated) -> Result<Device> {
-    let found = slice::offered(state).find(|device| slice::name(*device) == allocated.device);
+    let is_it = |device: &Selected<'_>| slice::name(*device) == allocated.device;
+    let found = slice::offered(state).find(is_it);
+    let found = found.or_else(|| slice::all(state).find(is_it).filter(|_| allocated.admin));
     let found = found
         .ok_or("it is not well, or it is none of the GPUs and MIG devices any more that the scheduler knew");
     let found =
@@ -191,6 +201,7 @@ fn device(state: &State, allocated: claim::Allocated) -> Result<Device> {
         request: allocated.request,
         name: allocated.device,
         uuid: found.uuid().into(),
+        gpu: found.gpu.uuid.clone(),
         admin: allocated.admin,
     })
 }
@@ -238,5 +249,15 @@ impl DraPlugin for Claims {
         }
         self.metrics.claims(checkpoint.len());
         Ok(Response::new(response))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_known_by_its_own_name() {
+        assert_eq!([request_name("gpu"), request_name("gpu/large")], ["gpu", "gpu"]);
     }
 }

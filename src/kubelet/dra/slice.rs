@@ -34,11 +34,15 @@ impl ApiVersion {
     }
 }
 
-/// The devices of the state that are well.
-pub fn offered(state: &State) -> impl Iterator<Item = Selected<'_>> {
+/// The devices of the state.
+pub fn all(state: &State) -> impl Iterator<Item = Selected<'_>> {
     let devices = state.resources.iter().flat_map(|resource| &resource.devices);
-    let well = devices.filter(|device| !state.unhealthy.contains_key(&device.uuid));
-    well.filter_map(|device| state.device(&device.uuid))
+    devices.filter_map(|device| state.device(&device.uuid))
+}
+
+/// Those that are well.
+pub fn offered(state: &State) -> impl Iterator<Item = Selected<'_>> {
+    all(state).filter(|device| !state.unhealthy.contains_key(device.uuid()))
 }
 
 /// A device's name in the pool: `gpu-0`, `gpu-0-mig-1g5gb-7-0`. The profile is in it, because instances of another layout have the
