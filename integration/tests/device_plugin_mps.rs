@@ -282,7 +282,8 @@ fn where_nothing_is_shared_any_more_nothing_is_left() {
     let gone = |node: &Node| {
         until("the directory goes", || !node.place(&uuid).exists());
         assert_eq!(node.compute_mode(&uuid), DEFAULT);
-        assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&uuid));
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(node.place(&uuid).to_str().unwrap()), "{mounts}");
     };
     let mut lists = node.reload("timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 2}]}");
     lists.until("replicas of the other kind", |devices| devices.len() == 2);

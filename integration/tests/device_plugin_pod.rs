@@ -241,7 +241,7 @@ fn the_plugins_image_is_made_of_its_programs_alone_and_they_run_in_it() {
         ("", "--version", "gpurun-device-plugin "),
         ("--entrypoint /usr/bin/gpurun-nvml", "/nowhere/libnvidia-ml.so.1", "GPU-"),
         ("--entrypoint /usr/bin/gpurun-hook", "nothing", "gpurun-hook"),
-        (&mps, "--help", "CUDA MPS Control"),
+        (&mps, "no-daemon", "Cannot find MPS control daemon"),
     ] {
         let ended = run(&mut host.command(Caller::Root, options, &reference, &[argument]));
         assert!(format!("{}{}", ended.out, ended.err).contains(says), "{options}: {ended:?}");

@@ -65,7 +65,7 @@ const ANSWERS: Duration = Duration::from_secs(10);
 /// How long one waits that is told to quit, in seconds, for programs that compute.
 const PATIENCE: u64 = 5;
 /// Why a GPU is not given out at first.
-const STARTED: &str = "its MPS control daemon is being started";
+pub const STARTED: &str = "its MPS control daemon is being started";
 /// Where a container has the sockets.
 const PIPE_IN_CONTAINER: &str = "/mps/pipe";
 const SHM: &str = "/dev/shm";

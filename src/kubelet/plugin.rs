@@ -447,7 +447,11 @@ impl Plugin {
     /// Says which devices are given out no more, and which again.
     fn tell_health(&mut self, now: &State) {
         let before = self.state.borrow().as_ref().map(|before| before.unhealthy.clone()).unwrap_or_default();
-        for (uuid, why) in now.unhealthy.iter().filter(|(uuid, _)| !before.contains_key(*uuid)) {
+        // That a daemon is started is as it should be.
+        let said = |uuid: &String, why: &str| {
+            why == mps::STARTED || before.get(uuid).is_some_and(|why| why != mps::STARTED)
+        };
+        for (uuid, why) in now.unhealthy.iter().filter(|(uuid, why)| !said(uuid, why)) {
             self.tell(uuid, vec![uuid.clone()], format!("it is given to no other container: {why}"));
         }
         for uuid in before.keys().filter(|uuid| !now.unhealthy.contains_key(*uuid)) {
