@@ -379,12 +379,10 @@ fn a_gpu_that_needs_a_reset_needs_it_whoever_asks() {
     fs::remove_file(node.host.path().join("gpus").join(&lost)).unwrap();
     assert_eq!(again(&mut node).ids("Unhealthy"), [&sick]);
     // One that comes back in another process' time.
-    lose(&node.host, &lost, true);
+    node.until_watched();
     let mut lists = node.lists();
-    until("the loss", || {
-        lists = node.lists();
-        lists.ids("Unhealthy").len() == 2
-    });
+    lose(&node.host, &lost, true);
+    lists.until_unhealthy(&[&sick, &lost]);
     let mut lists = again(&mut node);
     node.until_watched();
     lose(&node.host, &lost, false);
