@@ -433,13 +433,17 @@ impl Plugin {
                 Some(state) => pods.held(state).await.unwrap_or_default(),
                 None => Vec::new(),
             };
-            let mut concerned = held.iter().filter(|held| devices.contains(&held.device)).peekable();
-            if concerned.peek().is_none() {
+            // Once for a container, however many replicas it has.
+            let concerned: BTreeSet<_> = held
+                .iter()
+                .filter(|held| devices.contains(&held.device))
+                .map(|held| (&held.device, &held.namespace, &held.pod, &held.container))
+                .collect();
+            if concerned.is_empty() {
                 tracing::warn!(device = gpu, "{words}");
             }
-            for held in concerned {
-                let (namespace, pod, container) = (&held.namespace, &held.pod, &held.container);
-                tracing::warn!(device = held.device, namespace, pod, container, "{words}");
+            for (device, namespace, pod, container) in concerned {
+                tracing::warn!(device, namespace, pod, container, "{words}");
             }
         });
     }
