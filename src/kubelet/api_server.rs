@@ -49,7 +49,7 @@ impl ApiServer {
             env::var(name).or_fail(Code::Cluster, || "the API server is not known").map_err(|error| {
                 error
                     .cause(format!("{name} is not set, which it is in every pod"))
-                    .fix("run as a pod, without --dra, and write the labels to a file with --labels-file")
+                    .fix("run as a pod (packaging/kubernetes); a program on the node goes without --dra, and writes labels to a file: --labels-file")
             })
         };
         let host = variable("KUBERNETES_SERVICE_HOST")?;

@@ -4,7 +4,9 @@
 //!  inventory (watched) ─► resources ─┐                     ┌─► server ◄── kubelet: ListAndWatch, Allocate, GetPreferredAllocation
 //!                                    ├─► State ─► plugin ──┤              (plan ─► Injection ─► response; preference)
 //!  gpurun-nvml --watch ─► events ─► health                 ├─► registration ──► kubelet
-//!               MPS daemons ◄─► mps ─┘    pods (who has what) ─┴─► metrics ◄── Prometheus
+//!               MPS daemons ◄─► mps ─┘                     ├─► dra ◄── kubelet: claims; ──► API server: ResourceSlices
+//!  health_file: for the next process                       ├─► labels ─► node_labels ──► API server, or a file
+//!                                    pods (who has what) ──┴─► metrics ◄── Prometheus
 //! ```
 //!
 //! What is offered is a function of the inventory, and what a container gets is the plan's [`gpurun::plan::Injection`], as on every
