@@ -98,7 +98,8 @@ impl Pods {
                 for device in claims.flat_map(|claim| &claim.cdi_devices) {
                     let ours = device.name.strip_prefix(CDI_VENDOR).and_then(|rest| rest.strip_prefix('/'));
                     let name = ours.and_then(|rest| rest.strip_prefix(CDI_CLASS)?.strip_prefix('='));
-                    if let Some(uuid) = name.and_then(|name| state.uuid(name)) {
+                    // Claims' devices have their UUIDs there, whatever those of resources have.
+                    if let Some(uuid) = name.filter(|name| state.device(name).is_some()) {
                         has(DRIVER, uuid);
                     }
                 }

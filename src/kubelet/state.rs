@@ -44,14 +44,6 @@ impl State {
         })
     }
 
-    /// The UUID of a device by the name that it has in CDI documents.
-    pub fn uuid(&self, name: &str) -> Option<&str> {
-        let devices = self.resources.iter().flat_map(|resource| &resource.devices);
-        let named =
-            |uuid: &&str| self.device(uuid).is_some_and(|device| self.options.ids.name(device) == name);
-        devices.map(|device| device.uuid.as_str()).find(named)
-    }
-
     /// The kubelet's list.
     pub fn list(&self, resource: &Resource) -> ListAndWatchResponse {
         let devices = resource.ids().map(|(id, device)| Device {
