@@ -441,9 +441,9 @@ pub struct Run {
     /// Host name in the container
     #[arg(long, value_name = "NAME", help_heading = "Namespaces")]
     pub hostname: Option<String>,
-    /// host, or none: a loopback device alone
-    #[arg(long, visible_alias = "net", value_enum, default_value = "host", help_heading = "Namespaces")]
-    pub network: Network,
+    /// host, or none: a loopback device alone [default: host]
+    #[arg(long, visible_alias = "net", value_enum, help_heading = "Namespaces")]
+    pub network: Option<Network>,
     /// private, or host: the host's /dev/shm and IPC objects
     #[arg(long, value_enum, default_value = "private", help_heading = "Namespaces")]
     pub ipc: Ipc,

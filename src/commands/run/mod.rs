@@ -115,7 +115,7 @@ fn container(
         );
     }
     let hostname =
-        args.hostname.clone().or_else(|| (args.network == Network::None).then(|| "gpurun".to_owned()));
+        args.hostname.clone().or_else(|| (args.network == Some(Network::None)).then(|| "gpurun".to_owned()));
     let host_name =
         hostname.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
     if !rootless {
@@ -127,7 +127,8 @@ fn container(
         scratch: context.store_dir.join("scratch"),
         state_dir: context.state_dir.clone(),
         hostname,
-        host_network: args.network == Network::Host,
+        host_network: args.network != Some(Network::None),
+        network_requested: args.network.is_some(),
         host_ipc: args.ipc == Ipc::Host,
         shm_size: shm_size(context, args, &limits)?,
         volumes,
@@ -144,6 +145,7 @@ fn container(
             tty: args.tty,
             interactive: args.interactive,
             init: args.init,
+            stop_signal: None,
             rlimits: options::rlimits(&args.ulimit)?,
             seccomp: options::seccomp(&args.security_opt)?,
         },
