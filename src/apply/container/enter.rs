@@ -10,7 +10,7 @@ use super::{
     landlock::Confinement,
     layer::Layer,
     spec::{Container, Process, Rlimit},
-    stdio, terminal,
+    stdio, terminal, unix_sockets,
 };
 use crate::{
     apply::{
@@ -149,7 +149,13 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     enter_directory(&process.cwd).or_fail(Code::CannotRun, || {
         format!("the working directory {} cannot be entered", process.cwd.display())
     })?;
-    confinement.enter(own.as_ref().map(AsFd::as_fd))?;
+    let unix_sockets = if unix_sockets::are_apart(container) { unix_sockets::stop()? } else { None };
+    if let Some(listener) = &unix_sockets {
+        channel.send_unix_sockets(listener)?;
+    }
+    confinement.enter(own.as_ref().map(AsFd::as_fd), unix_sockets.is_some())?;
+    // Its supervisor alone keeps it open.
+    drop(unix_sockets);
     match seccomp {
         Some(filter) => {
             crate::sys::seccomp::install(&filter).or_fail(Code::Seccomp, failed("seccomp"))?;
