@@ -21,7 +21,7 @@ macro_rules! codes {
             /// What the code means in general, as the README's table says it.
             pub fn meaning(self) -> &'static str { match self { $(Code::$name => $meaning,)* } }
             /// gpurun's exit code for it: 125 gpurun failed, 126 the command cannot be run, 127 it was not found
-            /// (Docker's numbers).
+            /// (Docker's numbers); 141 as of a program that SIGPIPE ended.
             pub fn exit_code(self) -> u8 { match self { $(Code::$name => $exit,)* } }
         }
     };
@@ -30,6 +30,8 @@ macro_rules! codes {
 codes! {
     Usage = 1, 125, "the command line cannot be understood";
     Config = 2, 125, "the configuration file cannot be used";
+    Output = 3, 125, "the answer cannot be written to standard output";
+    OutputClosed = 4, 141, "the reader of standard output is gone; nothing is printed about it";
     NoDriver = 10, 125, "no NVIDIA driver is loaded on this host";
     NvmlMissing = 11, 125, "the driver's libnvidia-ml.so.1 was not found";
     NvmlFailed = 12, 125, "the driver's library was found but does not answer";
