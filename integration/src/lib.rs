@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod engines;
 pub mod kubelet;
 pub mod registry;
+pub mod web;
 
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};
 use std::{

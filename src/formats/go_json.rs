@@ -44,11 +44,7 @@ pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let text = String::from_utf8_lossy(bytes);
     let raw: &RawValue = serde_json::from_str(&text).map_err(|error| error.to_string())?;
     let left = Cell::new(MAX_ENTRIES);
-    T::deserialize(Value { raws: vec![raw], left: &left, depth: 0 }).map_err(|error| {
-        // Line and column would be those of the value inside the document.
-        let said = error.to_string();
-        said.rsplit_once(" at line ").map_or(said.clone(), |(said, _)| said.to_owned())
-    })
+    T::deserialize(Value { raws: vec![raw], left: &left, depth: 0 }).map_err(|error| without_place(&error))
 }
 
 /// A value, and what earlier occurrences of the same key said. Only objects need these: they are merged.
@@ -269,7 +265,7 @@ impl<'de> Visitor<'de> for Collect<'_, 'de, '_> {
 /// The fields of a struct, each once.
 struct Merged<'de, 'a> {
     fields: std::vec::IntoIter<Field<'de>>,
-    next: Option<Value<'de, 'a>>,
+    next: Option<(&'static str, Value<'de, 'a>)>,
     outer: Value<'de, 'a>,
 }
 
@@ -278,25 +274,22 @@ impl<'de> MapAccess<'de> for Merged<'de, '_> {
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
         let Some(Field { name, raws }) = self.fields.next() else { return Ok(None) };
-        self.next = Some(self.outer.inside(raws)?);
+        self.next = Some((name, self.outer.inside(raws)?));
         let name: StrDeserializer<'_, Error> = name.into_deserializer();
         seed.deserialize(name).map(Some)
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Error> {
-        let value = self.next.take().ok_or_else(|| de::Error::custom("a value without a key"))?;
-        let name = value.text().chars().take(40).collect::<String>();
-        seed.deserialize(value).map_err(|error| {
-            // serde_json names the place inside the value, which means nothing to the reader.
-            let said = error.to_string();
-            let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
-            if said.contains(": in ") || said.contains("in `") {
-                de::Error::custom(said)
-            } else {
-                de::Error::custom(format!("{said}: in `{name}`"))
-            }
-        })
+        let (name, value) = self.next.take().ok_or_else(|| de::Error::custom("a value without a key"))?;
+        seed.deserialize(value)
+            .map_err(|error| de::Error::custom(format!("{name}: {}", without_place(&error))))
     }
+}
+
+/// serde_json names line and column of the value inside the document, which mean nothing to the reader; a path is named instead.
+fn without_place(error: &Error) -> String {
+    let said = error.to_string();
+    said.rsplit_once(" at line ").map_or(said.clone(), |(said, _)| said.to_owned())
 }
 
 macro_rules! numbers {
@@ -468,7 +461,7 @@ mod tests {
             assert!(!error.is_empty() && !error.contains('\n'), "{bad}: {error:?}");
         }
         let error = from_slice::<Document>(br#"{"inner":{"a":["x"]}}"#).unwrap_err();
-        assert!(error.contains("expected a string"), "{error}");
+        assert_eq!(error, "inner: a: invalid type: sequence, expected a string");
     }
 
     #[test]
