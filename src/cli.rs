@@ -3,6 +3,8 @@
 // These comments are the help text, in which brackets mean "optional".
 #![allow(rustdoc::broken_intra_doc_links)]
 
+pub mod environment;
+pub mod go_flags;
 pub mod nvidia_container_cli;
 pub mod nvidia_ctk;
 

@@ -5,8 +5,8 @@ use clap::{CommandFactory, Parser};
 use gpurun::{
     apply::container,
     cli::{
-        Cli, Command, Global, LogFormat, VERBS, nvidia_container_cli::NvidiaContainerCli,
-        nvidia_ctk::NvidiaCtk,
+        Cli, Command, Global, LogFormat, VERBS, environment, go_flags,
+        nvidia_container_cli::NvidiaContainerCli, nvidia_ctk::NvidiaCtk,
     },
     commands::{self, Context},
     error::{Code, Error, Result},
@@ -83,8 +83,8 @@ fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
 }
 
 /// What was typed; `None` where that was a question for help, which is answered.
-fn parsed<P: Parser>(arguments: Vec<OsString>, help: &str) -> Result<Option<P>> {
-    match P::try_parse_from(arguments) {
+fn parsed<P: Parser>(parsed: clap::error::Result<P>, help: &str) -> Result<Option<P>> {
+    match parsed {
         Ok(parsed) => Ok(Some(parsed)),
         Err(error) if !error.use_stderr() => {
             let _ = error.print();
@@ -99,20 +99,24 @@ fn parsed<P: Parser>(arguments: Vec<OsString>, help: &str) -> Result<Option<P>> 
 }
 
 fn nvidia_ctk(arguments: Vec<OsString>) -> Result<u8> {
-    let Some(ctk) = parsed::<NvidiaCtk>(arguments, "nvidia-ctk --help")? else { return Ok(0) };
+    let Some(ctk) = parsed::<NvidiaCtk>(go_flags::parse(arguments), "nvidia-ctk --help")? else {
+        return Ok(0);
+    };
     log(ctk.log_level(), LogFormat::Text);
     commands::nvidia_ctk::run(&ctk)
 }
 
 fn nvidia_container_cli(arguments: Vec<OsString>) -> Result<u8> {
     let help = "nvidia-container-cli --help, nvidia-container-cli configure --help";
-    let Some(cli) = parsed::<NvidiaContainerCli>(arguments, help)? else { return Ok(0) };
+    let Some(cli) = parsed::<NvidiaContainerCli>(environment::parse(arguments), help)? else { return Ok(0) };
     log(LevelFilter::WARN, LogFormat::Text);
     commands::nvidia_container_cli::run(&cli)
 }
 
 fn dispatch(arguments: Vec<OsString>) -> Result<u8> {
-    let Some(cli) = parsed::<Cli>(arguments, "gpurun --help, gpurun run --help")? else { return Ok(0) };
+    let Some(cli) = parsed::<Cli>(environment::parse(arguments), "gpurun --help, gpurun run --help")? else {
+        return Ok(0);
+    };
     log(cli.global.log, cli.global.log_format);
     let context = || Context::new(&cli.global);
     match cli.command {

@@ -18,7 +18,7 @@ pub mod run;
 pub mod runtime;
 
 use crate::{
-    cli::{Global, Pulling},
+    cli::{Global, Pulling, environment},
     config::Config,
     error::{Code, Error, Result},
     image::{Pull, Store, registry::When},
@@ -63,7 +63,7 @@ impl Context {
         };
         let root = rustix::process::geteuid().is_root();
         let dir = |key: &str, root_dir: &str, user_key: &str, user_dir: &str| {
-            let named = std::env::var_os(key).map(PathBuf::from);
+            let named = environment::variable(key).map(PathBuf::from);
             let user = || {
                 std::env::var_os(user_key)
                     .map(PathBuf::from)

@@ -79,7 +79,7 @@ pub fn find(host: &str, repository: &str) -> Result<Option<Credentials>> {
 /// The files, in the order in which Podman looks (containers-auth.json(5)); `DOCKER_CONFIG` is Docker's.
 fn files() -> Vec<PathBuf> {
     let directory = |key: &str| std::env::var_os(key).map(PathBuf::from).filter(|path| path.is_absolute());
-    if let Some(file) = std::env::var_os("REGISTRY_AUTH_FILE") {
+    if let Some(file) = std::env::var_os("REGISTRY_AUTH_FILE").filter(|file| !file.is_empty()) {
         return vec![file.into()];
     }
     let runtime = directory("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json"));

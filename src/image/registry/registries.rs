@@ -101,7 +101,7 @@ pub fn find(name: &RegistryName) -> Result<Places> {
 
 /// The main file, the user's in place of the machine's, and the drop-ins of both.
 fn files() -> Result<Vec<PathBuf>> {
-    if let Some(file) = env::var_os("CONTAINERS_REGISTRIES_CONF") {
+    if let Some(file) = env::var_os("CONTAINERS_REGISTRIES_CONF").filter(|file| !file.is_empty()) {
         return Ok(vec![file.into()]);
     }
     let own = env::var_os("XDG_CONFIG_HOME")
