@@ -3,7 +3,7 @@
 
 use crate::{
     apply::container::identity,
-    commands::run::options,
+    commands::run::{environment, host_mounts, mounts},
     formats::{
         cdi, cuda_compat,
         ldcache::Cache,
@@ -25,13 +25,13 @@ pub const TARGETS: &[Target] = &[
     ("auth_files", image::registry::fuzz::auth_file),
     ("cdi_specs", cdi_spec),
     ("elf_notes", elf_notes),
-    ("env_files", options::fuzz::env_file),
+    ("env_files", environment::fuzz),
     ("gpus", gpus),
     ("http_headers", image::registry::fuzz::headers),
     ("image_documents", image::fuzz::documents),
     ("ld_so_cache", ld_so_cache),
     ("mountinfo", mounts_of_process),
-    ("mounts", options::fuzz::mount),
+    ("mounts", mounts::fuzz),
     ("oci_config", oci_config),
     ("registries_conf", image::registry::fuzz::registries_conf),
     ("tar", image::fuzz::tar),
@@ -86,7 +86,7 @@ fn mounts_of_process(bytes: &[u8]) {
         let _ = mountinfo::shared_mount_point(bytes, id);
     }
     let _ = mountinfo::mount_points(bytes, (8, 1)).count();
-    let _ = options::host_mounts(text(bytes));
+    let _ = host_mounts::host_mounts(text(bytes));
 }
 
 fn oci_config(bytes: &[u8]) {

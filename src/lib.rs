@@ -28,6 +28,7 @@ pub mod formats;
 pub mod fuzz_targets;
 pub mod image;
 pub mod inventory;
+pub mod output;
 pub mod plan;
 pub mod programs;
 pub mod request;

@@ -233,6 +233,14 @@ fn parameters(mut text: &str) -> BTreeMap<String, String> {
     found
 }
 
+/// A file of credentials, for [`crate::fuzz_targets`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(text: &str) {
+    for (host, repository) in [("r.example:5000", "a/b"), (DOCKER_HUB, "library/a"), ("", "")] {
+        let _ = look_up(text, host, repository);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,8 @@ mod blob;
 mod certificates;
 mod client;
 pub mod fetch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod progress;
 mod registries;
 
