@@ -470,3 +470,14 @@ fn full_name(name: &str) -> String {
     let tagged = name.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
     if tagged { name.to_owned() } else { format!("{name}:latest") }
 }
+
+/// A document of any kind, for [`crate::fuzz_targets`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let _ = parse::<Index>(bytes, "the index");
+    let _ = parse::<Manifest>(bytes, "the manifest");
+    let _ = parse::<Vec<Saved>>(bytes, "the list of images");
+    let _ = parse::<ConfigFile>(bytes, "the configuration")
+        .map(|config| config.check_platform(&Platform::default()));
+    let _ = (diff_ids(bytes), config_digest(bytes));
+}
