@@ -13,6 +13,7 @@ mod relay;
 mod scratch;
 pub mod seccomp;
 pub mod spec;
+mod sweep;
 pub mod user_namespace;
 
 use crate::{
@@ -60,6 +61,9 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     let interactive = container.process.interactive;
     drop((container, layers));
     process::release_memory();
+    if started.is_ok() {
+        scratch.sweep_beside();
+    }
     let result =
         started.and_then(|started| relay::relay(&started.pidfd, &signals, started.terminal, interactive));
     let removed = cgroup.map_or(Ok(()), Cgroup::remove).and(scratch.remove());

@@ -16,7 +16,7 @@ use crate::{
     },
     cli::{Ipc, Network, Run},
     error::{Code, Error, OrFail, Result},
-    image::{Image, ImageReference, Ownership, Platform, Store},
+    image::{Image, ImageReference, Ownership, Platform, ScratchDir, Store},
     inventory::binfmt,
     plan::{self, Injection},
     request::DeviceRequest,
@@ -40,7 +40,8 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let mut volumes = if reference == ImageReference::Host { host_file_systems()? } else { Vec::new() };
     volumes.extend(options::volumes(args)?);
     let layers = Layers::open(image.root(&store)?)?;
-    let container = container(context, args, &image, user_env, volumes, injection, &layers)?;
+    let container =
+        container(context, args, &image, user_env, volumes, injection, &layers, store.scratch()?)?;
     container::run(container, layers)
 }
 
@@ -81,6 +82,7 @@ fn container(
     volumes: Vec<Volume>,
     injection: Injection,
     layers: &Layers,
+    scratch: ScratchDir,
 ) -> Result<Container> {
     let config = image.config();
     let caller = Caller::current();
@@ -124,7 +126,7 @@ fn container(
     Ok(Container {
         id: new_id()?,
         read_only: args.read_only,
-        scratch: context.store_dir.join("scratch"),
+        scratch,
         state_dir: context.state_dir.clone(),
         hostname,
         host_network: args.network == Network::Host,

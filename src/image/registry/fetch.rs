@@ -13,6 +13,7 @@ use crate::{
         Digest,
         layer::Layer,
         manifest,
+        note::Note,
         store::{Record, Store},
         unpack_all,
     },
@@ -129,7 +130,7 @@ impl Pulling<'_> {
         digest: &Digest,
         root: BorrowedFd<'_>,
         resumed: &Cell<bool>,
-    ) -> Result<()> {
+    ) -> Result<Note> {
         let line = self.board.line(digest, layer.size);
         let parts = self.store.parts(digest)?;
         let blob = Blob::new(self.client, digest, layer.size, parts, self.shared, &line);
@@ -140,7 +141,7 @@ impl Pulling<'_> {
             }
             let unpacked = layer.unpack(blob.reader(), root, Store::ownership());
             blob.stop();
-            unpacked.inspect(|()| line.done())
+            unpacked.inspect(|_| line.done())
         })
     }
 }
