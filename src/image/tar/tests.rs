@@ -234,7 +234,7 @@ fn what_comes_before_an_entry_counts_as_with_go() {
     assert_eq!(name(&[&pax]).unwrap(), "pax");
     assert_eq!(name(&[&long]).unwrap(), "long");
     assert_eq!(name(&[&long, &pax]).unwrap(), "long");
-    assert!(name(&[&pax, &extended(b'x', b"9 path=2\n")]).is_err(), "malformed");
+    assert!(name(&[&pax, &extended(b'x', b"8 path=2\n")]).is_err(), "malformed");
     assert_eq!(name(&[&pax, &extended(b'x', b"10 path=2\n")]).unwrap(), "2", "the last one");
     assert_eq!(name(&[&extended(b'x', b"8 path=\n")]).unwrap(), "name", "an empty value");
     assert_eq!(name(&[&extended(b'L', b"\0")]).unwrap(), "name", "an empty long name");
