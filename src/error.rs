@@ -70,6 +70,7 @@ codes! {
     NoRuntime = 59, 125, "no low-level OCI runtime can be run";
     CannotRun = 60, 126, "the command cannot be run";
     CommandNotFound = 61, 127, "the command was not found in the container";
+    Confinement = 62, 125, "the container cannot be confined on this kernel";
     Cdi = 70, 125, "a CDI document cannot be made, read or written";
     Cluster = 71, 125, "the cluster's API server cannot be reached, or refuses";
     Mps = 72, 125, "a GPU cannot be shared by MPS";

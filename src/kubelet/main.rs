@@ -11,6 +11,7 @@ use gpurun_device_plugin::{config::Cli, serve};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    gpurun::sys::process::normalize();
     let cli = Cli::parse();
     let json = cli.global.json;
     match run(cli) {
