@@ -411,9 +411,9 @@ pub struct Run {
     /// User: NAME|UID[:GROUP|GID] [default: the image's, or the caller if that is root]
     #[arg(short = 'u', long, value_name = "USER[:GROUP]", help_heading = "User")]
     pub user: Option<String>,
-    /// Another group of the user, by number
-    #[arg(long, value_name = "GID", help_heading = "User")]
-    pub group_add: Vec<u32>,
+    /// Another group of the user, by name or number, or keep-groups: the groups of gpurun's caller
+    #[arg(long, value_name = "GROUP", help_heading = "User")]
+    pub group_add: Vec<String>,
     /// Give root a capability: CAP_NAME, NAME or ALL
     #[arg(long, value_name = "CAPABILITY", help_heading = "User")]
     pub cap_add: Vec<String>,

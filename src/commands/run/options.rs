@@ -1,5 +1,6 @@
 //! What Docker's options mean. Nothing here looks at the world, but for the files that `--env-file` names.
 
+use super::env_file;
 use crate::{
     apply::container::spec::{Rlimit, Volume},
     cli::Run,
@@ -48,15 +49,7 @@ pub fn size(option: &str, text: &str) -> Result<u64> {
 pub fn environment(args: &Run) -> Result<Vec<EnvVar>> {
     let mut env = Vec::new();
     for file in &args.env_file {
-        let text = std::fs::read_to_string(file)
-            .or_fail(Code::Usage, || format!("--env-file {} cannot be read", file.display()))
-            .map_err(|error| error.fix("name a file of NAME=VALUE lines that you may read"))?;
-        for line in text.lines() {
-            let line = line.trim_start();
-            if !line.is_empty() && !line.starts_with('#') {
-                env.extend(variable(line)?);
-            }
-        }
+        env.extend(env_file::read(file, |name| std::env::var(name).ok())?);
     }
     for text in &args.env {
         env.extend(variable(text)?);
