@@ -79,9 +79,9 @@ pub struct Run {
     /// User: NAME|UID[:GROUP|GID] [default: the image's, or the caller if that is root]
     #[arg(short = 'u', long, value_name = "USER[:GROUP]", help_heading = "User")]
     pub user: Option<String>,
-    /// Another group of the user, by number
-    #[arg(long, value_name = "GID", help_heading = "User")]
-    pub group_add: Vec<u32>,
+    /// Another group of the user, by name or number, or keep-groups: the groups of gpurun's caller
+    #[arg(long, value_name = "GROUP", help_heading = "User")]
+    pub group_add: Vec<String>,
     /// User namespace: host, or keep-id (the caller's own uid and gid)
     #[arg(long, value_name = "MODE", help_heading = "User")]
     pub userns: Option<String>,

@@ -7,6 +7,8 @@ use super::{
     assembly::{self, Steps},
     channel::Channel,
     handover, host_root,
+    identity::Groups,
+    image_volumes,
     landlock::Confinement,
     layer::Layer,
     spec::{Container, Process, Rlimit},
@@ -86,21 +88,9 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         },
     )?;
 
-    let (root, home) = mount_root(container, layers, &steps)?;
+    let root = mount_root(container, layers, &steps)?;
     let own = if process.init || may_change_own_program(process)? { Some(own_program()?) } else { None };
     assembly::assemble(&root, steps.mounts)?;
-    if container.read_only && !container.volumes.iter().any(|volume| volume.target() == home) {
-        // Caches of CUDA, Triton and Hugging Face go there, whatever the root is.
-        let user = &process.user;
-        let options =
-            [("mode", "0700".to_owned()), ("uid", user.uid.to_string()), ("gid", user.gid.to_string())];
-        let memory = mount::new_filesystem(
-            "tmpfs",
-            &options,
-            Flags { nosuid: true, nodev: true, ..Flags::default() },
-        )?;
-        mount::attach(&memory, &root.directory(&home)?, &home)?;
-    }
     // Before the volumes, which a link of the image's may lead over /dev: what lies there then is a stranger's.
     let terminal = if process.tty { Some(terminal::open(&root, process)?) } else { None };
     let null = stdio::open_null(&root)?;
@@ -158,7 +148,7 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         // The filter lets nobody at the keys.
         None => process::leave_keyring().or_fail(Code::Internal, failed("keyctl"))?,
     }
-    Err(execute(process, &home, own.as_ref(), channel))
+    Err(execute(process, own.as_ref(), channel))
 }
 
 /// Changes to a directory that the image or a volume may have made a link: one of /proc leads to whatever is open
@@ -168,9 +158,9 @@ fn enter_directory(path: &Path) -> rustix::io::Result<()> {
     rustix::process::fchdir(root.open(path, OFlags::PATH | OFlags::DIRECTORY)?)
 }
 
-/// overlayfs over the image's layers and the one that gpurun adds, at the container's scratch directory; and the user's home.
+/// overlayfs over the image's layers and the one that gpurun adds, at the container's scratch directory; and the image's volumes.
 /// The mount's path is used by nobody but this mount namespace.
-fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(Root, PathBuf)> {
+fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<Root> {
     let path = container.scratch.join(&container.id);
     let scratch =
         open_host_directory(&path).or_fail(Code::Mount, || format!("{} cannot be opened", path.display()))?;
@@ -181,7 +171,8 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
     let added = directory_in(&memory, "layer")?;
     let layer = Layer::new(added, layers, container.privileged)?;
     // Before the mount points: a volume below the home must not make it root's.
-    let home = layer.home(&container.process.user, &container.volumes)?;
+    layer.home(&container.process.user)?;
+    layer.image_volumes(&container.image_volumes)?;
     layer.populate(&steps.image, steps.mounts.iter().chain(&steps.volumes))?;
     directory_in(&memory, "root")?;
 
@@ -191,7 +182,9 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
         host_root::mount(container, &layer.into_directory(), writable, &path.join("root"))?;
         let root = open_host_directory(&path.join("root"))
             .or_fail(Code::Mount, || "the container's root cannot be opened")?;
-        return Ok((Root::new(root), home));
+        let root = Root::new(root);
+        image_volumes::mount(container, &root, &[], &scratch, &memory)?;
+        return Ok(root);
     }
     let lowers = lower_directories(layers, layer).map_err(|errno| no_overlay(container, errno))?;
     let mount = |upper: Option<&OwnedFd>| -> Result<rustix::io::Result<()>> {
@@ -210,7 +203,9 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
     mounted.map_err(|errno| no_overlay(container, errno))?;
     let root = open_host_directory(&path.join("root"))
         .or_fail(Code::Mount, || "the container's root cannot be opened")?;
-    Ok((Root::new(root), home))
+    let root = Root::new(root);
+    image_volumes::mount(container, &root, &lowers, &scratch, &memory)?;
+    Ok(root)
 }
 
 pub fn directory_in(at: impl AsFd, name: &str) -> Result<OwnedFd> {
@@ -349,12 +344,17 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
             }
         }
     }
-    let groups: Vec<Gid> = user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
-    match rustix::thread::set_thread_groups(&groups) {
-        // A user namespace with one id has setgroups(2) denied (user_namespaces(7)): the caller's own groups stay, which
-        // is what opens the devices that he may open.
-        Err(Errno::PERM) if rootless => {}
-        result => result.or_fail(Code::User, || format!("the groups {:?} cannot be set", user.groups))?,
+    if let Groups::Set(groups) = &user.groups {
+        let groups: Vec<Gid> = groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
+        match rustix::thread::set_thread_groups(&groups) {
+            // Root of an enclosing user namespace in which setgroups(2) is denied (user_namespaces(7)).
+            Err(Errno::PERM) if rootless => {}
+            result => result.map_err(|errno| {
+                Error::new(Code::User, format!("the groups {groups:?} cannot be set"))
+                    .cause(errno)
+                    .fix("leave out --group-add, or name groups that exist in this user namespace: /proc/self/gid_map")
+            })?,
+        }
     }
     let keeps = user.uid == 0;
     if keeps {
@@ -387,14 +387,14 @@ fn c_string(text: impl AsRef<OsStr>) -> Result<CString> {
 }
 
 /// execve(2), with the command looked up in PATH as a shell does it; by way of gpurun's own file where that is given.
-fn execute(process: &Process, home: &Path, own: Option<&OwnedFd>, channel: &Channel) -> Error {
+fn execute(process: &Process, own: Option<&OwnedFd>, channel: &Channel) -> Error {
     let through_own = |program: &OwnedFd, argv: Vec<CString>, env: &[CString]| {
         let before = if process.init { vec![super::INIT_NAME.into()] } else { handover::words(channel)? };
         let argv: Vec<CString> = before.into_iter().chain(argv).collect();
         Err(process::fexecve(program.as_fd(), &argv, env))
             .or_fail(Code::CannotRun, || "gpurun cannot start itself in the container")
     };
-    let executed: Result<Infallible> = prepare(process, home).and_then(|(argv, env, candidates)| match own {
+    let executed: Result<Infallible> = prepare(process).and_then(|(argv, env, candidates)| match own {
         Some(program) => through_own(program, argv, &env),
         None => Err(run_first(&process.argv[0], &candidates, &argv, &env)),
     });
@@ -406,11 +406,8 @@ fn execute(process: &Process, home: &Path, own: Option<&OwnedFd>, channel: &Chan
 
 type Prepared = (Vec<CString>, Vec<CString>, Vec<CString>);
 
-fn prepare(process: &Process, home: &Path) -> Result<Prepared> {
-    let mut env = process.env.clone();
-    if !env.iter().any(|(name, _)| name == "HOME") {
-        env.push(("HOME".into(), home.display().to_string()));
-    }
+fn prepare(process: &Process) -> Result<Prepared> {
+    let env = &process.env;
     let argv = process.argv.iter().map(c_string).collect::<Result<Vec<_>>>()?;
     let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
     let candidates = candidates(&process.argv[0], path).iter().map(c_string).collect::<Result<Vec<_>>>()?;

@@ -7,6 +7,7 @@ mod enter;
 pub mod handover;
 mod host_root;
 pub mod identity;
+pub mod image_volumes;
 pub mod init;
 pub mod landlock;
 mod layer;

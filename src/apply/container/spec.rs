@@ -29,6 +29,8 @@ pub struct Container {
     pub shm_size: u64,
     /// `-v`, `--mount`, `--tmpfs`, in the order in which they were given.
     pub volumes: Vec<Volume>,
+    /// Paths that can be written whatever the root is (see [`super::image_volumes`]), outer ones first.
+    pub image_volumes: Vec<PathBuf>,
     /// Driver and devices.
     pub injection: Injection,
     /// The injection's small files, prepared for this image.
@@ -115,6 +117,14 @@ impl Volume {
     pub fn target(&self) -> &std::path::Path {
         match self {
             Self::Bind { target, .. } | Self::Tmpfs { target, .. } => target,
+        }
+    }
+
+    /// The path on the host of what the container may write there; `None` where it is read-only or in memory.
+    pub fn writable_source(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::Bind { source, read_only: false, .. } => Some(source),
+            Self::Bind { .. } | Self::Tmpfs { .. } => None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `gpurun run`: from what was typed to the command's exit code.
 
 mod capabilities;
+mod env_file;
 pub mod environment;
 mod host_mounts;
 mod limits;
@@ -15,7 +16,8 @@ use crate::{
         container::{
             self,
             cgroup::Limits,
-            identity::{self, Caller, Identity},
+            identity::{self, Caller, Identity, IdentityRequest},
+            image_volumes,
             spec::{Container, Process, Volume},
         },
         loader,
@@ -29,7 +31,11 @@ use crate::{
     request::DeviceRequest,
     vocabulary::EnvVar,
 };
-use std::{collections::HashMap, ffi::OsString, path::PathBuf};
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 /// An option that cannot be understood.
 fn usage(what: impl Into<String>) -> Error {
@@ -108,21 +114,24 @@ fn container(
     let config = image.config();
     let host_network = namespaces::network(&args.network)?;
     let ipc = namespaces::ipc(args.ipc.as_deref())?;
-    let caller = Caller::current();
-    let mut user = if image.root_is_caller() {
-        as_podman_does(
-            identity::resolve(
-                &config.user,
-                args.user.as_deref(),
-                &Caller { uid: 0, gid: 0, ..caller },
-                layers,
-            )?,
-            &caller,
-        )?
-    } else {
-        identity::resolve(&config.user, args.user.as_deref(), &caller, layers)?
+    let caller = Caller::current()?;
+    let typed_home = user_env.iter().rev().find(|(name, _)| name == "HOME").map(|(_, value)| value.as_str());
+    let request = IdentityRequest {
+        image_user: &config.user,
+        user: args.user.as_deref(),
+        group_add: &args.group_add,
+        home: typed_home,
+        image_env: &config.env,
+        layers,
+        volumes: &volumes,
+        read_only: args.read_only,
+        injection: &injection,
     };
-    user.groups.extend(args.group_add.iter().chain(&injection.groups));
+    let (user, id_map) = Identity::resolve(&request, &caller, image.root_is_caller())?;
+    if image.root_is_caller() {
+        check_owners_as_in_podman(&user, &caller)?;
+    }
+    let image_volumes = image_volumes::paths(&config.volumes, &user.home, args.read_only, &volumes)?;
     let rootless = caller.euid != 0;
     let argv = command(args, &config.entrypoint, &config.cmd).ok_or_else(|| {
         Error::new(Code::Usage, "the image has no command of its own").fix("name one after the image")
@@ -156,12 +165,13 @@ fn container(
         host_ipc: ipc == namespaces::Ipc::Host,
         shm_size: shm_size(context, args, &limits)?,
         volumes,
+        image_volumes,
         prepared: loader::prepare(layers, &injection)?,
         limits,
         privileged: Store::ownership() == Ownership::Image,
-        id_map: rootless.then(|| identity::id_map(&user, &caller)),
+        id_map,
         process: Process {
-            env: process_environment(&host_name, &config.env, &injection.env, user_env, args.tty),
+            env: process_environment(&host_name, &config.env, &injection.env, user_env, &user.home, args.tty),
             argv,
             cwd: cwd.unwrap_or_else(|| "/".into()),
             capabilities: capabilities::capabilities(args, user.uid == 0)?,
@@ -194,7 +204,7 @@ fn command(args: &Run, entrypoint: &[String], cmd: &[String]) -> Option<Vec<OsSt
 
 /// In an ordinary user's Podman the caller owns what is root's in the image, and his subordinate ids the rest. A container has
 /// the same owners where its root is the caller, with Podman's ids beside.
-fn as_podman_does(user: Identity, caller: &Caller) -> Result<Identity> {
+fn check_owners_as_in_podman(user: &Identity, caller: &Caller) -> Result<()> {
     let refused = |cause: String| {
         Error::new(Code::User, "the owners of the image's files would be wrong")
             .cause("it lies in your Podman, where files of the image's root are yours")
@@ -206,12 +216,12 @@ fn as_podman_does(user: Identity, caller: &Caller) -> Result<Identity> {
             "-u 0; or have the image in gpurun's own store: podman save --format oci-archive, and run oci-archive:FILE",
         ));
     }
-    if !identity::ids_are_podmans(caller) {
+    if !identity::are_as_podman_maps_them(caller) {
         return Err(refused("/etc/subuid or /etc/subgid has several ranges for you, or a short one".into()).fix(
             "give one range of 65536 ids; or have the image in gpurun's own store: podman save --format oci-archive",
         ));
     }
-    Ok(user)
+    Ok(())
 }
 
 /// The image's variables, the driver's, the user's: the last word is the user's.
@@ -220,6 +230,7 @@ fn process_environment(
     image: &[EnvVar],
     driver: &[EnvVar],
     user: Vec<EnvVar>,
+    home: &Path,
     tty: bool,
 ) -> Vec<EnvVar> {
     let host_name = ("HOSTNAME".to_owned(), host_name.to_owned());
@@ -228,8 +239,14 @@ fn process_environment(
     let mut all: Vec<EnvVar> = Vec::new();
     // An image may name a million.
     let mut places: HashMap<String, usize> = HashMap::new();
-    for (name, value) in
-        [path, host_name].into_iter().chain(terminal).chain(image.iter().chain(driver).cloned()).chain(user)
+    // Decided already, from what the user typed and the image says.
+    let home = ("HOME".to_owned(), home.to_string_lossy().into_owned());
+    for (name, value) in [path, host_name]
+        .into_iter()
+        .chain(terminal)
+        .chain(image.iter().chain(driver).cloned())
+        .chain(user)
+        .chain([home])
     {
         if let Some(&place) = places.get(&name) {
             all[place].1 = value;
