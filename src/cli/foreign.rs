@@ -115,7 +115,6 @@ pub const OPTIONS: &[Foreign] = &[
     flag("replace", "").accepts(ANY),
     flag("disable-content-trust", "").accepts(ANY),
     value("expose", "").accepts(ANY),
-    value("stop-signal", "").accepts(ANY),
     value("stop-timeout", "").accepts(ANY),
     value("detach-keys", "").accepts(ANY),
     value("isolation", "leave it out: containers are isolated by the kernel's namespaces").accepts(&["default", "", "process"]),

@@ -160,6 +160,9 @@ pub struct Run {
     /// Which processes are killed first where memory runs out (-1000 to 1000)
     #[arg(long, value_name = "NUMBER", help_heading = "Limits")]
     pub oom_score_adj: Option<i32>,
+    /// Signal that asks the command to end, where gpurun gets SIGTERM [default: the image's, or SIGTERM]
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
     /// Name of the run
     #[arg(long, value_name = "NAME", hide = true)]
     pub name: Option<String>,

@@ -6,12 +6,12 @@
 use super::{
     assembly::{self, Steps},
     channel::Channel,
-    handover, host_root,
+    handover, host_proc, host_root,
     identity::Groups,
     image_volumes,
     landlock::Confinement,
     layer::Layer,
-    spec::{Container, Process, Rlimit},
+    spec::{Container, Process, Rlimit, Volume},
     stdio, terminal,
 };
 use crate::{
@@ -72,21 +72,29 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         channel.wait()?;
     }
     rustix::process::umask(Mode::empty());
-    // Here, not with clone3: that takes the launcher's cgroup for the root of the new namespace, not the one it starts in.
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
-        .or_fail(Code::Namespace, || "no cgroup namespace can be made")?;
-    // Nothing that is mounted from here on reaches the host.
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(
-        |errno| {
-            let error = Error::new(Code::Mount, "the container's mounts cannot be made private").cause(errno);
-            match errno {
-                Errno::INVAL => error.fix(
-                    "gpurun is in a chroot whose / is no mount point: mount --bind DIR DIR before chroot DIR",
-                ),
-                _ => error,
-            }
-        },
-    )?;
+    if !container.host_cgroups {
+        // Here, not with clone3: that takes the launcher's cgroup for the root of the new namespace, not the one it starts in.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
+            .or_fail(Code::Namespace, || "no cgroup namespace can be made")?;
+    }
+    // The host's /proc still, which nothing of the image lies over.
+    host_proc::apply(container)?;
+    // Nothing that is mounted from here on reaches the host; what the host mounts comes only where it is asked for.
+    let receives = |volume: &Volume| matches!(volume, Volume::Bind { receives_mounts: true, .. });
+    let propagation = if container.volumes.iter().any(receives) {
+        MountPropagationFlags::DOWNSTREAM
+    } else {
+        MountPropagationFlags::PRIVATE
+    };
+    rustix::mount::mount_change("/", propagation | MountPropagationFlags::REC).map_err(|errno| {
+        let error = Error::new(Code::Mount, "the container's mounts cannot be made private").cause(errno);
+        match errno {
+            Errno::INVAL => error.fix(
+                "gpurun is in a chroot whose / is no mount point: mount --bind DIR DIR before chroot DIR",
+            ),
+            _ => error,
+        }
+    })?;
 
     let root = mount_root(container, layers, &steps)?;
     let own = if process.init || may_change_own_program(process)? { Some(own_program()?) } else { None };
@@ -109,6 +117,9 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
 
     if let Some(name) = &container.hostname {
         rustix::system::sethostname(name.as_bytes()).or_fail(Code::Namespace, failed("sethostname"))?;
+    }
+    if let Some(name) = &container.domainname {
+        rustix::system::setdomainname(name.as_bytes()).or_fail(Code::Namespace, failed("setdomainname"))?;
     }
     if !container.host_network {
         loopback_up()?;
@@ -298,13 +309,14 @@ fn own_program() -> Result<OwnedFd> {
 }
 
 fn set_limit(limit: &Rlimit) -> Result<()> {
+    let shown = |value: u64| if value == u64::MAX { "unlimited".to_owned() } else { value.to_string() };
     let (_, hard) =
         nix::sys::resource::getrlimit(limit.resource).or_fail(Code::Limit, || "getrlimit failed")?;
     match nix::sys::resource::setrlimit(limit.resource, limit.soft, limit.hard) {
         Ok(()) => Ok(()),
-        Err(errno) if limit.required => Err(Error::new(Code::Limit, format!("the limit {} cannot be {}:{}", limit.name, limit.soft, limit.hard))
+        Err(errno) if limit.required => Err(Error::new(Code::Limit, format!("the limit {} cannot be {}:{}", limit.name, shown(limit.soft), shown(limit.hard)))
             .cause(errno)
-            .fix(format!("the hard limit here is {hard}; ask for at most that, or raise it where gpurun is started (ulimit -H)"))),
+            .fix(format!("the hard limit here is {}; ask for at most that, or raise it where gpurun is started (ulimit -H)", shown(hard)))),
         // Wished for, not asked for: as much as this process may have.
         Err(_) => nix::sys::resource::setrlimit(limit.resource, limit.soft.min(hard), hard)
             .or_fail(Code::Limit, || format!("the limit {} cannot be set", limit.name)),
@@ -371,7 +383,10 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
     ] {
         caps::set(None, set, value).or_fail(Code::Internal, failed("capset"))?;
     }
-    rustix::thread::set_no_new_privs(true).or_fail(Code::Internal, failed("prctl"))
+    if process.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).or_fail(Code::Internal, failed("prctl"))?;
+    }
+    Ok(())
 }
 
 fn capability_set(mask: u64) -> caps::CapsHashSet {

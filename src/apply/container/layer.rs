@@ -49,7 +49,9 @@ impl Layer {
         for step in mounts {
             let (target, directory) = match step {
                 Step::Mount { target, .. } => (target, true),
-                Step::Bind { source, target, .. } => (target, source.is_dir()),
+                Step::Bind { source, target, .. } | Step::BindSlave { source, target, .. } => {
+                    (target, source.is_dir())
+                }
                 _ => continue,
             };
             if !covered.iter().any(|mount| target.starts_with(mount)) && self.find(target).is_none() {

@@ -32,6 +32,9 @@ pub struct Scratch {
     id_map: Option<IdMap>,
 }
 
+/// The file of a scratch directory with the container's `--cgroup-parent`. The container does not see it.
+const CGROUP_PARENT: &str = "cgroup-parent";
+
 impl Scratch {
     /// Makes the directory `id` beneath `all`, and removes what earlier launchers left there.
     pub fn create(all: &Path, id: &str, id_map: Option<IdMap>) -> Result<Self> {
@@ -50,6 +53,15 @@ impl Scratch {
                 Err(errno) => return Err(errno).or_fail(Code::Store, failed),
             }
         }
+    }
+
+    /// Remembers the cgroup below which the container's is made, for the launcher that removes what this one leaves.
+    ///
+    /// # Errors
+    /// [`Code::Store`] where it cannot be written.
+    pub fn remember_cgroup_parent(&self, parent: &Path) -> Result<()> {
+        fs::write(self.path.join(CGROUP_PARENT), parent.as_os_str().as_bytes())
+            .or_fail(Code::Store, || format!("{} cannot be written", self.path.display()))
     }
 
     /// Removes the directory. The container must be gone.
@@ -76,7 +88,8 @@ fn sweep(all: &Path, id_map: Option<&IdMap>) {
     for entry in fs::read_dir(all).into_iter().flatten().flatten() {
         if let Ok(_lock) = lock(&entry.path(), FlockOperation::NonBlockingLockExclusive) {
             let id = entry.file_name();
-            let result = cgroup::Cgroup::remove_stale(&id.to_string_lossy())
+            let parent = fs::read_to_string(entry.path().join(CGROUP_PARENT)).ok().map(PathBuf::from);
+            let result = cgroup::Cgroup::remove_stale(&id.to_string_lossy(), parent.as_deref())
                 .map(|()| remove_tree(&entry.path(), id_map));
             tracing::debug!(id = %id.display(), ?result, "removed what a killed launcher left");
         }

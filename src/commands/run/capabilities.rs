@@ -52,6 +52,9 @@ pub fn capabilities(args: &Run, root: bool) -> Result<u64> {
     if namespaces::network(&args.network)? {
         default &= !caps::Capability::CAP_NET_RAW.bitmask();
     }
+    if args.privileged {
+        default = mask(&["ALL".to_owned()])?;
+    }
     let (added, dropped) = (mask(&args.cap_add)?, mask(&args.cap_drop)?);
     // Docker: what is named wins over ALL on the other side.
     let all = |names: &[String]| names.iter().any(|n| n.eq_ignore_ascii_case("all"));

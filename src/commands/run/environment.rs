@@ -9,10 +9,26 @@ pub fn environment(args: &Run) -> Result<Vec<EnvVar>> {
     for file in &args.env_file {
         env.extend(env_file::read(file, |name| std::env::var(name).ok())?);
     }
+    if args.env_host {
+        // What the container has by itself stays, as with Podman.
+        env.extend(
+            own_variables()
+                .filter(|(name, _)| !["PATH", "HOME", "HOSTNAME", "TERM"].contains(&name.as_str())),
+        );
+    }
     for text in &args.env {
-        env.extend(variable(text)?);
+        match text.strip_suffix('*').filter(|prefix| !prefix.contains('=')) {
+            Some(prefix) => env.extend(own_variables().filter(|(name, _)| name.starts_with(prefix))),
+            None => env.extend(variable(text)?),
+        }
     }
     Ok(env)
+}
+
+/// gpurun's own environment, as far as it is text.
+fn own_variables() -> impl Iterator<Item = EnvVar> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// `NAME=VALUE`, or `NAME` for the value that gpurun itself has; nothing if it has none.
