@@ -21,7 +21,7 @@ macro_rules! codes {
             /// What the code means in general, as the README's table says it.
             pub fn meaning(self) -> &'static str { match self { $(Code::$name => $meaning,)* } }
             /// gpurun's exit code for it: 125 gpurun failed, 126 the command cannot be run, 127 it was not found
-            /// (Docker's numbers).
+            /// (Docker's numbers); 141 as of a program that SIGPIPE ended.
             pub fn exit_code(self) -> u8 { match self { $(Code::$name => $exit,)* } }
         }
     };
@@ -30,6 +30,8 @@ macro_rules! codes {
 codes! {
     Usage = 1, 125, "the command line cannot be understood";
     Config = 2, 125, "the configuration file cannot be used";
+    Output = 3, 125, "the answer cannot be written to standard output";
+    OutputClosed = 4, 141, "the reader of standard output is gone; nothing is printed about it";
     NoDriver = 10, 125, "no NVIDIA driver is loaded on this host";
     NvmlMissing = 11, 125, "the driver's libnvidia-ml.so.1 was not found";
     NvmlFailed = 12, 125, "the driver's library was found but does not answer";
@@ -68,6 +70,7 @@ codes! {
     NoRuntime = 59, 125, "no low-level OCI runtime can be run";
     CannotRun = 60, 126, "the command cannot be run";
     CommandNotFound = 61, 127, "the command was not found in the container";
+    Confinement = 62, 125, "the container cannot be confined on this kernel";
     Cdi = 70, 125, "a CDI document cannot be made, read or written";
     Cluster = 71, 125, "the cluster's API server cannot be reached, or refuses";
     Mps = 72, 125, "a GPU cannot be shared by MPS";

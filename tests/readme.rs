@@ -1,8 +1,7 @@
 //! The README is the manual's front: what it says of codes and options is what the program has.
 
-use clap::CommandFactory;
 use gpurun::{
-    cli::Cli,
+    cli,
     config::{SETTINGS, Setting},
     error::Code,
 };
@@ -46,7 +45,7 @@ fn everything_that_can_be_set_is_in_the_table_and_nothing_else() {
 
 #[test]
 fn every_option_that_can_be_set_exists() {
-    let command = Cli::command();
+    let command = cli::command();
     let run = command.find_subcommand("run").unwrap();
     let known: Vec<&str> =
         run.get_arguments().chain(command.get_arguments()).filter_map(clap::Arg::get_long).collect();
@@ -57,7 +56,7 @@ fn every_option_that_can_be_set_exists() {
 
 #[test]
 fn every_verb_and_every_option_that_is_named_exists() {
-    let command = Cli::command();
+    let command = cli::command();
     for verb in command.get_subcommands() {
         let name = verb.get_name();
         assert!(

@@ -21,7 +21,7 @@ use crate::{
         platform::{Platform, PlatformDriver, tegra, wsl},
         watch,
     },
-    plan,
+    out, output, plan,
     request::DeviceId,
     vocabulary::{DriverCapability, GatedFeature, Version},
 };
@@ -51,7 +51,7 @@ pub fn generate(context: &Context, args: &CdiGenerate) -> Result<u8> {
     let content = content(context, driver, &args.document, args.output.as_deref())?;
     match &args.output {
         Some(path) => drop(whole_file::write(path, &content, Code::Cdi)?),
-        None => print!("{content}"),
+        None => output::write(content.as_bytes())?,
     }
     Ok(0)
 }
@@ -239,7 +239,7 @@ fn refresh(
     let path = args.output.display();
     let driver = match driver(context, &args.document, inventory) {
         Err(error) if error.code() == Code::NoDriver => {
-            println!("{path} is left as it is: {}", error.what());
+            out!("{path} is left as it is: {}", error.what())?;
             return Ok(());
         }
         result => result?,
@@ -250,7 +250,7 @@ fn refresh(
         && !plan::has_devices(inventory)
     {
         let done = if whole_file::remove(&args.output, Code::Cdi)? { "is removed" } else { "is not written" };
-        println!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why");
+        out!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why")?;
         return Ok(());
     }
     let about = match &driver {
@@ -262,9 +262,9 @@ fn refresh(
     };
     let content = content(context, driver, &args.document, Some(&args.output))?;
     if whole_file::write(&args.output, &content, Code::Cdi)? {
-        println!("{path} is written: {about}");
+        out!("{path} is written: {about}")?;
     } else {
-        println!("{path} is as it should be");
+        out!("{path} is as it should be")?;
     }
     Ok(())
 }
@@ -274,7 +274,7 @@ fn keep_fresh(context: &Context, args: &CdiRefresh) -> Result<u8> {
     let never = watch::follow(&context.host, &context.state_dir, |inventory| {
         // The document stays as it was until the rest has come.
         if let Err(error) = refresh(context, args, || inventory) {
-            eprintln!("{error}");
+            output::report(&error);
         }
     })?;
     match never {}
@@ -299,7 +299,7 @@ pub fn transform_root(args: &CdiTransformRoot) -> Result<u8> {
     let content = text_of(&document, None, args.output.as_deref());
     match &args.output {
         Some(path) => drop(whole_file::write(path, &content, Code::Cdi)?),
-        None => print!("{content}"),
+        None => output::write(content.as_bytes())?,
     }
     Ok(0)
 }
@@ -369,11 +369,11 @@ pub fn list(directories: &[PathBuf], as_json: bool) -> Result<u8> {
     let found = found(directories)?;
     let devices = devices(&found);
     if as_json {
-        println!("{:#}", json!(devices));
+        out!("{:#}", json!(devices))?;
         return Ok(0);
     }
     for name in devices.keys() {
-        println!("{name}");
+        out!("{name}")?;
     }
     Ok(0)
 }
@@ -386,15 +386,15 @@ fn validate(context: &Context, directories: &[PathBuf]) -> Result<u8> {
             .iter()
             .map(|Finding { path, what, fix }| json!({"file": path, "what": what, "fix": fix}))
             .collect();
-        println!("{:#}", json!({"files": files, "findings": all}));
+        out!("{:#}", json!({"files": files, "findings": all}))?;
     } else {
         for Finding { path, what, fix } in &findings {
-            println!("!    {}: {what}; {fix}", path.display());
+            out!("!    {}: {what}; {fix}", path.display())?;
         }
         if files.is_empty() {
-            println!("there is no document in {}", shown(directories));
+            out!("there is no document in {}", shown(directories))?;
         } else if findings.is_empty() {
-            println!("{} documents, nothing is wrong", files.len());
+            out!("{} documents, nothing is wrong", files.len())?;
         }
     }
     Ok(u8::from(!findings.is_empty()))

@@ -9,6 +9,7 @@ use crate::{
     config::Found,
     error::{Code, Error, Result},
     inventory::Inventory,
+    out,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -93,13 +94,13 @@ pub fn run(context: &Context, cdi_directories: &[PathBuf]) -> Result<u8> {
                 }
             })
             .collect();
-        println!("{:#}", json!(all));
+        out!("{:#}", json!(all))?;
     } else {
         for check in &checks {
             match &check.result {
-                Ok(what) => println!("ok    {:<16} {what}", check.name),
+                Ok(what) => out!("ok    {:<16} {what}", check.name)?,
                 Err((code, what, fix)) => {
-                    println!("wrong {:<16} [{code}] {what}\n      fix: {fix}", check.name);
+                    out!("wrong {:<16} [{code}] {what}\n      fix: {fix}", check.name)?;
                 }
             }
         }

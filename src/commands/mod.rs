@@ -21,7 +21,10 @@ use crate::{
     cli::{Global, Pulling},
     config::Config,
     error::{Code, Error, Result},
-    image::{Pull, Store, registry::When},
+    image::{
+        Pull, Store,
+        registry::{Progress, When},
+    },
     inventory::{Host, Inventory},
     plan::{Injection, Policy},
     request::DeviceRequest,
@@ -63,7 +66,7 @@ impl Context {
         };
         let root = rustix::process::geteuid().is_root();
         let dir = |key: &str, root_dir: &str, user_key: &str, user_dir: &str| {
-            let named = std::env::var_os(key).map(PathBuf::from);
+            let named = std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
             let user = || {
                 std::env::var_os(user_key)
                     .map(PathBuf::from)
@@ -100,17 +103,17 @@ impl Context {
             .config
             .store_quota
             .as_deref()
-            .map(|text| run::options::size("store-quota", text))
+            .map(|text| run::sizes::size("store-quota", text))
             .transpose()?;
         Ok(Store::open(&self.store_dir)?.with_quota(quota))
     }
 
-    /// How images of registries are had.
-    pub fn pull(&self, when: When, pulling: &Pulling) -> Pull {
+    /// How images of registries are had. `quiet` overrides the kind of progress.
+    pub fn pull(&self, when: When, pulling: &Pulling, quiet: bool) -> Pull {
         Pull {
             when,
             platform: pulling.platform.clone().unwrap_or_default(),
-            progress: pulling.progress,
+            progress: if quiet { Progress::None } else { pulling.progress },
             insecure: self.config.insecure_registries.clone(),
             mirrors: self.config.registry_mirrors.clone(),
         }

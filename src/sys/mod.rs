@@ -4,6 +4,7 @@
 
 pub mod bpf;
 pub mod dynamic;
+pub mod landlock;
 pub mod mount;
 pub mod process;
 pub mod seccomp;

@@ -1,0 +1,28 @@
+//! `-e`, `--env-file` and `--env-host`.
+
+use super::{env_file, usage};
+use crate::{cli::Run, error::Result, vocabulary::EnvVar};
+
+/// `-e` and `--env-file`, files first, as Docker orders them.
+pub fn environment(args: &Run) -> Result<Vec<EnvVar>> {
+    let mut env = Vec::new();
+    for file in &args.env_file {
+        env.extend(env_file::read(file, |name| std::env::var(name).ok())?);
+    }
+    for text in &args.env {
+        env.extend(variable(text)?);
+    }
+    Ok(env)
+}
+
+/// `NAME=VALUE`, or `NAME` for the value that gpurun itself has; nothing if it has none.
+fn variable(text: &str) -> Result<Option<EnvVar>> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, std::env::var(text).ok()),
+    };
+    if name.is_empty() || name.chars().any(char::is_whitespace) {
+        return Err(usage(format!("{text:?} does not set a variable")).fix("write -e NAME=VALUE, or -e NAME"));
+    }
+    Ok(value.map(|value| (name.to_owned(), value)))
+}
