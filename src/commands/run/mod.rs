@@ -9,6 +9,7 @@ mod mounts;
 mod namespaces;
 mod security;
 pub mod sizes;
+mod stop_signal;
 
 use super::Context;
 use crate::{
@@ -54,6 +55,9 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let injection = injection(context, args, &image, &user_env)?;
     for warning in &injection.warnings {
         tracing::warn!("{warning}");
+    }
+    if image.config().has_healthcheck {
+        tracing::warn!("the image has a HEALTHCHECK, and gpurun does not run it");
     }
     let mut volumes = if reference == ImageReference::Host { host_file_systems()? } else { Vec::new() };
     volumes.extend(mounts::volumes(args)?);
@@ -179,7 +183,7 @@ fn container(
             tty: args.tty,
             interactive: args.interactive,
             init: args.init,
-            stop_signal: None,
+            stop_signal: config.stop_signal.as_deref().and_then(stop_signal::number),
             rlimits: limits::rlimits(&args.ulimit)?,
             seccomp: security::seccomp(&args.security_opt)?,
         },
