@@ -111,7 +111,6 @@ const CREDENTIALS: &str =
 pub const OPTIONS: &[Foreign] = &[
     // True anyway.
     flag("rm", "").accepts(ANY),
-    flag("no-healthcheck", "").accepts(ANY),
     flag("replace", "").accepts(ANY),
     flag("disable-content-trust", "").accepts(ANY),
     value("expose", "").accepts(ANY),

@@ -163,6 +163,9 @@ pub struct Run {
     /// Signal that asks the command to end, where gpurun gets SIGTERM [default: the image's, or SIGTERM]
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,
+    /// Say nothing about the image's HEALTHCHECK, which is not run
+    #[arg(long, hide = true)]
+    pub no_healthcheck: bool,
     /// Name of the run
     #[arg(long, value_name = "NAME", hide = true)]
     pub name: Option<String>,

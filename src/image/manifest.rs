@@ -182,6 +182,8 @@ pub struct Defaults {
     pub volumes: BTreeMap<String, serde_json::Value>,
     #[serde(deserialize_with = "nullable")]
     pub stop_signal: String,
+    /// Docker's object; of any shape, because it has no effect here.
+    pub healthcheck: serde_json::Value,
 }
 
 /// Go writes an empty list as `null`.

@@ -140,6 +140,11 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     if container.id_map.is_none() {
         channel.wait()?;
     }
+    let confine = || confine(confinement, seccomp.as_deref(), own.as_ref());
+    if !process.no_new_privileges {
+        // Without no_new_privs that takes CAP_SYS_ADMIN, which goes now.
+        confine()?;
+    }
     drop_privileges(process, !container.privileged)?;
     // After the change of user, which clears it: a container dies with its launcher, however that ends.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
@@ -151,15 +156,24 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     enter_directory(&process.cwd).or_fail(Code::CannotRun, || {
         format!("the working directory {} cannot be entered", process.cwd.display())
     })?;
-    confinement.enter(own.as_ref().map(AsFd::as_fd))?;
-    match seccomp {
-        Some(filter) => {
-            crate::sys::seccomp::install(&filter).or_fail(Code::Seccomp, failed("seccomp"))?;
-        }
-        // The filter lets nobody at the keys.
-        None => process::leave_keyring().or_fail(Code::Internal, failed("keyctl"))?,
+    if process.no_new_privileges {
+        confine()?;
     }
     Err(execute(process, own.as_ref(), channel))
+}
+
+/// What its processes cannot do from here on: Landlock and the system call filter, or no keyring of the host's where there is none.
+fn confine(confinement: Confinement, seccomp: Option<&[u8]>, own: Option<&OwnedFd>) -> Result<()> {
+    confinement.enter(own.map(AsFd::as_fd))?;
+    match seccomp {
+        Some(filter) => {
+            crate::sys::seccomp::install(filter)
+                .or_fail(Code::Seccomp, || "the system call filter cannot be installed")?;
+        }
+        // The filter lets nobody at the keys.
+        None => process::leave_keyring().or_fail(Code::Internal, || "the session keyring cannot be left")?,
+    }
+    Ok(())
 }
 
 /// Changes to a directory that the image or a volume may have made a link: one of /proc leads to whatever is open

@@ -11,6 +11,7 @@ mod names;
 mod namespaces;
 mod security;
 pub mod sizes;
+mod stop_signal;
 
 use super::Context;
 use crate::{
@@ -59,6 +60,11 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     warn_of_what_is_left_behind(&user_env);
     for warning in &injection.warnings {
         tracing::warn!("{warning}");
+    }
+    if image.config().has_healthcheck && !args.no_healthcheck {
+        tracing::warn!(
+            "the image has a HEALTHCHECK, and gpurun does not run it yet; --no-healthcheck silences this"
+        );
     }
     let mut volumes = if reference == ImageReference::Host { host_file_systems()? } else { Vec::new() };
     volumes.extend(mounts::volumes(args)?);
@@ -281,6 +287,7 @@ fn container(
         injection: &injection,
     };
     let (user, id_map) = Identity::resolve(&request, &caller, image.root_is_caller())?;
+    mounts::check_targets(&volumes, layers)?;
     if image.root_is_caller() {
         check_owners_as_in_podman(&user, &caller)?;
     }
@@ -304,9 +311,11 @@ fn container(
     let own_name = !namespaces.host_network && !namespaces.host_uts;
     let hostname = args.hostname.clone().or_else(|| own_name.then(|| "gpurun".to_owned()));
     let stop_signal = match (&args.stop_signal, &config.stop_signal) {
-        (Some(typed), _) => Some(names::signal("--stop-signal", typed)?),
-        (None, Some(images)) => Some(names::signal("the image's STOPSIGNAL", images)?),
-        (None, None) => None,
+        (Some(typed), _) => Some(stop_signal::number(typed).ok_or_else(|| {
+            usage(format!("--stop-signal {typed:?} is not a signal"))
+                .fix("write its name or number: SIGTERM, TERM, 15")
+        })?),
+        (None, images) => images.as_deref().and_then(stop_signal::number),
     };
     let host_name =
         hostname.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());

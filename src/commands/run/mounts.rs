@@ -2,7 +2,10 @@
 
 use super::{sizes::size, usage};
 use crate::{
-    apply::container::spec::Volume,
+    apply::{
+        container::spec::Volume,
+        rootfs::{Found, Layers},
+    },
     cli::{Run, is_true},
     error::{Code, Error, Result},
     request::csv,
@@ -35,6 +38,31 @@ pub fn anonymous(args: &Run) -> Result<Vec<PathBuf>> {
         _ => None,
     });
     short.chain(long).collect()
+}
+
+/// Refuses a file over one of the image's directories, and the reverse.
+///
+/// # Errors
+/// [`Code::Volume`], which names both.
+pub fn check_targets(volumes: &[Volume], layers: &Layers) -> Result<()> {
+    for volume in volumes {
+        let Volume::Bind { source, target, .. } = volume else { continue };
+        let is_directory = source.is_dir();
+        let (here, there) = match layers.find(&target.to_string_lossy()) {
+            Some((_, Found::Directory(_))) if !is_directory => ("a file", "a directory"),
+            Some((_, Found::File(_) | Found::Other)) if is_directory => ("a directory", "a file"),
+            _ => continue,
+        };
+        let (source, target) = (source.display(), target.display());
+        return Err(Error::new(Code::Volume, format!("{source} cannot be mounted on {target}"))
+            .cause(format!("{source} is {here} on the host, and {target} is {there} in the image"))
+            .fix(if is_directory {
+                format!("mount the directory elsewhere, or one file of it: -v {source}/FILE:{target}")
+            } else {
+                format!("name a file in the directory: -v {source}:{target}/NAME")
+            }));
+    }
+    Ok(())
 }
 
 fn target(option: &str, text: &str) -> Result<PathBuf> {

@@ -105,39 +105,6 @@ pub fn attaches_stdin(args: &Run) -> bool {
     args.attach.iter().any(|stream| stream.eq_ignore_ascii_case("stdin"))
 }
 
-/// The number of a signal: `SIGINT`, `INT`, `2`, `RTMIN+3`.
-///
-/// # Errors
-/// [`Code::Usage`] where there is none.
-pub fn signal(source: &str, text: &str) -> Result<i32> {
-    let bad = || {
-        usage(format!("{source} {text:?} is not a signal")).fix("write its name or number: SIGTERM, TERM, 15")
-    };
-    let upper = text.to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    // signal(7): the C library keeps the first two for itself.
-    let (first, last) = (34, 64);
-    let number = if let Ok(number) = name.parse::<i32>() {
-        number
-    } else if let Some(rest) = name.strip_prefix("RTMIN") {
-        first
-            + if rest.is_empty() {
-                0
-            } else {
-                rest.strip_prefix('+').and_then(|n| n.parse().ok()).ok_or_else(bad)?
-            }
-    } else if let Some(rest) = name.strip_prefix("RTMAX") {
-        last - if rest.is_empty() {
-            0
-        } else {
-            rest.strip_prefix('-').and_then(|n| n.parse().ok()).ok_or_else(bad)?
-        }
-    } else {
-        format!("SIG{name}").parse::<nix::sys::signal::Signal>().map_err(|_| bad())? as i32
-    };
-    if (1..=last).contains(&number) { Ok(number) } else { Err(bad()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,18 +136,6 @@ mod tests {
         );
         assert!(dns(&run(&["--dns", "google"])).is_err());
         assert!(dns(&run(&["--dns-search", "a b"])).is_err());
-    }
-
-    #[test]
-    fn signals_have_names_and_numbers() {
-        for (text, number) in
-            [("SIGINT", 2), ("int", 2), ("15", 15), ("RTMIN+3", 37), ("SIGRTMIN", 34), ("RTMAX-1", 63)]
-        {
-            assert_eq!(signal("--stop-signal", text).unwrap(), number, "{text}");
-        }
-        for text in ["", "SIG", "0", "65", "HUPP", "RTMIN+99", "-1"] {
-            assert!(signal("--stop-signal", text).is_err(), "{text}");
-        }
     }
 
     #[test]

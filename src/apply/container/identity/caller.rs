@@ -75,10 +75,8 @@ fn behind_sudo(uid: Option<&str>, gid: Option<&str>) -> Result<Option<(u32, u32)
             // 4294967295 would leave the uid of the process, which is root's, unchanged.
             Ok(id) if id != u32::MAX && text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Some(id)),
             _ => Err(Error::new(Code::User, format!("{name} is {text:?}, which is not an id"))
-                .cause(
-                    "sudo sets it to the id of its caller, as whom containers run unless -u says otherwise",
-                )
-                .fix(format!("unset {name}; or say who runs the command: -u UID:GID, -u 0 for root"))),
+                .cause("sudo sets it to the id of its caller, as whom containers run")
+                .fix("start gpurun without it: env -u SUDO_UID -u SUDO_GID gpurun …")),
         },
     };
     let (uid, gid) = (id("SUDO_UID", uid)?, id("SUDO_GID", gid)?);
@@ -87,7 +85,7 @@ fn behind_sudo(uid: Option<&str>, gid: Option<&str>) -> Result<Option<(u32, u32)
         (Some(uid), Some(gid)) => Ok(Some((uid, gid))),
         (Some(_), None) => Err(Error::new(Code::User, "SUDO_UID is set and SUDO_GID is not")
             .cause("sudo sets both, so something else has changed them")
-            .fix("unset SUDO_UID; or say who runs the command: -u UID:GID, -u 0 for root")),
+            .fix("start gpurun without it: env -u SUDO_UID gpurun …")),
     }
 }
 
@@ -137,7 +135,7 @@ mod tests {
             (None, Some("x")),
         ] {
             let error = behind_sudo(uid, gid).unwrap_err();
-            assert!(error.to_string().contains("unset SUDO_"), "{uid:?} {gid:?}: {error}");
+            assert!(error.to_string().contains("env -u SUDO_UID"), "{uid:?} {gid:?}: {error}");
         }
     }
 }
