@@ -12,7 +12,7 @@ use super::{
     landlock::Confinement,
     layer::Layer,
     spec::{Container, Process, Rlimit, Volume},
-    stdio, terminal,
+    stdio, terminal, unix_sockets,
 };
 use crate::{
     apply::{
@@ -140,7 +140,7 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     if container.id_map.is_none() {
         channel.wait()?;
     }
-    let confine = || confine(confinement, seccomp.as_deref(), own.as_ref());
+    let confine = || confine(container, confinement, seccomp.as_deref(), own.as_ref(), channel);
     if !process.no_new_privileges {
         // Without no_new_privs that takes CAP_SYS_ADMIN, which goes now.
         confine()?;
@@ -162,9 +162,22 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     Err(execute(process, own.as_ref(), channel))
 }
 
-/// What its processes cannot do from here on: Landlock and the system call filter, or no keyring of the host's where there is none.
-fn confine(confinement: Confinement, seccomp: Option<&[u8]>, own: Option<&OwnedFd>) -> Result<()> {
-    confinement.enter(own.map(AsFd::as_fd))?;
+/// What its processes cannot do from here on: Landlock, a namespace of Unix sockets, and the system call filter; or no keyring of
+/// the host's where there is no filter.
+fn confine(
+    container: &Container,
+    confinement: Confinement,
+    seccomp: Option<&[u8]>,
+    own: Option<&OwnedFd>,
+    channel: &Channel,
+) -> Result<()> {
+    let unix_sockets = if unix_sockets::are_apart(container) { unix_sockets::stop()? } else { None };
+    if let Some(listener) = &unix_sockets {
+        channel.send_unix_sockets(listener)?;
+    }
+    confinement.enter(own.map(AsFd::as_fd), unix_sockets.is_some())?;
+    // Its supervisor alone keeps it open.
+    drop(unix_sockets);
     match seccomp {
         Some(filter) => {
             crate::sys::seccomp::install(filter)
@@ -186,9 +199,7 @@ fn enter_directory(path: &Path) -> rustix::io::Result<()> {
 /// overlayfs over the image's layers and the one that gpurun adds, at the container's scratch directory; and the image's volumes.
 /// The mount's path is used by nobody but this mount namespace.
 fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<Root> {
-    let path = container.scratch.join(&container.id);
-    let scratch =
-        open_host_directory(&path).or_fail(Code::Mount, || format!("{} cannot be opened", path.display()))?;
+    let (path, scratch) = container.scratch.open_by_path(&container.id)?;
     // On the scratch directory lies a file system in memory, with gpurun's layer and the root's mount point.
     let flags = Flags { nodev: true, ..Flags::default() };
     let memory = mount::new_filesystem("tmpfs", &[("mode", "0700".into())], flags)?;

@@ -2,6 +2,7 @@
 
 use super::{cgroup::Limits, identity::Identity, user_namespace::IdMap};
 use crate::{
+    image::ScratchDir,
     inventory::DeviceNode,
     plan::Injection,
     sys::bpf::{DeviceKind, DeviceRule},
@@ -17,7 +18,7 @@ pub struct Container {
     /// `--read-only`: nothing but the mounts can be written.
     pub read_only: bool,
     /// Where files are kept that the container writes into its root.
-    pub scratch: PathBuf,
+    pub scratch: ScratchDir,
     /// Where gpurun keeps its trees.
     pub state_dir: PathBuf,
     /// The command.

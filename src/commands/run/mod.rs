@@ -28,7 +28,7 @@ use crate::{
     },
     cli::{self, Run},
     error::{Code, Error, OrFail, Result},
-    image::{Image, ImageReference, Ownership, Platform, Store},
+    image::{Image, ImageReference, Ownership, Platform, ScratchDir, Store},
     inventory::binfmt,
     plan::{self, Injection},
     request::DeviceRequest,
@@ -69,7 +69,8 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let mut volumes = if reference == ImageReference::Host { host_file_systems()? } else { Vec::new() };
     volumes.extend(mounts::volumes(args)?);
     let layers = Layers::open(image.root(&store)?)?;
-    let container = container(context, args, options, &image, user_env, volumes, injection, &layers)?;
+    let container =
+        container(context, args, options, &image, user_env, volumes, injection, &layers, store.scratch()?)?;
     let id_file = args.cidfile.as_deref().map(|path| IdFile::create(path, &container.id)).transpose()?;
     let result = container::run(container, layers);
     if result.is_err() {
@@ -269,6 +270,7 @@ fn container(
     volumes: Vec<Volume>,
     injection: Injection,
     layers: &Layers,
+    scratch: ScratchDir,
 ) -> Result<Container> {
     let config = image.config();
     let Options { namespaces, security, devices, device_rules, limits, gpus: _ } = options;
@@ -325,7 +327,7 @@ fn container(
     Ok(Container {
         id: new_id()?,
         read_only: args.read_only,
-        scratch: context.store_dir.join("scratch"),
+        scratch,
         state_dir: context.state_dir.clone(),
         hostname,
         domainname: args.domainname.clone(),
