@@ -309,7 +309,7 @@ fn octal(text: &str) -> Option<u32> {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let text = crate::fuzz_targets::text(bytes);
-    let _ = (volume(text), mount(text), tmpfs(text));
+    let _ = (volume(text), mount(text), tmpfs(text), bind(text));
 }
 
 #[cfg(test)]
