@@ -7,6 +7,7 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     plan::Policy,
     request::Accepted,
+    text_file::TextFile,
     vocabulary::DriverCapability,
 };
 use serde::Deserialize;
@@ -18,6 +19,9 @@ use std::{
 
 /// Read when no other file is named; it need not be there.
 pub const DEFAULT_FILE: &str = "/etc/gpurun/config.toml";
+
+/// The largest configuration file that is read, in bytes.
+const MAX_FILE: u64 = 1 << 20;
 
 /// Something that can be set.
 #[derive(Debug)]
@@ -235,7 +239,8 @@ impl Found {
     /// # Errors
     /// [`Code::Config`] when it cannot be read, or is no TOML.
     pub fn open(file: Option<&Path>) -> Result<Option<Self>> {
-        let present = |path: &Path| match std::fs::read_to_string(path) {
+        let read = |path: &Path| TextFile::read(path, MAX_FILE)?.text().map(str::to_owned);
+        let present = |path: &Path| match read(path) {
             Err(error) if file.is_none() && error.kind() == ErrorKind::NotFound => Ok(None),
             read => read
                 .map(Some)

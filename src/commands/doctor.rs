@@ -2,9 +2,13 @@
 
 use super::{Context, cdi};
 use crate::{
-    apply::container::{cgroup::Layout, landlock},
+    apply::container::{
+        cgroup::Layout,
+        identity::{Caller, check_subordinate_ids},
+        landlock,
+    },
     config::Found,
-    error::{Code, Result},
+    error::{Code, Error, Result},
     inventory::Inventory,
     out,
 };
@@ -72,7 +76,15 @@ pub fn run(context: &Context, cdi_directories: &[PathBuf]) -> Result<u8> {
         }
     }
     checks.extend(cdi_documents(cdi_directories, &inventory)?);
-    checks.extend([configuration(context)?, user_namespaces(), overlay(), shm(), cgroups(), confinement()]);
+    checks.extend([
+        configuration(context)?,
+        user_namespaces(),
+        subordinate_ids(),
+        overlay(),
+        shm(),
+        cgroups(),
+        confinement(),
+    ]);
     let bad = checks.iter().filter(|check| check.result.is_err()).count();
     if context.json {
         let all: Vec<_> = checks
@@ -179,6 +191,14 @@ fn user_namespaces() -> Check {
         Ok("ordinary users can start containers".into())
     };
     Check { name: "user namespaces", result }
+}
+
+/// The ids beside its own that containers of the caller have, where root does not start them.
+fn subordinate_ids() -> Check {
+    let found = Caller::current().and_then(|caller| check_subordinate_ids(&caller));
+    let failed =
+        |error: Error| (error.code().to_string(), error.what().to_owned(), error.fix_line().to_owned());
+    Check { name: "subordinate ids", result: found.map_err(failed) }
 }
 
 fn overlay() -> Check {

@@ -200,6 +200,8 @@ pub struct Defaults {
     pub labels: BTreeMap<String, String>,
     pub volumes: BTreeMap<String, IgnoredAny>,
     pub stop_signal: String,
+    /// Docker's object; of any shape, because it has no effect here.
+    pub healthcheck: serde_json::Value,
 }
 
 /// What the documents of an image come to.
