@@ -10,6 +10,7 @@ pub mod engines;
 pub mod kubelet;
 pub mod registry;
 mod terminal;
+pub mod web;
 
 pub use terminal::on_a_terminal;
 

@@ -19,7 +19,7 @@ pub mod run;
 pub mod runtime;
 
 use crate::{
-    cli::{Global, Pulling},
+    cli::{Global, Pulling, environment},
     config::Config,
     error::{Code, Error, Result},
     image::{
@@ -67,7 +67,7 @@ impl Context {
         };
         let root = rustix::process::geteuid().is_root();
         let dir = |key: &str, root_dir: &str, user_key: &str, user_dir: &str| {
-            let named = std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
+            let named = environment::variable(key).map(PathBuf::from);
             let user = || own_directory::named_by(user_key).map(|d| d.join("gpurun"));
             let home = || {
                 let home = own_directory::named_by("HOME").or_else(home_of_account);
