@@ -100,7 +100,7 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
             // POLLHUP alone: the last process that could ask has ended.
             && ready.unix_socket.is_some_and(|events| events.contains(PollFlags::IN))
         {
-            unix_sockets::supervise(listener, has_user_namespace.then(|| pid_one.as_fd()))?;
+            unix_sockets::supervise(&listener, has_user_namespace.then(|| pid_one.as_fd()))?;
         }
         if let Some(open) = &mut terminal {
             if ready.typed {
@@ -333,8 +333,7 @@ impl Flow {
         match rustix::io::read(&self.from, rustix::buffer::spare_capacity(&mut self.pending)) {
             Ok(0) => Next::Over,
             Ok(_) if self.never_blocks => self.write(),
-            Ok(_) => Next::Wait,
-            Err(Errno::INTR | Errno::AGAIN) => Next::Wait,
+            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => Next::Wait,
             // A terminal that is gone, a directory.
             Err(_) => Next::Over,
         }
