@@ -20,6 +20,7 @@ mod layer;
 mod layout;
 mod manifest;
 mod note;
+mod platform;
 mod progress;
 mod reference;
 pub mod registry;
@@ -32,7 +33,7 @@ pub mod tree;
 mod unpack;
 
 pub use digest::Digest;
-pub use manifest::Platform;
+pub use platform::Platform;
 pub use reference::{ImageReference, RegistryName};
 pub use registry::Pull;
 pub use scratch::ScratchDir;
@@ -460,5 +461,7 @@ fn unpack_all(
     failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;

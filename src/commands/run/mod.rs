@@ -2,9 +2,9 @@
 
 mod capabilities;
 pub mod environment;
-mod host_mounts;
+pub(crate) mod host_mounts;
 mod limits;
-mod mounts;
+pub(crate) mod mounts;
 mod namespaces;
 mod security;
 pub mod sizes;
@@ -155,6 +155,7 @@ fn container(
         state_dir: context.state_dir.clone(),
         hostname,
         host_network,
+        network_requested: !args.network.is_empty(),
         host_ipc: ipc == namespaces::Ipc::Host,
         shm_size: shm_size(context, args, &limits)?,
         volumes,
@@ -171,6 +172,7 @@ fn container(
             tty: args.tty,
             interactive: args.interactive,
             init: args.init,
+            stop_signal: None,
             rlimits: limits::rlimits(&args.ulimit)?,
             seccomp: security::seccomp(&args.security_opt)?,
         },

@@ -93,7 +93,8 @@ impl Store {
         let used: HashSet<&str> = records.iter().map(|(record, _)| record.id.hex()).collect();
         for blob in blobs.iter().filter(|blob| !used.contains(blob.as_str())) {
             let path = format!("{BLOBS}/{blob}");
-            if !self.read(&path).is_ok_and(|bytes| Digest::of(&bytes).hex() == blob) {
+            let Ok(digest) = Digest::parse(blob) else { continue };
+            if !self.read(&path).is_ok_and(|bytes| digest.matches(&bytes)) {
                 continue;
             }
             match unlinkat(&self.directory, path, AtFlags::empty()) {
@@ -129,7 +130,7 @@ impl Store {
     /// A configuration file; `None` where there is none that is whole.
     pub fn blob(&self, digest: &Digest) -> Option<Vec<u8>> {
         let bytes = self.read(&format!("{BLOBS}/{}", digest.hex())).ok()?;
-        (Digest::of(&bytes) == *digest).then_some(bytes)
+        digest.matches(&bytes).then_some(bytes)
     }
 
     /// Keeps a configuration file.
