@@ -4,7 +4,7 @@
 //! stream that was cut shows where it is read: a tar archive has an end, and its parts have digests.
 
 use super::{layout::Layout, progress::Unpacking, registry::Progress, store::Store};
-use crate::error::{Code, Error, OrFail, Result};
+use crate::error::{Code, Error, Result};
 use serde::Deserialize;
 use std::{
     env,
@@ -39,8 +39,9 @@ pub fn describe(name: &str) -> Result<Described> {
     ask(&format!("/images/{name}/json"), name)?
         .take(MAX_DOCUMENT)
         .read_to_end(&mut bytes)
-        .or_fail(Code::Registry, || "Docker's daemon does not answer")?;
-    serde_json::from_slice(&bytes).or_fail(Code::Registry, || "Docker's daemon answers with something else")
+        .map_err(|error| unanswered("Docker's daemon does not answer", &error))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| unanswered("Docker's daemon answers with something else", &error))
 }
 
 /// Has the daemon save the image, into a file of the store that has no name.
@@ -72,14 +73,14 @@ fn ask(path: &str, name: &str) -> Result<impl Read> {
     stream
         .set_read_timeout(Some(SILENCE))
         .and_then(|()| stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes()))
-        .or_fail(Code::Registry, fail)?;
+        .map_err(|error| unanswered(&fail(), &error))?;
     let mut reader = BufReader::with_capacity(256 << 10, stream);
-    let status = head(&mut reader).or_fail(Code::Registry, fail)?;
+    let status = head(&mut reader).map_err(|error| unanswered(&fail(), &error))?;
     if status == 200 {
         return Ok(reader);
     }
     let mut said = Vec::new();
-    reader.take(64 << 10).read_to_end(&mut said).or_fail(Code::Registry, fail)?;
+    reader.take(64 << 10).read_to_end(&mut said).map_err(|error| unanswered(&fail(), &error))?;
     let said = complaint(&said);
     Err(if status == 404 {
         Error::new(Code::ImageNotFound, format!("Docker has no image {name}"))
@@ -88,7 +89,14 @@ fn ask(path: &str, name: &str) -> Result<impl Read> {
     } else {
         Error::new(Code::Registry, format!("Docker's daemon does not give {name}"))
             .cause(format!("{status}: {said}"))
+            .fix(format!("see what `docker save {name}` says, and the daemon's log: journalctl -u docker"))
     })
+}
+
+fn unanswered(what: &str, cause: &dyn std::fmt::Display) -> Error {
+    Error::new(Code::Registry, what)
+        .cause(cause)
+        .fix("see whether `docker images` works, and the daemon's log: journalctl -u docker")
 }
 
 /// The status of an answer, read up to its body.
