@@ -1,6 +1,7 @@
 //! The configuration: each key's meaning and default, once.
 #![forbid(unsafe_code)]
 
+pub mod engines;
 pub mod toolkit;
 
 use crate::{
@@ -268,6 +269,13 @@ fn unusable(error: &toml::de::Error) -> Error {
     Error::new(Code::Config, "the configuration is not understood")
         .cause(error.message())
         .fix("`gpurun config` lists the keys")
+}
+
+/// What the parser says, with the line of the text.
+fn place(text: &str, error: &toml::de::Error) -> String {
+    let start = error.span().map_or(0, |span| span.start);
+    let line = text.get(..start).unwrap_or_default().matches('\n').count() + 1;
+    format!("line {line}: {}", error.message())
 }
 
 impl Config {

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
                 {
                     Ok(()) => ExitCode::SUCCESS,
                     Err(error) => {
-                        eprintln!("{error}");
+                        eprintln!("{}", error.for_engine());
                         ExitCode::FAILURE
                     }
                 };

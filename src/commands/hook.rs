@@ -39,7 +39,7 @@ pub fn run(words: &[OsString]) -> u8 {
     };
     result.map_or_else(
         |error| {
-            eprintln!("{error}");
+            eprintln!("{}", error.for_engine());
             1
         },
         |()| 0,
@@ -87,7 +87,7 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let state = state(std::io::stdin().lock())?;
     let context = engine::context(config)?;
-    let (bundle, spec) = Bundle::open(&state.bundle)
+    let (bundle, spec) = Bundle::open(&state.bundle, None)
         .map_err(|error| error.fix("start the container again: its engine makes the bundle"))?;
     let Some(injection) = engine::injection(&spec, &context)? else { return Ok(()) };
     if debug {
