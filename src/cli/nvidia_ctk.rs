@@ -135,7 +135,7 @@ pub struct CdiGenerate {
         env = "NVIDIA_CTK_CDI_GENERATE_CONFIG_SEARCH_PATHS"
     )]
     pub config_search_path: Vec<PathBuf>,
-    /// Not used: there is one hook
+    /// Leave a hook out: its name, or "all"
     #[arg(
         long,
         alias = "disable-hooks",

@@ -106,7 +106,6 @@ fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
         ("--ldconfig-path", args.ldconfig_path.is_some(), one_hook),
         ("--library-search-path", !args.library_search_path.is_empty(), in_the_root),
         ("--config-search-path", !args.config_search_path.is_empty(), in_the_root),
-        ("--disable-hook", !args.disable_hook.is_empty(), one_hook),
         ("--enable-hook", !args.enable_hook.is_empty(), one_hook),
         ("--feature-flag", !args.feature_flag.is_empty(), "they choose between ways of NVIDIA's toolkit"),
         ("--csv.compat-container-root", args.csv_compat_container_root.is_some(), no_version),
@@ -142,6 +141,7 @@ fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
                 csv_ignore_pattern: args.csv_ignore_pattern.clone(),
             },
         },
+        &args.disable_hook,
     )
 }
 

@@ -12,7 +12,7 @@ use serde_json::json;
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let store = context.store()?;
     let image =
-        Image::open(&ImageReference::parse(&args.image)?, &store, &context.pull(args.pull, &args.pulling))?;
+        Image::open(&ImageReference::parse(&args.image)?, &store, &context.pull(args.pull, &args.pulling)?)?;
     let injection = injection(context, args, &image, &options::environment(args)?)?;
     if context.json {
         println!(

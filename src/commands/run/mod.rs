@@ -28,7 +28,7 @@ use std::{collections::HashMap, path::PathBuf};
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let store = context.store()?;
     let reference = ImageReference::parse(&args.image)?;
-    let pull = context.pull(args.pull, &args.pulling);
+    let pull = context.pull(args.pull, &args.pulling)?;
     can_run(context, &pull.platform)?;
     let image = Image::open(&reference, &store, &pull)?;
     let user_env = options::environment(args)?;
