@@ -67,11 +67,28 @@ impl Etc {
     }
 }
 
+/// gpurun, whose own notes of engines are `notes`/engines.toml.
+fn gpurun(notes: &Path) -> Command {
+    let mut command = Command::new(dist("gpurun"));
+    command.env("GPURUN_CONFIG", notes.join("config.toml"));
+    command
+}
+
+/// The runtime on its own: what is noted for an engine is another test's.
 fn configure(engine: &str, file: &Path, options: &[&str]) -> Ended {
-    run(Command::new(dist("gpurun"))
-        .args(["configure", engine, "--path", RUNTIME, "--file"])
-        .arg(file)
-        .args(options))
+    let notes = tempfile::tempdir().unwrap();
+    configure_with_notes(notes.path(), engine, file, options)
+}
+
+fn configure_with_notes(notes: &Path, engine: &str, file: &Path, options: &[&str]) -> Ended {
+    let command = [&["configure", engine, "--path", RUNTIME, "--file"][..]].concat();
+    let mut ended = run(gpurun(notes).args(command).arg(file).args(options));
+    let is_note = |line: &&str| line.contains("engines.toml");
+    let lines: Vec<&str> = ended.out.lines().filter(|line| !is_note(line)).collect();
+    if !options.contains(&"--dry-run") {
+        ended.out = lines.iter().map(|line| format!("{line}\n")).collect();
+    }
+    ended
 }
 
 fn done(ended: &Ended) -> &str {
@@ -422,12 +439,7 @@ fn nvidia_ctk_configures_as_nvidias_does() {
         "--drop-in-config",
     ];
     let ended = run(nvidia_ctk(&words).arg(&drop_in));
-    assert!(
-        ended.code == 0
-            && ended.err.contains("--config is not used")
-            && ended.err.contains("--config-source"),
-        "{ended:?}"
-    );
+    assert!(ended.code == 0 && ended.err.contains("--config-source"), "{ended:?}");
     assert!(fs::read_to_string(&drop_in).unwrap().contains("[crio.runtime.runtimes.nvidia]"));
     let ended = run(nvidia_ctk(&["--quiet"]).args(words).arg(&drop_in));
     assert!(done(&ended).contains("needs no change"));

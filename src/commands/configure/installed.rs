@@ -47,7 +47,9 @@ impl Containerd {
     pub fn verify(&self, file: &Path, wanted: &Registration) -> Result<()> {
         let name = file.display();
         let refused = |error: Error| {
-            error.context(format!("containerd does not understand {name} with the runtime in it"))
+            error.context(format!("containerd does not understand {name} with the runtime in it")).fix(format!(
+                "see `containerd --config {name} config dump`; `containerd config default` begins with the newest version that it reads"
+            ))
         };
         let dump = self.dump(file).map_err(refused)?;
         let off = containerd::check(&dump, wanted).map_err(|why| {
@@ -69,10 +71,6 @@ impl Containerd {
         }
         let errors = String::from_utf8_lossy(&output.stderr);
         let last = errors.lines().last().unwrap_or_default();
-        Err(Error::new(Code::Config, failed()).cause(last).fix(format!(
-            "run {} {}",
-            self.0.display(),
-            words.join(" ")
-        )))
+        Err(Error::new(Code::Config, failed()).cause(last))
     }
 }
