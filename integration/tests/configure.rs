@@ -85,7 +85,10 @@ fn configure_with_notes(notes: &Path, engine: &str, file: &Path, options: &[&str
     let mut ended = run(gpurun(notes).args(command).arg(file).args(options));
     let is_note = |line: &&str| line.contains("engines.toml");
     let lines: Vec<&str> = ended.out.lines().filter(|line| !is_note(line)).collect();
-    if !options.contains(&"--dry-run") {
+    if options.contains(&"--dry-run") {
+        let end = ended.out.find("engines.toml").and_then(|at| ended.out[..at].rfind("--- a"));
+        ended.out.truncate(end.unwrap_or(ended.out.len()));
+    } else {
         ended.out = lines.iter().map(|line| format!("{line}\n")).collect();
     }
     ended

@@ -5,7 +5,7 @@ use gpurun::commands::runtime::args::{Dialect, NewContainer, RuntimeArgs};
 use gpurun_integration::{
     Ended, TestHost,
     bundle::{Bundle, Hierarchies},
-    cached, dist, image, run, unique,
+    cached, description, dist, image, run, unique,
 };
 use serde_json::{Value, json};
 use std::{
@@ -241,6 +241,7 @@ fn a_request_in_cruns_configuration_file_is_honoured() {
     let root = bundles.dir().join("rootfs");
     let copied = run(Command::new("cp").arg("-a").arg(image("busybox", "root").join(".")).arg(&root));
     assert_eq!(copied.code, 0, "{copied:?}");
+    let node = format!("nvidia{}", description("8xh100").gpus[2].minor);
     for line in
         ["run -f {C} {ID}", "run -fc.json {ID}", "run --config=c.json {ID}", "run -b . --config {C} {ID}"]
     {
@@ -248,7 +249,7 @@ fn a_request_in_cruns_configuration_file_is_honoured() {
         spec["root"] = json!({"path": "rootfs"});
         fs::write(bundles.dir().join("c.json"), spec.to_string()).unwrap();
         let ended = through(line);
-        assert!(ended.code == 0 && ended.out.lines().any(|node| node == "nvidia2"), "{line}: {ended:?}");
+        assert!(ended.code == 0 && ended.out.lines().any(|name| name == node), "{line}: {ended:?}");
         spec["process"]["env"][0] = json!("NVIDIA_VISIBLE_DEVICES=99");
         fs::write(bundles.dir().join("c.json"), spec.to_string()).unwrap();
         let ended = through(line);

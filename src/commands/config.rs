@@ -9,15 +9,9 @@ use serde_json::json;
 
 /// Prints it.
 pub fn run(global: &Global) -> Result<u8> {
-    let (found, broken) = match Found::open(global.config.as_deref()) {
-        Ok(found) => (found, None),
-        Err(error) => (None, Some(error)),
-    };
-    // What other commands refuse is printed, and then refused here as well.
-    let checked = match broken {
-        Some(error) => Err(error),
-        None => found.as_ref().map_or(Ok(()), |found| found.config()?.policy().map(drop)),
-    };
+    let found = Found::open(global.config.as_deref())?;
+    // A value that other commands refuse is printed, and then refused here as well.
+    let checked = found.as_ref().map_or(Ok(()), |found| found.config()?.policy().map(drop));
     let rows: Vec<_> =
         SETTINGS.iter().map(|setting| (setting, value(setting, global, found.as_ref()))).collect();
     if global.json {

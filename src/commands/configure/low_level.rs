@@ -33,9 +33,9 @@ pub fn note(order: &Order, texts: &[&str]) -> Result<()> {
     let path = EngineRuntimes::file();
     if !rustix::process::geteuid().is_root() {
         // The file is the administrator's, and rootless engines share it.
-        if let Some(runtime) = runtime {
+        if let Some(runtime) = runtime.filter(|_| is_in_path("runc")) {
             tracing::warn!(
-                "gpurun hands over to runc where it is installed, and this engine uses {0}: an administrator can set runtimes = [{0:?}] in /etc/gpurun/config.toml",
+                "gpurun hands over to runc, and this engine uses {0}: an administrator can set runtimes = [{0:?}] in /etc/gpurun/config.toml",
                 runtime.display().to_string()
             );
         }
@@ -78,4 +78,9 @@ fn effective(order: &Order, texts: &[&str]) -> Option<PathBuf> {
         .parent()
         .is_none_or(|dir| dir == Path::new("") || std::env::split_paths(PATH).any(|usual| usual == dir));
     Some(runtime).filter(|_| !(is_runc && is_in_path))
+}
+
+/// Whether a program is in one of the usual places.
+pub fn is_in_path(name: &str) -> bool {
+    std::env::split_paths(PATH).any(|dir| super::is_executable(&dir.join(name)))
 }

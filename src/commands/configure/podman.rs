@@ -15,12 +15,13 @@ pub fn has(text: &str, wanted: &Registration) -> Result<bool> {
     }))
 }
 
-/// The low-level runtime that Podman starts by default, by name or path: what the last file names, else crun, which Podman
-/// prefers to runc (containers/common, `findRuntime`).
+/// The low-level runtime that Podman starts by default, by name or path: what the last file names, else crun if it is
+/// installed, which Podman prefers to runc (containers/common, `findRuntime`).
 pub fn low_level(files: &[&str], wanted: &Registration) -> Option<String> {
     let files: Vec<TomlDocument> = files.iter().filter_map(|text| TomlDocument::parse(text).ok()).collect();
     let ours = |name: &&str| *name != wanted.name && !is_ours(name, wanted);
-    let name = files.iter().rev().find_map(|file| file.text_at(DEFAULT).filter(ours)).unwrap_or("crun");
+    let installed = || Some("crun").filter(|name| super::low_level::is_in_path(name));
+    let name = files.iter().rev().find_map(|file| file.text_at(DEFAULT).filter(ours)).or_else(installed)?;
     let paths = |file: &TomlDocument| {
         let paths = file.get(&["engine", "runtimes", name])?.as_array()?.clone();
         Some(paths.iter().filter_map(|path| path.as_str().map(str::to_owned)).collect::<Vec<_>>())
