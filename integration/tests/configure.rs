@@ -429,21 +429,39 @@ fn nvidia_ctk_configures_as_nvidias_does() {
         })
     );
     let drop_in = etc.0.path().join("crio.conf.d/99-nvidia.toml");
+    let main =
+        etc.file("main.conf", "[crio.runtime.runtimes.crun]\nmonitor_path = \"/usr/libexec/crio/conmon\"\n");
+    let main = main.to_str().unwrap();
     let words = [
         "runtime",
         "configure",
         "--runtime",
         "crio",
         "--config",
-        "/x",
+        main,
         "--runtime-path",
         "/r",
         "--config-source=command",
         "--drop-in-config",
     ];
     let ended = run(nvidia_ctk(&words).arg(&drop_in));
-    assert!(ended.code == 0 && ended.err.contains("--config-source"), "{ended:?}");
-    assert!(fs::read_to_string(&drop_in).unwrap().contains("[crio.runtime.runtimes.nvidia]"));
+    assert!(
+        ended.code == 0
+            && ended.err.contains("--config-source")
+            && !ended.err.contains("--config is not used"),
+        "{ended:?}"
+    );
+    let text = fs::read_to_string(&drop_in).unwrap();
+    assert!(
+        text.contains("[crio.runtime.runtimes.nvidia]") && text.contains("/usr/libexec/crio/conmon"),
+        "{text}"
+    );
+    // --config alone is the file that is changed, and not one below /etc.
+    let alone = etc.0.path().join("alone.conf");
+    let words_alone = ["runtime", "configure", "--runtime=crio", "--runtime-path=/r", "--config"];
+    assert!(done(&run(nvidia_ctk(&words_alone).arg(&alone))).contains("alone.conf is written"));
+    assert!(fs::read_to_string(&alone).unwrap().contains("[crio.runtime.runtimes.nvidia]"));
+    assert!(!Path::new("/etc/crio/crio.conf.d/99-nvidia.toml").exists());
     let ended = run(nvidia_ctk(&["--quiet"]).args(words).arg(&drop_in));
     assert!(done(&ended).contains("needs no change"));
     let hook = etc.0.path().join("hooks.d/x.json");

@@ -184,7 +184,8 @@ fn only_device(own: &[(NameStrategy, &'static str)], args: &CdiDocument) -> Resu
     let is_unknown = |asked: &&String| *asked != "all" && own.iter().all(|(_, name)| asked != name);
     if let Some(unknown) = args.device_id.iter().find(is_unknown) {
         return Err(Error::new(Code::UnknownGpu, format!("the host has no device {unknown}"))
-            .cause("its driver is not found through NVML, and is one device"));
+            .cause("its driver is not found through NVML, and is one device")
+            .fix("use --device-id all, or leave it out"));
     }
     let mut names: Vec<&'static str> = args
         .device_name_strategy
@@ -209,8 +210,11 @@ fn chosen(inventory: &Inventory, names: &[String]) -> Result<Option<Vec<DeviceId
         return Ok(None);
     }
     let id = |name: &String| {
-        name.parse::<DeviceId>()
-            .map_err(|what| Error::new(Code::BadRequest, "the device cannot be understood").cause(what))
+        name.parse::<DeviceId>().map_err(|what| {
+            Error::new(Code::BadRequest, "the device cannot be understood")
+                .cause(what)
+                .fix("name devices as `gpurun ls` does: --device-id 0,GPU-…,0:1")
+        })
     };
     let ids: Vec<DeviceId> = names.iter().map(id).collect::<Result<_>>()?;
     let selected = plan::named(inventory, &ids, false)?;
@@ -371,7 +375,9 @@ fn found(directories: &[PathBuf]) -> Result<Vec<Found>> {
             .collect();
         paths.sort();
         for path in paths {
-            let text = std::fs::read_to_string(&path).or_fail(Code::Cdi, || "it cannot be read");
+            let text = std::fs::read_to_string(&path)
+                .or_fail(Code::Cdi, || "it cannot be read")
+                .map_err(|error| error.fix("run the command as root, or remove the file"));
             all.push(Found { document: text.and_then(|text| Document::parse(&text)), path });
         }
     }

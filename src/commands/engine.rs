@@ -66,7 +66,9 @@ pub fn deliver(
     mounted_by: MountedBy,
 ) -> Result<Vec<Bind>> {
     // The descriptor that was checked, and not the path once more.
-    let image = Layers::mounted(&root.directory).or_fail(Code::Internal, || "no descriptor is left")?;
+    let image = Layers::mounted(&root.directory)
+        .or_fail(Code::Internal, || "no descriptor is left")
+        .map_err(|error| error.fix("raise the limit of open files (ulimit -n) of the engine's service"))?;
     let prepared = loader::prepare(&image, injection)?;
     let destination = Destination {
         root,

@@ -27,9 +27,11 @@ impl JsonDocument {
         let (mark, text) = text.strip_prefix(MARK).map_or(("", text), |rest| (MARK, rest));
         let text = if text.trim().is_empty() { "{\n}\n" } else { text };
         // The editor's own parser is JSON5's and more; engines read JSON.
-        serde_json::from_str::<Map<String, Value>>(text).or_fail(Code::Config, || "it is no JSON object")?;
-        let root = CstRootNode::parse(text, &ParseOptions::default())
-            .or_fail(Code::Config, || "it is no JSON object")?;
+        let what = || "it is no JSON object";
+        let checked = serde_json::from_str::<Map<String, Value>>(text).or_fail(Code::Config, what);
+        let root = checked
+            .and_then(|_| CstRootNode::parse(text, &ParseOptions::default()).or_fail(Code::Config, what))
+            .map_err(|error| error.fix("correct the file at that place; nothing was changed"))?;
         Ok(Self { mark, root })
     }
 

@@ -47,9 +47,7 @@ impl Containerd {
     pub fn verify(&self, file: &Path, wanted: &Registration) -> Result<()> {
         let name = file.display();
         let refused = |error: Error| {
-            error.context(format!("containerd does not understand {name} with the runtime in it")).fix(format!(
-                "see `containerd --config {name} config dump`; `containerd config default` begins with the newest version that it reads"
-            ))
+            error.context(format!("containerd does not understand {name} with the runtime in it"))
         };
         let dump = self.dump(file).map_err(refused)?;
         let off = containerd::check(&dump, wanted).map_err(|why| {
@@ -65,12 +63,16 @@ impl Containerd {
 
     fn output(&self, words: &[&str]) -> Result<String> {
         let failed = || format!("{} {} failed", self.0.display(), words.join(" "));
-        let output = Command::new(&self.0).args(words).output().or_fail(Code::Config, failed)?;
+        let fix = || format!("run {} {}", self.0.display(), words.join(" "));
+        let run = Command::new(&self.0).args(words).output().or_fail(Code::Config, failed);
+        let output = run.map_err(|error| error.fix(fix()))?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let errors = String::from_utf8_lossy(&output.stderr);
         let last = errors.lines().last().unwrap_or_default();
-        Err(Error::new(Code::Config, failed()).cause(last))
+        Err(Error::new(Code::Config, failed())
+            .cause(last)
+            .fix("take what it names out of the file; `containerd config default` begins with the newest version that it reads"))
     }
 }

@@ -42,6 +42,8 @@ pub struct Order {
     pub engine: Engine,
     /// Which of its files, if not the usual one.
     pub file: Option<PathBuf>,
+    /// The main file of a CRI-O whose drop-ins are elsewhere.
+    pub source: Option<PathBuf>,
     /// What it is told. With `hook` its path is that of the prestart hook.
     pub wanted: Registration,
     /// A file of hooks.d in place of a runtime: for Podman and CRI-O.
@@ -69,6 +71,7 @@ pub fn run(args: &Configure) -> Result<u8> {
     carry_out(&Order {
         engine: args.engine,
         file: args.file.clone(),
+        source: None,
         wanted: Registration {
             name: args.name.clone(),
             path: absolute(&path)?,
@@ -83,7 +86,9 @@ pub fn run(args: &Configure) -> Result<u8> {
 
 /// A program that lies beside this one, or in PATH.
 pub fn find(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe().or_fail(Code::Internal, || "/proc/self/exe cannot be read")?;
+    let own = std::env::current_exe()
+        .or_fail(Code::Internal, || "/proc/self/exe cannot be read")
+        .map_err(|error| error.fix("mount /proc, or name the program with --path"))?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = own
         .parent()
@@ -251,7 +256,10 @@ fn files(order: &Order) -> Result<Files> {
     match order.engine {
         _ if order.hook => Ok(Files::of(vec![ConfigFile::open(&path)?], Vec::new())),
         Engine::Containerd => containerd_files(order, &path),
-        Engine::Crio => Ok(Files::of(vec![ConfigFile::open(&path)?], crio_files(&path)?)),
+        Engine::Crio => {
+            let read = crio_files(&path, order.source.as_deref())?;
+            Ok(Files::of(vec![ConfigFile::open(&path)?], read))
+        }
         Engine::Podman => Ok(Files::of(vec![ConfigFile::open(&path)?], podman_files(&path)?)),
         Engine::Docker => Ok(Files::of(vec![ConfigFile::open(&path)?], Vec::new())),
     }
@@ -356,9 +364,9 @@ fn version_of_directory(drop_in: &Path) -> Option<i64> {
 }
 
 /// CRI-O reads crio.conf, and then the drop-ins in their order.
-fn crio_files(drop_in: &Path) -> Result<Vec<String>> {
-    let mut paths: Vec<PathBuf> =
-        drop_ins_of(drop_in).map(|dir| dir.with_extension("")).into_iter().collect();
+fn crio_files(drop_in: &Path, main: Option<&Path>) -> Result<Vec<String>> {
+    let beside = || drop_ins_of(drop_in).map(|dir| dir.with_extension(""));
+    let mut paths: Vec<PathBuf> = main.map(Path::to_owned).or_else(beside).into_iter().collect();
     paths.extend(drop_ins(drop_in)?);
     texts(&paths, drop_in)
 }

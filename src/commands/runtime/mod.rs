@@ -59,7 +59,9 @@ fn become_runtime(args: &RuntimeArgs, words: &[OsString], log: &mut Log) -> Resu
         make_gpu_container(args, &new, &context?, log)?;
     }
     let error = Command::new(&runtime).arg0(&runtime).args(words).exec();
-    Err(error).or_fail(Code::NoRuntime, || format!("{} cannot be run", runtime.display()))
+    Err(error).or_fail(Code::NoRuntime, || format!("{} cannot be run", runtime.display())).map_err(|error| {
+        error.fix("install runc or crun again, or name another in `runtimes` of /etc/gpurun/config.toml")
+    })
 }
 
 /// Gives the container what it asks for; one that asks for nothing is not touched.
