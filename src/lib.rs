@@ -26,6 +26,7 @@ pub mod error;
 pub mod formats;
 pub mod image;
 pub mod inventory;
+pub mod output;
 pub mod plan;
 pub mod programs;
 pub mod request;

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         [flag] if flag == "--probe" => (probe(), ExitCode::SUCCESS),
         [flag, nvml] if flag == "--watch" => {
             return watch(nvml).unwrap_or_else(|error| {
-                eprintln!("{error}");
+                gpurun::output::report(&error);
                 error.code().exit_code().into()
             });
         }

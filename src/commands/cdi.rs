@@ -21,7 +21,7 @@ use crate::{
         platform::{Platform, PlatformDriver, tegra, wsl},
         watch,
     },
-    plan,
+    out, output, plan,
     request::DeviceId,
     vocabulary::{DriverCapability, GatedFeature, Version},
 };
@@ -51,7 +51,7 @@ pub fn generate(context: &Context, args: &CdiGenerate, disabled_hooks: &[String]
     let content = content(context, driver, &args.document, disabled_hooks, args.output.as_deref())?;
     match &args.output {
         Some(path) => drop(write(path, &content)?),
-        None => print!("{content}"),
+        None => output::write(content.as_bytes())?,
     }
     Ok(0)
 }
@@ -258,7 +258,7 @@ fn refresh(
     let path = args.output.display();
     let driver = match driver(context, &args.document, inventory) {
         Err(error) if error.code() == Code::NoDriver => {
-            println!("{path} is left as it is: {}", error.what());
+            out!("{path} is left as it is: {}", error.what())?;
             return Ok(());
         }
         result => result?,
@@ -273,7 +273,7 @@ fn refresh(
         } else {
             "is not written"
         };
-        println!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why");
+        out!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why")?;
         return Ok(());
     }
     let about = match &driver {
@@ -285,9 +285,9 @@ fn refresh(
     };
     let content = content(context, driver, &args.document, &[], Some(&args.output))?;
     if write(&args.output, &content)? {
-        println!("{path} is written: {about}");
+        out!("{path} is written: {about}")?;
     } else {
-        println!("{path} is as it should be");
+        out!("{path} is as it should be")?;
     }
     Ok(())
 }
@@ -297,7 +297,7 @@ fn keep_fresh(context: &Context, args: &CdiRefresh) -> Result<u8> {
     let never = watch::follow(&context.host, &context.state_dir, |inventory| {
         // The document stays as it was until the rest has come.
         if let Err(error) = refresh(context, args, || inventory) {
-            eprintln!("{error}");
+            output::report(&error);
         }
     })?;
     match never {}
@@ -324,7 +324,7 @@ pub fn transform_root(args: &CdiTransformRoot) -> Result<u8> {
     let content = text_of(&document, None, args.output.as_deref());
     match &args.output {
         Some(path) => drop(write(path, &content)?),
-        None => print!("{content}"),
+        None => output::write(content.as_bytes())?,
     }
     Ok(0)
 }
@@ -401,20 +401,21 @@ pub fn list(directories: &[PathBuf], as_json: bool) -> Result<u8> {
     let found = found(directories)?;
     let devices = devices(&found);
     if found.is_empty() {
-        eprintln!(
+        output::report(&format_args!(
             "there is no CDI spec in {}; `gpurun cdi generate --output /etc/cdi/nvidia.yaml` writes one",
             shown(directories)
-        );
+        ));
     }
     for (path, error) in found.iter().filter_map(|file| Some((&file.path, file.document.as_ref().err()?))) {
-        eprintln!("{} is not a CDI spec: {}; `gpurun cdi validate` says more", path.display(), error.what());
+        let (path, why) = (path.display(), error.what());
+        output::report(&format_args!("{path} is not a CDI spec: {why}; `gpurun cdi validate` says more"));
     }
     if as_json {
-        println!("{:#}", json!(devices));
+        out!("{:#}", json!(devices))?;
         return Ok(0);
     }
     for name in devices.keys() {
-        println!("{name}");
+        out!("{name}")?;
     }
     Ok(0)
 }
@@ -427,15 +428,15 @@ fn validate(context: &Context, directories: &[PathBuf]) -> Result<u8> {
             .iter()
             .map(|Finding { path, what, fix }| json!({"file": path, "what": what, "fix": fix}))
             .collect();
-        println!("{:#}", json!({"files": files, "findings": all}));
+        out!("{:#}", json!({"files": files, "findings": all}))?;
     } else {
         for Finding { path, what, fix } in &findings {
-            println!("!    {}: {what}; {fix}", path.display());
+            out!("!    {}: {what}; {fix}", path.display())?;
         }
         if files.is_empty() {
-            println!("there is no document in {}", shown(directories));
+            out!("there is no document in {}", shown(directories))?;
         } else if findings.is_empty() {
-            println!("{} documents, nothing is wrong", files.len());
+            out!("{} documents, nothing is wrong", files.len())?;
         }
     }
     Ok(u8::from(!findings.is_empty()))

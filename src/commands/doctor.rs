@@ -6,6 +6,7 @@ use crate::{
     config::Found,
     error::{Code, Error, Result},
     inventory::Inventory,
+    out,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -68,7 +69,7 @@ pub fn run(context: &Context, cdi_directories: &[PathBuf]) -> Result<u8> {
                 }
             })
             .collect();
-        println!("{:#}", json!(all));
+        out!("{:#}", json!(all))?;
     } else {
         for check in &checks {
             match &check.result {
@@ -77,10 +78,10 @@ pub fn run(context: &Context, cdi_directories: &[PathBuf]) -> Result<u8> {
                         Some(hint) => ("hint ", format!("\n      fix: {hint}")),
                         None => ("ok   ", String::new()),
                     };
-                    println!("{word} {:<16} {what}{hint}", check.name);
+                    out!("{word} {:<16} {what}{hint}", check.name)?;
                 }
                 Err((code, what, fix)) => {
-                    println!("wrong {:<16} [{code}] {what}\n      fix: {fix}", check.name);
+                    out!("wrong {:<16} [{code}] {what}\n      fix: {fix}", check.name)?;
                 }
             }
         }

@@ -139,7 +139,7 @@ pub fn in_user_namespace() -> bool {
 pub fn shm_size(spec: &Spec, configured: Option<&str>) -> Result<Option<u64>> {
     match configured {
         Some("keep") => Ok(None),
-        Some(size) if size != "auto" => super::run::options::size("shm-size", size).map(Some),
+        Some(size) if size != "auto" => super::run::sizes::size("shm-size", size).map(Some),
         _ => {
             let system = rustix::system::sysinfo();
             // sysinfo(2) counts in units of mem_unit bytes, and its field is as wide as the machine's word.

@@ -5,6 +5,7 @@ use crate::{
     cli::Pulling,
     error::{Code, Error, Result},
     image::{Image, ImageReference, Store, registry::When},
+    out,
 };
 
 /// Prints what is in it: the sizes of layers as they were delivered, with `usage` what they take on the disk.
@@ -32,16 +33,16 @@ pub fn list(context: &Context, usage: bool) -> Result<u8> {
             None => serde_json::json!(all),
             Some(total) => serde_json::json!({"images": all, "total": total, "quota": store.quota()}),
         };
-        println!("{all:#}");
+        out!("{all:#}")?;
         return Ok(0);
     }
     for image in images {
         let (size, shared) = (image.size >> 20, image.shared >> 20);
-        println!("{}  {size:>8} MiB  {shared:>8} MiB shared  {}", &image.id.hex()[..12], image.name);
+        out!("{}  {size:>8} MiB  {shared:>8} MiB shared  {}", &image.id.hex()[..12], image.name)?;
     }
     if let Some(total) = total {
         let quota = store.quota().map_or_else(String::new, |quota| format!(" of {} MiB", quota >> 20));
-        println!("{:12}  {:>8} MiB{quota} for all layers in {}", "", total >> 20, store.path().display());
+        out!("{:12}  {:>8} MiB{quota} for all layers in {}", "", total >> 20, store.path().display())?;
     }
     Ok(0)
 }
@@ -54,10 +55,10 @@ pub fn verify(context: &Context) -> Result<u8> {
     if context.json {
         let all: Vec<_> =
             checked.iter().map(|(wrong, name)| serde_json::json!({"name": name, "wrong": wrong})).collect();
-        println!("{:#}", serde_json::json!(all));
+        out!("{:#}", serde_json::json!(all))?;
     } else {
         for (wrong, name) in &checked {
-            println!("{name}: {}", if wrong.is_empty() { "good".to_owned() } else { wrong.join("; ") });
+            out!("{name}: {}", if wrong.is_empty() { "good".to_owned() } else { wrong.join("; ") })?;
         }
     }
     Ok(u8::from(checked.iter().any(|(wrong, _)| !wrong.is_empty())))
@@ -66,15 +67,15 @@ pub fn verify(context: &Context) -> Result<u8> {
 /// Brings images into it.
 pub fn pull(context: &Context, pulling: &Pulling, images: &[String]) -> Result<u8> {
     let store = context.store()?;
-    let pull = context.pull(When::Always, pulling)?;
+    let pull = context.pull(When::Always, pulling, false)?;
     for text in images {
         let image = Image::open(&ImageReference::parse(text)?, &store, &pull)?;
         image.root(&store)?;
         let Some(id) = image.id() else { continue };
         if context.json {
-            println!("{}", serde_json::json!({"name": text, "id": id.to_string()}));
+            out!("{}", serde_json::json!({"name": text, "id": id.to_string()}))?;
         } else {
-            println!("{id}");
+            out!("{id}")?;
         }
     }
     Ok(0)
@@ -103,15 +104,15 @@ pub fn prune(context: &Context) -> Result<u8> {
 fn tell(context: &Context, store: &Store) -> Result<u8> {
     let pruned = store.prune()?;
     if context.json {
-        println!(
+        out!(
             "{}",
             serde_json::json!({"removed": pruned.removed, "in_use": pruned.in_use, "freed": pruned.freed})
-        );
+        )?;
         return Ok(0);
     }
-    println!("{} layers removed, {} MiB freed", pruned.removed, pruned.freed >> 20);
+    out!("{} layers removed, {} MiB freed", pruned.removed, pruned.freed >> 20)?;
     if pruned.in_use > 0 {
-        println!("{} more are in use by containers: `gpurun prune` removes them later", pruned.in_use);
+        out!("{} more are in use by containers: `gpurun prune` removes them later", pruned.in_use)?;
     }
     Ok(0)
 }

@@ -22,7 +22,10 @@ use crate::{
     cli::{Global, Pulling},
     config::Config,
     error::{Code, Error, Result},
-    image::{Pull, Store, registry::When},
+    image::{
+        Pull, Store,
+        registry::{Progress, When},
+    },
     inventory::{Host, Inventory},
     plan::{Injection, Policy},
     request::DeviceRequest,
@@ -64,7 +67,7 @@ impl Context {
         };
         let root = rustix::process::geteuid().is_root();
         let dir = |key: &str, root_dir: &str, user_key: &str, user_dir: &str| {
-            let named = std::env::var_os(key).map(PathBuf::from);
+            let named = std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
             let user = || {
                 std::env::var_os(user_key)
                     .map(PathBuf::from)
@@ -101,21 +104,21 @@ impl Context {
             .config
             .store_quota
             .as_deref()
-            .map(|text| run::options::size("store-quota", text))
+            .map(|text| run::sizes::size("store-quota", text))
             .transpose()?;
         Ok(Store::open(&self.store_dir)?.with_quota(quota))
     }
 
-    /// How images of registries are had.
+    /// How images of registries are had. `quiet` overrides the kind of progress.
     ///
     /// # Errors
     /// [`Code::Config`] for a broken configuration, which may have named mirrors.
-    pub fn pull(&self, when: When, pulling: &Pulling) -> Result<Pull> {
+    pub fn pull(&self, when: When, pulling: &Pulling, quiet: bool) -> Result<Pull> {
         self.config.usable()?;
         Ok(Pull {
             when,
             platform: pulling.platform.clone().unwrap_or_default(),
-            progress: pulling.progress,
+            progress: if quiet { Progress::None } else { pulling.progress },
             insecure: self.config.insecure_registries.clone(),
             mirrors: self.config.registry_mirrors.clone(),
         })

@@ -11,7 +11,7 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     formats::oci::Spec,
     inventory::{ContainerPath, FileKind, HostPath, Inventory},
-    plan,
+    output, plan,
     request::DeviceRequest,
     vocabulary::{DriverCapability, GatedFeature},
 };
@@ -40,8 +40,8 @@ pub fn run(typed: &NvidiaContainerCli) -> Result<u8> {
         }
     }
     match &typed.command {
-        Command::Info { csv } => print!("{}", info(&context.inventory()?, *csv)),
-        Command::List(args) => print!("{}", list(&context.inventory()?, args)?),
+        Command::Info { csv } => output::write(info(&context.inventory()?, *csv).as_bytes())?,
+        Command::List(args) => output::write(list(&context.inventory()?, args)?.as_bytes())?,
         Command::Configure(args) => configure(context, args)?,
     }
     Ok(0)

@@ -5,6 +5,7 @@ use clap::Parser;
 use gpurun::{
     cli::LogFormat,
     error::{Code, OrFail, Result},
+    output,
 };
 use gpurun_device_plugin::{config::Cli, serve};
 use std::process::ExitCode;
@@ -14,14 +15,7 @@ fn main() -> ExitCode {
     let json = cli.global.json;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            if json {
-                eprintln!("{}", error.to_json());
-            } else {
-                eprintln!("{error}");
-            }
-            error.code().exit_code().into()
-        }
+        Err(error) => output::fail(&error, json).into(),
     }
 }
 
@@ -29,6 +23,7 @@ fn run(cli: Cli) -> Result<()> {
     let log = tracing_subscriber::fmt()
         .with_max_level(cli.global.log)
         .with_writer(std::io::stderr)
+        .log_internal_errors(false)
         .with_target(false)
         .without_time();
     match cli.global.log_format {

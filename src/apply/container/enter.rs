@@ -30,7 +30,8 @@ use rustix::{
 };
 use std::{
     convert::Infallible,
-    ffi::{CStr, CString},
+    ffi::{CStr, CString, OsStr},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -424,8 +425,12 @@ fn capability_set(mask: u64) -> caps::CapsHashSet {
     caps::all().into_iter().filter(|c: &Capability| mask & c.bitmask() != 0).collect()
 }
 
-fn c_string(text: &str) -> Result<CString> {
-    CString::new(text).map_err(|_| Error::new(Code::CannotRun, format!("{text:?} holds a NUL character")))
+fn c_string(text: impl AsRef<OsStr>) -> Result<CString> {
+    let text = text.as_ref();
+    CString::new(text.as_bytes()).map_err(|_| {
+        Error::new(Code::CannotRun, format!("{} holds a NUL character", text.display()))
+            .fix("take the NUL character out of the command or the variable")
+    })
 }
 
 /// execve(2), with the command looked up in PATH as a shell does it; by way of gpurun's own file where that is given.
@@ -453,26 +458,25 @@ fn prepare(process: &Process, home: &Path) -> Result<Prepared> {
     if !env.iter().any(|(name, _)| name == "HOME") {
         env.push(("HOME".into(), home.display().to_string()));
     }
-    let argv = process.argv.iter().map(|a| c_string(a)).collect::<Result<Vec<_>>>()?;
+    let argv = process.argv.iter().map(c_string).collect::<Result<Vec<_>>>()?;
     let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
-    let candidates =
-        candidates(&process.argv[0], path).iter().map(|c| c_string(c)).collect::<Result<Vec<_>>>()?;
+    let candidates = candidates(&process.argv[0], path).iter().map(c_string).collect::<Result<Vec<_>>>()?;
     let env =
-        env.iter().map(|(name, value)| c_string(&format!("{name}={value}"))).collect::<Result<Vec<_>>>()?;
+        env.iter().map(|(name, value)| c_string(format!("{name}={value}"))).collect::<Result<Vec<_>>>()?;
     Ok((argv, env, candidates))
 }
 
 /// The paths at which a command may be: itself, or below each directory of PATH.
-pub fn candidates(command: &str, path: &str) -> Vec<String> {
-    if command.contains('/') {
-        return vec![command.to_owned()];
+pub fn candidates(command: &OsStr, path: &str) -> Vec<PathBuf> {
+    if command.as_bytes().contains(&b'/') {
+        return vec![command.into()];
     }
-    let directory = |d: &str| if d.is_empty() { format!("./{command}") } else { format!("{d}/{command}") };
+    let directory = |d: &str| Path::new(if d.is_empty() { "." } else { d }).join(command);
     path.split(':').map(directory).collect()
 }
 
 /// Runs the first candidate that can be run. Returns its failure: 127 if there is none, 126 if one cannot be run.
-pub fn run_first(command: &str, candidates: &[CString], argv: &[CString], env: &[CString]) -> Error {
+pub fn run_first(command: &OsStr, candidates: &[CString], argv: &[CString], env: &[CString]) -> Error {
     let mut refused: Option<(&CStr, std::io::Error)> = None;
     for candidate in candidates {
         let error = process::execve(candidate, argv, env);
@@ -495,7 +499,7 @@ pub fn run_first(command: &str, candidates: &[CString], argv: &[CString], env: &
             }
             None => Error::new(
                 Code::CommandNotFound,
-                format!("the command {command:?} was not found in the container"),
+                format!("the command \"{}\" was not found in the container", command.display()),
             )
             .fix("check its spelling and the image's PATH"),
         };

@@ -2,7 +2,7 @@
 
 use super::{cgroup::Limits, identity::Identity, user_namespace::IdMap};
 use crate::{plan::Injection, vocabulary::EnvVar};
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 /// One container.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub struct Container {
 #[derive(Debug)]
 pub struct Process {
     /// Program and arguments; never empty.
-    pub argv: Vec<String>,
+    pub argv: Vec<OsString>,
     /// Environment.
     pub env: Vec<EnvVar>,
     /// Working directory, made if it is absent.

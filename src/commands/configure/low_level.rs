@@ -6,6 +6,7 @@ use crate::{
     cli::Engine,
     config::engines::{ContainerEngine, EngineRuntimes},
     error::Result,
+    out, output,
 };
 use similar::TextDiff;
 use std::path::{Path, PathBuf};
@@ -46,19 +47,19 @@ pub fn note(order: &Order, texts: &[&str]) -> Result<()> {
     if order.dry_run {
         let (before, after) = (file.text().unwrap_or_default(), text.as_deref().unwrap_or_default());
         let (a, b) = (format!("a{}", path.display()), format!("b{}", path.display()));
-        print!("{}", TextDiff::from_lines(before, after).unified_diff().header(&a, &b));
+        output::write(
+            TextDiff::from_lines(before, after).unified_diff().header(&a, &b).to_string().as_bytes(),
+        )?;
         return Ok(());
     }
     file.replace(text.as_deref())?;
+    let path = path.display();
     match runtime {
         Some(runtime) => {
-            println!(
-                "{} is written; gpurun hands over to {}, as the engine does",
-                path.display(),
-                runtime.display()
-            );
+            let runtime = runtime.display();
+            out!("{path} is written; gpurun hands over to {runtime}, as the engine does")?;
         }
-        None => println!("{} is written; gpurun hands over to runc or crun", path.display()),
+        None => out!("{path} is written; gpurun hands over to runc or crun")?,
     }
     Ok(())
 }

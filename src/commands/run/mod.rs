@@ -1,6 +1,13 @@
 //! `gpurun run`: from what was typed to the command's exit code.
 
-pub mod options;
+mod capabilities;
+pub mod environment;
+mod host_mounts;
+mod limits;
+mod mounts;
+mod namespaces;
+mod security;
+pub mod sizes;
 
 use super::Context;
 use crate::{
@@ -14,7 +21,7 @@ use crate::{
         loader,
         rootfs::Layers,
     },
-    cli::{Ipc, Network, Run},
+    cli::{self, Run},
     error::{Code, Error, OrFail, Result},
     image::{Image, ImageReference, Ownership, Platform, Store},
     inventory::binfmt,
@@ -22,26 +29,42 @@ use crate::{
     request::DeviceRequest,
     vocabulary::EnvVar,
 };
-use std::{collections::HashMap, path::PathBuf};
+use std::{collections::HashMap, ffi::OsString, path::PathBuf};
+
+/// An option that cannot be understood.
+fn usage(what: impl Into<String>) -> Error {
+    Error::new(Code::Usage, what)
+}
 
 /// Runs the container; the command's exit code.
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let store = context.store()?;
-    let reference = ImageReference::parse(&args.image)?;
-    let pull = context.pull(args.pull, &args.pulling)?;
+    let reference = image_reference(&args.image)?;
+    let pull = context.pull(args.pull, &args.pulling, args.quiet)?;
     can_run(context, &pull.platform)?;
     let image = Image::open(&reference, &store, &pull)?;
-    let user_env = options::environment(args)?;
+    let user_env = environment::environment(args)?;
     // Whether the host can run the image is known before a layer is fetched or unpacked.
     let injection = injection(context, args, &image, &user_env)?;
     for warning in &injection.warnings {
         tracing::warn!("{warning}");
     }
     let mut volumes = if reference == ImageReference::Host { host_file_systems()? } else { Vec::new() };
-    volumes.extend(options::volumes(args)?);
+    volumes.extend(mounts::volumes(args)?);
     let layers = Layers::open(image.root(&store)?)?;
     let container = container(context, args, &image, user_env, volumes, injection, &layers)?;
     container::run(container, layers)
+}
+
+/// The image that was typed.
+///
+/// # Errors
+/// Where it is the path of a file or directory of this machine: a registry may have an image of that name.
+pub fn image_reference(typed: &str) -> Result<ImageReference> {
+    match cli::path_without_kind(typed) {
+        Some(error) => Err(error),
+        None => ImageReference::parse(typed),
+    }
 }
 
 /// Before anything is fetched.
@@ -67,7 +90,7 @@ pub fn injection(context: &Context, args: &Run, image: &Image, user_env: &[EnvVa
         return Ok(Injection::default());
     };
     let policy = plan::Policy {
-        privileged: options::capabilities(args, true)? & options::SYS_ADMIN != 0,
+        privileged: capabilities::capabilities(args, true)? & capabilities::SYS_ADMIN != 0,
         ..context.config.policy()?
     };
     context.plan(&request, &policy)
@@ -83,6 +106,8 @@ fn container(
     layers: &Layers,
 ) -> Result<Container> {
     let config = image.config();
+    let host_network = namespaces::network(&args.network)?;
+    let ipc = namespaces::ipc(args.ipc.as_deref())?;
     let caller = Caller::current();
     let mut user = if image.root_is_caller() {
         as_podman_does(
@@ -99,27 +124,26 @@ fn container(
     };
     user.groups.extend(args.group_add.iter().chain(&injection.groups));
     let rootless = caller.euid != 0;
-    let argv = options::command(args, &config.entrypoint, &config.cmd).ok_or_else(|| {
+    let argv = command(args, &config.entrypoint, &config.cmd).ok_or_else(|| {
         Error::new(Code::Usage, "the image has no command of its own").fix("name one after the image")
     })?;
     let cwd =
         args.workdir.clone().or_else(|| Some(PathBuf::from(&config.working_dir)).filter(|d| d.is_absolute()));
     let limits = Limits {
-        memory: args.memory.as_deref().map(|m| options::size("--memory", m)).transpose()?,
-        cpus: args.cpus,
-        pids: args.pids_limit.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0),
+        memory: args.resources.memory.as_deref().map(|m| sizes::size("--memory", m)).transpose()?,
+        cpus: args.resources.cpus,
+        pids: args.resources.pids_limit.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0),
     };
     if args.tty && args.interactive && !rustix::termios::isatty(rustix::stdio::stdin()) {
         return Err(
             Error::new(Code::Usage, "-i -t needs a terminal, and standard input is none").fix("leave out -t")
         );
     }
-    let hostname =
-        args.hostname.clone().or_else(|| (args.network == Network::None).then(|| "gpurun".to_owned()));
+    let hostname = args.hostname.clone().or_else(|| (!host_network).then(|| "gpurun".to_owned()));
     let host_name =
         hostname.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
     if !rootless {
-        options::can_give(args)?;
+        capabilities::can_give(args)?;
     }
     Ok(Container {
         id: new_id()?,
@@ -127,8 +151,8 @@ fn container(
         scratch: context.store_dir.join("scratch"),
         state_dir: context.state_dir.clone(),
         hostname,
-        host_network: args.network == Network::Host,
-        host_ipc: args.ipc == Ipc::Host,
+        host_network,
+        host_ipc: ipc == namespaces::Ipc::Host,
         shm_size: shm_size(context, args, &limits)?,
         volumes,
         prepared: loader::prepare(layers, &injection)?,
@@ -139,16 +163,31 @@ fn container(
             env: process_environment(&host_name, &config.env, &injection.env, user_env, args.tty),
             argv,
             cwd: cwd.unwrap_or_else(|| "/".into()),
-            capabilities: options::capabilities(args, user.uid == 0)?,
+            capabilities: capabilities::capabilities(args, user.uid == 0)?,
             user,
             tty: args.tty,
             interactive: args.interactive,
             init: args.init,
-            rlimits: options::rlimits(&args.ulimit)?,
-            seccomp: options::seccomp(&args.security_opt)?,
+            rlimits: limits::rlimits(&args.ulimit)?,
+            seccomp: security::seccomp(&args.security_opt)?,
         },
         injection,
     })
+}
+
+/// The command: `--entrypoint` or the image's, and the arguments that were typed or the image's. `None` if there is none.
+fn command(args: &Run, entrypoint: &[String], cmd: &[String]) -> Option<Vec<OsString>> {
+    let images = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
+    let typed = args.command.clone();
+    let (front, back) = match &args.entrypoint {
+        // As with Docker, a new entrypoint drops the image's own arguments; an empty one drops the entrypoint alone.
+        Some(entry) if entry.is_empty() => (Vec::new(), if typed.is_empty() { images(cmd) } else { typed }),
+        Some(entry) => (vec![entry.into()], typed),
+        None if typed.is_empty() => (images(entrypoint), images(cmd)),
+        None => (images(entrypoint), typed),
+    };
+    let argv: Vec<OsString> = front.into_iter().chain(back).collect();
+    (!argv.is_empty()).then_some(argv)
 }
 
 /// In an ordinary user's Podman the caller owns what is root's in the image, and his subordinate ids the rest. A container has
@@ -205,8 +244,8 @@ fn shm_size(context: &Context, args: &Run, limits: &Limits) -> Result<u64> {
     // `keep` speaks of what an engine chose; here there is none.
     let configured = context.config.shm_size.as_deref().filter(|size| !["auto", "keep"].contains(size));
     match (args.shm_size.as_deref(), configured) {
-        (Some(size), _) => options::size("--shm-size", size),
-        (None, Some(size)) => options::size("shm-size", size),
+        (Some(size), _) => sizes::size("--shm-size", size),
+        (None, Some(size)) => sizes::size("shm-size", size),
         (None, None) => {
             let system = rustix::system::sysinfo();
             // sysinfo(2) counts in units of mem_unit bytes, and its field is as wide as the machine's word.
@@ -230,10 +269,39 @@ fn new_id() -> Result<String> {
 fn host_file_systems() -> Result<Vec<Volume>> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")
         .or_fail(Code::Inventory, || "the host's mounts cannot be read")?;
-    Ok(options::host_mounts(&mounts)
+    Ok(host_mounts::host_mounts(&mounts)
         .into_iter()
         // What the caller cannot reach on the host he does not get in the container.
         .filter(|path| std::fs::metadata(path).is_ok())
         .map(|path| Volume::Bind { source: path.clone(), target: path, read_only: true })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `gpurun run WORDS rootfs:/x`
+    pub(super) fn run(words: &[&str]) -> Run {
+        let line = ["gpurun", "run"].into_iter().chain(words.iter().copied()).chain(["rootfs:/x"]);
+        let line: Vec<OsString> = line.map(OsString::from).collect();
+        match cli::parse(&line).request {
+            Ok(cli::Request::Run(_, run)) => *run,
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_is_the_users_or_the_images() {
+        let of = |words: &[&str], typed: &[&str]| {
+            let mut args = run(words);
+            args.command = typed.iter().map(OsString::from).collect();
+            let words = command(&args, &["entry".into()], &["default".into()]).unwrap_or_default();
+            words.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+        };
+        assert_eq!(of(&[], &[]), "entry default");
+        assert_eq!(of(&[], &["x", "-y"]), "entry x -y");
+        assert_eq!(of(&["--entrypoint", "sh"], &[]), "sh");
+        assert_eq!(of(&["--entrypoint", ""], &["x"]), "x");
+    }
 }
