@@ -44,7 +44,7 @@ fn disable_in(edits: &mut ContainerEdits, is_disabled: &impl Fn(&str) -> bool) {
     for hook in edits.hooks.drain(..) {
         match hook.args.get(1).map(String::as_str) {
             Some("all") => {
-                kept.extend(single_hooks(&hook).filter(|(name, _)| !is_disabled(name)).map(|(_, hook)| hook))
+                kept.extend(single_hooks(&hook).filter(|(name, _)| !is_disabled(name)).map(|(_, hook)| hook));
             }
             Some(name) if is_disabled(name) => {}
             _ => kept.push(hook),

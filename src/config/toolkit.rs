@@ -248,9 +248,10 @@ pub fn check(text: &str) -> Result<()> {
         let (fits, kind) = match key.kind {
             Kind::Flag => (item.is_bool(), "true or false"),
             Kind::Text => (item.is_str(), "a text"),
-            Kind::List => {
-                (item.as_array().is_some_and(|list| list.iter().all(|one| one.is_str())), "a list of texts")
-            }
+            Kind::List => (
+                item.as_array().is_some_and(|list| list.iter().all(toml_edit::Value::is_str)),
+                "a list of texts",
+            ),
         };
         if !fits {
             return failed(line(item), format!("{so_far} is {kind}, and here a {}", item.type_name()));

@@ -86,10 +86,11 @@ pub fn add(text: &str, read: &[String], layout: Layout, wanted: &Registration) -
     let plugin = if version == 2 { PLUGINS[1] } else { PLUGINS[2] };
     let at = |keys: &[&'static str]| -> Vec<&str> { [&["plugins", plugin], keys].concat() };
     let read: Vec<_> = read.iter().map(|text| TomlDocument::parse(text)).collect::<Result<_>>()?;
-    if layout.whole_table && document.get(&at(&[])).is_none() {
-        if let Some(table) = read.iter().rev().find_map(|file| file.get(&at(&[]))) {
-            document.set(&at(&[]), copy(table))?;
-        }
+    if layout.whole_table
+        && document.get(&at(&[])).is_none()
+        && let Some(table) = read.iter().rev().find_map(|file| file.get(&at(&[])))
+    {
+        document.set(&at(&[]), copy(table))?;
     }
     let ours = [at(&["containerd", "runtimes"]).as_slice(), &[&wanted.name]].concat();
     if document.get(&ours).is_none() {
