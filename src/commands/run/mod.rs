@@ -51,7 +51,7 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let options = Options::read(args)?;
     let store = context.store()?;
     let reference = image_reference(&args.image)?;
-    let pull = context.pull(args.pull, &args.pulling, args.quiet);
+    let pull = context.pull(args.pull, &args.pulling, args.quiet)?;
     can_run(context, &pull.platform)?;
     let image = Image::open(&reference, &store, &pull)?;
     let user_env = environment::environment(args)?;
