@@ -2,9 +2,9 @@
 
 mod capabilities;
 pub mod environment;
-mod host_mounts;
+pub(crate) mod host_mounts;
 mod limits;
-mod mounts;
+pub(crate) mod mounts;
 mod namespaces;
 mod security;
 pub mod sizes;
