@@ -20,6 +20,7 @@ use std::{
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
+    gpurun::sys::process::normalize();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let called = arguments
         .first()

@@ -10,7 +10,7 @@
 //! Nothing is written there. The locks (fcntl(2), shared) are held while the files are read, as containers/storage does, and not
 //! as long as a container runs: Podman takes the same ones alone for each pull and each removal, and would stand still meanwhile.
 
-use super::{Digest, ImageReference, RegistryName, manifest};
+use super::{ImageReference, RegistryName, manifest};
 use crate::error::{Code, Error, OrFail, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustix::{
@@ -311,7 +311,7 @@ impl Graph {
         let digest = manifest::config_digest(&manifest)?;
         let file = format!("overlay-images/{id}/={}", STANDARD.encode(digest.to_string()));
         let config = self.read(&file)?.ok_or_else(|| lacks("configuration"))?;
-        digest.verify(&Digest::of(&config), "the image's configuration")?;
+        digest.verify_bytes(&config, "the image's configuration")?;
         Ok(config)
     }
 
@@ -403,7 +403,7 @@ fn expand(path: &str, home: Option<&Path>) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Digest, *};
 
     fn image(id: &str, names: &[&str]) -> Image {
         let digest = Some(Digest::of(id.as_bytes()).to_string());

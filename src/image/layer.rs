@@ -49,7 +49,9 @@ impl Layer {
             Ok(_) => thread::scope(|scope| {
                 let compressed = is_compressed(&head);
                 let (sink, mut source) = pipe();
-                let promised = self.digest.as_ref().filter(|_| compressed);
+                // Where the content is the blob, one pass checks both digests if they are of one algorithm.
+                let apart = |digest: &&Digest| compressed || !digest.is_like(&self.diff_id);
+                let promised = self.digest.as_ref().filter(apart);
                 let blob = io::Cursor::new(head).chain(blob);
                 let reading = start(scope, move || read(blob, promised, &sink))?;
                 let mut inflating = None;
@@ -58,7 +60,7 @@ impl Layer {
                     let stored = mem::replace(&mut source, inflated);
                     inflating = Some(start(scope, move || inflate(stored, &sink))?);
                 }
-                let mut content = Content { source, hasher: Hasher::new(), total: 0 };
+                let mut content = Content { source, hasher: self.diff_id.hasher(), total: 0 };
                 let unpacked = unpack(&mut content, root, ownership);
                 let unpacked = match unpacked {
                     // Where the writer gave up, the others do so only because of it.
@@ -68,7 +70,7 @@ impl Layer {
                     }
                     // Damaged bytes look like a broken archive: only the digest, at the end, says which it is.
                     unpacked => content.finish().and_then(|digest| {
-                        if let Some(promised) = self.digest.as_ref().filter(|_| !compressed) {
+                        if let Some(promised) = self.digest.as_ref().filter(|digest| !apart(digest)) {
                             promised.verify(&digest, "its blob")?;
                         }
                         self.diff_id.verify(&digest, "its content")?;
@@ -87,7 +89,7 @@ impl Layer {
 
 /// Passes a blob on, and checks it, but where its content is the blob.
 fn read(mut blob: impl Read, promised: Option<&Digest>, sink: &Sink) -> Result<()> {
-    let mut hasher = Hasher::new();
+    let mut hasher = promised.map_or_else(Hasher::new, Digest::hasher);
     loop {
         let chunk = sink.fill(&mut blob).map_err(|error| unreadable(&error))?;
         if chunk.length == 0 {

@@ -18,6 +18,7 @@ mod docker_daemon;
 mod layer;
 mod layout;
 mod manifest;
+mod platform;
 mod reference;
 pub mod registry;
 mod store;
@@ -26,7 +27,7 @@ pub mod tree;
 mod unpack;
 
 pub use digest::Digest;
-pub use manifest::Platform;
+pub use platform::Platform;
 pub use reference::{ImageReference, RegistryName};
 pub use registry::Pull;
 pub use store::{Pruned, Store, StoredImage};

@@ -479,7 +479,7 @@ impl Store {
     /// A configuration file; `None` where there is none that is whole.
     pub fn blob(&self, digest: &Digest) -> Option<Vec<u8>> {
         let bytes = self.read(&format!("blobs/{}", digest.hex())).ok()?;
-        (Digest::of(&bytes) == *digest).then_some(bytes)
+        digest.matches(&bytes).then_some(bytes)
     }
 
     /// Keeps a configuration file.

@@ -10,6 +10,7 @@ use gpurun_device_plugin::{config::Cli, probe, serve};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    gpurun::sys::process::normalize();
     let cli: Cli = go_flags::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let json = cli.global.json;
     match run(cli) {
