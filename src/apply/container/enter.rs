@@ -177,9 +177,7 @@ fn enter_directory(path: &Path) -> rustix::io::Result<()> {
 /// overlayfs over the image's layers and the one that gpurun adds, at the container's scratch directory; and the user's home.
 /// The mount's path is used by nobody but this mount namespace.
 fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(Root, PathBuf)> {
-    let path = container.scratch.join(&container.id);
-    let scratch =
-        open_host_directory(&path).or_fail(Code::Mount, || format!("{} cannot be opened", path.display()))?;
+    let (path, scratch) = container.scratch.open_by_path(&container.id)?;
     // On the scratch directory lies a file system in memory, with gpurun's layer and the root's mount point.
     let flags = Flags { nodev: true, ..Flags::default() };
     let memory = mount::new_filesystem("tmpfs", &[("mode", "0700".into())], flags)?;

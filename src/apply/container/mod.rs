@@ -16,6 +16,7 @@ pub mod seccomp;
 mod signals;
 pub mod spec;
 mod stdio;
+mod sweep;
 mod terminal;
 mod unix_sockets;
 pub mod user_namespace;
@@ -73,6 +74,9 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     // What the start needed is not needed to wait: the launcher of a container that runs for weeks stays small.
     drop((container, layers));
     process::release_memory();
+    if started.is_ok() {
+        scratch.sweep_beside();
+    }
     let result = started.and_then(|Started { pid_one, terminal, unix_sockets }| {
         let running = Running {
             pid_one,
