@@ -5,6 +5,7 @@ use crate::{
     apply::container::{
         cgroup::Layout,
         identity::{Caller, check_subordinate_ids},
+        landlock,
     },
     config::Found,
     error::{Code, Error, Result},
@@ -82,6 +83,7 @@ pub fn run(context: &Context, cdi_directories: &[PathBuf]) -> Result<u8> {
         overlay(),
         shm(),
         cgroups(),
+        confinement(),
     ]);
     let bad = checks.iter().filter(|check| check.result.is_err()).count();
     if context.json {
@@ -217,6 +219,12 @@ fn shm() -> Check {
     #[allow(clippy::useless_conversion)]
     let half = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit)) / 2;
     Check { name: "/dev/shm", result: Ok(format!("containers get {} MiB unless told otherwise", half >> 20)) }
+}
+
+fn confinement() -> Check {
+    let result = landlock::landlock()
+        .map_err(|error| (error.code().to_string(), error.what().to_owned(), error.fix_line().to_owned()));
+    Check { name: "landlock", result }
 }
 
 fn cgroups() -> Check {

@@ -22,8 +22,10 @@ struct PathBeneathAttr {
 
 /// LANDLOCK_ACCESS_FS_EXECUTE and LANDLOCK_ACCESS_FS_READ_FILE: what is allowed on a program's own file.
 pub const RUN_FILE: u64 = 1 | 1 << 2;
-/// LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET and LANDLOCK_SCOPE_SIGNAL, both since ABI 6.
-const SCOPES: u64 = 0b11;
+/// LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, since ABI 6.
+pub const ABSTRACT_UNIX_SOCKETS: u64 = 1;
+/// LANDLOCK_SCOPE_SIGNAL, since ABI 6.
+pub const SIGNALS: u64 = 1 << 1;
 
 /// The kernel's Landlock ABI version; 0 without Landlock.
 pub fn abi() -> u32 {
@@ -60,18 +62,13 @@ pub fn file_rights(abi: u32) -> u64 {
 pub struct Ruleset(OwnedFd);
 
 impl Ruleset {
-    /// A ruleset that denies `rights` on every file, and with `scopes` connections to abstract Unix sockets and signals that
-    /// leave the domain.
+    /// A ruleset that denies `rights` on every file, and keeps what `scopes` name within the domain.
     ///
     /// # Errors
     /// EOPNOTSUPP where Landlock is compiled in and disabled, EINVAL for a right that the kernel does not know, ENOMSG where
     /// nothing is restricted.
-    pub fn new(rights: u64, scopes: bool) -> io::Result<Self> {
-        let attr = RulesetAttr {
-            handled_access_fs: rights,
-            handled_access_net: 0,
-            scoped: if scopes { SCOPES } else { 0 },
-        };
+    pub fn new(rights: u64, scopes: u64) -> io::Result<Self> {
+        let attr = RulesetAttr { handled_access_fs: rights, handled_access_net: 0, scoped: scopes };
         // SAFETY: `attr` is a live structure of the size that is passed, which the kernel only reads.
         let fd = unsafe {
             libc::syscall(libc::SYS_landlock_create_ruleset, &raw const attr, size_of::<RulesetAttr>(), 0_u32)

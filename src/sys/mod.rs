@@ -6,5 +6,6 @@ pub mod bpf;
 pub mod dynamic;
 pub mod landlock;
 pub mod mount;
+pub mod notify;
 pub mod process;
 pub mod seccomp;

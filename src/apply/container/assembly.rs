@@ -159,8 +159,10 @@ fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupVi
     ];
     if container.host_ipc {
         steps.push(bind(Path::new("/dev/shm"), Path::new("/dev/shm"), NOTHING, false));
-        // Not every host mounts it.
-        if Path::new("/dev/mqueue").is_dir() {
+        // Root's is made, because not every host mounts it: it shows the queues of the namespace, wherever it is mounted.
+        if !rootless {
+            steps.push(mount("mqueue", "/dev/mqueue", NOTHING, &[]));
+        } else if Path::new("/dev/mqueue").is_dir() {
             steps.push(bind(Path::new("/dev/mqueue"), Path::new("/dev/mqueue"), NOTHING, false));
         }
     } else {

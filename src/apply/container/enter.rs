@@ -12,7 +12,7 @@ use super::{
     landlock::Confinement,
     layer::Layer,
     spec::{Container, Process, Rlimit},
-    stdio, terminal,
+    stdio, terminal, unix_sockets,
 };
 use crate::{
     apply::{
@@ -140,7 +140,13 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     enter_directory(&process.cwd).or_fail(Code::CannotRun, || {
         format!("the working directory {} cannot be entered", process.cwd.display())
     })?;
-    confinement.enter(own.as_ref().map(AsFd::as_fd))?;
+    let unix_sockets = if unix_sockets::are_apart(container) { unix_sockets::stop()? } else { None };
+    if let Some(listener) = &unix_sockets {
+        channel.send_unix_sockets(listener)?;
+    }
+    confinement.enter(own.as_ref().map(AsFd::as_fd), unix_sockets.is_some())?;
+    // Its supervisor alone keeps it open.
+    drop(unix_sockets);
     match seccomp {
         Some(filter) => {
             crate::sys::seccomp::install(&filter).or_fail(Code::Seccomp, failed("seccomp"))?;
@@ -161,9 +167,7 @@ fn enter_directory(path: &Path) -> rustix::io::Result<()> {
 /// overlayfs over the image's layers and the one that gpurun adds, at the container's scratch directory; and the image's volumes.
 /// The mount's path is used by nobody but this mount namespace.
 fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<Root> {
-    let path = container.scratch.join(&container.id);
-    let scratch =
-        open_host_directory(&path).or_fail(Code::Mount, || format!("{} cannot be opened", path.display()))?;
+    let (path, scratch) = container.scratch.open_by_path(&container.id)?;
     // On the scratch directory lies a file system in memory, with gpurun's layer and the root's mount point.
     let flags = Flags { nodev: true, ..Flags::default() };
     let memory = mount::new_filesystem("tmpfs", &[("mode", "0700".into())], flags)?;

@@ -7,7 +7,7 @@
 //! | restriction | kernel | effect |
 //! |---|---|---|
 //! | files | ABI 2 (Linux 5.19) | open, execute, create, rename, link, remove and truncate work only beneath the container's `/`, through every mount there. Descriptors from outside cannot be used for that, whether they were passed, inherited (CVE-2024-21626) or reached through /proc |
-//! | abstract Unix sockets | ABI 6 (Linux 6.12) | the container connects only to sockets of its own: not to X11, D-Bus or others that trust the caller's uid |
+//! | abstract Unix sockets | ABI 6 (Linux 6.12) | the container connects only to sockets of its own: not to X11, D-Bus or others that trust the caller's uid. Not where [`super::unix_sockets`] keeps them apart |
 //! | signals | ABI 6 | the container signals only its own processes |
 //!
 //! ABI 1 has no file domain: it forbids every rename between directories, which breaks package managers.
@@ -23,7 +23,7 @@
 use super::spec::Container;
 use crate::{
     error::{Code, Error, Result},
-    sys::landlock::{self, RUN_FILE, Ruleset},
+    sys::landlock::{self, ABSTRACT_UNIX_SOCKETS, RUN_FILE, Ruleset, SIGNALS},
 };
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
@@ -86,7 +86,8 @@ impl Confinement {
                 "any process of the host could pass it a descriptor of the host's files; Landlock ABI {SCOPES} (Linux 6.12) prevents that, and here it is {abi}"
             ))
             .fix(
-                "type --network host to run it nevertheless; or --network none, or another user: -u 1000",
+                "type --network host to run it nevertheless, or --network none, or -u 1000; or boot Linux 6.12 or newer with \
+                 landlock in the kernel's option lsm=",
             ));
         }
         let mounts = facts.may_mount || (!facts.filtered && !facts.is_host_root);
@@ -95,20 +96,26 @@ impl Confinement {
     }
 
     /// Confines this process, whose root is the container's. `program` is gpurun's own file, which lies outside of it, where the
-    /// process is about to execute that. The process has no_new_privs.
-    pub fn enter(self, program: Option<BorrowedFd<'_>>) -> Result<()> {
+    /// process is about to execute that. `sockets_are_apart` says that [`super::unix_sockets`] has a supervisor, whose sockets
+    /// belong to no domain: abstract ones among the container's own processes would be refused. The process has no_new_privs.
+    pub fn enter(self, program: Option<BorrowedFd<'_>>, sockets_are_apart: bool) -> Result<()> {
         if self.rights == 0 && !self.scopes {
             return Ok(());
         }
-        self.enforce(program).map_err(|error| {
+        let scopes = match (self.scopes, sockets_are_apart) {
+            (false, _) => 0,
+            (true, true) => SIGNALS,
+            (true, false) => SIGNALS | ABSTRACT_UNIX_SOCKETS,
+        };
+        self.enforce(program, scopes).map_err(|error| {
             Error::new(Code::Confinement, "the container's process cannot be confined")
                 .cause(format!("Landlock: {error}"))
                 .fix("start gpurun outside of other sandboxes: the kernel nests sixteen domains")
         })
     }
 
-    fn enforce(self, program: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
-        let rules = Ruleset::new(self.rights, self.scopes)?;
+    fn enforce(self, program: Option<BorrowedFd<'_>>, scopes: u64) -> std::io::Result<()> {
+        let rules = Ruleset::new(self.rights, scopes)?;
         if self.rights != 0 {
             let open = |path| -> rustix::io::Result<Option<OwnedFd>> {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -145,9 +152,7 @@ pub fn landlock() -> Result<String> {
         filtered: true,
     };
     let abi = landlock::abi();
-    Confinement::decide(abi, facts)
-        .map(|_| format!("ABI {abi}: containers use no file, abstract socket or signal target outside"))
-        .map_err(|error| error.fix("boot Linux 6.12 or newer with landlock in lsm="))
+    Confinement::decide(abi, facts).map(|_| format!("ABI {abi}: containers use no file of the host"))
 }
 
 #[cfg(test)]

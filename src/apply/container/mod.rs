@@ -17,7 +17,9 @@ pub mod seccomp;
 mod signals;
 pub mod spec;
 mod stdio;
+mod sweep;
 mod terminal;
+mod unix_sockets;
 pub mod user_namespace;
 
 use crate::{
@@ -69,12 +71,23 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     };
     let started = start(entry, ours, theirs, cgroup.as_mut());
     let Process { interactive, stop_signal, .. } = container.process;
-    let memory = container.limits.memory;
+    let (memory, has_user_namespace) = (container.limits.memory, container.id_map.is_some());
     // What the start needed is not needed to wait: the launcher of a container that runs for weeks stays small.
     drop((container, layers));
     process::release_memory();
-    let result = started.and_then(|Started { pid_one, terminal }| {
-        let running = Running { pid_one, streams: outside, terminal, interactive, stop_signal };
+    if started.is_ok() {
+        scratch.sweep_beside();
+    }
+    let result = started.and_then(|Started { pid_one, terminal, unix_sockets }| {
+        let running = Running {
+            pid_one,
+            streams: outside,
+            terminal,
+            unix_sockets,
+            has_user_namespace,
+            interactive,
+            stop_signal,
+        };
         relay::relay(running, &signals)
     });
     if let (Ok(1..), Some(limit), Some(cgroup)) = (&result, memory, &cgroup)
@@ -121,6 +134,7 @@ fn out_of_memory(limit: u64) -> String {
 struct Started {
     pid_one: PidOne,
     terminal: Option<OwnedFd>,
+    unix_sockets: Option<OwnedFd>,
 }
 
 fn start(
@@ -146,17 +160,20 @@ fn start(
     // What only the launcher can do for the child, while that makes its root.
     let prepared = prepare(container, pid, cgroup);
     let talked = prepared.and_then(|()| ours.go()).and_then(|()| {
-        let mut terminal = None;
+        let (mut terminal, mut unix_sockets) = (None, None);
         loop {
             match ours.receive()? {
-                Said::Nothing => return Ok(terminal),
+                Said::Nothing => return Ok((terminal, unix_sockets)),
                 Said::Terminal(master) => terminal = Some(master),
+                Said::UnixSockets(listener) => unix_sockets = Some(listener),
                 Said::Failure(error) => return Err(error),
             }
         }
     });
     match talked {
-        Ok(terminal) => Ok(Started { pid_one: PidOne::new(pidfd, pid), terminal }),
+        Ok((terminal, unix_sockets)) => {
+            Ok(Started { pid_one: PidOne::new(pidfd, pid), terminal, unix_sockets })
+        }
         Err(error) => {
             let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
             let options = rustix::process::WaitIdOptions::EXITED;

@@ -7,6 +7,7 @@ use super::{
     signals::{PidOne, Signals},
     stdio::Outside,
     terminal::Terminal,
+    unix_sockets,
 };
 use crate::error::{Code, Error, OrFail, Result};
 use nix::sys::signal::Signal;
@@ -28,6 +29,10 @@ pub struct Running {
     pub streams: Outside,
     /// The master side of its terminal.
     pub terminal: Option<OwnedFd>,
+    /// The descriptor by which its Unix sockets are supervised.
+    pub unix_sockets: Option<OwnedFd>,
+    /// Whether it has a user namespace of its own.
+    pub has_user_namespace: bool,
     /// `-i`
     pub interactive: bool,
     /// The signal that takes the place of SIGTERM.
@@ -39,7 +44,8 @@ pub struct Running {
 /// # Errors
 /// Where its output could not be written, for another reason than that the reader is gone.
 pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
-    let Running { mut pid_one, streams, terminal, interactive, stop_signal } = running;
+    let Running { mut pid_one, streams, terminal, mut unix_sockets, has_user_namespace, .. } = running;
+    let Running { interactive, stop_signal, .. } = running;
     let mut terminal = terminal.map(|master| Terminal::new(master, interactive));
     let mut input = streams.input.map(|pipe| Flow::new(End::Standard(0), End::Own(pipe)));
     let outputs = [(streams.output, 1), (streams.error, 2)];
@@ -60,6 +66,9 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
             if !ended {
                 polled.add(What::End, pid_one.as_fd(), PollFlags::IN);
                 polled.add(What::Signal, signals.as_fd(), PollFlags::IN);
+                if let Some(listener) = &unix_sockets {
+                    polled.add(What::UnixSocket, listener.as_fd(), PollFlags::IN);
+                }
             }
             if let Some(terminal) = &terminal {
                 polled.add(What::Shown, terminal.as_fd(), PollFlags::IN);
@@ -85,6 +94,13 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
                     (signal, _) => pid_one.signal(signal as i32),
                 }
             }
+        }
+        if ready.unix_socket.is_some()
+            && let Some(listener) = unix_sockets.take()
+            // POLLHUP alone: the last process that could ask has ended.
+            && ready.unix_socket.is_some_and(|events| events.contains(PollFlags::IN))
+        {
+            unix_sockets::supervise(listener, has_user_namespace.then(|| pid_one.as_fd()))?;
         }
         if let Some(open) = &mut terminal {
             if ready.typed {
@@ -139,6 +155,7 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
 enum What {
     End,
     Signal,
+    UnixSocket,
     Shown,
     Typed,
     Input,
@@ -150,6 +167,7 @@ enum What {
 struct Ready {
     end: bool,
     signal: bool,
+    unix_socket: Option<PollFlags>,
     shown: bool,
     typed: bool,
     input: bool,
@@ -181,6 +199,7 @@ impl<'a> Polled<'a> {
             match *what {
                 What::End => ready.end = true,
                 What::Signal => ready.signal = true,
+                What::UnixSocket => ready.unix_socket = Some(fd.revents()),
                 What::Shown => ready.shown = true,
                 What::Typed => ready.typed = true,
                 What::Input => ready.input = true,

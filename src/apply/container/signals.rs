@@ -116,8 +116,14 @@ impl PidOne {
 
     /// Whether the kernel would drop this signal although it ends other processes.
     pub fn would_drop(&self, signal: i32) -> bool {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        ends_a_process(signal) && is_unhandled(&status, signal)
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", self.pid));
+        let is_unhandled = || is_unhandled(&read("status").unwrap_or_default(), signal);
+        // sigwait(3), with which tini and dumb-init wait, takes the signals out of the mask while it waits. The mask is read
+        // again, because that wait may have ended in between. Where neither file can be read (Yama), the signal is only sent.
+        ends_a_process(signal)
+            && is_unhandled()
+            && waits_for_signals(read("syscall").ok(), read("wchan").ok()) == Some(false)
+            && is_unhandled()
     }
 
     /// Ends the container as if this signal had ended pid 1.
@@ -164,6 +170,20 @@ fn ends_a_process(signal: i32) -> bool {
     .contains(&signal)
 }
 
+/// Whether a process waits in sigwait(3), by its /proc/PID/syscall (number of the system call, or `running`) or /proc/PID/wchan
+/// (the kernel's function, `0` where that is kept secret). `None` where neither is known.
+fn waits_for_signals(syscall: Option<String>, wchan: Option<String>) -> Option<bool> {
+    /// rt_sigtimedwait and, for 32-bit programs, rt_sigtimedwait_time64; on x86_64 or aarch64.
+    const NUMBERS: [&str; 3] = [if cfg!(target_arch = "aarch64") { "137" } else { "128" }, "177", "421"];
+    match (syscall, wchan) {
+        (Some(syscall), _) => Some(NUMBERS.contains(&syscall.split_whitespace().next().unwrap_or_default())),
+        (None, Some(wchan)) if !matches!(wchan.as_str(), "" | "0") => {
+            Some(wchan.starts_with("do_sigtimedwait"))
+        }
+        _ => None,
+    }
+}
+
 /// Whether a process with this /proc/PID/status neither catches, ignores nor blocks the signal (proc_pid_status(5)). Inits block
 /// signals and wait for them. A status without these lines is not one to judge by.
 fn is_unhandled(status: &str, signal: i32) -> bool {
@@ -178,6 +198,18 @@ fn is_unhandled(status: &str, signal: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_for_signals_is_seen_in_either_file() {
+        let text = |text: &str| Some(text.to_owned());
+        let number = if cfg!(target_arch = "aarch64") { 137 } else { 128 };
+        assert_eq!(waits_for_signals(text(&format!("{number} 0x7f 0x0\n")), None), Some(true));
+        assert_eq!(waits_for_signals(text("running\n"), text("do_sigtimedwait")), Some(false));
+        assert_eq!(waits_for_signals(None, text("do_sigtimedwait.isra.0")), Some(true));
+        assert_eq!(waits_for_signals(None, text("hrtimer_nanosleep")), Some(false));
+        assert_eq!(waits_for_signals(None, text("0")), None);
+        assert_eq!(waits_for_signals(None, None), None);
+    }
 
     #[test]
     fn a_signal_is_unhandled_if_it_is_in_no_mask() {

@@ -1,7 +1,7 @@
 //! A container as a plain value: everything is decided, nothing is done yet.
 
 use super::{cgroup::Limits, identity::Identity, user_namespace::IdMap};
-use crate::{plan::Injection, vocabulary::EnvVar};
+use crate::{image::ScratchDir, plan::Injection, vocabulary::EnvVar};
 use std::{ffi::OsString, path::PathBuf};
 
 /// One container.
@@ -12,7 +12,7 @@ pub struct Container {
     /// `--read-only`: nothing but the mounts can be written.
     pub read_only: bool,
     /// Where files are kept that the container writes into its root.
-    pub scratch: PathBuf,
+    pub scratch: ScratchDir,
     /// Where gpurun keeps its trees.
     pub state_dir: PathBuf,
     /// The command.

@@ -3,9 +3,9 @@
 mod capabilities;
 mod env_file;
 pub mod environment;
-mod host_mounts;
+pub(crate) mod host_mounts;
 mod limits;
-mod mounts;
+pub(crate) mod mounts;
 mod namespaces;
 mod security;
 pub mod sizes;
@@ -26,7 +26,7 @@ use crate::{
     },
     cli::{self, Run},
     error::{Code, Error, OrFail, Result},
-    image::{Image, ImageReference, Ownership, Platform, Store},
+    image::{Image, ImageReference, Ownership, Platform, ScratchDir, Store},
     inventory::binfmt,
     plan::{self, Injection},
     request::DeviceRequest,
@@ -62,7 +62,8 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let mut volumes = if reference == ImageReference::Host { host_file_systems()? } else { Vec::new() };
     volumes.extend(mounts::volumes(args)?);
     let layers = Layers::open(image.root(&store)?)?;
-    let container = container(context, args, &image, user_env, volumes, injection, &layers)?;
+    let container =
+        container(context, args, &image, user_env, volumes, injection, &layers, store.scratch()?)?;
     container::run(container, layers)
 }
 
@@ -114,6 +115,7 @@ fn container(
     volumes: Vec<Volume>,
     injection: Injection,
     layers: &Layers,
+    scratch: ScratchDir,
 ) -> Result<Container> {
     let config = image.config();
     let host_network = namespaces::network(&args.network)?;
@@ -161,7 +163,7 @@ fn container(
     Ok(Container {
         id: new_id()?,
         read_only: args.read_only,
-        scratch: context.store_dir.join("scratch"),
+        scratch,
         state_dir: context.state_dir.clone(),
         hostname,
         host_network,
