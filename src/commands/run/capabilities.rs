@@ -1,6 +1,6 @@
 //! `--cap-add` and `--cap-drop`.
 
-use super::{namespaces, usage};
+use super::usage;
 use crate::{
     cli::Run,
     error::{Code, Error, OrFail, Result},

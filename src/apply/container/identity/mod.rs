@@ -23,6 +23,8 @@ mod subordinate;
 #[cfg(test)]
 mod tests;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use accounts::fuzz;
 pub use caller::Caller;
 pub use subordinate::{are_as_podman_maps_them, check as check_subordinate_ids};
 
