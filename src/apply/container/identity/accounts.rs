@@ -72,12 +72,6 @@ impl Accounts {
         Ok(Self { passwd: read(image, "/etc/passwd")?, group: read(image, "/etc/group")? })
     }
 
-    /// The two files' text.
-    #[cfg(any(test, feature = "fuzzing"))]
-    pub fn of(passwd: &[u8], group: &[u8]) -> Self {
-        Self { passwd: passwd.to_vec(), group: group.to_vec() }
-    }
-
     /// The passwd file's text.
     pub fn passwd(&self) -> &[u8] {
         &self.passwd

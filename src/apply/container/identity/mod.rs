@@ -284,15 +284,6 @@ fn directory_name(name: &[u8]) -> Option<&str> {
         .then_some(name)
 }
 
-/// A user's words, a passwd and a group file, separated by zero bytes, for [`crate::fuzz_targets`].
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) fn fuzz(bytes: &[u8]) {
-    let mut parts = bytes.splitn(3, |byte| *byte == 0);
-    let wanted = crate::fuzz_targets::text(parts.next().unwrap_or_default());
-    let (passwd, group) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let _ = Accounts::of(passwd, group).resolve(wanted);
-}
-
 /// What stands at a path of the image.
 fn find(layers: &Layers, path: &Path) -> Option<Found> {
     layers.find(path.to_str()?).map(|(_, found)| found)
