@@ -152,7 +152,7 @@ impl<'a> Client<'a> {
             let error = Error::new(Code::ImageBroken, what)
                 .cause(format!("a document of an image has at most {MAX_DOCUMENT} bytes"))
                 .fix(
-                    "have the image built again with fewer labels and a shorter history, or pull another tag",
+                    "have the image built again (`docker build`) with fewer labels and a shorter history, or pull another tag",
                 );
             return Err(Failure::lasting(error));
         }
