@@ -24,6 +24,8 @@ pub mod commands;
 pub mod config;
 pub mod error;
 pub mod formats;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz_targets;
 pub mod image;
 pub mod inventory;
 pub mod output;

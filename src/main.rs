@@ -20,6 +20,7 @@ use std::{
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
+    gpurun::sys::process::normalize();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let called = arguments
         .first()
@@ -57,7 +58,7 @@ fn print(text: &str) -> Result<u8> {
 }
 
 fn nvidia_ctk(arguments: &[OsString]) -> Result<u8> {
-    match cli::parse_with::<NvidiaCtk>(arguments, "nvidia-ctk --help")? {
+    match cli::parse_as_go::<NvidiaCtk>(arguments, "nvidia-ctk --help")? {
         Ok(ctk) => {
             log(ctk.log_level(), LogFormat::Text);
             commands::nvidia_ctk::run(&ctk)

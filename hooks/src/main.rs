@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use words::Words;
 
 fn main() -> ExitCode {
+    gpurun::sys::process::normalize();
     let words = Words::of(std::env::args_os());
     match words.hook.as_deref() {
         Some("--version" | "-v") => {

@@ -35,6 +35,7 @@ use std::{
 };
 
 fn main() -> ExitCode {
+    gpurun::sys::process::normalize();
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let (answer, code) = match &arguments[..] {
         [flag] if flag == "--probe" => (probe(), ExitCode::SUCCESS),

@@ -7,7 +7,9 @@
 #![allow(rustdoc::broken_intra_doc_links)]
 
 mod cdi;
+pub mod environment;
 mod foreign;
+pub mod go_flags;
 mod line;
 mod message;
 pub mod nvidia_container_cli;
@@ -24,6 +26,7 @@ pub use verbs::path_without_kind;
 
 use crate::error::{Code, Error, Result};
 use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use environment::without_empty_variables;
 use std::{ffi::OsString, path::PathBuf};
 
 /// Starts GPU containers: no daemon, no other runtime, no other toolkit.
@@ -190,12 +193,27 @@ fn other(words: &[OsString]) -> Parsed {
     Parsed { json, request }
 }
 
-/// Reads another program's words with clap alone. `None` in place of the value is help that was asked for.
+/// Reads another program's words with clap alone. `Err` within the result is help that was asked for.
 ///
 /// # Errors
 /// [`Code::Usage`], with what the parser knows.
 pub fn parse_with<P: Parser>(words: &[OsString], help: &str) -> Result<std::result::Result<P, String>> {
-    match P::try_parse_from(words) {
+    answered(environment::parse(words.iter().cloned()), help)
+}
+
+/// Reads another program's words in the grammar of Go's programs.
+///
+/// # Errors
+/// [`Code::Usage`], with what the parser knows.
+pub fn parse_as_go<P: Parser>(words: &[OsString], help: &str) -> Result<std::result::Result<P, String>> {
+    answered(go_flags::parse(words.iter().cloned()), help)
+}
+
+fn answered<P>(
+    parsed: std::result::Result<P, clap::Error>,
+    help: &str,
+) -> Result<std::result::Result<P, String>> {
+    match parsed {
         Ok(parsed) => Ok(Ok(parsed)),
         Err(error) => printed_or_refused(&error, help).map(Err),
     }
@@ -245,14 +263,6 @@ pub fn run_command(name: &'static str) -> clap::Command {
         } else {
             arg
         }
-    })
-}
-
-/// An empty environment variable is an unset one.
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    command.mut_args(|arg| {
-        let is_empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
-        if is_empty { arg.env(None) } else { arg }
     })
 }
 

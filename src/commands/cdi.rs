@@ -237,6 +237,7 @@ fn refresh(
     inventory: impl FnOnce() -> Result<Inventory>,
 ) -> Result<()> {
     let path = args.output.display();
+    check_is_spec(&args.output)?;
     let driver = match driver(context, &args.document, inventory) {
         Err(error) if error.code() == Code::NoDriver => {
             out!("{path} is left as it is: {}", error.what())?;
@@ -267,6 +268,26 @@ fn refresh(
         out!("{path} is as it should be")?;
     }
     Ok(())
+}
+
+/// Fails where `--output` names a file that is not a CDI spec: a refresh replaces the file, and removes it on a host without GPUs.
+fn check_is_spec(output: &Path) -> Result<()> {
+    // /dev/stdout and a FIFO are written to, not replaced.
+    if !output.metadata().is_ok_and(|there| there.is_file()) {
+        return Ok(());
+    }
+    // Where it cannot be read, writing says what is wrong.
+    let Ok(content) = std::fs::read(output) else { return Ok(()) };
+    let is_spec = |text: &str| {
+        serde_norway::from_str::<serde_json::Value>(text)
+            .is_ok_and(|value| value["cdiVersion"].is_string() && value["kind"].is_string())
+    };
+    if content.is_empty() || std::str::from_utf8(&content).is_ok_and(is_spec) {
+        return Ok(());
+    }
+    Err(Error::new(Code::Cdi, format!("{} is not a CDI spec, and is left as it is", output.display()))
+        .cause("a refresh would replace the file")
+        .fix("name another file in --output, such as /etc/cdi/nvidia.yaml"))
 }
 
 /// Refreshes until a signal ends it, which may be at any time: the document is replaced as a whole.

@@ -58,8 +58,11 @@ fn value(setting: &Setting, global: &Global, found: Option<&Found>) -> Option<(S
         _ => None,
     };
     // NVIDIA's are a container's, and not ours.
-    let variable =
-        setting.variable.starts_with("GPURUN_").then(|| std::env::var(setting.variable).ok()).flatten();
+    let variable = setting
+        .variable
+        .starts_with("GPURUN_")
+        .then(|| std::env::var(setting.variable).ok().filter(|value| !value.is_empty()))
+        .flatten();
     if let Some(typed) = typed.filter(|typed| variable.as_ref() != Some(typed)) {
         return Some((typed, setting.option.into()));
     }

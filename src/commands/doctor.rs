@@ -2,7 +2,7 @@
 
 use super::{Context, cdi};
 use crate::{
-    apply::container::cgroup::Layout,
+    apply::container::{cgroup::Layout, landlock},
     config::Found,
     error::{Code, Result},
     inventory::Inventory,
@@ -72,7 +72,7 @@ pub fn run(context: &Context, cdi_directories: &[PathBuf]) -> Result<u8> {
         }
     }
     checks.extend(cdi_documents(cdi_directories, &inventory)?);
-    checks.extend([configuration(context)?, user_namespaces(), overlay(), shm(), cgroups()]);
+    checks.extend([configuration(context)?, user_namespaces(), overlay(), shm(), cgroups(), confinement()]);
     let bad = checks.iter().filter(|check| check.result.is_err()).count();
     if context.json {
         let all: Vec<_> = checks
@@ -199,6 +199,12 @@ fn shm() -> Check {
     #[allow(clippy::useless_conversion)]
     let half = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit)) / 2;
     Check { name: "/dev/shm", result: Ok(format!("containers get {} MiB unless told otherwise", half >> 20)) }
+}
+
+fn confinement() -> Check {
+    let result = landlock::landlock()
+        .map_err(|error| (error.code().to_string(), error.what().to_owned(), error.fix_line().to_owned()));
+    Check { name: "landlock", result }
 }
 
 fn cgroups() -> Check {

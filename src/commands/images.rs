@@ -25,8 +25,10 @@ pub fn list(context: &Context, usage: bool) -> Result<u8> {
         let all: Vec<_> = images
             .iter()
             .map(|image| {
-                let (name, id) = (&image.name, image.id.to_string());
-                serde_json::json!({"name": name, "id": id, "size": image.size, "shared": image.shared})
+                serde_json::json!({
+                    "name": image.name, "id": image.id.to_string(), "created": image.created, "size": image.size,
+                    "shared": image.shared, "complete": image.missing == 0,
+                })
             })
             .collect();
         let all = match total {
@@ -36,9 +38,20 @@ pub fn list(context: &Context, usage: bool) -> Result<u8> {
         out!("{all:#}")?;
         return Ok(0);
     }
+    out!("{:12}  {:10}  {:>12}  {:>12}  NAME", "IMAGE ID", "CREATED", "SIZE", "SHARED")?;
     for image in images {
         let (size, shared) = (image.size >> 20, image.shared >> 20);
-        out!("{}  {size:>8} MiB  {shared:>8} MiB shared  {}", &image.id.hex()[..12], image.name)?;
+        // RFC 3339 begins with the date.
+        let created = image.created.as_deref().and_then(|time| time.get(..10)).unwrap_or("-");
+        let missing = match image.missing {
+            0 => String::new(),
+            missing => format!("  (incomplete: {missing} of {} layers are missing)", image.layers.len()),
+        };
+        out!(
+            "{}  {created:10}  {size:>8} MiB  {shared:>8} MiB  {}{missing}",
+            &image.id.hex()[..12],
+            image.name
+        )?;
     }
     if let Some(total) = total {
         let quota = store.quota().map_or_else(String::new, |quota| format!(" of {} MiB", quota >> 20));
@@ -85,15 +98,30 @@ pub fn pull(context: &Context, pulling: &Pulling, images: &[String]) -> Result<u
 pub fn remove(context: &Context, names: &[String]) -> Result<u8> {
     let store = context.store()?;
     for text in names {
-        // As it is listed, or as it was typed when it came.
-        let known =
-            store.forget(text)? || store.forget(&ImageReference::parse(text)?.absolute()?.to_string())?;
+        // As it is listed, or as it was typed when it came; and only then by its id, as with Docker's and Podman's rmi.
+        let reference = ImageReference::parse(text).and_then(|reference| reference.absolute());
+        let known = store.forget(text)?
+            || reference.as_ref().is_ok_and(|name| store.forget(&name.to_string()).unwrap_or(false))
+            || remove_by_id(&store, text)?;
         if !known {
+            reference?;
             return Err(Error::new(Code::ImageNotFound, format!("there is no image {text:?} in the store"))
                 .fix("`gpurun images` lists them"));
         }
     }
     tell(context, &store)
+}
+
+/// Removes the image with this id, which must have one name only; whether there was one.
+fn remove_by_id(store: &Store, id: &str) -> Result<bool> {
+    let names = store.names_of_id(id)?;
+    match names.as_slice() {
+        [] => Ok(false),
+        [name] => store.forget(name),
+        several => Err(Error::new(Code::Usage, format!("the image {id} has {} names", several.len()))
+            .cause(several.join(", "))
+            .fix(format!("gpurun rmi {}", several.join(" ")))),
+    }
 }
 
 /// Removes from it what no image needs.

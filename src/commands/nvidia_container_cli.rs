@@ -20,7 +20,7 @@ use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
 
 /// What was typed.
 pub fn run(typed: &NvidiaContainerCli) -> Result<u8> {
-    let path = |key| std::env::var_os(key).map(PathBuf::from);
+    let path = |key| cli::environment::variable(key).map(PathBuf::from);
     let mut context = Context::new(&cli::Global {
         driver_root: typed.root.clone().or_else(|| path("GPURUN_DRIVER_ROOT")),
         dev_root: path("GPURUN_DEV_ROOT"),

@@ -119,8 +119,8 @@ fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
     let context = Context::new(&cli::Global {
         driver_root: args.driver_root.clone(),
         dev_root: args.dev_root.clone(),
-        simulated_host: std::env::var_os("GPURUN_SIMULATED_HOST").map(PathBuf::from),
-        config: std::env::var_os("GPURUN_CONFIG").map(PathBuf::from),
+        simulated_host: cli::environment::variable("GPURUN_SIMULATED_HOST").map(PathBuf::from),
+        config: cli::environment::variable("GPURUN_CONFIG").map(PathBuf::from),
         log: tracing::level_filters::LevelFilter::OFF,
         log_format: cli::LogFormat::Text,
         json: false,

@@ -3,7 +3,7 @@
 //! The requests are HTTP/1.0, which every version of Docker supports: an answer is a head and all that follows it until the
 //! connection ends. A stream that was cut is noticed by its reader, because a tar archive has an end and its parts have digests.
 
-use super::{layout::Layout, store::Store};
+use super::{layout::Layout, progress::Unpacking, registry::Progress, store::Store};
 use crate::{
     error::{Code, Error, OrFail, Result},
     formats::go_json,
@@ -55,11 +55,14 @@ pub fn describe(name: &str) -> Result<Described> {
 ///
 /// # Errors
 /// Those of [`describe`]; [`Code::NoSpace`] where the store has no room for it.
-pub fn save(name: &str, store: &Store) -> Result<Layout> {
+pub fn save(name: &str, store: &Store, progress: Progress) -> Result<Layout> {
     // Once as it is saved, and once unpacked.
-    store.check_room(u64::try_from(describe(name)?.size).unwrap_or(0).saturating_mul(2))?;
+    let size = u64::try_from(describe(name)?.size).unwrap_or(0);
+    store.check_room(size.saturating_mul(2))?;
     let mut file = store.unnamed_file()?;
-    store.fill(&mut file, &mut ask(&format!("/images/{name}/get"), name)?)?;
+    let unpacking = Unpacking::start(format!("copying {name} from Docker"), Some(size), progress);
+    store.fill(&mut file, &mut unpacking.count(ask(&format!("/images/{name}/get"), name)?))?;
+    drop(unpacking);
     Layout::archive_of(file)
         .map_err(|error| error.context(format!("what Docker saved of {name} cannot be read")))
 }

@@ -247,8 +247,8 @@ pub fn config_digest(manifest: &[u8]) -> Result<Digest> {
 
 /// Follows `index.json` to the image of this name and platform.
 pub fn from_oci(layout: &Layout, tag: Option<&str>, platform: &Platform) -> Result<Found> {
-    if !layout.has("index.json") {
-        let fix = if layout.has("manifest.json") {
+    if !layout.has("index.json")? {
+        let fix = if layout.has("manifest.json")? {
             "there is a manifest.json: if `docker save` wrote it, name it docker-archive:FILE"
         } else {
             "name what `skopeo copy … oci:DIR`, `podman save --format oci-archive` or \
@@ -307,10 +307,10 @@ pub fn not_an_image(kind: &str) -> Error {
 
 /// Follows `manifest.json`, which `docker save` writes, to the image of this name.
 pub fn from_docker(layout: &Layout, reference: Option<&str>, platform: &Platform) -> Result<Found> {
-    if !layout.has("manifest.json") {
+    if !layout.has("manifest.json")? {
         let error =
             Error::new(Code::ImageBroken, "there is no manifest.json, so `docker save` did not write this");
-        return Err(if layout.has("index.json") {
+        return Err(if layout.has("index.json")? {
             error.fix("there is an index.json: name it oci-archive:FILE")
         } else {
             error.fix("write it with `docker save -o FILE IMAGE` or `skopeo copy docker://IMAGE docker-archive:FILE`")
@@ -469,4 +469,15 @@ fn full_name(name: &str) -> String {
     let name = name.strip_prefix("library/").unwrap_or(name);
     let tagged = name.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
     if tagged { name.to_owned() } else { format!("{name}:latest") }
+}
+
+/// A document of any kind, for [`crate::fuzz_targets`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let _ = parse::<Index>(bytes, "the index");
+    let _ = parse::<Manifest>(bytes, "the manifest");
+    let _ = parse::<Vec<Saved>>(bytes, "the list of images");
+    let _ = parse::<ConfigFile>(bytes, "the configuration")
+        .map(|config| config.check_platform(&Platform::default()));
+    let _ = (diff_ids(bytes), config_digest(bytes));
 }

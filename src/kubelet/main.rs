@@ -1,17 +1,17 @@
 //! Parse, serve, print a failure, return the exit code.
 #![forbid(unsafe_code)]
 
-use clap::Parser;
 use gpurun::{
-    cli::LogFormat,
+    cli::{LogFormat, go_flags},
     error::{Code, OrFail, Result},
     output,
 };
-use gpurun_device_plugin::{config::Cli, serve};
+use gpurun_device_plugin::{config::Cli, probe, serve};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    gpurun::sys::process::normalize();
+    let cli: Cli = go_flags::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let json = cli.global.json;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -20,6 +20,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
+    if let Some(question) = cli.flags.probe {
+        return probe::ask(cli.flags.probe_socket.as_deref(), question);
+    }
     let log = tracing_subscriber::fmt()
         .with_max_level(cli.global.log)
         .with_writer(std::io::stderr)

@@ -30,7 +30,8 @@ const DEFAULT_CAPABILITIES: [caps::Capability; 14] = {
     ]
 };
 
-/// `--cap-add` and `--cap-drop` over the default set, which root alone has.
+/// `--cap-add` and `--cap-drop` over the default set, which only root has. On the host's network NET_RAW is not in it: it would
+/// let the container read and forge the packets of every program of the host.
 pub fn capabilities(args: &Run, root: bool) -> Result<u64> {
     let mask = |names: &[String]| -> Result<u64> {
         names.iter().try_fold(0, |mask, name| {
@@ -46,7 +47,11 @@ pub fn capabilities(args: &Run, root: bool) -> Result<u64> {
             Ok(mask | capability.bitmask())
         })
     };
-    let default = if root { DEFAULT_CAPABILITIES.iter().fold(0, |mask, c| mask | c.bitmask()) } else { 0 };
+    let mut default =
+        if root { DEFAULT_CAPABILITIES.iter().fold(0, |mask, c| mask | c.bitmask()) } else { 0 };
+    if super::namespaces::network(&args.network)? {
+        default &= !caps::Capability::CAP_NET_RAW.bitmask();
+    }
     let (added, dropped) = (mask(&args.cap_add)?, mask(&args.cap_drop)?);
     // Docker: what is named wins over ALL on the other side.
     let all = |names: &[String]| names.iter().any(|n| n.eq_ignore_ascii_case("all"));

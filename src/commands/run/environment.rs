@@ -38,3 +38,11 @@ fn variable(text: &str) -> Result<Option<EnvVar>> {
     }
     Ok(value.map(|value| (name.to_owned(), value)))
 }
+
+/// An environment file, for [`crate::fuzz_targets`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    for line in crate::fuzz_targets::text(bytes).lines() {
+        let _ = variable(line);
+    }
+}

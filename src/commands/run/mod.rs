@@ -2,9 +2,9 @@
 
 mod capabilities;
 pub mod environment;
-mod host_mounts;
+pub(crate) mod host_mounts;
 mod limits;
-mod mounts;
+pub(crate) mod mounts;
 mod namespaces;
 mod security;
 pub mod sizes;
@@ -23,7 +23,7 @@ use crate::{
     },
     cli::{self, Run},
     error::{Code, Error, OrFail, Result},
-    image::{Image, ImageReference, Ownership, Platform, Store},
+    image::{Image, ImageReference, Ownership, Platform, ScratchDir, Store},
     inventory::binfmt,
     plan::{self, Injection},
     request::DeviceRequest,
@@ -52,7 +52,8 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let mut volumes = if reference == ImageReference::Host { host_file_systems()? } else { Vec::new() };
     volumes.extend(mounts::volumes(args)?);
     let layers = Layers::open(image.root(&store)?)?;
-    let container = container(context, args, &image, user_env, volumes, injection, &layers)?;
+    let container =
+        container(context, args, &image, user_env, volumes, injection, &layers, store.scratch()?)?;
     container::run(container, layers)
 }
 
@@ -104,6 +105,7 @@ fn container(
     volumes: Vec<Volume>,
     injection: Injection,
     layers: &Layers,
+    scratch: ScratchDir,
 ) -> Result<Container> {
     let config = image.config();
     let host_network = namespaces::network(&args.network)?;
@@ -148,10 +150,11 @@ fn container(
     Ok(Container {
         id: new_id()?,
         read_only: args.read_only,
-        scratch: context.store_dir.join("scratch"),
+        scratch,
         state_dir: context.state_dir.clone(),
         hostname,
         host_network,
+        network_requested: !args.network.is_empty(),
         host_ipc: ipc == namespaces::Ipc::Host,
         shm_size: shm_size(context, args, &limits)?,
         volumes,
@@ -168,6 +171,7 @@ fn container(
             tty: args.tty,
             interactive: args.interactive,
             init: args.init,
+            stop_signal: None,
             rlimits: limits::rlimits(&args.ulimit)?,
             seccomp: security::seccomp(&args.security_opt)?,
         },

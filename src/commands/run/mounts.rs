@@ -132,6 +132,13 @@ fn octal(text: &str) -> Option<u32> {
     u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777)
 }
 
+/// `-v`, `--mount` and `--tmpfs`, for [`crate::fuzz_targets`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let text = crate::fuzz_targets::text(bytes);
+    let _ = (volume(text), mount(text), tmpfs(text));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,7 @@ use crate::{
         Digest,
         layer::Layer,
         manifest,
+        note::Note,
         store::{Record, Store},
         unpack_all,
     },
@@ -139,7 +140,7 @@ impl Pulling<'_> {
         digest: &Digest,
         root: BorrowedFd<'_>,
         resumed: &Cell<bool>,
-    ) -> Result<()> {
+    ) -> Result<Note> {
         let line = self.board.line(digest, layer.size);
         let waiting = self.client.status().waiting(format!("another gpurun that fetches the layer {digest}"));
         let parts = self.store.parts(digest)?;
@@ -152,7 +153,7 @@ impl Pulling<'_> {
             }
             let unpacked = layer.unpack(blob.reader(), root, Store::ownership());
             blob.stop();
-            unpacked.inspect(|()| line.done())
+            unpacked.inspect(|_| line.done())
         })
     }
 }

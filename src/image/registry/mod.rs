@@ -52,6 +52,8 @@ mod client;
 mod credentials;
 mod failure;
 pub mod fetch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod http;
 mod progress;
 mod registries;

@@ -236,6 +236,16 @@ fn places(name: &RegistryName, all: &[Registry]) -> Result<Places> {
     })
 }
 
+/// A registries.conf, for [`crate::fuzz_targets`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(text: &str) {
+    let Ok(all) = parse(text) else { return };
+    for name in ["r.example:5000/a/b", "docker.io/library/a"] {
+        let Ok(name) = RegistryName::parse(name) else { continue };
+        let _ = places(&name, &all);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
