@@ -57,9 +57,12 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
     let mut ended = false;
     while !(ended && outputs.is_empty() && terminal.is_none()) {
         // What a container wrote before its end is there at once.
-        let patience = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let patience =
-            (ended && outputs.iter().all(|flow| !flow.waits_for_destination())).then_some(patience);
+        let patience = if ended && outputs.iter().all(|flow| !flow.waits_for_destination()) {
+            Some(0)
+        } else {
+            (pid_one.is_doubtful() && !ended).then_some(50_000_000)
+        };
+        let patience = patience.map(|tv_nsec| rustix::time::Timespec { tv_sec: 0, tv_nsec });
         let mut ready = Ready::default();
         {
             let mut polled = Polled::default();
@@ -85,6 +88,9 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
                 polled.add(What::Output(at), fd, events);
             }
             polled.wait(patience, &mut ready)?;
+        }
+        if ready.nothing {
+            pid_one.look_again();
         }
         if ready.signal {
             while let Some(signal) = signals.next() {
@@ -165,6 +171,8 @@ enum What {
 /// Those that happened.
 #[derive(Debug, Default)]
 struct Ready {
+    /// The wait was over first.
+    nothing: bool,
     end: bool,
     signal: bool,
     unix_socket: Option<PollFlags>,
@@ -188,7 +196,7 @@ impl<'a> Polled<'a> {
 
     fn wait(&mut self, patience: Option<rustix::time::Timespec>, ready: &mut Ready) -> Result<()> {
         match rustix::event::poll(&mut self.fds, patience.as_ref()) {
-            Ok(_) => {}
+            Ok(happened) => ready.nothing = happened == 0,
             Err(Errno::INTR) => return Ok(()),
             Err(errno) => return Err(errno).or_fail(Code::Internal, || "poll failed"),
         }
