@@ -98,6 +98,8 @@ pub fn injection(context: &Context, args: &Run, image: &Image, user_env: &[EnvVa
     context.plan(&request, &policy)
 }
 
+// Each is a different kind of fact, and all of them are needed at once.
+#[allow(clippy::too_many_arguments)]
 fn container(
     context: &Context,
     args: &Run,
