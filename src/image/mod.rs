@@ -86,10 +86,12 @@ pub struct ImageConfig {
     pub working_dir: String,
     /// The author's remarks.
     pub labels: BTreeMap<String, String>,
-    /// Directories whose content should outlive the image's.
+    /// Directories that can be written whatever the root is (VOLUME).
     pub volumes: Vec<String>,
     /// What ends the container: `SIGTERM`, `15`; `None`: SIGTERM.
     pub stop_signal: Option<String>,
+    /// Whether the image has a HEALTHCHECK.
+    pub has_healthcheck: bool,
 }
 
 /// An image that was found, with its configuration; its layers may be unpacked already.
@@ -351,7 +353,8 @@ impl ImageConfig {
         let file: ConfigFile = manifest::parse(file, "the image's configuration")?;
         // Again at every start: a store may be carried to another machine.
         file.check_platform(platform)?;
-        let Defaults { env, entrypoint, cmd, user, working_dir, labels, volumes, stop_signal } = file.config;
+        let Defaults { env, entrypoint, cmd, user, working_dir, labels, volumes, stop_signal, healthcheck } =
+            file.config;
         let words =
             env.iter().chain(&entrypoint).chain(&cmd).chain([&user, &working_dir]).chain(volumes.keys());
         if words.into_iter().any(|word| word.contains('\0')) {
@@ -368,6 +371,8 @@ impl ImageConfig {
             labels,
             volumes: volumes.into_keys().collect(),
             stop_signal: Some(stop_signal).filter(|signal| !signal.is_empty()),
+            // NONE turns off the one of a parent image.
+            has_healthcheck: healthcheck["Test"][0].as_str().is_some_and(|kind| kind != "NONE"),
         })
     }
 }
