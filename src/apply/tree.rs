@@ -76,7 +76,7 @@ impl Tree {
         let new = trees.join(&name);
         std::fs::DirBuilder::new().mode(0o755).create(&new).map_err(|error| not_made(&new, &error))?;
         let made = open_host_directory(&new).map_err(|errno| not_made(&new, &errno)).and_then(|directory| {
-            self.fill(Root::new(directory))?;
+            self.fill(&Root::new(directory))?;
             match std::fs::rename(&new, &place) {
                 // Another start made it meanwhile.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTEMPTY)) => {
@@ -108,7 +108,7 @@ impl Tree {
         Ok(tree.place(state_dir)?.join(name))
     }
 
-    fn fill(&self, root: Root) -> Result<()> {
+    fn fill(&self, root: &Root) -> Result<()> {
         for (path, entry) in &self.0 {
             let path = Path::new("/").join(path);
             match entry {
