@@ -11,8 +11,8 @@ use crate::{
             identity::{self, Caller, Identity},
             spec::{Container, Process, Volume},
         },
-        loader,
-        rootfs::Layers,
+        placement::{self, DriverMount},
+        rootfs::{Kind, Layers, Mounts},
     },
     cli::{Ipc, Network, Run},
     error::{Code, Error, OrFail, Result},
@@ -22,7 +22,10 @@ use crate::{
     request::DeviceRequest,
     vocabulary::EnvVar,
 };
-use std::{collections::HashMap, path::PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 /// Runs the container; the command's exit code.
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
@@ -99,6 +102,10 @@ fn container(
     };
     user.groups.extend(args.group_add.iter().chain(&injection.groups));
     let rootless = caller.euid != 0;
+    let placement = placement::place(layers, &mounts(&volumes, layers), &injection, DriverMount::ByUs)?;
+    for note in &placement.notes {
+        tracing::warn!("{note}");
+    }
     let argv = options::command(args, &config.entrypoint, &config.cmd).ok_or_else(|| {
         Error::new(Code::Usage, "the image has no command of its own").fix("name one after the image")
     })?;
@@ -131,7 +138,7 @@ fn container(
         host_ipc: args.ipc == Ipc::Host,
         shm_size: shm_size(context, args, &limits)?,
         volumes,
-        prepared: loader::prepare(layers, &injection)?,
+        placement,
         limits,
         privileged: Store::ownership() == Ownership::Image,
         id_map: rootless.then(|| identity::id_map(&user, &caller)),
@@ -149,6 +156,27 @@ fn container(
         },
         injection,
     })
+}
+
+/// What will be mounted over the container's root before the driver is.
+fn mounts(volumes: &[Volume], root: &Layers) -> Mounts {
+    let mut mounts = Mounts::default();
+    for (path, kind) in [("/proc", Kind::Kernel), ("/sys", Kind::Kernel), ("/dev", Kind::Memory)] {
+        mounts.add(root, Path::new(path), kind, false);
+    }
+    for volume in volumes {
+        match volume {
+            Volume::Bind { source, target, read_only } => {
+                mounts.add(root, target, Kind::Volume { source: Some(source.clone()) }, *read_only);
+            }
+            // Device nodes are made before it is mounted, and it would hide them.
+            Volume::Tmpfs { target, .. } if target.starts_with("/dev") => {
+                mounts.add(root, target, Kind::Kernel, false);
+            }
+            Volume::Tmpfs { target, read_only, .. } => mounts.add(root, target, Kind::Memory, *read_only),
+        }
+    }
+    mounts
 }
 
 /// In an ordinary user's Podman the caller owns what is root's in the image, and his subordinate ids the rest. A container has

@@ -3,6 +3,7 @@
 
 pub mod args;
 mod log;
+pub mod old_runc;
 
 use super::{
     Context,
@@ -11,7 +12,7 @@ use super::{
 use crate::{
     apply::{
         bundle::Bundle,
-        delivery::{self, MountedBy},
+        delivery::{self, Delivery, MountedBy},
         dev_char, oci_spec,
     },
     config::Config,
@@ -78,9 +79,13 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Resul
     }
     let mounted_by =
         if spec.has_new_mount_namespace() { MountedBy::RuntimeFromHere } else { MountedBy::RuntimeElsewhere };
-    let binds = deliver(&bundle.root(&spec)?, &spec, &injection, context, mounted_by)?;
+    let (placement, Delivery { binds, notes }) =
+        deliver(&bundle.root(&spec)?, &spec, &injection, context, mounted_by, None)?;
+    for note in notes {
+        log.write(Level::Warning, &note);
+    }
     let may_make_nodes = may_make_nodes(&spec);
-    for source in oci_spec::edit(&mut spec, &injection, &binds, may_make_nodes)? {
+    for source in oci_spec::edit(&mut spec, &injection, &binds, &placement.nodes, may_make_nodes)? {
         // A restart brings back what an earlier start mounted.
         if !source.starts_with(&context.state_dir) {
             let source = source.display();
