@@ -248,8 +248,10 @@ fn may_fail(destination: Destination, standing: Standing, place: &str) -> bool {
         (_, _, "/dev") if is_link => true,
         // The launcher's own /dev has the nodes; a second one over it would hide them.
         (Destination::Launcher, Standing::Tmpfs, "/dev") => true,
-        // The engine makes the mount points that a CDI spec names, before a program of ours runs.
+        // The engine makes the mount points that a CDI spec names, before a program of ours runs: runc makes none on a read-only
+        // volume, crun none through a link that leads nowhere.
         (Destination::Cdi(_), Standing::ReadOnlyVolume, "/usr/local") => true,
+        (Destination::Cdi("crun"), Standing::DanglingLink, "/usr/local" | "/usr/local/nvidia") => true,
         _ => false,
     }
 }

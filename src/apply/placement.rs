@@ -34,6 +34,8 @@ pub struct Placement {
     pub mounts: Vec<Mount>,
     /// Device nodes that are to be made or mounted. Those that a volume has already are not among them.
     pub nodes: Vec<DeviceNode>,
+    /// Device nodes that a volume has already.
+    pub nodes_of_volumes: Vec<DeviceNode>,
     /// Small files that are to be written into the root.
     pub files: Vec<SmallFile>,
     /// Small files that are to be mounted: over a file of a volume, or in memory.
@@ -203,7 +205,13 @@ impl Placer<'_> {
                 // The volume has what its user wants there.
                 Place::Memory { .. } | Place::Volume { .. } | Place::Nowhere => {
                     let (link, target) = (symlink.link.0.display(), symlink.target.display());
-                    self.note(format!("the link {link} to {target} is left out: {IN_THE_WAY}"));
+                    let note = format!("the link {link} to {target} is left out: {IN_THE_WAY}");
+                    // A user who mounts the host's /dev has udev's own links.
+                    if symlink.link.0.starts_with("/dev") {
+                        tracing::debug!("{note}");
+                    } else {
+                        self.note(note);
+                    }
                     return;
                 }
             }
@@ -235,8 +243,12 @@ impl Placer<'_> {
             Place::Root { path } | Place::Memory { path, is_mount_point: false } => {
                 self.placement.nodes.push(DeviceNode { container_path: ContainerPath(path), ..node });
             }
-            Place::Volume { found: Some(FileType::CharacterDevice), device: there, .. }
-                if there == device => {}
+            Place::Volume { path, found: Some(FileType::CharacterDevice), device: there, .. }
+                if there == device =>
+            {
+                let node = DeviceNode { container_path: ContainerPath(path), ..node };
+                self.placement.nodes_of_volumes.push(node);
+            }
             // An engine's own mount of a node, whose source is not known.
             Place::Volume { is_mount_point: true, .. } => {}
             _ if node.container_path.0.starts_with(DRAWING_NODES) => {
@@ -411,6 +423,6 @@ mod tests {
         assert!(!case.dir.path().join("volume/nvidia0").exists());
         let placement = Case::new(|_| (), &["/dev/dri"]).place().unwrap();
         assert_eq!(placement.nodes.len(), 1, "{:?}", placement.notes);
-        assert_eq!(placement.notes.len(), 2, "the node and its link: {:?}", placement.notes);
+        assert_eq!(placement.notes.len(), 1, "the node: {:?}", placement.notes);
     }
 }

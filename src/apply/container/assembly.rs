@@ -37,6 +37,8 @@ pub enum Step {
     Seal { target: PathBuf },
     /// A path of the container's that must not be seen: /dev/null over a file, an empty directory over a directory.
     Mask { target: PathBuf },
+    /// The host's own node over one that a volume has; nothing where that is absent.
+    NodeOver { node: DeviceNode },
     /// A character device in the container's /dev.
     Node { node: DeviceNode },
     /// A directory with its owner and permissions.
@@ -113,6 +115,7 @@ pub fn steps(
     image.extend(in_image.into_iter().map(link));
     // After the volumes, so that none of them hides the driver.
     let mut volumes: Vec<Step> = container.volumes.iter().map(volume).collect();
+    volumes.extend(nodes_of_volumes(container));
     volumes.extend(driver(container, beside_driver.into_iter().map(link)));
     volumes.extend(covers);
     Steps { image, mounts, volumes }
@@ -177,17 +180,8 @@ fn devices(container: &Container, rootless: bool) -> Vec<Step> {
         Some(node) if !rootless => Step::Node { node },
         _ => Step::Bind { source: path.into(), target: target.into(), flags: HOST_NODE, recursive: false },
     };
-    let standard = STANDARD_DEVICES.iter().map(|&(name, major, minor)| {
-        let path = Path::new("/dev").join(name);
-        let wanted = DeviceNode {
-            path: crate::inventory::HostPath(path.clone()),
-            container_path: crate::inventory::ContainerPath(path.clone()),
-            major,
-            minor,
-            mode: 0o666,
-            uid: 0,
-            gid: 0,
-        };
+    let standard = standard_nodes().map(|wanted| {
+        let path = wanted.path.0.clone();
         node(&path, &path, Some(wanted))
     });
     let gpus =
@@ -201,6 +195,29 @@ fn devices(container: &Container, rootless: bool) -> Vec<Step> {
         link("/dev/ptmx", "pts/ptmx"),
     ];
     standard.chain(gpus).chain(links).collect()
+}
+
+fn standard_nodes() -> impl Iterator<Item = DeviceNode> {
+    STANDARD_DEVICES.iter().map(|&(name, major, minor)| {
+        let path = Path::new("/dev").join(name);
+        DeviceNode {
+            path: crate::inventory::HostPath(path.clone()),
+            container_path: crate::inventory::ContainerPath(path),
+            major,
+            minor,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+        }
+    })
+}
+
+/// Nothing on a volume can be opened as a device, so the nodes that the container may open lie over those of a volume at /dev.
+fn nodes_of_volumes(container: &Container) -> Vec<Step> {
+    let nodes = &container.placement.nodes_of_volumes;
+    let over_dev = container.volumes.iter().any(|volume| volume.target() == Path::new("/dev"));
+    let standard = standard_nodes().filter(|_| over_dev);
+    standard.chain(nodes.iter().cloned()).map(|node| Step::NodeOver { node }).collect()
 }
 
 fn files(container: &Container, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step> {
@@ -339,6 +356,11 @@ fn perform(root: &Root, step: Step) -> Result<()> {
             attach(&mount, &own, &target)
         }
         Step::Node { node } => make_node(root, &node),
+        Step::NodeOver { node } => {
+            let path = &node.container_path.0;
+            let Some(point) = existing(root, path)? else { return Ok(()) };
+            attach(HostObject::node(&node, HOST_NODE)?.mount(), &point, path)
+        }
         Step::Cover { source, target } => {
             let object = HostObject::file(&source, Flags { read_only: true, ..NOTHING })?;
             if !target.starts_with("/proc") {
