@@ -10,7 +10,7 @@ use std::fmt;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 macro_rules! codes {
-    ($($name:ident = $number:literal, $exit:literal, $meaning:literal;)*) => {
+    ($($name:ident = $number:literal, $exit:literal, $meaning:literal, $fix:literal;)*) => {
         /// The stable code of a failure, printed as `GPU-NNNN`. A number is never used for something else.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Code { $(#[doc = $meaning] $name = $number,)* }
@@ -21,57 +21,109 @@ macro_rules! codes {
             /// What the code means in general, as the README's table says it.
             pub fn meaning(self) -> &'static str { match self { $(Code::$name => $meaning,)* } }
             /// gpurun's exit code for it: 125 gpurun failed, 126 the command cannot be run, 127 it was not found
-            /// (Docker's numbers).
+            /// (Docker's numbers); 141 as of a program that SIGPIPE ended.
             pub fn exit_code(self) -> u8 { match self { $(Code::$name => $exit,)* } }
+            /// What to do about a failure with this code where the place that fails has no better advice.
+            pub fn fix(self) -> &'static str { match self { $(Code::$name => $fix,)* } }
         }
     };
 }
 
 codes! {
-    Usage = 1, 125, "the command line cannot be understood";
-    Config = 2, 125, "the configuration file cannot be used";
-    NoDriver = 10, 125, "no NVIDIA driver is loaded on this host";
-    NvmlMissing = 11, 125, "the driver's libnvidia-ml.so.1 was not found";
-    NvmlFailed = 12, 125, "the driver's library was found but does not answer";
-    VersionMismatch = 13, 125, "the driver's libraries and its kernel module have different versions";
-    DeviceNodeMissing = 14, 125, "a device node under /dev is missing or is not what it should be";
-    GpuLost = 15, 125, "the GPU that was asked for does not answer";
-    Inventory = 16, 125, "the host's facts cannot be read or recorded";
-    StateDir = 17, 125, "the directory in which gpurun keeps what it knows of the host cannot be used";
-    BadRequest = 20, 125, "the request for GPUs cannot be understood";
-    UnknownGpu = 21, 125, "the GPU that was asked for does not exist";
-    BadCapability = 22, 125, "the driver capability does not exist or is not allowed";
-    BadRequirement = 23, 125, "a requirement of the image cannot be understood";
-    NotAllowed = 24, 125, "the administrator's policy does not allow this request";
-    Unsatisfied = 30, 125, "the host does not satisfy what the image requires";
-    CudaTooNew = 31, 125, "the image's CUDA is newer than the driver can run";
-    DriverIncomplete = 32, 125, "the driver lacks a file that the requested capability needs";
-    ImageReference = 40, 125, "the image's name cannot be understood";
-    ImageNotFound = 41, 125, "the image does not exist";
-    ImageBroken = 42, 125, "the image is damaged or not an image";
-    DigestMismatch = 43, 125, "the image's bytes are not those that its digest promises";
-    LayerRefused = 44, 125, "a layer holds an entry that must not be unpacked";
-    WrongPlatform = 45, 125, "the image is for another platform";
-    Store = 46, 125, "the image store cannot be used";
-    Registry = 47, 125, "the registry cannot be reached or does not answer as it should";
-    NotAuthorised = 48, 125, "the registry wants credentials, or refuses those that it got";
-    NoSpace = 49, 125, "there is no room for the image";
-    Namespace = 50, 125, "the kernel refuses to make the container's namespaces";
-    Mount = 51, 125, "a mount of the container failed";
-    Cgroup = 52, 125, "the container's cgroup cannot be set up";
-    Seccomp = 53, 125, "the system call filter cannot be installed";
-    User = 54, 125, "the container's user or group is unknown or cannot be used";
-    Volume = 55, 125, "a volume or its source cannot be used";
-    Limit = 56, 125, "a resource limit cannot be set";
-    Rootfs = 57, 125, "the container's root holds something that stands in the way";
-    Bundle = 58, 125, "the container's bundle, made by the engine, cannot be used";
-    NoRuntime = 59, 125, "no low-level OCI runtime can be run";
-    CannotRun = 60, 126, "the command cannot be run";
-    CommandNotFound = 61, 127, "the command was not found in the container";
-    Cdi = 70, 125, "a CDI document cannot be made, read or written";
-    Cluster = 71, 125, "the cluster's API server cannot be reached, or refuses";
-    Mps = 72, 125, "a GPU cannot be shared by MPS";
-    Internal = 90, 125, "a system call failed that should not have";
+    Usage = 1, 125, "the command line cannot be understood",
+        "`gpurun run --help` lists the options of `run`; `gpurun --help` lists the commands";
+    Config = 2, 125, "the configuration file cannot be used",
+        "correct the file that is named above; `gpurun config` prints every key with its meaning";
+    Output = 3, 125, "the answer cannot be written to standard output",
+        "make room on the disk that standard output goes to (`df -h .`), or name another file: `gpurun … > FILE`";
+    OutputClosed = 4, 141, "the reader of standard output is gone; no message is printed",
+        "let the reader read to the end: `gpurun … | cat`";
+    NoDriver = 10, 125, "no NVIDIA driver is loaded on this host",
+        "install NVIDIA's driver and load it with `modprobe nvidia`; `gpurun doctor` checks the host";
+    NvmlMissing = 11, 125, "the driver's libnvidia-ml.so.1 was not found",
+        "install the driver's libraries (Debian: apt-get install libnvidia-ml1), or name their root with --driver-root";
+    NvmlFailed = 12, 125, "the driver's library was found but does not answer",
+        "`nvidia-smi` shows what the driver says; `gpurun doctor` checks the host";
+    VersionMismatch = 13, 125, "the driver's libraries and its kernel module have different versions",
+        "reboot, or load the new module: `modprobe -r nvidia_uvm nvidia && modprobe nvidia`";
+    DeviceNodeMissing = 14, 125, "a device node under /dev is missing or is not what it should be",
+        "`nvidia-modprobe -c0 -u` makes the device nodes; `gpurun doctor` checks them";
+    GpuLost = 15, 125, "the GPU that was asked for does not answer",
+        "`gpurun ls` shows the GPUs that answer; reset the GPU with `nvidia-smi --gpu-reset -i INDEX` or reboot";
+    Inventory = 16, 125, "the host's facts cannot be read or recorded",
+        "`gpurun doctor` checks the host; `GPURUN_LOG=debug gpurun inventory` shows what was read";
+    StateDir = 17, 125, "the directory in which gpurun keeps what it knows of the host cannot be used",
+        "name a directory that you own in GPURUN_STATE_DIR";
+    BadRequest = 20, 125, "the request for GPUs cannot be understood",
+        "`--gpus all`, `--gpus 2` or `--gpus device=0,1`; `gpurun ls` shows the GPUs";
+    UnknownGpu = 21, 125, "the GPU that was asked for does not exist",
+        "`gpurun ls` shows the GPUs of this host and their names";
+    BadCapability = 22, 125, "the driver capability does not exist or is not allowed",
+        "`--gpus all,capabilities=compute,utility`; other capabilities are graphics, video, display, ngx and compat32";
+    BadRequirement = 23, 125, "a requirement of the image cannot be understood",
+        "correct the image's NVIDIA_REQUIRE_… variable, or start it with `-e NVIDIA_DISABLE_REQUIRE=1`";
+    NotAllowed = 24, 125, "the administrator's policy does not allow this request",
+        "ask the administrator of this host; `gpurun config` prints the policy and the file that sets it";
+    Unsatisfied = 30, 125, "the host does not satisfy what the image requires",
+        "use an image for this host, or start this one with `-e NVIDIA_DISABLE_REQUIRE=1`";
+    CudaTooNew = 31, 125, "the image's CUDA is newer than the driver can run",
+        "use an image for an older CUDA, or a newer driver; `gpurun ls` shows the driver's CUDA version";
+    DriverIncomplete = 32, 125, "the driver lacks a file that the requested capability needs",
+        "install the rest of the driver's packages; `gpurun doctor` lists what is missing";
+    ImageReference = 40, 125, "the image's name cannot be understood",
+        "NAME[:TAG][@DIGEST], oci:DIR, oci-archive:FILE, docker-archive:FILE or rootfs:DIR; see `gpurun run --help`";
+    ImageNotFound = 41, 125, "the image does not exist",
+        "`gpurun images` lists the images of the store; `gpurun pull NAME` fetches one";
+    ImageBroken = 42, 125, "the image is damaged or not an image",
+        "fetch or save the image again: `gpurun pull NAME`, `docker save -o FILE NAME`";
+    DigestMismatch = 43, 125, "the image's bytes are not those that its digest promises",
+        "fetch the image again with `gpurun pull NAME`; if that fails as well, push it to the registry again";
+    LayerRefused = 44, 125, "a layer holds an entry that must not be unpacked",
+        "build the image again without that entry: `docker build --no-cache .`";
+    WrongPlatform = 45, 125, "the image is for another platform",
+        "`gpurun pull --platform linux/amd64 NAME` fetches an image for another platform";
+    Store = 46, 125, "the image store cannot be used",
+        "name a directory that you own in GPURUN_STORE, or repair the one that is named above";
+    Registry = 47, 125, "the registry cannot be reached or does not answer as it should",
+        "check the name and the network, then try again: `gpurun pull NAME`";
+    NotAuthorised = 48, 125, "the registry wants credentials, or refuses those that it got",
+        "`docker login HOST` or `podman login HOST`, then try again";
+    NoSpace = 49, 125, "there is no room for the image",
+        "`gpurun prune` removes layers that no image needs; or name a larger disk in GPURUN_STORE";
+    Namespace = 50, 125, "the kernel refuses to make the container's namespaces",
+        "run gpurun as root, or allow user namespaces: `sysctl kernel.unprivileged_userns_clone=1`";
+    Mount = 51, 125, "a mount of the container failed",
+        "`GPURUN_LOG=debug gpurun …` shows each mount; `gpurun doctor` checks the host";
+    Cgroup = 52, 125, "the container's cgroup cannot be set up",
+        "leave out -m, --cpus and --pids-limit; `gpurun doctor` says which cgroups can be used";
+    Seccomp = 53, 125, "the system call filter cannot be installed",
+        "use a kernel with seccomp (CONFIG_SECCOMP_FILTER), or start with `--security-opt seccomp=unconfined`";
+    User = 54, 125, "the container's user or group is unknown or cannot be used",
+        "name a user by number: `-u UID:GID`";
+    Volume = 55, 125, "a volume or its source cannot be used",
+        "`-v /HOST/PATH:/CONTAINER/PATH[:ro]` with a source that exists";
+    Limit = 56, 125, "a resource limit cannot be set",
+        "leave out --ulimit, or raise the caller's own limit in /etc/security/limits.conf";
+    Rootfs = 57, 125, "the container's root holds something that stands in the way",
+        "correct the path in the image, or mount over it with `-v` or `--tmpfs`";
+    Bundle = 58, 125, "the container's bundle, made by the engine, cannot be used",
+        "the engine makes this directory: start the container again, and look at the engine's own log with `journalctl -u docker` (containerd, crio)";
+    NoRuntime = 59, 125, "no low-level OCI runtime can be run",
+        "apt-get install runc, or name another runtime in `runtimes` in /etc/gpurun/config.toml";
+    CannotRun = 60, 126, "the command cannot be run",
+        "`--entrypoint sh` starts a shell in the image to look at the file";
+    CommandNotFound = 61, 127, "the command was not found in the container",
+        "`--entrypoint sh` starts a shell in the image; name the command with its path";
+    Confinement = 62, 125, "the container cannot be confined on this kernel",
+        "`--network none` or `-u 1000`; or boot Linux 6.12 or newer with landlock in the kernel's option lsm=";
+    Cdi = 70, 125, "a CDI document cannot be made, read or written",
+        "`gpurun cdi generate --output /etc/cdi/nvidia.yaml` writes a new CDI spec; `gpurun cdi validate` checks those that exist";
+    Cluster = 71, 125, "the cluster's API server cannot be reached, or refuses",
+        "`kubectl auth can-i --list` in the plugin's pod shows its rights; check the plugin's service account";
+    Mps = 72, 125, "a GPU cannot be shared by MPS",
+        "`kubectl logs` of the plugin's pod shows the MPS daemon's messages; or take `sharing.mps` out of the plugin's configuration";
+    Internal = 90, 125, "a system call failed that should not have",
+        "run it again with GPURUN_LOG=debug, and report the output together with that of `gpurun inventory`";
 }
 
 impl fmt::Display for Code {
@@ -80,7 +132,7 @@ impl fmt::Display for Code {
     }
 }
 
-/// One failure. Displayed it is a paragraph: what happened, `cause:` and `fix:`, one line each.
+/// One failure. Displayed it is a paragraph: what happened, `cause:` where one is known, and `fix:`, one line each.
 #[derive(Debug, Clone)]
 pub struct Error(Box<Inner>);
 
@@ -135,9 +187,9 @@ impl Error {
         self.0.causes.join(": ")
     }
 
-    /// What to do about it; empty when nobody knows.
+    /// What to do about it: the advice of the place that failed, or that of the code. Never empty.
     pub fn fix_line(&self) -> &str {
-        self.0.fix.as_deref().unwrap_or_default()
+        self.0.fix.as_deref().unwrap_or_else(|| self.code().fix())
     }
 
     /// The same as an object, for `--json`.
@@ -155,7 +207,8 @@ impl Error {
         if let Some(cause) = text("cause").filter(|cause| !cause.is_empty()) {
             error = error.cause(cause);
         }
-        if let Some(fix) = text("fix").filter(|fix| !fix.is_empty()) {
+        // The code's own advice stays open for better advice from the parent.
+        if let Some(fix) = text("fix").filter(|fix| !fix.is_empty() && *fix != code.fix()) {
             error = error.fix(fix);
         }
         Some(error)
@@ -172,10 +225,7 @@ impl fmt::Display for Error {
         if !self.0.causes.is_empty() {
             write!(f, "\n  cause: {}", clean(&self.cause_line()))?;
         }
-        if !self.fix_line().is_empty() {
-            write!(f, "\n  fix: {}", clean(self.fix_line()))?;
-        }
-        Ok(())
+        write!(f, "\n  fix: {}", clean(self.fix_line()))
     }
 }
 

@@ -24,8 +24,11 @@ pub mod commands;
 pub mod config;
 pub mod error;
 pub mod formats;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz_targets;
 pub mod image;
 pub mod inventory;
+pub mod output;
 pub mod plan;
 pub mod programs;
 pub mod request;

@@ -1,25 +1,26 @@
 //! Parse, dispatch (also on the name it is called by), print a failure, return the exit code.
 #![forbid(unsafe_code)]
 
-use clap::{CommandFactory, Parser};
 use gpurun::{
     apply::container,
     cli::{
-        Cli, Command, Global, LogFormat, VERBS, nvidia_container_cli::NvidiaContainerCli,
+        self, Cli, Command, Global, LogFormat, Parsed, Request, nvidia_container_cli::NvidiaContainerCli,
         nvidia_ctk::NvidiaCtk,
     },
     commands::{self, Context},
-    error::{Code, Error, Result},
+    error::Result,
+    output,
 };
 use std::{
     ffi::{CString, OsString},
-    os::unix::ffi::{OsStrExt, OsStringExt},
+    os::unix::ffi::OsStrExt,
     path::Path,
     process::ExitCode,
 };
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
+    gpurun::sys::process::normalize();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let called = arguments
         .first()
@@ -30,25 +31,20 @@ fn main() -> ExitCode {
     if commands::hook::NAMES.contains(&called) {
         return ExitCode::from(commands::hook::run(arguments.get(1..).unwrap_or_default()));
     }
-    let json = arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json");
+    let mut json = false;
     let result = match called.as_bytes() {
         name if name == container::INIT_NAME.to_bytes() => container::init::run(&words(&arguments)),
         name if name == container::HANDOVER_NAME.to_bytes() => container::handover::run(&words(&arguments)),
-        b"nvidia-ctk" => nvidia_ctk(arguments),
-        b"nvidia-container-cli" => nvidia_container_cli(arguments),
-        _ => dispatch(with_verb(arguments)),
-    };
-    match result {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            if json {
-                eprintln!("{}", error.to_json());
-            } else {
-                eprintln!("{error}");
-            }
-            ExitCode::from(error.code().exit_code())
+        b"nvidia-ctk" => nvidia_ctk(&arguments),
+        b"nvidia-container-cli" => nvidia_container_cli(&arguments),
+        _ => {
+            let Parsed { json: wanted, request } = cli::parse(&arguments);
+            json = wanted;
+            request.and_then(dispatch)
         }
-    }
+    };
+    let code = result.and_then(|code| output::flush().map(|()| code));
+    ExitCode::from(code.unwrap_or_else(|error| output::fail(&error, json)))
 }
 
 /// The words behind the name, as execve(2) takes them.
@@ -56,68 +52,48 @@ fn words(arguments: &[OsString]) -> Vec<CString> {
     arguments.iter().skip(1).filter_map(|word| CString::new(word.as_bytes()).ok()).collect()
 }
 
-/// `gpurun --gpus all IMAGE` is `gpurun run --gpus all IMAGE`: where no verb stands first, it is `run`.
-fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    let is_verb = |word: &OsString| {
-        word.to_str().is_some_and(|w| VERBS.contains(&w) || matches!(w, "-h" | "--help" | "-V" | "--version"))
+/// Help that was asked for is an answer.
+fn print(text: &str) -> Result<u8> {
+    output::write(text.as_bytes()).map(|()| 0)
+}
+
+fn nvidia_ctk(arguments: &[OsString]) -> Result<u8> {
+    match cli::parse_as_go::<NvidiaCtk>(arguments, "nvidia-ctk --help")? {
+        Ok(ctk) => {
+            log(ctk.log_level(), LogFormat::Text);
+            commands::nvidia_ctk::run(&ctk)
+        }
+        Err(help) => print(&help),
+    }
+}
+
+fn nvidia_container_cli(arguments: &[OsString]) -> Result<u8> {
+    match cli::parse_with::<NvidiaContainerCli>(arguments, "nvidia-container-cli --help")? {
+        Ok(cli) => {
+            log(LevelFilter::WARN, LogFormat::Text);
+            commands::nvidia_container_cli::run(&cli)
+        }
+        Err(help) => print(&help),
+    }
+}
+
+fn dispatch(request: Request) -> Result<u8> {
+    let start = |global: &Global| {
+        log(global.log, global.log_format);
+        Context::new(global)
     };
-    // Options of every verb may stand before it; those that take a value have it behind "=" or as the next word.
-    let mut at = 1;
-    while let Some(word) = arguments.get(at).and_then(|w| w.to_str()) {
-        match word {
-            _ if Global::HAS_VALUE.contains(&word) => at += 2,
-            "--json" => at += 1,
-            _ if Global::HAS_VALUE
-                .iter()
-                .any(|option| word.strip_prefix(option).is_some_and(|rest| rest.starts_with('='))) =>
-            {
-                at += 1;
-            }
-            _ => break,
-        }
-    }
-    if arguments.get(at).is_some_and(|word| !is_verb(word)) {
-        arguments.insert(at, OsString::from_vec(b"run".to_vec()));
-    }
-    arguments
-}
-
-/// What was typed; `None` where that was a question for help, which is answered.
-fn parsed<P: Parser>(arguments: Vec<OsString>, help: &str) -> Result<Option<P>> {
-    match P::try_parse_from(arguments) {
-        Ok(parsed) => Ok(Some(parsed)),
-        Err(error) if !error.use_stderr() => {
-            let _ = error.print();
-            Ok(None)
-        }
-        Err(error) => {
-            let text = error.render().to_string();
-            let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            Err(Error::new(Code::Usage, first).fix(help))
-        }
+    match request {
+        Request::Print(text) => print(&text),
+        Request::Run(global, args) => commands::run::run(&start(&global)?, &args),
+        Request::Plan(global, args) => commands::plan::run(&start(&global)?, &args),
+        Request::Other(cli) => other(*cli),
     }
 }
 
-fn nvidia_ctk(arguments: Vec<OsString>) -> Result<u8> {
-    let Some(ctk) = parsed::<NvidiaCtk>(arguments, "nvidia-ctk --help")? else { return Ok(0) };
-    log(ctk.log_level(), LogFormat::Text);
-    commands::nvidia_ctk::run(&ctk)
-}
-
-fn nvidia_container_cli(arguments: Vec<OsString>) -> Result<u8> {
-    let help = "nvidia-container-cli --help, nvidia-container-cli configure --help";
-    let Some(cli) = parsed::<NvidiaContainerCli>(arguments, help)? else { return Ok(0) };
-    log(LevelFilter::WARN, LogFormat::Text);
-    commands::nvidia_container_cli::run(&cli)
-}
-
-fn dispatch(arguments: Vec<OsString>) -> Result<u8> {
-    let Some(cli) = parsed::<Cli>(arguments, "gpurun --help, gpurun run --help")? else { return Ok(0) };
+fn other(cli: Cli) -> Result<u8> {
     log(cli.global.log, cli.global.log_format);
     let context = || Context::new(&cli.global);
     match cli.command {
-        Command::Run(args) => commands::run::run(&context()?, &args),
-        Command::Plan(args) => commands::plan::run(&context()?, &args),
         Command::Ls => commands::ls::run(&context()?),
         Command::Doctor(args) => commands::doctor::run(&context()?, &args.directories),
         Command::Inventory => commands::inventory::run(&context()?),
@@ -131,8 +107,9 @@ fn dispatch(arguments: Vec<OsString>) -> Result<u8> {
         Command::Configure(args) => commands::configure::run(&args),
         Command::Config => commands::config::run(&cli.global),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "gpurun", &mut std::io::stdout());
-            Ok(0)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut cli::command(), "gpurun", &mut script);
+            output::write(&script).map(|()| 0)
         }
     }
 }
@@ -141,6 +118,7 @@ fn log(level: LevelFilter, format: LogFormat) {
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
+        .log_internal_errors(false)
         .with_target(false)
         .without_time();
     match format {

@@ -10,15 +10,17 @@ mod container;
 mod hooks;
 mod words;
 
+use gpurun::{out, output};
 use std::process::ExitCode;
 use words::Words;
 
 fn main() -> ExitCode {
+    gpurun::sys::process::normalize();
     let words = Words::of(std::env::args_os());
     match words.hook.as_deref() {
         Some("--version" | "-v") => {
-            println!("gpurun-hook {}", env!("CARGO_PKG_VERSION"));
-            return ExitCode::SUCCESS;
+            let written = out!("gpurun-hook {}", env!("CARGO_PKG_VERSION")).and_then(|()| output::flush());
+            return written.map_or_else(|error| output::fail(&error, false).into(), |()| ExitCode::SUCCESS);
         }
         // In documents of NVIDIA's toolkit in the place of a hook that is not wanted.
         Some("noop") => return ExitCode::SUCCESS,
@@ -31,15 +33,15 @@ fn main() -> ExitCode {
                 {
                     Ok(()) => ExitCode::SUCCESS,
                     Err(error) => {
-                        eprintln!("{error}");
+                        output::report(&error);
                         ExitCode::FAILURE
                     }
                 };
             }
             // A document may be newer than this program, and a container without the newest is better than none.
-            eprintln!("gpurun-hook: the hook {name:?} is not known; nothing is done");
+            output::report(&format_args!("gpurun-hook: the hook {name:?} is not known; nothing is done"));
         }
-        None => eprintln!("gpurun-hook: no hook is named; nothing is done"),
+        None => output::report(&"gpurun-hook: no hook is named; nothing is done"),
     }
     ExitCode::SUCCESS
 }

@@ -9,6 +9,10 @@ pub mod cluster;
 pub mod engines;
 pub mod kubelet;
 pub mod registry;
+mod terminal;
+pub mod web;
+
+pub use terminal::on_a_terminal;
 
 use gpurun::simulated_host::{Description, DriverFiles, lay_out};
 use std::{

@@ -38,13 +38,22 @@ fn each_failure_is_one_paragraph_that_says_what_to_do() {
         let image = format!("{host}/{name}");
         let ended = run(simulated.gpurun().args(["pull", &image]).envs(variables.iter().cloned()));
         assert!(ended.code == 125 && ended.out.is_empty(), "{image}: {ended:?}");
-        ended.err.replace(host, "HOST").replace(&to_tls, "PROXY").replace(&to_plain, "PROXY")
+        let said = ended.err.replace(host, "HOST").replace(&to_tls, "PROXY").replace(&to_plain, "PROXY");
+        let said = said.replace(&file("auth.json").display().to_string(), "FILE");
+        // The default places, which depend on the caller.
+        let Some((before, rest)) = said.split_once("for HOST are in /") else { return said };
+        let (places, after) = rest.split_once('\n').expect("a fix");
+        assert!(
+            places.contains("/run/containers/0/auth.json") && places.contains(".docker/config.json"),
+            "{places}"
+        );
+        format!("{before}for HOST are in FILES\n{after}")
     };
     let proxy = |address: &str| vec![("HTTPS_PROXY", format!("http://{address}"))];
-    let network = "check the registry's name and the network; HTTPS_PROXY names a proxy and NO_PROXY what is asked without, \
-                   registry-mirrors in gpurun's configuration who is asked first";
-    let login = "log in, `docker login HOST` or `podman login HOST`, as somebody who may have it; and check the name: registries say \
-                 this of what does not exist, too";
+    let network = "check the registry's name and the network; HTTPS_PROXY names a proxy, NO_PROXY the hosts that need none, and \
+                   registry-mirrors in gpurun's configuration the mirrors that are asked first";
+    let login = "log in, `docker login HOST` or `podman login HOST`, with an account that may read it; and check the name: \
+                 registries also deny access to images that do not exist";
     let (plain, guarded, unknown) = (&plain.address, &guarded.address, "registry.invalid");
     for (host, name, variables, expected) in [
         // A tag and a repository that are not there.
@@ -93,8 +102,8 @@ fn each_failure_is_one_paragraph_that_says_what_to_do() {
             "ml:1",
             vec![],
             format!(
-                "error[GPU-0048]: HOST does not give HOST/ml:1 to us
-  cause: 401 Unauthorized: authentication required: nobody is logged in there
+                "error[GPU-0048]: HOST denied access to HOST/ml:1
+  cause: 401 Unauthorized: authentication required: nobody is logged in: no credentials for HOST are in FILES
   fix: {login}"
             ),
         ),
@@ -103,8 +112,8 @@ fn each_failure_is_one_paragraph_that_says_what_to_do() {
             "ml:1",
             vec![("REGISTRY_AUTH_FILE", file("auth.json").display().to_string())],
             format!(
-                "error[GPU-0048]: HOST does not give HOST/ml:1 to us
-  cause: 401 Unauthorized: authentication required: the credentials that are kept for it were shown
+                "error[GPU-0048]: HOST denied access to HOST/ml:1
+  cause: 401 Unauthorized: authentication required: the credentials that were sent are \"me\" in FILE
   fix: {login}"
             ),
         ),
@@ -113,8 +122,8 @@ fn each_failure_is_one_paragraph_that_says_what_to_do() {
             "ml:1",
             vec![],
             format!(
-                "error[GPU-0048]: HOST does not give HOST/ml:1 to us
-  cause: 403 Forbidden: requested access to the resource is denied: nobody is logged in there
+                "error[GPU-0048]: HOST denied access to HOST/ml:1
+  cause: 403 Forbidden: requested access to the resource is denied: nobody is logged in: no credentials for HOST are in FILES
   fix: {login}"
             ),
         ),
@@ -152,9 +161,9 @@ fn each_failure_is_one_paragraph_that_says_what_to_do() {
             &limited,
             "ml:1",
             vec![],
-            "error[GPU-0047]: HOST serves nothing more for now: too many requests
+            "error[GPU-0047]: HOST has reached its rate limit: too many requests
   cause: 429 Too Many Requests
-  fix: wait 3600 seconds, or log in: who is known may ask more often"
+  fix: wait 3600 seconds, or log in, `docker login HOST`: authenticated clients get a higher rate limit"
                 .into(),
         ),
         (
@@ -163,7 +172,7 @@ fn each_failure_is_one_paragraph_that_says_what_to_do() {
             vec![],
             "error[GPU-0047]: HOST cannot serve HOST/ml:1
   cause: 502 Bad Gateway
-  fix: try it again later: it is the registry that failed, or what stands before it"
+  fix: try again later: the registry failed, or a proxy in front of it; registry-mirrors in gpurun's configuration names others"
                 .into(),
         ),
     ] {

@@ -6,7 +6,7 @@
 //! has some dozens of inodes for each version of the driver.
 
 use super::rootfs::{Root, open_host_directory};
-use crate::error::{Code, Error, OrFail, Result};
+use crate::error::{Code, Error, Result};
 use rustix::{
     fs::{CWD, fstat},
     io::Errno,
@@ -15,6 +15,7 @@ use rustix::{
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
+    ffi::CString,
     fmt::Write,
     os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
     path::{Path, PathBuf},
@@ -69,26 +70,34 @@ impl Tree {
                 .recursive(true)
                 .mode(0o755)
                 .create(directory)
-                .or_fail(Code::StateDir, || format!("{} cannot be made", directory.display()))?;
+                .map_err(|error| not_made(directory, &error))?;
             // Before anything is made in it: it may be a link that somebody made.
             match trusted(directory) {
                 Ok(true) => {}
                 result => return Err(untrusted(directory, result.err())),
             }
         }
-        let new = trees.join(format!(".new-{}", std::process::id()));
-        let made = self.make(&new).and_then(|()| match std::fs::rename(&new, &place) {
-            // Another start made it meanwhile.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTEMPTY)) => {
-                std::fs::remove_dir_all(&new)
-                    .or_fail(Code::StateDir, || format!("{} cannot be removed", new.display()))
+        // Nothing is removed that this call has not made: a name that is there already is another one's.
+        let name = new_name()?;
+        let new = trees.join(&name);
+        std::fs::DirBuilder::new().mode(0o755).create(&new).map_err(|error| not_made(&new, &error))?;
+        let made = open_host_directory(&new).map_err(|errno| not_made(&new, &errno)).and_then(|directory| {
+            self.fill(Root::new(directory))?;
+            match std::fs::rename(&new, &place) {
+                // Another start made it meanwhile.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTEMPTY)) => {
+                    Ok(false)
+                }
+                result => result.map(|()| true).map_err(|error| not_made(&place, &error)),
             }
-            result => result.or_fail(Code::StateDir, || format!("{} cannot be made", place.display())),
         });
-        if made.is_err() {
-            let _ = std::fs::remove_dir_all(&new);
+        if !matches!(made, Ok(true)) {
+            let name = CString::new(name).unwrap_or_default();
+            let removed =
+                open_host_directory(&trees).and_then(|trees| crate::image::tree::remove(&trees, &name));
+            tracing::debug!(?removed, path = %new.display(), "removed a tree that is not needed");
         }
-        made.map(|()| place)
+        made.map(|_| place)
     }
 
     /// Where a file with this content is, made as [`Self::place`] does.
@@ -105,17 +114,7 @@ impl Tree {
         Ok(tree.place(state_dir)?.join(name))
     }
 
-    fn make(&self, new: &Path) -> Result<()> {
-        let failed = || format!("{} cannot be made", new.display());
-        // Left by a process of our number that was killed.
-        match std::fs::remove_dir_all(new) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).or_fail(Code::StateDir, failed);
-            }
-            _ => {}
-        }
-        std::fs::DirBuilder::new().mode(0o755).create(new).or_fail(Code::StateDir, failed)?;
-        let root = Root::new(open_host_directory(new).or_fail(Code::StateDir, failed)?);
+    fn fill(&self, root: Root) -> Result<()> {
         for (path, entry) in &self.0 {
             let path = Path::new("/").join(path);
             match entry {
@@ -149,7 +148,21 @@ impl Tree {
     }
 }
 
-/// Whether a directory is our own and nobody else may write to it.
+/// A name for a tree that is being made: the process, and 64 random bits.
+fn new_name() -> Result<String> {
+    let mut bytes = [0_u8; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| not_made(Path::new("a name"), &errno))?;
+    Ok(format!(".new-{}-{:016x}", std::process::id(), u64::from_le_bytes(bytes)))
+}
+
+fn not_made(path: &Path, cause: &dyn std::fmt::Display) -> Error {
+    Error::new(Code::StateDir, format!("{} cannot be made", path.display())).cause(cause).fix(
+        "name a directory that you may write in GPURUN_STATE_DIR, or make room on its filesystem (df, df -i)",
+    )
+}
+
+/// Whether a directory is our own and no other user may write to it.
 fn trusted(path: &Path) -> rustix::io::Result<bool> {
     let fd = rustix::fs::openat(
         CWD,
@@ -167,10 +180,13 @@ fn trusted(path: &Path) -> rustix::io::Result<bool> {
 fn untrusted(path: &Path, errno: Option<Errno>) -> Error {
     let error = Error::new(Code::StateDir, format!("{} cannot be used", path.display()));
     match errno {
-        Some(errno) => error.cause(errno),
+        Some(errno) => error.cause(errno).fix(format!(
+            "move {} away: gpurun makes it again; or name another directory in GPURUN_STATE_DIR",
+            path.display()
+        )),
         None => error
-            .cause("it belongs to somebody else, or somebody else may write to it")
-            .fix(format!("remove {}: gpurun makes it anew", path.display())),
+            .cause("it belongs to another user, or another user may write to it")
+            .fix(format!("remove {}: gpurun makes it again", path.display())),
     }
 }
 
@@ -198,6 +214,16 @@ mod tests {
         let other = tree("libcuda.so.535").place(&state_dir).unwrap();
         assert_eq!(fs::read_link(other.join("lib64/libcuda.so.1")).unwrap(), Path::new("libcuda.so.535"));
         assert_eq!(fs::read_dir(state_dir.join("trees")).unwrap().count(), 2, "nothing is left over");
+    }
+
+    #[test]
+    fn what_gpurun_did_not_make_stays() {
+        let state = tempfile::tempdir().unwrap();
+        let foreign = state.path().join("trees").join(format!(".new-{}", std::process::id()));
+        fs::create_dir_all(&foreign).unwrap();
+        fs::write(foreign.join("file"), "x").unwrap();
+        tree("x").place(state.path()).unwrap();
+        assert_eq!(fs::read(foreign.join("file")).unwrap(), b"x");
     }
 
     #[test]

@@ -35,12 +35,13 @@ use std::{
 };
 
 fn main() -> ExitCode {
+    gpurun::sys::process::normalize();
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let (answer, code) = match &arguments[..] {
         [flag] if flag == "--probe" => (probe(), ExitCode::SUCCESS),
         [flag, nvml] if flag == "--watch" => {
             return watch(nvml).unwrap_or_else(|error| {
-                eprintln!("{error}");
+                gpurun::output::report(&error);
                 error.code().exit_code().into()
             });
         }

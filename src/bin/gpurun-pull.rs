@@ -9,6 +9,7 @@ use gpurun::{
 use std::{io::Write, process::ExitCode};
 
 fn main() -> ExitCode {
+    gpurun::sys::process::normalize();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -21,7 +21,7 @@ use crate::{
         platform::{Platform, PlatformDriver, tegra, wsl},
         watch,
     },
-    plan,
+    out, output, plan,
     request::DeviceId,
     vocabulary::{DriverCapability, GatedFeature, Version},
 };
@@ -51,7 +51,7 @@ pub fn generate(context: &Context, args: &CdiGenerate) -> Result<u8> {
     let content = content(context, driver, &args.document, args.output.as_deref())?;
     match &args.output {
         Some(path) => drop(whole_file::write(path, &content, Code::Cdi)?),
-        None => print!("{content}"),
+        None => output::write(content.as_bytes())?,
     }
     Ok(0)
 }
@@ -237,9 +237,10 @@ fn refresh(
     inventory: impl FnOnce() -> Result<Inventory>,
 ) -> Result<()> {
     let path = args.output.display();
+    check_is_spec(&args.output)?;
     let driver = match driver(context, &args.document, inventory) {
         Err(error) if error.code() == Code::NoDriver => {
-            println!("{path} is left as it is: {}", error.what());
+            out!("{path} is left as it is: {}", error.what())?;
             return Ok(());
         }
         result => result?,
@@ -250,7 +251,7 @@ fn refresh(
         && !plan::has_devices(inventory)
     {
         let done = if whole_file::remove(&args.output, Code::Cdi)? { "is removed" } else { "is not written" };
-        println!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why");
+        out!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why")?;
         return Ok(());
     }
     let about = match &driver {
@@ -262,11 +263,31 @@ fn refresh(
     };
     let content = content(context, driver, &args.document, Some(&args.output))?;
     if whole_file::write(&args.output, &content, Code::Cdi)? {
-        println!("{path} is written: {about}");
+        out!("{path} is written: {about}")?;
     } else {
-        println!("{path} is as it should be");
+        out!("{path} is as it should be")?;
     }
     Ok(())
+}
+
+/// Fails where `--output` names a file that is not a CDI spec: a refresh replaces the file, and removes it on a host without GPUs.
+fn check_is_spec(output: &Path) -> Result<()> {
+    // /dev/stdout and a FIFO are written to, not replaced.
+    if !output.metadata().is_ok_and(|there| there.is_file()) {
+        return Ok(());
+    }
+    // Where it cannot be read, writing says what is wrong.
+    let Ok(content) = std::fs::read(output) else { return Ok(()) };
+    let is_spec = |text: &str| {
+        serde_norway::from_str::<serde_json::Value>(text)
+            .is_ok_and(|value| value["cdiVersion"].is_string() && value["kind"].is_string())
+    };
+    if content.is_empty() || std::str::from_utf8(&content).is_ok_and(is_spec) {
+        return Ok(());
+    }
+    Err(Error::new(Code::Cdi, format!("{} is not a CDI spec, and is left as it is", output.display()))
+        .cause("a refresh would replace the file")
+        .fix("name another file in --output, such as /etc/cdi/nvidia.yaml"))
 }
 
 /// Refreshes until a signal ends it, which may be at any time: the document is replaced as a whole.
@@ -274,7 +295,7 @@ fn keep_fresh(context: &Context, args: &CdiRefresh) -> Result<u8> {
     let never = watch::follow(&context.host, &context.state_dir, |inventory| {
         // The document stays as it was until the rest has come.
         if let Err(error) = refresh(context, args, || inventory) {
-            eprintln!("{error}");
+            output::report(&error);
         }
     })?;
     match never {}
@@ -299,7 +320,7 @@ pub fn transform_root(args: &CdiTransformRoot) -> Result<u8> {
     let content = text_of(&document, None, args.output.as_deref());
     match &args.output {
         Some(path) => drop(whole_file::write(path, &content, Code::Cdi)?),
-        None => print!("{content}"),
+        None => output::write(content.as_bytes())?,
     }
     Ok(0)
 }
@@ -369,11 +390,11 @@ pub fn list(directories: &[PathBuf], as_json: bool) -> Result<u8> {
     let found = found(directories)?;
     let devices = devices(&found);
     if as_json {
-        println!("{:#}", json!(devices));
+        out!("{:#}", json!(devices))?;
         return Ok(0);
     }
     for name in devices.keys() {
-        println!("{name}");
+        out!("{name}")?;
     }
     Ok(0)
 }
@@ -386,15 +407,15 @@ fn validate(context: &Context, directories: &[PathBuf]) -> Result<u8> {
             .iter()
             .map(|Finding { path, what, fix }| json!({"file": path, "what": what, "fix": fix}))
             .collect();
-        println!("{:#}", json!({"files": files, "findings": all}));
+        out!("{:#}", json!({"files": files, "findings": all}))?;
     } else {
         for Finding { path, what, fix } in &findings {
-            println!("!    {}: {what}; {fix}", path.display());
+            out!("!    {}: {what}; {fix}", path.display())?;
         }
         if files.is_empty() {
-            println!("there is no document in {}", shown(directories));
+            out!("there is no document in {}", shown(directories))?;
         } else if findings.is_empty() {
-            println!("{} documents, nothing is wrong", files.len());
+            out!("{} documents, nothing is wrong", files.len())?;
         }
     }
     Ok(u8::from(!findings.is_empty()))

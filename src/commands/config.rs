@@ -4,6 +4,7 @@ use crate::{
     cli::Global,
     config::{Found, SETTINGS, Setting, toolkit},
     error::Result,
+    out,
 };
 use serde_json::json;
 
@@ -25,22 +26,22 @@ pub fn run(global: &Global) -> Result<u8> {
                 })
             })
             .collect();
-        println!("{:#}", json!(rows));
+        out!("{:#}", json!(rows))?;
         return Ok(0);
     }
     for (setting, value) in rows {
         let name = [setting.key, setting.variable, setting.option].into_iter().find(|name| !name.is_empty());
         let (value, from) = value.unwrap_or_else(|| (plain(setting.default), "default".into()));
-        println!("{} = {value}    ({from})", name.unwrap_or_default());
+        out!("{} = {value}    ({from})", name.unwrap_or_default())?;
         let mut ways: Vec<&str> = vec![setting.option, setting.variable];
         ways.retain(|way| !way.is_empty() && Some(*way) != name);
         let ways = if ways.is_empty() { String::new() } else { format!(" [{}]", ways.join(", ")) };
-        println!("    {}; default: {}{ways}", plain(setting.meaning), plain(setting.default));
+        out!("    {}; default: {}{ways}", plain(setting.meaning), plain(setting.default))?;
     }
     if let Some(found) = found.filter(|found| !found.unused.is_empty()) {
-        println!("\n{} also sets, to no effect:", found.path.display());
+        out!("\n{} also sets, to no effect:", found.path.display())?;
         for (key, reason) in found.unused {
-            println!("{key}: {reason}");
+            out!("{key}: {reason}")?;
         }
     }
     Ok(0)
@@ -57,8 +58,11 @@ fn value(setting: &Setting, global: &Global, found: Option<&Found>) -> Option<(S
         _ => None,
     };
     // NVIDIA's are a container's, and not ours.
-    let variable =
-        setting.variable.starts_with("GPURUN_").then(|| std::env::var(setting.variable).ok()).flatten();
+    let variable = setting
+        .variable
+        .starts_with("GPURUN_")
+        .then(|| std::env::var(setting.variable).ok().filter(|value| !value.is_empty()))
+        .flatten();
     if let Some(typed) = typed.filter(|typed| variable.as_ref() != Some(typed)) {
         return Some((typed, setting.option.into()));
     }

@@ -6,6 +6,7 @@ use crate::{
     cli::Demo,
     error::{Code, Error, OrFail, Result},
     inventory::{Host, Inventory, nvml},
+    out,
     simulated_host::{Description, DriverFiles, lay_out},
 };
 use serde_json::Value;
@@ -41,36 +42,33 @@ pub fn run(context: Context, args: &Demo) -> Result<u8> {
     let simulated = simulate.map(|name| Simulated::new(name, args.keep.as_deref(), stand_ins)).transpose()?;
     let host = simulated.as_ref().map(|simulated| simulated.dir.as_path());
     if let (Some(dir), Some(name)) = (host, simulate) {
-        println!(
-            "This is a simulated host ({name}): no GPU here is real. It is laid out in {}.",
-            dir.display()
-        );
+        out!("This is a simulated host ({name}): no GPU here is real. It is laid out in {}.", dir.display())?;
     }
     if args.keep.is_some() {
         let dir = host.map(Path::display);
-        println!(
+        out!(
             "Use it:  GPURUN_SIMULATED_HOST={} gpurun --gpus all host: nvidia-smi",
             dir.map_or_else(String::new, |d| d.to_string())
-        );
+        )?;
         return Ok(0);
     }
     let inventory = Inventory::read(&host.map_or(context.host, Host::simulated))?;
-    println!(
+    out!(
         "The host has driver {} (CUDA up to {}) and {} GPUs.\n",
         inventory.driver.version,
         inventory.driver.cuda,
         inventory.gpus.len()
-    );
-    println!("$ gpurun --gpus all host: gpurun-nvml --probe");
+    )?;
+    out!("$ gpurun --gpus all host: gpurun-nvml --probe")?;
     let (first, seen) = probe(&own, host)?;
     let mut warm = (0..5).map(|_| start_true(&own, host)).collect::<Result<Vec<_>>>()?;
     warm.sort();
-    report(&seen);
-    println!(
+    report(&seen)?;
+    out!(
         "  time        {} ms with the program above, {} ms for /bin/true (median of 5)",
         millis(first),
         millis(warm[warm.len() / 2])
-    );
+    )?;
     let missing = seen["gpus"].as_array().map_or(0, Vec::len) != inventory.gpus.len()
         && !inventory.gpus.iter().any(|gpu| gpu.mig_enabled);
     if missing {
@@ -155,27 +153,22 @@ fn start_true(own: &Path, host: Option<&Path>) -> Result<Duration> {
     }
 }
 
-fn report(seen: &Value) {
-    println!("The container saw:");
+fn report(seen: &Value) -> Result<()> {
+    out!("The container saw:")?;
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     for gpu in seen["gpus"].as_array().into_iter().flatten() {
-        println!("  GPU {:<7} {}  {}", text(&gpu["index"]), text(&gpu["uuid"]), text(&gpu["name"]));
+        out!("  GPU {:<7} {}  {}", text(&gpu["index"]), text(&gpu["uuid"]), text(&gpu["name"]))?;
     }
     for library in seen["libraries"].as_array().into_iter().flatten() {
-        println!("  library     {}", text(library));
+        out!("  library     {}", text(library))?;
     }
     match &seen["libcuda"]["cuda_version"] {
-        Value::String(version) => println!("  CUDA        {version}, as libcuda answers"),
-        _ => println!("  CUDA        {}", text(&seen["libcuda"]["error"])),
+        Value::String(version) => out!("  CUDA        {version}, as libcuda answers")?,
+        _ => out!("  CUDA        {}", text(&seen["libcuda"]["error"]))?,
     }
-    println!("  /dev/shm    {} MiB", seen["shm_bytes"].as_u64().unwrap_or(0) >> 20);
+    out!("  /dev/shm    {} MiB", seen["shm_bytes"].as_u64().unwrap_or(0) >> 20)?;
     let writable = if seen["home_writable"].as_bool() == Some(true) { "writable" } else { "not writable" };
-    println!(
-        "  user        uid {} gid {}, HOME {} ({writable})",
-        seen["uid"],
-        seen["gid"],
-        text(&seen["home"])
-    );
+    out!("  user        uid {} gid {}, HOME {} ({writable})", seen["uid"], seen["gid"], text(&seen["home"]))
 }
 
 fn millis(duration: Duration) -> String {

@@ -2,11 +2,11 @@
 
 use super::{Context, cdi, runtime};
 use crate::{
-    apply::container::cgroup::Layout,
+    apply::container::{cgroup::Layout, landlock},
     config::Found,
     error::{Code, Result},
     inventory::Inventory,
-    plan,
+    out, plan,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -76,7 +76,7 @@ pub fn run(context: &Context, cdi_directories: &[PathBuf]) -> Result<u8> {
         }
     }
     checks.extend(cdi_documents(cdi_directories, &inventory)?);
-    checks.extend([configuration(context)?, user_namespaces(), overlay(), shm(), cgroups()]);
+    checks.extend([configuration(context)?, user_namespaces(), overlay(), shm(), cgroups(), confinement()]);
     let bad = checks.iter().filter(|check| check.result.is_err()).count();
     if context.json {
         let all: Vec<_> = checks
@@ -88,13 +88,13 @@ pub fn run(context: &Context, cdi_directories: &[PathBuf]) -> Result<u8> {
                 }
             })
             .collect();
-        println!("{:#}", json!(all));
+        out!("{:#}", json!(all))?;
     } else {
         for check in &checks {
             match &check.result {
-                Ok(what) => println!("ok    {:<16} {what}", check.name),
+                Ok(what) => out!("ok    {:<16} {what}", check.name)?,
                 Err((code, what, fix)) => {
-                    println!("wrong {:<16} [{code}] {what}\n      fix: {fix}", check.name);
+                    out!("wrong {:<16} [{code}] {what}\n      fix: {fix}", check.name)?;
                 }
             }
         }
@@ -245,6 +245,12 @@ fn shm() -> Check {
     #[allow(clippy::useless_conversion)]
     let half = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit)) / 2;
     Check { name: "/dev/shm", result: Ok(format!("containers get {} MiB unless told otherwise", half >> 20)) }
+}
+
+fn confinement() -> Check {
+    let result = landlock::landlock()
+        .map_err(|error| (error.code().to_string(), error.what().to_owned(), error.fix_line().to_owned()));
+    Check { name: "landlock", result }
 }
 
 fn cgroups() -> Check {

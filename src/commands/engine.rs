@@ -1,7 +1,7 @@
 //! What the runtime and the prestart hook do alike for a container of another engine: the same request, the same plan, the same
 //! files, whichever way an engine calls gpurun.
 
-use super::{Context, home_of_account};
+use super::{Context, home_of_account, own_directory};
 use crate::{
     apply::{
         bundle::ContainerRoot,
@@ -11,7 +11,7 @@ use crate::{
         placement::{self, DriverMount, Placement},
         rootfs::{Layers, Mounts},
     },
-    cli::{Global, LogFormat},
+    cli::{Global, LogFormat, environment},
     config::Nonroot,
     error::{Code, Error, OrFail, Result},
     formats::oci::Spec,
@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 /// Where things are, from the engine's environment and the configuration, which only a hook's command line names.
 pub fn context(config: Option<PathBuf>) -> Result<Context> {
-    let path = |key| std::env::var_os(key).map(PathBuf::from);
+    let path = |key| environment::variable(key).map(PathBuf::from);
     let mut context = Context::new(&Global {
         driver_root: path("GPURUN_DRIVER_ROOT"),
         dev_root: path("GPURUN_DEV_ROOT"),
@@ -39,9 +39,8 @@ pub fn context(config: Option<PathBuf>) -> Result<Context> {
 
 /// Podman without root calls its runtime as root of a user namespace (and Apptainer `nvidia-container-cli`), who may not write where root keeps its state.
 pub fn keep_state_with_the_user(context: &mut Context) {
-    let path = |key| std::env::var_os(key).map(PathBuf::from);
-    let of_session = || path("XDG_RUNTIME_DIR").filter(|dir| dir.is_absolute()).map(|dir| dir.join("gpurun"));
-    if path("GPURUN_STATE_DIR").is_none() && in_user_namespace() {
+    let of_session = || own_directory::named_by("XDG_RUNTIME_DIR").map(|dir| dir.join("gpurun"));
+    if environment::variable("GPURUN_STATE_DIR").is_none() && in_user_namespace() {
         let of_account = || home_of_account().map(|home| home.join(".cache/gpurun"));
         if let Some(users) = of_session().or_else(of_account) {
             context.state_dir = users;
@@ -150,7 +149,7 @@ pub fn in_user_namespace() -> bool {
 pub fn shm_size(spec: &Spec, configured: Option<&str>) -> Result<Option<u64>> {
     match configured {
         Some("keep") => Ok(None),
-        Some(size) if size != "auto" => super::run::options::size("shm-size", size).map(Some),
+        Some(size) if size != "auto" => super::run::sizes::size("shm-size", size).map(Some),
         _ => {
             let system = rustix::system::sysinfo();
             // sysinfo(2) counts in units of mem_unit bytes, and its field is as wide as the machine's word.

@@ -6,6 +6,7 @@ use crate::{
     apply::bundle::Bundle,
     error::{Code, Error, OrFail, Result},
     formats::oci::State,
+    out, output,
 };
 use rustix::fs::Mode;
 use std::{ffi::OsString, io::Read, path::PathBuf};
@@ -28,19 +29,17 @@ pub fn run(words: &[OsString]) -> u8 {
     let result = match Command::parse(words) {
         Some(Command::Prestart { config, debug }) => prestart(config, debug),
         Some(Command::Nothing) => Ok(()),
-        Some(Command::Version) => {
-            println!("gpurun {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
+        Some(Command::Version) => out!("gpurun {}", env!("CARGO_PKG_VERSION")).and_then(|()| output::flush()),
         None => {
-            eprintln!("{USAGE}");
+            output::report(&USAGE);
             return 2;
         }
     };
     result.map_or_else(
         |error| {
-            eprintln!("{error}");
-            1
+            let code = output::fail(&error, false);
+            // runc's exit code for every failure but one of standard output.
+            if matches!(error.code(), Code::Output | Code::OutputClosed) { code } else { 1 }
         },
         |()| 0,
     )
@@ -91,8 +90,12 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
         .map_err(|error| error.fix("start the container again: its engine makes the bundle"))?;
     let Some(injection) = engine::injection(&spec, &context)? else { return Ok(()) };
     if debug {
-        eprintln!("gpurun: {} device nodes, {} files", injection.devices.len(), injection.mounts.len());
-        injection.warnings.iter().for_each(|warning| eprintln!("gpurun: {warning}"));
+        output::report(&format_args!(
+            "gpurun: {} device nodes, {} files",
+            injection.devices.len(),
+            injection.mounts.len()
+        ));
+        injection.warnings.iter().for_each(|warning| output::report(&format_args!("gpurun: {warning}")));
     }
     let root = bundle.root(&spec)?;
     let container = engine::Container { pid: state.process()?, root, may_be_ours: false, restrict: true };

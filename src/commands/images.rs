@@ -5,6 +5,7 @@ use crate::{
     cli::Pulling,
     error::{Code, Error, Result},
     image::{Image, ImageReference, Store, registry::When},
+    out,
 };
 
 /// Prints what is in it: the sizes of layers as they were delivered, with `usage` what they take on the disk.
@@ -24,24 +25,37 @@ pub fn list(context: &Context, usage: bool) -> Result<u8> {
         let all: Vec<_> = images
             .iter()
             .map(|image| {
-                let (name, id) = (&image.name, image.id.to_string());
-                serde_json::json!({"name": name, "id": id, "size": image.size, "shared": image.shared})
+                serde_json::json!({
+                    "name": image.name, "id": image.id.to_string(), "created": image.created, "size": image.size,
+                    "shared": image.shared, "complete": image.missing == 0,
+                })
             })
             .collect();
         let all = match total {
             None => serde_json::json!(all),
             Some(total) => serde_json::json!({"images": all, "total": total, "quota": store.quota()}),
         };
-        println!("{all:#}");
+        out!("{all:#}")?;
         return Ok(0);
     }
+    out!("{:12}  {:10}  {:>12}  {:>12}  NAME", "IMAGE ID", "CREATED", "SIZE", "SHARED")?;
     for image in images {
         let (size, shared) = (image.size >> 20, image.shared >> 20);
-        println!("{}  {size:>8} MiB  {shared:>8} MiB shared  {}", &image.id.hex()[..12], image.name);
+        // RFC 3339 begins with the date.
+        let created = image.created.as_deref().and_then(|time| time.get(..10)).unwrap_or("-");
+        let missing = match image.missing {
+            0 => String::new(),
+            missing => format!("  (incomplete: {missing} of {} layers are missing)", image.layers.len()),
+        };
+        out!(
+            "{}  {created:10}  {size:>8} MiB  {shared:>8} MiB  {}{missing}",
+            &image.id.hex()[..12],
+            image.name
+        )?;
     }
     if let Some(total) = total {
         let quota = store.quota().map_or_else(String::new, |quota| format!(" of {} MiB", quota >> 20));
-        println!("{:12}  {:>8} MiB{quota} for all layers in {}", "", total >> 20, store.path().display());
+        out!("{:12}  {:>8} MiB{quota} for all layers in {}", "", total >> 20, store.path().display())?;
     }
     Ok(0)
 }
@@ -54,10 +68,10 @@ pub fn verify(context: &Context) -> Result<u8> {
     if context.json {
         let all: Vec<_> =
             checked.iter().map(|(wrong, name)| serde_json::json!({"name": name, "wrong": wrong})).collect();
-        println!("{:#}", serde_json::json!(all));
+        out!("{:#}", serde_json::json!(all))?;
     } else {
         for (wrong, name) in &checked {
-            println!("{name}: {}", if wrong.is_empty() { "good".to_owned() } else { wrong.join("; ") });
+            out!("{name}: {}", if wrong.is_empty() { "good".to_owned() } else { wrong.join("; ") })?;
         }
     }
     Ok(u8::from(checked.iter().any(|(wrong, _)| !wrong.is_empty())))
@@ -66,15 +80,15 @@ pub fn verify(context: &Context) -> Result<u8> {
 /// Brings images into it.
 pub fn pull(context: &Context, pulling: &Pulling, images: &[String]) -> Result<u8> {
     let store = context.store()?;
-    let pull = context.pull(When::Always, pulling);
+    let pull = context.pull(When::Always, pulling, false);
     for text in images {
         let image = Image::open(&ImageReference::parse(text)?, &store, &pull)?;
         image.root(&store)?;
         let Some(id) = image.id() else { continue };
         if context.json {
-            println!("{}", serde_json::json!({"name": text, "id": id.to_string()}));
+            out!("{}", serde_json::json!({"name": text, "id": id.to_string()}))?;
         } else {
-            println!("{id}");
+            out!("{id}")?;
         }
     }
     Ok(0)
@@ -84,15 +98,30 @@ pub fn pull(context: &Context, pulling: &Pulling, images: &[String]) -> Result<u
 pub fn remove(context: &Context, names: &[String]) -> Result<u8> {
     let store = context.store()?;
     for text in names {
-        // As it is listed, or as it was typed when it came.
-        let known =
-            store.forget(text)? || store.forget(&ImageReference::parse(text)?.absolute()?.to_string())?;
+        // As it is listed, or as it was typed when it came; and only then by its id, as with Docker's and Podman's rmi.
+        let reference = ImageReference::parse(text).and_then(|reference| reference.absolute());
+        let known = store.forget(text)?
+            || reference.as_ref().is_ok_and(|name| store.forget(&name.to_string()).unwrap_or(false))
+            || remove_by_id(&store, text)?;
         if !known {
+            reference?;
             return Err(Error::new(Code::ImageNotFound, format!("there is no image {text:?} in the store"))
                 .fix("`gpurun images` lists them"));
         }
     }
     tell(context, &store)
+}
+
+/// Removes the image with this id, which must have one name only; whether there was one.
+fn remove_by_id(store: &Store, id: &str) -> Result<bool> {
+    let names = store.names_of_id(id)?;
+    match names.as_slice() {
+        [] => Ok(false),
+        [name] => store.forget(name),
+        several => Err(Error::new(Code::Usage, format!("the image {id} has {} names", several.len()))
+            .cause(several.join(", "))
+            .fix(format!("gpurun rmi {}", several.join(" ")))),
+    }
 }
 
 /// Removes from it what no image needs.
@@ -103,15 +132,15 @@ pub fn prune(context: &Context) -> Result<u8> {
 fn tell(context: &Context, store: &Store) -> Result<u8> {
     let pruned = store.prune()?;
     if context.json {
-        println!(
+        out!(
             "{}",
             serde_json::json!({"removed": pruned.removed, "in_use": pruned.in_use, "freed": pruned.freed})
-        );
+        )?;
         return Ok(0);
     }
-    println!("{} layers removed, {} MiB freed", pruned.removed, pruned.freed >> 20);
+    out!("{} layers removed, {} MiB freed", pruned.removed, pruned.freed >> 20)?;
     if pruned.in_use > 0 {
-        println!("{} more are in use by containers: `gpurun prune` removes them later", pruned.in_use);
+        out!("{} more are in use by containers: `gpurun prune` removes them later", pruned.in_use)?;
     }
     Ok(0)
 }

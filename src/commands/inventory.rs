@@ -4,6 +4,7 @@ use super::Context;
 use crate::{
     error::{Code, OrFail, Result},
     inventory::Inventory,
+    out,
 };
 
 /// Prints it as JSON.
@@ -11,6 +12,6 @@ pub fn run(context: &Context) -> Result<u8> {
     let inventory = Inventory::read(&context.host)?;
     let text = serde_json::to_string_pretty(&inventory)
         .or_fail(Code::Inventory, || "the inventory cannot be written as JSON")?;
-    println!("{text}");
+    out!("{text}")?;
     Ok(0)
 }

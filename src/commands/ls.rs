@@ -4,6 +4,7 @@ use super::Context;
 use crate::{
     error::Result,
     inventory::Inventory,
+    out,
     plan::{self, Selected},
 };
 use serde_json::json;
@@ -18,7 +19,7 @@ pub fn run(context: &Context) -> Result<u8> {
             .iter()
             .map(|(device, error)| json!({"id": device.id().to_string(), "uuid": device.uuid(), "cause": error.cause_line()}))
             .collect();
-        println!(
+        out!(
             "{:#}",
             json!({
                 "driver": inventory.driver.version,
@@ -27,14 +28,14 @@ pub fn run(context: &Context) -> Result<u8> {
                 "problems": inventory.problems,
                 "closed": closed,
             })
-        );
+        )?;
         return Ok(0);
     }
-    println!("driver {}, CUDA up to {}", inventory.driver.version, inventory.driver.cuda);
+    out!("driver {}, CUDA up to {}", inventory.driver.version, inventory.driver.cuda)?;
     for gpu in &inventory.gpus {
         let numa = gpu.numa_node.map_or_else(String::new, |node| format!("  NUMA {node}"));
         let mig = if gpu.mig_enabled { "  MIG" } else { "" };
-        println!(
+        out!(
             "{:<4} {}  {}  {:.0} GiB  sm_{}{}  {}{numa}{mig}",
             gpu.index,
             gpu.uuid,
@@ -43,22 +44,22 @@ pub fn run(context: &Context) -> Result<u8> {
             gpu.compute_capability.major(),
             gpu.compute_capability.minor(),
             gpu.pci,
-        );
+        )?;
         for mig in &gpu.mig_devices {
-            println!(
+            out!(
                 "{:<4} {}  {}  {:.0} GiB",
                 format!("{}:{}", gpu.index, mig.index),
                 mig.uuid,
                 mig.profile,
                 gibibytes(mig.memory)
-            );
+            )?;
         }
     }
     for (_, error) in &closed {
-        println!("!    [{}] {}: {}; {}", error.code(), error.what(), error.cause_line(), error.fix_line());
+        out!("!    [{}] {}: {}; {}", error.code(), error.what(), error.cause_line(), error.fix_line())?;
     }
     for problem in &inventory.problems {
-        println!("!    [{}] {}; {}", problem.code, problem.what, problem.fix);
+        out!("!    [{}] {}; {}", problem.code, problem.what, problem.fix)?;
     }
     Ok(0)
 }

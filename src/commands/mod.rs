@@ -13,15 +13,19 @@ pub mod inventory;
 pub mod ls;
 pub mod nvidia_container_cli;
 pub mod nvidia_ctk;
+mod own_directory;
 pub mod plan;
 pub mod run;
 pub mod runtime;
 
 use crate::{
-    cli::{Global, Pulling},
+    cli::{Global, Pulling, environment},
     config::Config,
     error::{Code, Error, Result},
-    image::{Pull, Store, registry::When},
+    image::{
+        Pull, Store,
+        registry::{Progress, When},
+    },
     inventory::{Host, Inventory},
     plan::{Injection, Policy},
     request::DeviceRequest,
@@ -65,19 +69,19 @@ impl Context {
         };
         let root = rustix::process::geteuid().is_root();
         let dir = |key: &str, root_dir: &str, user_key: &str, user_dir: &str| {
-            let named = std::env::var_os(key).map(PathBuf::from);
-            let user = || {
-                std::env::var_os(user_key)
-                    .map(PathBuf::from)
-                    .filter(|d| d.is_absolute())
-                    .map(|d| d.join("gpurun"))
-            };
+            let named = environment::variable(key).map(PathBuf::from);
+            let user = || own_directory::named_by(user_key).map(|d| d.join("gpurun"));
             let home = || {
-                let home = std::env::var_os("HOME").map(PathBuf::from).filter(|d| d.is_absolute());
-                home.or_else(home_of_account).map(|d| d.join(user_dir)).ok_or_else(|| {
-                    // Not /tmp: whoever makes a directory there first can exchange what is below it.
-                    Error::new(Code::Usage, "there is no place for what gpurun keeps: HOME is not set")
-                        .fix(format!("set HOME, or name a directory in {key}"))
+                let home = own_directory::named_by("HOME").or_else(home_of_account);
+                home.map(|d| d.join(user_dir)).ok_or_else(|| {
+                    // Not /tmp: another user who makes a directory there first can exchange what is below it.
+                    Error::new(
+                        Code::Usage,
+                        "there is no directory for gpurun's files: HOME is not set, or another user's",
+                    )
+                    .fix(format!(
+                        "export HOME=DIR or {key}=DIR with a directory of your own; after su, use su - USER"
+                    ))
                 })
             };
             match named {
@@ -103,17 +107,17 @@ impl Context {
             .config
             .store_quota
             .as_deref()
-            .map(|text| run::options::size("store-quota", text))
+            .map(|text| run::sizes::size("store-quota", text))
             .transpose()?;
         Ok(Store::open(&self.store_dir)?.with_quota(quota))
     }
 
-    /// How images of registries are had.
-    pub fn pull(&self, when: When, pulling: &Pulling) -> Pull {
+    /// How images of registries are had. `quiet` overrides the kind of progress.
+    pub fn pull(&self, when: When, pulling: &Pulling, quiet: bool) -> Pull {
         Pull {
             when,
             platform: pulling.platform.clone().unwrap_or_default(),
-            progress: pulling.progress,
+            progress: if quiet { Progress::None } else { pulling.progress },
             insecure: self.config.insecure_registries.clone(),
             mirrors: self.config.registry_mirrors.clone(),
         }

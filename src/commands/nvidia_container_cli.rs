@@ -11,7 +11,7 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     formats::oci::Spec,
     inventory::{ContainerPath, FileKind, HostPath, Inventory},
-    plan,
+    output, plan,
     request::DeviceRequest,
     vocabulary::{DriverCapability, GatedFeature},
 };
@@ -20,7 +20,7 @@ use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
 
 /// What was typed.
 pub fn run(typed: &NvidiaContainerCli) -> Result<u8> {
-    let path = |key| std::env::var_os(key).map(PathBuf::from);
+    let path = |key| cli::environment::variable(key).map(PathBuf::from);
     let mut context = Context::new(&cli::Global {
         driver_root: typed.root.clone().or_else(|| path("GPURUN_DRIVER_ROOT")),
         dev_root: path("GPURUN_DEV_ROOT"),
@@ -41,8 +41,8 @@ pub fn run(typed: &NvidiaContainerCli) -> Result<u8> {
         }
     }
     match &typed.command {
-        Command::Info { csv } => print!("{}", info(&context.inventory()?, *csv)),
-        Command::List(args) => print!("{}", list(&context.inventory()?, args)?),
+        Command::Info { csv } => output::write(info(&context.inventory()?, *csv).as_bytes())?,
+        Command::List(args) => output::write(list(&context.inventory()?, args)?.as_bytes())?,
         Command::Configure(args) => configure(context, args)?,
     }
     Ok(0)

@@ -14,6 +14,7 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     formats::toml_document::TomlDocument,
     inventory::Host,
+    out, output,
 };
 use std::{
     ffi::OsString,
@@ -118,8 +119,8 @@ fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
     let context = Context::new(&cli::Global {
         driver_root: args.driver_root.clone(),
         dev_root: args.dev_root.clone(),
-        simulated_host: std::env::var_os("GPURUN_SIMULATED_HOST").map(PathBuf::from),
-        config: std::env::var_os("GPURUN_CONFIG").map(PathBuf::from),
+        simulated_host: cli::environment::variable("GPURUN_SIMULATED_HOST").map(PathBuf::from),
+        config: cli::environment::variable("GPURUN_CONFIG").map(PathBuf::from),
         log: tracing::level_filters::LevelFilter::OFF,
         log_format: cli::LogFormat::Text,
         json: false,
@@ -176,7 +177,7 @@ fn create_dev_char_symlinks(args: &ctk::CreateDevCharSymlinks) -> Result<u8> {
     for node in nodes {
         let link = args.dev_char_path.join(format!("{}:{}", node.major, node.minor));
         if !link.exists() {
-            println!("ln -s {} {}", node.path.0.display(), link.display());
+            out!("ln -s {} {}", node.path.0.display(), link.display())?;
         }
     }
     Ok(0)
@@ -198,7 +199,7 @@ pub fn load_kernel_modules(host: &Host, dry_run: bool) -> Result<()> {
     for module in ["nvidia", "nvidia-uvm", "nvidia-modeset"] {
         let command = device_nodes::modprobe(&host.driver_root, module);
         if dry_run {
-            println!("{}", command.join(" "));
+            out!("{}", command.join(" "))?;
         } else {
             device_nodes::run(&command)?;
         }
@@ -211,7 +212,7 @@ pub fn make_control_nodes(host: &Host, dry_run: bool) -> Result<()> {
     for (path, numbers) in host.missing_control_nodes() {
         match numbers {
             Some((major, minor)) if dry_run => {
-                println!("mknod -m 0666 {} c {major} {minor}", path.0.display());
+                out!("mknod -m 0666 {} c {major} {minor}", path.0.display())?;
             }
             Some((major, minor)) => device_nodes::make(&path, major, minor)?,
             None => tracing::warn!("{} is not made: its kernel module is not loaded", path.0.display()),
@@ -242,7 +243,7 @@ fn toolkit_config(args: &ctk::Config, named: Option<&Path>) -> Result<u8> {
 fn print(text: &str, output: Option<&Path>) -> Result<u8> {
     match output {
         Some(path) => ConfigFile::open(path)?.replace(Some(text))?,
-        None => print!("{text}"),
+        None => output::write(text.as_bytes())?,
     }
     Ok(0)
 }

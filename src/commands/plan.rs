@@ -1,21 +1,20 @@
 //! `gpurun plan`: what `run` with the same words would give the container. Nothing is started, nothing unpacked.
 
-use super::{Context, run::injection, run::options};
-use crate::{
-    cli::Run,
-    error::Result,
-    image::{Image, ImageReference},
-};
+use super::{Context, run};
+use crate::{cli::Run, error::Result, image::Image, out};
 use serde_json::json;
 
 /// Prints it.
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let store = context.store()?;
-    let image =
-        Image::open(&ImageReference::parse(&args.image)?, &store, &context.pull(args.pull, &args.pulling))?;
-    let injection = injection(context, args, &image, &options::environment(args)?)?;
+    let image = Image::open(
+        &run::image_reference(&args.image)?,
+        &store,
+        &context.pull(args.pull, &args.pulling, args.quiet),
+    )?;
+    let injection = run::injection(context, args, &image, &run::environment::environment(args)?)?;
     if context.json {
-        println!(
+        out!(
             "{:#}",
             json!({
                 "devices": injection.devices,
@@ -26,35 +25,35 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
                 "groups": injection.groups,
                 "warnings": injection.warnings,
             })
-        );
+        )?;
         return Ok(0);
     }
     for node in &injection.devices {
-        println!(
+        out!(
             "device   {} {}:{} from {}",
             node.container_path.0.display(),
             node.major,
             node.minor,
             node.path.0.display()
-        );
+        )?;
     }
     for mount in &injection.mounts {
-        println!("mount    {} ro from {}", mount.target.0.display(), mount.source.0.display());
+        out!("mount    {} ro from {}", mount.target.0.display(), mount.source.0.display())?;
     }
     for symlink in &injection.symlinks {
-        println!("link     {} -> {}", symlink.link.0.display(), symlink.target.display());
+        out!("link     {} -> {}", symlink.link.0.display(), symlink.target.display())?;
     }
     for (name, value) in &injection.env {
-        println!("env      {name}={value}");
+        out!("env      {name}={value}")?;
     }
     for directory in &injection.library_dirs {
-        println!("loader   {}", directory.0.display());
+        out!("loader   {}", directory.0.display())?;
     }
     for warning in &injection.warnings {
-        println!("warning  {warning}");
+        out!("warning  {warning}")?;
     }
     if injection.devices.is_empty() && injection.mounts.is_empty() {
-        println!("no GPU was asked for: the container gets nothing of the driver");
+        out!("no GPU was asked for: the container gets nothing of the driver")?;
     }
     Ok(0)
 }

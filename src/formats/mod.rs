@@ -4,6 +4,7 @@
 pub mod cdi;
 pub mod cdi_root;
 pub mod cuda_compat;
+pub mod go_json;
 pub mod json_document;
 pub mod ldcache;
 pub mod mountinfo;

@@ -10,8 +10,8 @@
 //! Nothing is written there. The locks (fcntl(2), shared) are held while the files are read, as containers/storage does, and not
 //! as long as a container runs: Podman takes the same ones alone for each pull and each removal, and would stand still meanwhile.
 
-use super::{Digest, ImageReference, RegistryName, manifest};
-use crate::error::{Code, Error, OrFail, Result};
+use super::{ImageReference, RegistryName, manifest};
+use crate::error::{Code, Error, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustix::{
     fd::{AsFd, OwnedFd},
@@ -25,10 +25,13 @@ use std::{
     fs::File,
     io::{ErrorKind, Read},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 /// The largest file that is read: images.json and layers.json of a store with thousands of images are some MB.
 const MAX_FILE: u64 = 64 << 20;
+/// How long a lock is waited for: longer than Podman's own commit of a large layer.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Says that a file's owner and mode are in this attribute and not its own (storage.conf(5), `force_mask`).
 const FORCED_MASK: &str = "user.containers.override_stat";
 
@@ -106,6 +109,13 @@ fn unusable(path: &Path, why: impl std::fmt::Display) -> Error {
     Error::new(Code::Store, format!("the container storage {} cannot be used", path.display())).cause(why)
 }
 
+/// The same where no better advice is known.
+fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
+    unusable(path, why).fix(
+        "check it with `podman info` and `podman images`; or podman save --format oci-archive, and run oci-archive:FILE",
+    )
+}
+
 /// Finds an image in the caller's container storage, and in the stores that its storage.conf adds.
 ///
 /// # Errors
@@ -147,7 +157,7 @@ pub fn find(name: &str) -> Result<Found> {
     let layers = stack(&graphs, &layers, &top)?;
     let diff_ids = manifest::diff_ids(&config)?;
     if diff_ids.len() != layers.len() {
-        return Err(unusable(
+        return Err(damaged(
             &graphs[at].path,
             format!("{name} has {} layers, and its configuration {}", layers.len(), diff_ids.len()),
         ));
@@ -199,12 +209,11 @@ fn stack(graphs: &[Graph], layers: &HashMap<String, (usize, Layer)>, top: &str) 
     let mut found = Vec::new();
     let mut id = top;
     while !id.is_empty() {
-        let (at, layer) = layers
-            .get(id)
-            .ok_or_else(|| unusable(&graphs[0].path, format!("its layer {id} is not there")))?;
+        let (at, layer) =
+            layers.get(id).ok_or_else(|| damaged(&graphs[0].path, format!("its layer {id} is not there")))?;
         // One that is its own ancestor would go on for ever.
         if found.len() > layers.len() {
-            return Err(unusable(&graphs[*at].path, format!("the layer {id} is its own parent")));
+            return Err(damaged(&graphs[*at].path, format!("the layer {id} is its own parent")));
         }
         found.push(graphs[*at].layer(layer)?);
         id = &layer.parent;
@@ -218,7 +227,7 @@ impl Graph {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-            opened => opened.map_err(|errno| unusable(path, errno))?,
+            opened => opened.map_err(|errno| damaged(path, errno))?,
         };
         let graph = Self { path: path.into(), directory };
         graph.check_owner(&graph.directory, "")?;
@@ -235,7 +244,7 @@ impl Graph {
                         )),
                     };
                 }
-                opened => opened.map_err(|errno| unusable(path, format!("{name}: {errno}")))?,
+                opened => opened.map_err(|errno| damaged(path, format!("{name}: {errno}")))?,
             };
             graph.check_owner(&opened, name)?;
         }
@@ -245,7 +254,7 @@ impl Graph {
     /// What somebody else can change must not become a container's root; and what belongs to another user has owners of another
     /// user's ids.
     fn check_owner(&self, directory: impl AsFd, name: &str) -> Result<()> {
-        let stat = fstat(directory).map_err(|errno| unusable(&self.path, errno))?;
+        let stat = fstat(directory).map_err(|errno| damaged(&self.path, errno))?;
         let (owner, me) = (stat.st_uid, rustix::process::geteuid().as_raw());
         let path = self.path.join(name);
         if owner != me {
@@ -267,27 +276,59 @@ impl Graph {
         openat2(&self.directory, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
-    /// Waits for who writes, and keeps others from writing until the result is dropped.
+    /// Waits for a process that writes, and keeps others from writing until the result is dropped. After a second the wait is
+    /// shown, and after [`PATIENCE`] it ends: Podman holds these locks for the time of a commit, and a process that hangs for ever.
     fn lock(&self, name: &str) -> Result<Option<OwnedFd>> {
-        let fail = |errno| unusable(&self.path, format!("{name}: {errno}"));
-        let file = match self.open_beneath(name, OFlags::RDONLY) {
-            // Of a store that nobody writes.
+        let fail = |errno| damaged(&self.path, format!("{name}: {errno}"));
+        // NONBLOCK: a FIFO in its place would be waited for without a lock.
+        let file = match self.open_beneath(name, OFlags::RDONLY | OFlags::NONBLOCK) {
+            // Of a store that is read-only.
             Err(Errno::NOENT) => return Ok(None),
             opened => opened.map_err(fail)?,
         };
-        rustix::io::retry_on_intr(|| fcntl_lock(&file, FlockOperation::LockShared)).map_err(fail)?;
-        Ok(Some(file))
+        if !FileType::from_raw_mode(fstat(&file).map_err(fail)?.st_mode).is_file() {
+            return Err(unusable(&self.path, format!("{name} is not a regular file")).fix(format!(
+                "rm {}, and run podman info, which makes it again",
+                self.path.join(name).display()
+            )));
+        }
+        let started = Instant::now();
+        let mut shown = false;
+        loop {
+            match fcntl_lock(&file, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => return Ok(Some(file)),
+                Err(Errno::AGAIN | Errno::ACCESS | Errno::INTR) => {}
+                Err(errno) => return Err(fail(errno)),
+            }
+            let waited = started.elapsed();
+            let path = self.path.join(name);
+            if waited > PATIENCE {
+                return Err(unusable(
+                    &self.path,
+                    format!("another process holds {name} since {} s", waited.as_secs()),
+                )
+                .fix(format!("end the process that holds it: fuser -v {}", path.display())));
+            }
+            if waited > Duration::from_secs(1) && !shown {
+                shown = true;
+                tracing::warn!(
+                    "waiting for another process (podman, buildah, CRI-O) that holds {}",
+                    path.display()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let fail = |cause: &dyn std::fmt::Display| unusable(&self.path, format!("{name}: {cause}"));
+        let fail = |cause: &dyn std::fmt::Display| damaged(&self.path, format!("{name}: {cause}"));
         let file = match self.open_beneath(name, OFlags::RDONLY | OFlags::NONBLOCK) {
             Err(Errno::NOENT) => return Ok(None),
             opened => opened.map_err(|errno| fail(&errno))?,
         };
         let stat = fstat(&file).map_err(|errno| fail(&errno))?;
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(fail(&"it is no file"));
+            return Err(fail(&"it is not a regular file"));
         }
         let mut bytes = Vec::new();
         File::from(file).take(MAX_FILE).read_to_end(&mut bytes).map_err(|error| fail(&error))?;
@@ -296,22 +337,22 @@ impl Graph {
 
     fn json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Vec<T>> {
         let Some(bytes) = self.read(name)? else { return Ok(Vec::new()) };
-        serde_json::from_slice(&bytes).map_err(|error| unusable(&self.path, format!("{name}: {error}")))
+        serde_json::from_slice(&bytes).map_err(|error| damaged(&self.path, format!("{name}: {error}")))
     }
 
     /// An image's configuration, checked. The id alone does not lead to it: that of an image which was pulled in parts is another
     /// digest (containers/image, "TOC").
     fn config(&self, id: &str) -> Result<Vec<u8>> {
-        let lacks = |what: &str| unusable(&self.path, format!("the image {id} has no {what}"));
+        let lacks = |what: &str| damaged(&self.path, format!("the image {id} has no {what}"));
         if !is_name(id) {
-            return Err(unusable(&self.path, format!("{id:?} is no image's id")));
+            return Err(damaged(&self.path, format!("{id:?} is not the id of an image")));
         }
         let manifest =
             self.read(&format!("overlay-images/{id}/manifest"))?.ok_or_else(|| lacks("manifest"))?;
         let digest = manifest::config_digest(&manifest)?;
         let file = format!("overlay-images/{id}/={}", STANDARD.encode(digest.to_string()));
         let config = self.read(&file)?.ok_or_else(|| lacks("configuration"))?;
-        digest.verify(&Digest::of(&config), "the image's configuration")?;
+        digest.verify_bytes(&config, "the image's configuration")?;
         Ok(config)
     }
 
@@ -319,25 +360,25 @@ impl Graph {
     fn layer(&self, layer: &Layer) -> Result<PathBuf> {
         let id = &layer.id;
         let again = "podman save --format oci-archive, and run oci-archive:FILE";
-        let bad = |why: &str| unusable(&self.path, format!("the layer {id} {why}")).fix(again);
+        let bad = |why: &str| unusable(&self.path, format!("the layer {id} {why}"));
         if !is_name(id) {
-            return Err(unusable(&self.path, format!("{id:?} is no layer's id")));
+            return Err(damaged(&self.path, format!("{id:?} is not the id of a layer")));
         }
         if layer.flags.get("incomplete").is_some_and(|flag| flag != false) {
             return Err(bad("is not finished").fix("pull the image again"));
         }
         if layer.uidmap.iter().chain(&layer.gidmap).any(|map| map.container_id != map.host_id) {
-            return Err(bad("has the owners of a user namespace of its own"));
+            return Err(bad("has the owners of a user namespace of its own").fix(again));
         }
         if self.open_beneath(&format!("overlay/{id}/composefs-data"), OFlags::PATH).is_ok() {
-            return Err(bad("is kept by composefs, without a tree of its own"));
+            return Err(bad("is kept by composefs, without a tree of its own").fix(again));
         }
         let diff = format!("overlay/{id}/diff");
         let opened = self
             .open_beneath(&diff, OFlags::RDONLY | OFlags::DIRECTORY)
-            .map_err(|errno| bad(&format!("cannot be opened: {errno}")))?;
+            .map_err(|errno| bad(&format!("cannot be opened: {errno}")).fix(again))?;
         if fgetxattr(&opened, FORCED_MASK, &mut [0_u8; 64][..]) != Err(Errno::NODATA) {
-            return Err(bad("has its owners and modes in attributes (force_mask)"));
+            return Err(bad("has its owners and modes in attributes (force_mask)").fix(again));
         }
         Ok(self.path.join(diff))
     }
@@ -364,10 +405,10 @@ fn stores(home: Option<&Path>) -> Result<Vec<PathBuf>> {
     {
         let text = match std::fs::read_to_string(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            read => read.or_fail(Code::Store, || format!("{} cannot be read", path.display()))?,
+            read => read.map_err(|error| unusable_conf(path, "cannot be read", &error))?,
         };
-        let read: StorageConf = toml::from_str(&text)
-            .or_fail(Code::Store, || format!("{} cannot be understood", path.display()))?;
+        let read: StorageConf =
+            toml::from_str(&text).map_err(|error| unusable_conf(path, "cannot be understood", &error))?;
         conf = read.storage;
         if !is_own && !is_root {
             conf.graphroot = std::mem::take(&mut conf.rootless_storage_path);
@@ -393,6 +434,12 @@ fn stores(home: Option<&Path>) -> Result<Vec<PathBuf>> {
     Ok([own].into_iter().chain(added).collect())
 }
 
+fn unusable_conf(path: &Path, what: &str, cause: &dyn std::fmt::Display) -> Error {
+    Error::new(Code::Store, format!("{} {what}", path.display()))
+        .cause(cause)
+        .fix(format!("correct {} (containers-storage.conf(5))", path.display()))
+}
+
 /// `$HOME`, `$USER` and `$UID` are what storage.conf(5) knows in a path.
 fn expand(path: &str, home: Option<&Path>) -> PathBuf {
     let user = env::var("USER").unwrap_or_default();
@@ -403,7 +450,7 @@ fn expand(path: &str, home: Option<&Path>) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Digest, *};
 
     fn image(id: &str, names: &[&str]) -> Image {
         let digest = Some(Digest::of(id.as_bytes()).to_string());

@@ -3,7 +3,7 @@
 //! HTTP/1.0, which every version of Docker's speaks: an answer is a head and all that follows it until the connection ends. A
 //! stream that was cut shows where it is read: a tar archive has an end, and its parts have digests.
 
-use super::{layout::Layout, store::Store};
+use super::{layout::Layout, progress::Unpacking, registry::Progress, store::Store};
 use crate::error::{Code, Error, OrFail, Result};
 use serde::Deserialize;
 use std::{
@@ -47,11 +47,14 @@ pub fn describe(name: &str) -> Result<Described> {
 ///
 /// # Errors
 /// Those of [`describe`]; [`Code::NoSpace`] where the store has no room for it.
-pub fn save(name: &str, store: &Store) -> Result<Layout> {
+pub fn save(name: &str, store: &Store, progress: Progress) -> Result<Layout> {
     // Once as it is saved, and once unpacked.
-    store.check_room(describe(name)?.size.saturating_mul(2))?;
+    let size = describe(name)?.size;
+    store.check_room(size.saturating_mul(2))?;
     let mut file = store.unnamed_file()?;
-    store.fill(&mut file, &mut ask(&format!("/images/{name}/get"), name)?)?;
+    let unpacking = Unpacking::start(format!("copying {name} from Docker"), Some(size), progress);
+    store.fill(&mut file, &mut unpacking.count(ask(&format!("/images/{name}/get"), name)?))?;
+    drop(unpacking);
     Layout::archive_of(file)
         .map_err(|error| error.context(format!("what Docker saved of {name} cannot be read")))
 }

@@ -1,7 +1,9 @@
 //! From a layer's blob to its directory: inflate, check, unpack.
 
 use super::{
+    compression::{self, Compression},
     digest::{Digest, Hasher},
+    note::Note,
     unpack::{Ownership, unpack},
 };
 use crate::error::{Code, Error, OrFail, Result};
@@ -16,6 +18,8 @@ use std::{
 
 /// How much a layer may inflate to, in bytes: far beyond any real one, and an end to one that inflates for ever.
 const MAX_LAYER: u64 = 1 << 40;
+/// How much may follow the archive in a layer, in bytes: tar(1) fills a record, some kB; a stream of zeros would be hashed for ever.
+const MAX_AFTER: u64 = 64 << 20;
 /// Bytes travel from thread to thread in pieces of this size …
 const CHUNK: usize = 256 << 10;
 /// … of which so many may wait, so that memory stays bounded whatever the layer's size.
@@ -43,13 +47,15 @@ impl Layer {
         mut blob: impl Read + Send,
         root: BorrowedFd<'_>,
         ownership: Ownership,
-    ) -> Result<()> {
+    ) -> Result<Note> {
         let mut head = Vec::new();
-        let unpacked = match (&mut blob).take(4).read_to_end(&mut head) {
+        let unpacked = match (&mut blob).take(compression::HEAD).read_to_end(&mut head) {
             Ok(_) => thread::scope(|scope| {
-                let compressed = is_compressed(&head);
+                let compressed = Compression::of(&head) != Compression::None;
                 let (sink, mut source) = pipe();
-                let promised = self.digest.as_ref().filter(|_| compressed);
+                // Where the content is the blob, one pass checks both digests if they are of one algorithm.
+                let apart = |digest: &&Digest| compressed || !digest.is_like(&self.diff_id);
+                let promised = self.digest.as_ref().filter(apart);
                 let blob = io::Cursor::new(head).chain(blob);
                 let reading = start(scope, move || read(blob, promised, &sink))?;
                 let mut inflating = None;
@@ -58,7 +64,7 @@ impl Layer {
                     let stored = mem::replace(&mut source, inflated);
                     inflating = Some(start(scope, move || inflate(stored, &sink))?);
                 }
-                let mut content = Content { source, hasher: Hasher::new(), total: 0 };
+                let mut content = Content { source, hasher: self.diff_id.hasher(), total: 0 };
                 let unpacked = unpack(&mut content, root, ownership);
                 let unpacked = match unpacked {
                     // Where the writer gave up, the others do so only because of it.
@@ -68,7 +74,7 @@ impl Layer {
                     }
                     // Damaged bytes look like a broken archive: only the digest, at the end, says which it is.
                     unpacked => content.finish().and_then(|digest| {
-                        if let Some(promised) = self.digest.as_ref().filter(|_| !compressed) {
+                        if let Some(promised) = self.digest.as_ref().filter(|digest| !apart(digest)) {
                             promised.verify(&digest, "its blob")?;
                         }
                         self.diff_id.verify(&digest, "its content")?;
@@ -87,7 +93,7 @@ impl Layer {
 
 /// Passes a blob on, and checks it, but where its content is the blob.
 fn read(mut blob: impl Read, promised: Option<&Digest>, sink: &Sink) -> Result<()> {
-    let mut hasher = Hasher::new();
+    let mut hasher = promised.map_or_else(Hasher::new, Digest::hasher);
     loop {
         let chunk = sink.fill(&mut blob).map_err(|error| unreadable(&error))?;
         if chunk.length == 0 {
@@ -105,7 +111,7 @@ fn read(mut blob: impl Read, promised: Option<&Digest>, sink: &Sink) -> Result<(
 
 fn inflate(mut source: Source, sink: &Sink) -> Result<()> {
     let inflated = {
-        let mut stream = decompressor(&mut source)?;
+        let mut stream = compression::decompressor(&mut source)?;
         loop {
             match sink.fill(&mut stream) {
                 Err(error) => break Err(error),
@@ -120,11 +126,18 @@ fn inflate(mut source: Source, sink: &Sink) -> Result<()> {
     };
     // What follows the stream has a part in the blob's digest; and damaged bytes are told by that.
     source.drain();
-    inflated.or_fail(Code::ImageBroken, || "its blob cannot be decompressed")
+    inflated.map_err(|error| {
+        Error::new(Code::ImageBroken, "its blob cannot be decompressed").cause(error).fix(
+            "copy the image again, or rebuild it: the blob was damaged, or is not what its first bytes say",
+        )
+    })
 }
 
-fn unreadable(error: &io::Error) -> Error {
-    Error::new(Code::ImageBroken, "its blob cannot be read").cause(error)
+/// The error of a blob that its source does not deliver.
+pub fn unreadable(error: &io::Error) -> Error {
+    Error::new(Code::ImageBroken, "its blob cannot be read")
+        .cause(error)
+        .fix("check the disk or the network that it comes from, and copy the image again")
 }
 
 fn start<'scope, 'env>(
@@ -132,27 +145,14 @@ fn start<'scope, 'env>(
     work: impl FnOnce() -> Result<()> + Send + 'scope,
 ) -> Result<ScopedJoinHandle<'scope, Result<()>>> {
     let started = thread::Builder::new().spawn_scoped(scope, work);
-    started.or_fail(Code::Internal, || "a thread cannot be started")
+    started
+        .or_fail(Code::Internal, || "a thread cannot be started")
+        .map_err(|error| error.fix("raise the number of processes that you may have (ulimit -u)"))
 }
 
 fn join(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
-    thread.join().unwrap_or_else(|_| Err(Error::new(Code::Internal, "a thread panicked")))
-}
-
-fn is_compressed(head: &[u8]) -> bool {
-    // The last is a skippable frame, with which zstd:chunked may begin.
-    matches!(head, [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
-}
-
-/// The stream within: what the first bytes say counts, because media types in the wild are wrong now and then
-/// (an uncompressed layer that is called `tar.gzip`); containerd does the same.
-pub fn decompressor<'a, R: io::BufRead + 'a>(mut blob: R) -> Result<Box<dyn Read + 'a>> {
-    let head = blob.fill_buf().map_err(|error| unreadable(&error))?;
-    Ok(match head {
-        head if !is_compressed(head) => Box::new(blob),
-        // Several members one after the other are one stream: eStargz and pigz write them.
-        [0x1f, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(blob)),
-        _ => Box::new(zstd::Decoder::with_buffer(blob).or_fail(Code::Internal, || "zstd cannot be set up")?),
+    thread.join().unwrap_or_else(|_| {
+        Err(Error::new(Code::Internal, "a thread panicked").fix("report it, with the image's name"))
     })
 }
 
@@ -200,7 +200,7 @@ impl Sink {
         Ok(chunk)
     }
 
-    /// `false` where nobody wants it any more: who does not says why.
+    /// `false` where the receiver has ended, which reports its own reason.
     fn send(&self, chunk: Chunk) -> bool {
         self.full.send(chunk).is_ok()
     }
@@ -240,11 +240,18 @@ struct Content {
 impl Content {
     /// The digest, of what nobody read as well: past the archive's end there may be padding.
     fn finish(mut self) -> Result<Digest> {
-        while self.total <= MAX_LAYER {
+        let end = self.total;
+        while self.total <= MAX_LAYER && self.total - end <= MAX_AFTER {
             let Ok(ready @ 1..) = self.fill_buf().map(<[u8]>::len) else { return Ok(self.hasher.finish()) };
             self.consume(ready);
         }
-        Err(Error::new(Code::LayerRefused, format!("it inflates to more than {MAX_LAYER} bytes")))
+        let what = if self.total > MAX_LAYER {
+            format!("it inflates to more than {MAX_LAYER} bytes")
+        } else {
+            format!("more than {MAX_AFTER} bytes follow the end of its archive")
+        };
+        Err(Error::new(Code::LayerRefused, what)
+            .fix("rebuild the image; no builder of images writes such a layer"))
     }
 }
 

@@ -1,11 +1,14 @@
 //! Where an image's files come from: a directory, or the members of a tar archive.
 
 use super::{
-    layer::decompressor,
-    store::Store,
-    tar::{Kind, Reader},
+    compression::{self, Compression, decompressor},
+    progress::Unpacking,
+    registry::Progress,
+    store::{Filler, Store},
+    tar::{Entry, Kind, Reader},
+    unpack::MAX_PATH,
 };
-use crate::error::{Code, Error, OrFail, Result};
+use crate::error::{Code, Error, Result};
 use rustix::{
     fd::OwnedFd,
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2},
@@ -13,6 +16,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    cell::RefCell,
     collections::HashMap,
     fs::File,
     io::{self, BufReader, Read, Seek},
@@ -26,6 +30,8 @@ use std::{
 pub const MAX_DOCUMENT: u64 = 8 << 20;
 /// An image has a member or two for each layer; `docker save` of many images has a few hundred.
 const MAX_MEMBERS: usize = 100_000;
+/// What the names of its members take in memory, in bytes: 160 for each of the most that there can be.
+const MAX_NAMES: usize = 16 << 20;
 
 /// Which version of an image was read: one that has the same is not read again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,71 +117,100 @@ impl Layout {
             }
             Err(errno) => {
                 Err(Error::new(Code::ImageNotFound, format!("{} cannot be opened", path.display()))
-                    .cause(errno))
+                    .cause(errno)
+                    .fix(format!("ls -ld {}", path.display())))
             }
         }
     }
 
     /// A tar archive. One that is compressed is inflated into an unnamed file of the store, since its members are read in
     /// another order than they lie.
-    pub fn archive(path: &Path, store: &Store) -> Result<Self> {
+    pub fn archive(path: &Path, store: &Store, progress: Progress) -> Result<Self> {
         let found = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty());
-        let mut file = File::from(found.map_err(|errno| {
+        let file = File::from(found.map_err(|errno| {
             Error::new(Code::ImageNotFound, format!("{} cannot be opened", path.display()))
                 .cause(errno)
                 .fix("name a file that `docker save`, `podman save` or `skopeo copy` wrote")
         })?);
-        let stat =
-            fstat(&file).or_fail(Code::ImageNotFound, || format!("{} cannot be read", path.display()))?;
+        let unreadable = |error: &dyn std::fmt::Display| {
+            Error::new(Code::ImageBroken, format!("{} cannot be read", path.display()))
+                .cause(error)
+                .fix("check the disk or the network filesystem that it is on")
+        };
+        let stat = fstat(&file).map_err(|errno| unreadable(&errno))?;
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(Error::new(Code::ImageNotFound, format!("{} is no file", path.display()))
+            return Err(Error::new(Code::ImageNotFound, format!("{} is not a regular file", path.display()))
                 .fix("oci: and rootfs: take a directory; the archives take a tar file"));
         }
-        let mut head = [0; 4];
-        let length = file
-            .read_at(&mut head, 0)
-            .or_fail(Code::ImageBroken, || format!("{} cannot be read", path.display()))?;
-        if matches!(head[..length], [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd]) {
-            let mut inflated = store.unnamed_file()?;
-            let mut stream = decompressor(BufReader::with_capacity(256 << 10, file))?;
-            store
-                .fill(&mut inflated, &mut stream)
-                .map_err(|error| error.context(format!("{} cannot be inflated", path.display())))?;
-            file = inflated;
-        }
-        Self::archive_of(file).map_err(|error| {
+        let mut head = [0; compression::HEAD as usize];
+        let length = file.read_at(&mut head, 0).map_err(|error| unreadable(&error))?;
+        let layout = if Compression::of(&head[..length]) == Compression::None {
+            Self::archive_of(file)
+        } else {
+            let what = format!("decompressing {}", path.display());
+            let unpacking = Unpacking::start(what, u64::try_from(stat.st_size).ok(), progress);
+            Self::inflate(unpacking.count(file), store)
+        };
+        layout.map_err(|error| {
             error.context(format!("{} cannot be read as an image", path.display())).fix(
                 "save it again: docker save -o FILE IMAGE, or skopeo copy docker://IMAGE oci-archive:FILE",
             )
         })
     }
 
+    /// A compressed archive: inflated and looked through at once, up to its end and not further.
+    fn inflate(compressed: impl Read, store: &Store) -> Result<Self> {
+        let stream = decompressor(BufReader::with_capacity(256 << 10, compressed))?;
+        let mut inflated = store.unnamed_file()?;
+        let failure = RefCell::new(None);
+        let copied = Copied { stream, to: store.filler(&mut inflated), written: 0, failure: &failure };
+        let mut reader = Reader::new(BufReader::with_capacity(256 << 10, copied));
+        let found = members(|| {
+            let Some(entry) = reader.next_entry()? else { return Ok(None) };
+            let position =
+                |source: &BufReader<Copied<'_, _>>| source.get_ref().written - source.buffer().len() as u64;
+            let offset = reader.read_past_data(position)?;
+            Ok(Some((entry, offset)))
+        });
+        drop(reader);
+        // Where the disk is full, the archive only seems to be broken.
+        let members = failure.into_inner().map_or(found, Err)?;
+        Ok(Self::Archive { members, file: Arc::new(inflated) })
+    }
+
     /// A tar archive that is not compressed.
     pub fn archive_of(mut file: File) -> Result<Self> {
-        file.rewind().or_fail(Code::ImageBroken, || "it cannot be read from its start")?;
-        Ok(Self::Archive { members: members(&file)?, file: Arc::new(file) })
+        file.rewind().map_err(|error| {
+            Error::new(Code::ImageBroken, "the archive cannot be read from its start")
+                .cause(error)
+                .fix("name a regular file")
+        })?;
+        let mut reader = Reader::new(&file);
+        let members = members(|| {
+            let Some(entry) = reader.next_entry()? else { return Ok(None) };
+            let offset = reader.skip_data()?;
+            Ok(Some((entry, offset)))
+        })?;
+        Ok(Self::Archive { members, file: Arc::new(file) })
     }
 
     /// The file of this name, to be read from its start.
     pub fn open(&self, name: &str) -> Result<Section> {
-        let missing = || Error::new(Code::ImageBroken, format!("the image lacks its file {name:?}"));
+        let missing = || {
+            Error::new(Code::ImageBroken, format!("the image lacks its file {name:?}"))
+                .fix("copy or save the image again, whole")
+        };
         match self {
             Self::Directory(directory) => {
-                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-                let file = openat2(
-                    directory,
-                    name,
-                    flags,
-                    Mode::empty(),
-                    ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
-                )
-                .map_err(|errno| match errno {
+                let file = open_beneath(directory, name).map_err(|errno| match errno {
                     Errno::NOENT => missing(),
-                    _ => missing().cause(format!("openat2: {errno}")),
+                    _ => unreadable(name, errno),
                 })?;
-                let stat = fstat(&file).or_fail(Code::ImageBroken, || format!("{name:?} cannot be read"))?;
+                let stat = fstat(&file).map_err(|errno| unreadable(name, errno))?;
                 if !FileType::from_raw_mode(stat.st_mode).is_file() {
-                    return Err(missing().cause("there is something of that name, but it is no file"));
+                    return Err(
+                        missing().cause("there is something of that name, but it is not a regular file")
+                    );
                 }
                 let end = u64::try_from(stat.st_size).unwrap_or(0);
                 Ok(Section { file: Arc::new(file.into()), offset: 0, end })
@@ -198,8 +233,18 @@ impl Layout {
     }
 
     /// Whether there is something of this name.
-    pub fn has(&self, name: &str) -> bool {
-        self.open(name).is_ok()
+    ///
+    /// # Errors
+    /// [`Code::ImageBroken`] where that cannot be seen, because the caller may not read it for example.
+    pub fn has(&self, name: &str) -> Result<bool> {
+        match self {
+            Self::Archive { members, .. } => Ok(members.contains_key(&normal(name))),
+            Self::Directory(directory) => match open_beneath(directory, name) {
+                Ok(_) => Ok(true),
+                Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+                Err(errno) => Err(unreadable(name, errno)),
+            },
+        }
     }
 
     /// A JSON document, whole.
@@ -208,12 +253,11 @@ impl Layout {
         let length = section.length();
         if length > MAX_DOCUMENT {
             return Err(Error::new(Code::ImageBroken, format!("{name:?} of the image has {length} bytes"))
-                .cause(format!("a document of at most {MAX_DOCUMENT} bytes makes sense there")));
+                .cause(format!("a document of at most {MAX_DOCUMENT} bytes makes sense there"))
+                .fix("rebuild the image with fewer labels, variables and remarks"));
         }
         let mut bytes = Vec::new();
-        section
-            .read_to_end(&mut bytes)
-            .or_fail(Code::ImageBroken, || format!("{name:?} of the image cannot be read"))?;
+        section.read_to_end(&mut bytes).map_err(|error| unreadable(name, error))?;
         Ok(bytes)
     }
 }
@@ -242,33 +286,75 @@ impl Read for Section {
     }
 }
 
-/// Where the members of a tar file lie. Their data is not read.
-fn members(file: &File) -> Result<HashMap<String, Member>> {
-    let mut reader = Reader::new(file);
+fn open_beneath(directory: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    openat2(directory, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
+}
+
+fn unreadable(name: &str, cause: impl std::fmt::Display) -> Error {
+    Error::new(Code::ImageBroken, format!("the image's file {name:?} cannot be read"))
+        .cause(cause)
+        .fix("make it readable for the user who runs gpurun: chmod -R u+rX DIRECTORY")
+}
+
+/// A stream that is written to a file as it is read.
+struct Copied<'a, R> {
+    stream: R,
+    to: Filler<'a>,
+    /// So many bytes were read, and are in the file.
+    written: u64,
+    /// Why writing failed, since an [`io::Error`] has no room for it.
+    failure: &'a RefCell<Option<Error>>,
+}
+
+impl<R: Read> Read for Copied<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.stream.read(buffer)?;
+        if let Err(error) = self.to.write(&buffer[..count]) {
+            let shown = io::Error::other(error.what().to_owned());
+            self.failure.replace(Some(error));
+            return Err(shown);
+        }
+        self.written += count as u64;
+        Ok(count)
+    }
+}
+
+/// Where the members of a tar file lie. `next` is an entry and where its data begins, past which it has gone.
+fn members(mut next: impl FnMut() -> Result<Option<(Entry, u64)>>) -> Result<HashMap<String, Member>> {
+    let too_much = |what: String| {
+        Error::new(Code::ImageBroken, what)
+            .fix("name an archive that `docker save`, `podman save` or `skopeo copy` wrote")
+    };
     let mut members = HashMap::new();
-    while let Some(entry) = reader.next_entry()? {
+    let mut names = 0;
+    while let Some((entry, offset)) = next()? {
+        // No document can name what is longer.
+        if entry.path.len().max(entry.link.len()) > MAX_PATH {
+            return Err(too_much(format!(
+                "an archive with a name of more than {MAX_PATH} bytes is not an image"
+            )));
+        }
         let name = normal(&String::from_utf8_lossy(&entry.path));
         let link = || String::from_utf8_lossy(&entry.link).into_owned();
         let member = match entry.kind {
-            Kind::File if entry.regions.is_none() => {
-                Member::File { offset: reader.skip_data()?, size: entry.size }
-            }
+            Kind::File if entry.regions.is_none() => Member::File { offset, size: entry.size },
             Kind::HardLink => Member::Link(normal(&link())),
             Kind::Symlink => {
                 let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
                 Member::Link(normal(&format!("{directory}/{}", link())))
             }
-            _ => {
-                reader.skip_data()?;
-                continue;
-            }
+            _ => continue,
         };
+        names += name.len() + if let Member::Link(target) = &member { target.len() } else { 0 };
         members.insert(name, member);
         if members.len() > MAX_MEMBERS {
-            return Err(Error::new(
-                Code::ImageBroken,
-                format!("an archive of more than {MAX_MEMBERS} members is no image"),
-            ));
+            return Err(too_much(format!("an archive of more than {MAX_MEMBERS} members is not an image")));
+        }
+        if names > MAX_NAMES {
+            return Err(too_much(format!(
+                "an archive whose names have more than {MAX_NAMES} bytes is not an image"
+            )));
         }
     }
     Ok(members)

@@ -1,20 +1,32 @@
-//! The documents of an image: index, manifest, configuration (OCI image specification; Docker image manifest version 2,
+//! The documents of an image: index, manifest and configuration (OCI image specification; Docker image manifest version 2,
 //! schema 2; `docker save`'s manifest.json), and the way from one to the next.
 //!
-//! The types are ours and not oci-spec's: engines write `null` and leave out what the specification demands, and Docker's
-//! media types and fields are not in it.
+//! One rule decides what is accepted: **documents that Go's `encoding/json` and containers/image or Docker accept are accepted with
+//! the value that they find; what these refuse is refused with a message that says more.** [`go_json`] keeps the rule for the syntax.
+//! For the contents it means:
+//!
+//! * A configuration is an image's if its media type is one of [`CONFIGS`], which has the accidents that Docker accepts.
+//! * The digest of a document is read when the document is needed: an index may name other platforms' images by an algorithm that
+//!   is unknown here.
+//! * A document that could be read both as an index and as a manifest is refused (CVE-2021-41190).
+//!
+//! The types are not those of the oci-spec crate, which follows the specification more strictly than the engines do.
 
-use super::{Digest, layer::Layer, layout::Layout};
-use crate::error::{Code, Error, OrFail, Result};
-use serde::{Deserialize, Deserializer, Serialize};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    str::FromStr,
+use super::{Digest, Platform, layer::Layer, layout::Layout, platform::wrong_platform};
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    formats::go_json,
 };
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// An index of indexes of indexes is all that anybody has seen.
+/// Indexes may name indexes. Two levels have been seen.
 const MAX_DEPTH: usize = 4;
+/// Manifests that all indexes of an image may name together.
+const MAX_MANIFESTS: usize = 10_000;
 /// overlayfs takes no more lower directories (OVL_MAX_STACK).
 const MAX_LAYERS: usize = 500;
 
@@ -24,141 +36,155 @@ pub const INDEXES: &[&str] =
 /// Media types of manifests.
 pub const MANIFESTS: &[&str] =
     &["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
-const CONFIGS: &[&str] =
-    &["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
-/// Each may be followed by how it is compressed, which the bytes themselves say better.
-const LAYERS: &[&str] = &[
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+/// Media types of configurations. The last four were written by old registries and clients (`python:3.5.1-alpine`, `redis:2`);
+/// Docker keeps the same list (moby, `distribution.ImageTypes`).
+const CONFIGS: &[&str] = &[
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+    "application/octet-stream",
+    "application/json",
+    "text/html",
+    "",
 ];
+/// How media types of layers begin (moby, `checkSupportedMediaType`). What follows says how a layer is compressed, which the bytes
+/// themselves say better.
+const LAYERS: &[&str] = &["application/vnd.oci.image.", "application/vnd.docker."];
 
-/// What points to a blob.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// A checked reference to a blob (OCI image specification, descriptor.md).
+#[derive(Debug, Clone)]
 pub struct Descriptor {
-    /// What it is.
-    #[serde(default, deserialize_with = "nullable")]
+    /// The kind of document or layer.
     pub media_type: String,
-    /// Its bytes.
+    /// The digest of the blob.
     pub digest: Digest,
-    /// How many.
+    /// The length of the blob in bytes.
     pub size: u64,
-    /// Which machine it is for.
-    #[serde(default)]
+}
+
+/// A reference to a blob as it is written. It becomes a [`Descriptor`] when it is needed.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RawDescriptor {
+    /// The kind of document or layer; may be empty.
+    pub media_type: String,
+    /// `ALGORITHM:HEX`, of any algorithm.
+    pub digest: String,
+    /// The length in bytes, if the writer knew it.
+    pub size: i64,
+    /// The machine that a manifest is for.
     pub platform: Option<Platform>,
-    /// Remarks.
-    #[serde(default, deserialize_with = "nullable")]
-    pub annotations: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
 }
 
-/// A kind of machine, in GOARCH's words.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Platform {
-    #[serde(default, deserialize_with = "nullable")]
-    architecture: String,
-    #[serde(default, deserialize_with = "nullable")]
-    os: String,
-    #[serde(default, deserialize_with = "nullable")]
-    variant: String,
-}
+impl RawDescriptor {
+    /// Of a document that was read.
+    pub fn of(media_type: String, digest: &Digest, bytes: &[u8]) -> Self {
+        let size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
+        Self { media_type, digest: digest.to_string(), size, ..Self::default() }
+    }
 
-impl Default for Platform {
-    /// This machine's.
-    fn default() -> Self {
-        Self { architecture: architecture().into(), os: "linux".into(), variant: String::new() }
+    /// Checks digest and length.
+    ///
+    /// # Errors
+    /// [`Code::ImageBroken`]
+    pub fn check(self) -> Result<Descriptor> {
+        let digest = Digest::parse(&self.digest)?;
+        let size = u64::try_from(self.size)
+            .map_err(|_| broken(format!("the image says that {digest} has {} bytes", self.size)))?;
+        Ok(Descriptor { media_type: self.media_type, digest, size })
+    }
+
+    /// The names of an image in an index.
+    fn names(&self) -> impl Iterator<Item = &String> {
+        // The second is how containerd and Docker write the whole name.
+        ["org.opencontainers.image.ref.name", "io.containerd.image.name"]
+            .into_iter()
+            .filter_map(|key| self.annotations.get(key))
     }
 }
 
-impl Platform {
-    /// Whether this machine's processor runs it: its own programs, and those of its 32-bit predecessor.
-    pub fn is_native(&self) -> bool {
-        let here = architecture();
-        let runs = (here, self.architecture.as_str());
-        here == self.architecture || matches!(runs, ("amd64", "386") | ("arm64", "arm"))
-    }
-
-    /// How ELF files call the machine (elf.h, `EM_*`).
-    pub fn elf_machine(&self) -> Option<u16> {
-        Some(match self.architecture.as_str() {
-            "386" => 3,
-            "ppc64le" => 21,
-            "s390x" => 22,
-            "arm" => 40,
-            "amd64" => 62,
-            "arm64" => 183,
-            "riscv64" => 243,
-            "loong64" => 258,
-            _ => return None,
-        })
-    }
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        if self.variant.is_empty() { Ok(()) } else { write!(f, "/{}", self.variant) }
-    }
-}
-
-impl FromStr for Platform {
-    type Err = String;
-    /// `linux/ARCHITECTURE[/VARIANT]`, as Docker's `--platform`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut words = text.split('/');
-        let (os, architecture) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        let (variant, more) = (words.next().unwrap_or_default(), words.next());
-        let word = |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-        if os != "linux" || architecture.is_empty() || more.is_some() || !word(architecture) || !word(variant)
-        {
-            return Err(
-                "a platform is linux/amd64 or linux/arm64, with a variant behind: linux/amd64/v3".into()
-            );
-        }
-        Ok(Self { architecture: architecture.into(), os: os.into(), variant: variant.into() })
-    }
-}
-
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 struct Index {
-    manifests: Vec<Descriptor>,
+    manifests: Vec<RawDescriptor>,
+    config: Option<IgnoredAny>,
+    layers: Option<IgnoredAny>,
+    fs_layers: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Manifest {
-    config: Descriptor,
-    #[serde(deserialize_with = "nullable")]
-    layers: Vec<Descriptor>,
+    config: RawDescriptor,
+    #[serde(default)]
+    layers: Vec<RawDescriptor>,
+    #[serde(default)]
+    artifact_type: String,
+    #[serde(default)]
+    manifests: Option<IgnoredAny>,
+    #[serde(default)]
+    fs_layers: Option<IgnoredAny>,
 }
+
+impl Index {
+    fn parse(bytes: &[u8], what: &str) -> Result<Self> {
+        let index: Self = parse(bytes, what)?;
+        if index.config.is_some() || index.layers.is_some() || index.fs_layers.is_some() {
+            return Err(ambiguous(what));
+        }
+        Ok(index)
+    }
+}
+
+impl Manifest {
+    fn parse(bytes: &[u8]) -> Result<Self> {
+        let what = "the image's manifest";
+        let manifest: Self = parse(bytes, what)?;
+        if manifest.manifests.is_some() || manifest.fs_layers.is_some() {
+            return Err(ambiguous(what));
+        }
+        Ok(manifest)
+    }
+}
+
+fn ambiguous(what: &str) -> Error {
+    broken(format!("{what} has the keys of an index and those of a manifest"))
+        .cause("programs would disagree about the image that it describes (CVE-2021-41190)")
+}
+
+/// A damaged image, with the usual remedy.
+fn broken(what: impl Into<String>) -> Error {
+    Error::new(Code::ImageBroken, what).fix(REBUILD)
+}
+
+const REBUILD: &str = "have the image built or copied again, with `docker buildx build` or `skopeo copy`; \
+                       `skopeo inspect --raw IMAGE` shows its manifest";
 
 /// An entry of `docker save`'s manifest.json.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
 struct Saved {
     config: String,
-    #[serde(default, deserialize_with = "nullable")]
     repo_tags: Vec<String>,
-    #[serde(default, deserialize_with = "nullable")]
     layers: Vec<String>,
 }
 
-/// An image's configuration file, as far as it matters here.
+/// An image's configuration file, with the keys that matter here.
 #[derive(Debug, Deserialize)]
 pub struct ConfigFile {
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default)]
     architecture: String,
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default)]
     os: String,
     /// What a container gets that says nothing else.
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default)]
     pub config: Defaults,
     rootfs: RootFs,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct RootFs {
-    #[serde(deserialize_with = "nullable")]
     diff_ids: Vec<Digest>,
 }
 
@@ -166,27 +192,14 @@ struct RootFs {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Defaults {
-    #[serde(deserialize_with = "nullable")]
     pub env: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
     pub entrypoint: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
     pub cmd: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
     pub user: String,
-    #[serde(deserialize_with = "nullable")]
     pub working_dir: String,
-    #[serde(deserialize_with = "nullable")]
     pub labels: BTreeMap<String, String>,
-    #[serde(deserialize_with = "nullable")]
-    pub volumes: BTreeMap<String, serde_json::Value>,
-    #[serde(deserialize_with = "nullable")]
+    pub volumes: BTreeMap<String, IgnoredAny>,
     pub stop_signal: String,
-}
-
-/// Go writes an empty list as `null`.
-fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
-    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }
 
 /// What the documents of an image come to.
@@ -201,18 +214,19 @@ pub struct Found {
 }
 
 /// Reads one of the image's documents.
-pub fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T> {
-    serde_json::from_slice(bytes).or_fail(Code::ImageBroken, || format!("{what} cannot be understood"))
+///
+/// # Errors
+/// [`Code::ImageBroken`], the cause in one line.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
+    go_json::from_slice(bytes)
+        .or_fail(Code::ImageBroken, || format!("{what} cannot be understood"))
+        .map_err(|error| error.fix(REBUILD))
 }
 
 impl ConfigFile {
     /// Fails where such a machine cannot run the image.
     pub fn check_platform(&self, wanted: &Platform) -> Result<()> {
-        let same = |has: &str, wanted: &str| has.is_empty() || has == wanted;
-        if same(&self.os, &wanted.os) && same(&self.architecture, &wanted.architecture) {
-            return Ok(());
-        }
-        Err(wrong_platform(&format!("{}/{}", self.os, self.architecture), wanted))
+        Platform::new(&self.os, &self.architecture).check(wanted)
     }
 
     /// The layers' identities, lowest first.
@@ -228,29 +242,13 @@ pub fn diff_ids(config: &[u8]) -> Result<Vec<Digest>> {
 
 /// What a manifest says is its configuration.
 pub fn config_digest(manifest: &[u8]) -> Result<Digest> {
-    parse::<Manifest>(manifest, "the image's manifest").map(|manifest| manifest.config.digest)
-}
-
-/// This machine's architecture in the words of GOARCH, which images use.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "powerpc64" => "ppc64le",
-        other => other,
-    }
-}
-
-fn wrong_platform(has: &str, wanted: &Platform) -> Error {
-    let whose = if *wanted == Platform::default() { "this machine is" } else { "what was asked for is" };
-    Error::new(Code::WrongPlatform, format!("the image is for {has}, and {whose} {wanted}"))
-        .fix(format!("get the image for {wanted}, or see that it is built for it; --platform fetches what is for another machine"))
+    Digest::parse(&Manifest::parse(manifest)?.config.digest)
 }
 
 /// Follows `index.json` to the image of this name and platform.
 pub fn from_oci(layout: &Layout, tag: Option<&str>, platform: &Platform) -> Result<Found> {
-    if !layout.has("index.json") {
-        let fix = if layout.has("manifest.json") {
+    if !layout.has("index.json")? {
+        let fix = if layout.has("manifest.json")? {
             "there is a manifest.json: if `docker save` wrote it, name it docker-archive:FILE"
         } else {
             "name what `skopeo copy … oci:DIR`, `podman save --format oci-archive` or \
@@ -258,54 +256,61 @@ pub fn from_oci(layout: &Layout, tag: Option<&str>, platform: &Platform) -> Resu
         };
         return Err(Error::new(Code::ImageBroken, "there is no index.json, so this is no OCI image").fix(fix));
     }
-    let index: Index = parse(&layout.read("index.json")?, "index.json of the image")?;
+    let index = Index::parse(&layout.read("index.json")?, "index.json of the image")?;
     let tops = choose_tag(index.manifests, tag)?;
     follow(tops, platform, |descriptor| read_blob(layout, descriptor))
 }
 
-/// Goes from these descriptors to the image for this platform. `read` gives a document's bytes, checked against its
+/// Goes from these descriptors to the image for this platform. `read` returns a document's bytes, checked against its
 /// descriptor.
 pub fn follow(
-    tops: Vec<Descriptor>,
+    tops: Vec<RawDescriptor>,
     platform: &Platform,
     mut read: impl FnMut(&Descriptor) -> Result<Vec<u8>>,
 ) -> Result<Found> {
     let mut manifests = Vec::new();
-    collect_manifests(&mut read, tops, MAX_DEPTH, &mut manifests)?;
-    let descriptor = choose_platform(&manifests, platform)?;
-    let manifest: Manifest = parse(&read(descriptor)?, "the image's manifest")?;
-    if !CONFIGS.contains(&manifest.config.media_type.as_str()) {
-        let kind = &manifest.config.media_type;
-        return Err(Error::new(
-            Code::ImageBroken,
-            format!("this is an artifact of type {kind:?}, not a container image"),
-        ));
+    collect_manifests(&mut read, tops, platform, MAX_DEPTH, &mut manifests)?;
+    let descriptor = choose_platform(manifests, platform)?.check()?;
+    let manifest = Manifest::parse(&read(&descriptor)?)?;
+    let kind = manifest.config.media_type.as_str();
+    if !CONFIGS.contains(&kind.split(';').next().unwrap_or_default().trim()) {
+        let kind = if manifest.artifact_type.is_empty() { kind } else { &manifest.artifact_type };
+        return Err(not_an_image(kind));
     }
-    let config = read(&manifest.config)?;
+    let config_descriptor = manifest.config.check()?;
+    let config = read(&config_descriptor)?;
     let parsed: ConfigFile = parse(&config, "the image's configuration")?;
     parsed.check_platform(platform)?;
     let diff_ids = parsed.diff_ids();
     check_layers(manifest.layers.len(), diff_ids.len())?;
     let layers = manifest.layers.into_iter().zip(diff_ids).map(|(blob, diff_id)| {
-        if !LAYERS.iter().any(|kind| {
-            matches!(blob.media_type.strip_prefix(kind), Some("" | "+gzip" | "+zstd" | ".gzip" | ".zstd"))
-        }) {
+        let kind = blob.media_type.to_ascii_lowercase();
+        if !LAYERS.iter().any(|start| kind.starts_with(start)) || kind.ends_with("+encrypted") {
             return Err(Error::new(
                 Code::ImageBroken,
                 format!("a layer of type {:?} cannot be unpacked", blob.media_type),
-            ));
+            )
+            .fix("have the image built with layers of type tar, tar+gzip or tar+zstd, for example `skopeo copy --dest-decompress`; \
+                  encrypted layers are first decrypted: `skopeo copy --decryption-key KEY`"));
         }
+        let blob = blob.check()?;
         Ok(Layer { diff_id, path: blob_path(&blob.digest), digest: Some(blob.digest), size: blob.size })
     });
-    Ok(Found { id: manifest.config.digest, layers: layers.collect::<Result<_>>()?, config })
+    Ok(Found { id: config_descriptor.digest, layers: layers.collect::<Result<_>>()?, config })
+}
+
+/// The document describes something else than a container image.
+pub fn not_an_image(kind: &str) -> Error {
+    Error::new(Code::ImageBroken, format!("this is an artifact of type {kind:?}, not a container image"))
+        .fix("name an image; charts, signatures and other artifacts have no root file system, and `oras pull` fetches them")
 }
 
 /// Follows `manifest.json`, which `docker save` writes, to the image of this name.
 pub fn from_docker(layout: &Layout, reference: Option<&str>, platform: &Platform) -> Result<Found> {
-    if !layout.has("manifest.json") {
+    if !layout.has("manifest.json")? {
         let error =
             Error::new(Code::ImageBroken, "there is no manifest.json, so `docker save` did not write this");
-        return Err(if layout.has("index.json") {
+        return Err(if layout.has("index.json")? {
             error.fix("there is an index.json: name it oci-archive:FILE")
         } else {
             error.fix("write it with `docker save -o FILE IMAGE` or `skopeo copy docker://IMAGE docker-archive:FILE`")
@@ -329,12 +334,15 @@ pub fn from_docker(layout: &Layout, reference: Option<&str>, platform: &Platform
         }
     };
     let config = layout.read(&image.config)?;
-    let id = Digest::of(&config);
     // Docker names the file by its digest, `HEX.json` or `blobs/sha256/HEX`; others may not.
     let file = image.config.rsplit('/').next().unwrap_or_default();
-    if let Ok(promised) = Digest::parse(file.strip_suffix(".json").unwrap_or(file)) {
-        promised.verify(&id, "the image's configuration")?;
-    }
+    let id = match Digest::parse(file.strip_suffix(".json").unwrap_or(file)) {
+        Ok(promised) => {
+            promised.verify_bytes(&config, "the image's configuration")?;
+            promised
+        }
+        Err(_) => Digest::of(&config),
+    };
     let parsed: ConfigFile = parse(&config, "the image's configuration")?;
     parsed.check_platform(platform)?;
     let diff_ids = parsed.diff_ids();
@@ -352,35 +360,26 @@ fn check_layers(blobs: usize, diff_ids: usize) -> Result<()> {
         _ if blobs > MAX_LAYERS => format!("the image has {blobs} layers; the kernel can stack {MAX_LAYERS}"),
         _ => return Ok(()),
     };
-    Err(Error::new(Code::ImageBroken, error))
+    Err(broken(error))
 }
 
 /// The descriptors of that name; without one, all of them if they have at most one name.
-fn choose_tag(manifests: Vec<Descriptor>, tag: Option<&str>) -> Result<Vec<Descriptor>> {
-    let names = |descriptor: &Descriptor| {
-        // The second is how containerd and Docker write the whole name.
-        ["org.opencontainers.image.ref.name", "io.containerd.image.name"]
-            .map(|key| descriptor.annotations.get(key).cloned())
-    };
+fn choose_tag(manifests: Vec<RawDescriptor>, tag: Option<&str>) -> Result<Vec<RawDescriptor>> {
     if let Some(tag) = tag {
-        let found: Vec<_> = manifests
-            .iter()
-            .filter(|one| names(one).iter().flatten().any(|name| name == tag))
-            .cloned()
-            .collect();
+        let named = |one: &&RawDescriptor| one.names().any(|name| name == tag);
+        let found: Vec<_> = manifests.iter().filter(named).cloned().collect();
         if !found.is_empty() {
             return Ok(found);
         }
     } else {
-        let named: BTreeSet<_> =
-            manifests.iter().map(|one| names(one).into_iter().flatten().next()).collect();
+        let named: BTreeSet<_> = manifests.iter().map(|one| one.names().next()).collect();
         let digests: BTreeSet<_> = manifests.iter().map(|one| &one.digest).collect();
         if digests.len() == 1 || (named.len() == 1 && !manifests.is_empty()) {
             return Ok(manifests);
         }
     }
-    let all: Vec<_> = manifests.iter().filter_map(|one| names(one).into_iter().flatten().next()).collect();
-    Err(which_one(tag, all.iter().map(String::as_str)))
+    let all = manifests.iter().filter_map(|one| one.names().next());
+    Err(which_one(tag, all.map(String::as_str)))
 }
 
 fn which_one<'a>(wanted: Option<&str>, names: impl Iterator<Item = &'a str>) -> Error {
@@ -397,47 +396,46 @@ fn which_one<'a>(wanted: Option<&str>, names: impl Iterator<Item = &'a str>) -> 
 /// All image manifests beneath these descriptors.
 fn collect_manifests(
     read: &mut impl FnMut(&Descriptor) -> Result<Vec<u8>>,
-    descriptors: Vec<Descriptor>,
+    descriptors: Vec<RawDescriptor>,
+    platform: &Platform,
     depth: usize,
-    into: &mut Vec<Descriptor>,
+    into: &mut Vec<RawDescriptor>,
 ) -> Result<()> {
     for descriptor in descriptors {
         let kind = descriptor.media_type.as_str();
-        if MANIFESTS.contains(&kind) {
+        if into.len() >= MAX_MANIFESTS {
+            return Err(broken(format!("the image's indexes name more than {MAX_MANIFESTS} manifests")));
+        }
+        // Without a type, containers/image reads it as a manifest.
+        if kind.is_empty() || MANIFESTS.contains(&kind) {
             into.push(descriptor);
         } else if INDEXES.contains(&kind) {
-            if depth == 0 || into.len() > 1000 {
-                return Err(Error::new(Code::ImageBroken, "the image's indexes are nested too deeply"));
+            if descriptor.platform.as_ref().is_some_and(|own| own.rank(platform).is_none()) {
+                continue;
             }
-            let index: Index = parse(&read(&descriptor)?, "an index of the image")?;
-            collect_manifests(read, index.manifests, depth - 1, into)?;
+            if depth == 0 {
+                return Err(broken("the image's indexes are nested too deeply"));
+            }
+            let index = Index::parse(&read(&descriptor.check()?)?, "an index of the image")?;
+            collect_manifests(read, index.manifests, platform, depth - 1, into)?;
         }
     }
     Ok(())
 }
 
-/// The first that is for such a machine (OCI image specification, image-index.md). One that names no platform may be; one
-/// without a variant runs everywhere, `amd64/v3` does not.
-fn choose_platform<'a>(manifests: &'a [Descriptor], wanted: &Platform) -> Result<&'a Descriptor> {
-    let rank = |descriptor: &&Descriptor| match &descriptor.platform {
-        None => Some(2),
-        Some(platform) if platform.os != wanted.os || platform.architecture != wanted.architecture => None,
-        Some(platform) if platform.variant == wanted.variant => Some(0),
-        Some(platform) if !wanted.variant.is_empty() && !platform.variant.is_empty() => None,
-        Some(platform) if matches!(platform.variant.as_str(), "" | "v1" | "v8") => Some(0),
-        Some(_) => Some(1),
-    };
-    let chosen = manifests.iter().filter(|one| rank(one).is_some()).min_by_key(rank);
+/// The first of those that suit the machine best. One that names no platform may be for it.
+fn choose_platform(manifests: Vec<RawDescriptor>, wanted: &Platform) -> Result<RawDescriptor> {
+    let rank = |one: &RawDescriptor| one.platform.as_ref().map_or(Some(2), |own| own.rank(wanted));
+    let all: BTreeSet<_> = manifests
+        .iter()
+        .filter_map(|one| one.platform.as_ref())
+        .filter(|platform| platform.is_known())
+        .map(Platform::to_string)
+        .collect();
+    let chosen = manifests.into_iter().filter(|one| rank(one).is_some()).min_by_key(|one| rank(one));
     chosen.ok_or_else(|| {
-        let all: BTreeSet<_> = manifests
-            .iter()
-            .filter_map(|one| one.platform.as_ref())
-            // Build attestations call themselves so.
-            .filter(|platform| platform.os != "unknown")
-            .map(Platform::to_string)
-            .collect();
         if all.is_empty() {
-            return Error::new(Code::ImageBroken, "the image's index names no image manifest");
+            return broken("the image's index names no image manifest");
         }
         wrong_platform(&all.into_iter().collect::<Vec<_>>().join(", "), wanted)
     })
@@ -449,18 +447,20 @@ fn read_blob(layout: &Layout, descriptor: &Descriptor) -> Result<Vec<u8>> {
 
 /// These bytes, if they are the ones that the descriptor promises.
 pub fn check_document(descriptor: &Descriptor, bytes: Vec<u8>) -> Result<Vec<u8>> {
-    descriptor.digest.verify(&Digest::of(&bytes), "a document of the image")?;
+    descriptor.digest.verify_bytes(&bytes, "a document of the image")?;
     if bytes.len() as u64 != descriptor.size {
-        return Err(Error::new(
-            Code::ImageBroken,
-            format!("{} has {} bytes, not {}", descriptor.digest, bytes.len(), descriptor.size),
-        ));
+        return Err(broken(format!(
+            "{} has {} bytes, not {}",
+            descriptor.digest,
+            bytes.len(),
+            descriptor.size
+        )));
     }
     Ok(bytes)
 }
 
 fn blob_path(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
+    format!("blobs/{}/{}", digest.algorithm(), digest.hex())
 }
 
 /// Docker's short names, written out: `ubuntu` is `docker.io/library/ubuntu:latest`.
@@ -469,4 +469,15 @@ fn full_name(name: &str) -> String {
     let name = name.strip_prefix("library/").unwrap_or(name);
     let tagged = name.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
     if tagged { name.to_owned() } else { format!("{name}:latest") }
+}
+
+/// A document of any kind, for [`crate::fuzz_targets`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let _ = parse::<Index>(bytes, "the index");
+    let _ = parse::<Manifest>(bytes, "the manifest");
+    let _ = parse::<Vec<Saved>>(bytes, "the list of images");
+    let _ = parse::<ConfigFile>(bytes, "the configuration")
+        .map(|config| config.check_platform(&Platform::default()));
+    let _ = (diff_ids(bytes), config_digest(bytes));
 }

@@ -12,24 +12,32 @@
 //! in the store; what is in the store is the caller's own and is trusted. A second start reads two small files.
 #![forbid(unsafe_code)]
 
+mod compression;
 mod containers_storage;
 mod digest;
 mod docker_daemon;
 mod layer;
 mod layout;
 mod manifest;
+mod note;
+mod platform;
+mod progress;
 mod reference;
 pub mod registry;
+mod reserve;
+mod scratch;
+mod stack;
 mod store;
 mod tar;
 pub mod tree;
 mod unpack;
 
 pub use digest::Digest;
-pub use manifest::Platform;
+pub use platform::Platform;
 pub use reference::{ImageReference, RegistryName};
 pub use registry::Pull;
-pub use store::{Pruned, Store, StoredImage};
+pub use scratch::ScratchDir;
+pub use store::{Pruned, Store, StoredImage, clean_tmp};
 pub use unpack::Ownership;
 
 use crate::{
@@ -39,8 +47,10 @@ use crate::{
 use layer::Layer;
 use layout::{Layout, Version};
 use manifest::{ConfigFile, Defaults, Found};
-use registry::{Step, When};
-use rustix::fd::OwnedFd;
+use progress::Unpacking;
+use registry::{Progress, Step, When};
+use rustix::fd::{AsFd, OwnedFd};
+use stack::{Assembly, Stack};
 use std::{
     cell::RefCell,
     cmp::Reverse,
@@ -87,6 +97,7 @@ pub struct Image {
     /// Layers that nobody may remove as long as this image is in use.
     held: RefCell<Vec<OwnedFd>>,
     root_is_caller: bool,
+    progress: Progress,
 }
 
 #[derive(Debug)]
@@ -114,15 +125,22 @@ enum Source {
 
 impl Source {
     /// Puts layers into the store that it lacks.
-    fn fill(&self, missing: &[&Layer], store: &Store) -> Result<()> {
+    fn fill(&self, missing: &[&Layer], store: &Store, progress: Progress) -> Result<()> {
+        // What killed processes left may be as much as the disk lacks; and unpacking takes long anyway.
+        store.clean()?;
         match self {
             Self::Registry(name, pull) if pull.when == When::Never => {
                 let what = format!("{} layers of {name} are not on this machine", missing.len());
                 Err(Error::new(Code::ImageNotFound, what).fix(format!("gpurun pull {name}")))
             }
             Self::Registry(name, pull) => registry::order(store, name, Step::Layers, pull),
-            Self::Layout(_, Some(layout)) => unpack_missing(missing, layout, store),
-            Self::Layout(reference, None) => unpack_missing(missing, &open_layout(reference, store)?, store),
+            Self::Layout(reference, Some(layout)) => {
+                unpack_missing(missing, layout, reference, store, progress)
+            }
+            Self::Layout(reference, None) => {
+                let layout = open_layout(reference, store, progress)?;
+                unpack_missing(missing, &layout, reference, store, progress)
+            }
         }
     }
 }
@@ -154,9 +172,10 @@ impl Image {
         {
             let config = ImageConfig::read(&config, &pull.platform)?;
             let source = Box::new(Source::Layout(reference.clone(), None));
-            return Ok(Self::new(config, Root::Layers { id: record.id, layers: record.layers, source }));
+            let root = Root::Layers { id: record.id, layers: record.layers, source };
+            return Ok(Self::new(config, root, pull.progress));
         }
-        let layout = open_layout(reference, store)?;
+        let layout = open_layout(reference, store, pull.progress)?;
         let found = match reference {
             ImageReference::DockerArchive { reference, .. } => {
                 manifest::from_docker(&layout, reference.as_deref(), &pull.platform)
@@ -175,14 +194,14 @@ impl Image {
         let stamp = version.filter(Version::is_settled);
         store.put_record(&Record { name, id: id.clone(), stamp, layers: layers.clone() })?;
         let source = Box::new(Source::Layout(reference.clone(), Some(layout)));
-        Ok(Self::new(parsed, Root::Layers { id, layers, source }))
+        Ok(Self::new(parsed, Root::Layers { id, layers, source }, pull.progress))
     }
 
     /// Where it lies: nothing of it comes into the store.
     fn of_podman(name: &str, platform: &Platform) -> Result<Self> {
         let containers_storage::Found { config, layers } = containers_storage::find(name)?;
         let config = ImageConfig::read(&config, platform)?;
-        let mut image = Self::new(config, Root::Directories(layers));
+        let mut image = Self::new(config, Root::Directories(layers), Progress::None);
         image.root_is_caller = !rustix::process::geteuid().is_root();
         Ok(image)
     }
@@ -211,11 +230,12 @@ impl Image {
         })?;
         let source = Box::new(Source::Registry(name.clone(), pull.clone()));
         let config = ImageConfig::read(&config, &pull.platform)?;
-        Ok(Self::new(config, Root::Layers { id: record.id, layers: record.layers, source }))
+        let root = Root::Layers { id: record.id, layers: record.layers, source };
+        Ok(Self::new(config, root, pull.progress))
     }
 
-    fn new(config: ImageConfig, root: Root) -> Self {
-        Self { config, root, held: RefCell::default(), root_is_caller: false }
+    fn new(config: ImageConfig, root: Root, progress: Progress) -> Self {
+        Self { config, root, held: RefCell::default(), root_is_caller: false, progress }
     }
 
     /// Whether the files' owners are right only where the container's root is the caller, and its other users the caller's
@@ -250,12 +270,13 @@ impl Image {
             Root::Directories(paths) => return Ok(paths.clone()),
             Root::Layers { layers, source, .. } => (layers, source),
         };
+        let ids: Vec<&Digest> = layers.iter().map(|layer| &layer.diff_id).collect();
         // overlayfs refuses to stack a directory twice (ELOOP). Where a layer comes twice, the upper one alone shows the
         // same: all that the lower one has is in the upper one too.
         let mut seen = HashSet::new();
         let layers: Vec<_> = layers.iter().rev().filter(|layer| seen.insert(&layer.diff_id)).collect();
         let mut held = self.held.borrow_mut();
-        // Again where somebody removes layers just when they are found to be there.
+        // Again where another process removes layers just when they are found to be there.
         for _ in 0..3 {
             held.clear();
             let mut missing = Vec::new();
@@ -265,10 +286,24 @@ impl Image {
                     None => missing.push(*layer),
                 }
             }
-            if missing.is_empty() {
-                return Ok(layers.iter().map(|layer| store.layer_path(&layer.diff_id)).collect());
+            if !missing.is_empty() {
+                source.fill(&missing, store, self.progress)?;
+                continue;
             }
-            source.fill(&missing, store)?;
+            let stack = match store.stack(&ids) {
+                Some(stack) => stack,
+                None => assemble(&ids, &layers, &held, store, false)?,
+            };
+            let paths = layers.iter().take(stack.visible).map(|layer| store.layer_path(&layer.diff_id));
+            if !stack.has_facts {
+                return Ok(paths.collect());
+            }
+            let facts = stack.own_digest();
+            if let Some(lock) = store.hold_layer(&facts)? {
+                held.insert(0, lock);
+                return Ok(std::iter::once(store.layer_path(&facts)).chain(paths).collect());
+            }
+            assemble(&ids, &layers, &held, store, true)?;
         }
         Err(Error::new(Code::Store, "the image's layers are removed as soon as they are there")
             .fix("let no `gpurun rmi` or `gpurun prune` run meanwhile"))
@@ -286,7 +321,7 @@ impl Image {
             cmd: vec!["/bin/sh".into()],
             ..ImageConfig::default()
         };
-        Ok(Self::new(config, Root::Directories(vec![found])))
+        Ok(Self::new(config, Root::Directories(vec![found]), Progress::None))
     }
 }
 
@@ -321,25 +356,57 @@ fn variable(text: &str) -> Option<EnvVar> {
     (!name.is_empty()).then(|| (name.to_owned(), value.to_owned()))
 }
 
-fn open_layout(reference: &ImageReference, store: &Store) -> Result<Layout> {
+/// Finds out how the layers are put together, and keeps that in the store. `ids` are all of them, lowest first; `layers` each once,
+/// topmost first, with their directories.
+fn assemble(
+    ids: &[&Digest],
+    layers: &[&Layer],
+    held: &[OwnedFd],
+    store: &Store,
+    again: bool,
+) -> Result<Stack> {
+    let notes = layers.iter().zip(held).map(|(layer, held)| Ok((held.as_fd(), store.note(&layer.diff_id)?)));
+    let assembly = Assembly::new(notes.collect::<Result<_>>()?, Store::ownership())?;
+    let stack = Stack::new(ids, assembly.visible(), again || assembly.needs_facts()?);
+    if stack.has_facts {
+        store.add_layer(&stack.own_digest(), |root| assembly.write_facts(root))?;
+    }
+    store.put_stack(&stack)?;
+    Ok(stack)
+}
+
+fn open_layout(reference: &ImageReference, store: &Store, progress: Progress) -> Result<Layout> {
     match reference {
         ImageReference::OciDir { path, .. } => Layout::directory(path),
         ImageReference::OciArchive { path, .. } | ImageReference::DockerArchive { path, .. } => {
-            Layout::archive(path, store)
+            Layout::archive(path, store, progress)
         }
-        ImageReference::DockerDaemon(name) => docker_daemon::save(name, store),
+        ImageReference::DockerDaemon(name) => docker_daemon::save(name, store, progress),
         _ => Err(Error::new(Code::Internal, "this kind of image has no files")),
     }
 }
 
+/// The most layers that are unpacked at a time. Each has some MB in memory, and a disk is busy with fewer.
+const MAX_WORKERS: usize = 16;
+
 /// Unpacks layers of a layout, as many at a time as there are processors.
-fn unpack_missing(missing: &[&Layer], layout: &Layout, store: &Store) -> Result<()> {
+fn unpack_missing(
+    missing: &[&Layer],
+    layout: &Layout,
+    reference: &ImageReference,
+    store: &Store,
+    progress: Progress,
+) -> Result<()> {
     let _reserved = store.reserve(missing.iter().copied())?;
-    store.check_room(missing.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size)))?;
+    let total = missing.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size));
+    store.check_room(total)?;
     let ownership = Store::ownership();
     let workers = thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+    let unpacking = Unpacking::start(format!("unpacking {reference}"), Some(total), progress);
     unpack_all(missing, workers, |layer| {
-        store.add_layer(&layer.diff_id, |root| layer.unpack(layout.open(&layer.path)?, root, ownership))
+        store.add_layer(&layer.diff_id, |root| {
+            layer.unpack(unpacking.count(layout.open(&layer.path)?), root, ownership)
+        })
     })
 }
 
@@ -363,7 +430,7 @@ fn unpack_all(
         }
     };
     thread::scope(|scope| {
-        for _ in 1..workers.get().min(layers.len()) {
+        for _ in 1..workers.get().min(layers.len()).min(MAX_WORKERS) {
             scope.spawn(work);
         }
         work();
@@ -371,5 +438,7 @@ fn unpack_all(
     failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,10 @@
-//! Removes what image content made, however deep it is.
+//! Trees of image content: measured, locked and removed, however deep they are. No link is followed, and no mount is crossed.
 
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::{
-        AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat, chmodat, fchmod, fstat, openat,
-        renameat_with, statat, unlinkat,
+        AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, Stat, chmodat,
+        fchmod, flock, fstat, openat, openat2, renameat_with, statat, unlinkat,
     },
     io::{Errno, Result},
 };
@@ -16,6 +16,25 @@ use std::{
 /// How a directory of image content is opened: as itself, never through a link.
 pub const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// How directories are called that [`remove`] has moved up, with a number behind.
+pub const LIFTED: &str = ".lifted-";
+
+/// The exclusive lock (flock(2)) of a file or directory that no process works on; `None` where one does, or where the name is gone
+/// or stands for something else by the time it is locked.
+pub fn lock_if_free(parent: &OwnedFd, name: &CStr) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = openat(parent, name, flags, Mode::empty()).ok()?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    is_named(parent, name, &file).then_some(file)
+}
+
+/// Whether this name still is this file: between opening and locking it, its owner may have finished.
+pub fn is_named(parent: &OwnedFd, name: &CStr, file: &OwnedFd) -> bool {
+    let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
+    let named = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map(identity);
+    named.is_ok() && named == fstat(file).map(identity)
+}
 
 /// What a directory and all that is in it take on the disk, in bytes; a file of several names once. No name in it may be longer
 /// than a path can be, as those of layers are not.
@@ -52,10 +71,10 @@ fn blocks(stat: &Stat) -> u64 {
 ///
 /// There can be directories deeper than a stack or a path: instead of descending, the contents of each directory are moved up
 /// to the top one, once, so two descriptors are enough. Directories without permissions are given them: their owner removes
-/// them. Nobody else may be changing the tree.
+/// them. No other process may be changing the tree. What is mounted in it stays, with all that is in it.
 ///
 /// # Errors
-/// The kernel's; EACCES and EPERM where something belongs to somebody else.
+/// The kernel's; EACCES and EPERM where something belongs to another user, EXDEV where something is mounted there.
 pub fn remove(parent: impl AsFd, name: &CStr) -> Result<()> {
     match unlinkat(&parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
@@ -68,13 +87,17 @@ pub fn remove(parent: impl AsFd, name: &CStr) -> Result<()> {
 
 /// Removes all that is in a directory, as [`remove`] does.
 pub fn empty(parent: impl AsFd, name: &CStr) -> Result<()> {
-    let top = open(&parent, name)?;
+    empty_open(&open(&parent, name)?)
+}
+
+/// Removes all that is in an open directory, as [`remove`] does.
+pub fn empty_open(top: &OwnedFd) -> Result<()> {
     let mut moved = 0;
     loop {
         let mut empty = true;
-        each(&top, |child| {
+        each(top, |child| {
             empty = false;
-            remove_or_lift(&top, child, &mut moved)
+            remove_or_lift(top, child, &mut moved)
         })?;
         if empty {
             return Ok(());
@@ -95,7 +118,7 @@ fn remove_or_lift(top: &OwnedFd, name: &CStr, moved: &mut u64) -> Result<()> {
     each(&inner, |child| match unlinkat(&inner, child, AtFlags::empty()) {
         Err(Errno::ISDIR) => loop {
             *moved += 1;
-            match renameat_with(&inner, child, top, format!(".lifted-{moved}"), RenameFlags::NOREPLACE) {
+            match renameat_with(&inner, child, top, format!("{LIFTED}{moved}"), RenameFlags::NOREPLACE) {
                 Err(Errno::EXIST) => {}
                 // A directory that moves has its `..` written.
                 Err(Errno::ACCESS) => {
@@ -110,10 +133,14 @@ fn remove_or_lift(top: &OwnedFd, name: &CStr, moved: &mut u64) -> Result<()> {
 
 /// Opens a directory that its owner may read, enter and change from then on.
 fn open(parent: impl AsFd, name: &CStr) -> Result<OwnedFd> {
-    let directory = match openat(&parent, name, DIRECTORY, Mode::empty()) {
+    let open = || {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+        rustix::io::retry_on_intr(|| openat2(&parent, name, DIRECTORY, Mode::empty(), resolve))
+    };
+    let directory = match open() {
         Err(Errno::ACCESS) => {
             chmodat(&parent, name, Mode::RWXU, AtFlags::empty())?;
-            openat(&parent, name, DIRECTORY, Mode::empty())?
+            open()?
         }
         opened => opened?,
     };
@@ -137,6 +164,26 @@ fn each(directory: &OwnedFd, mut visit: impl FnMut(&CStr) -> Result<()>) -> Resu
 mod tests {
     use super::*;
     use rustix::fs::{CWD, mkdirat};
+
+    #[test]
+    fn what_is_mounted_in_a_tree_stays() {
+        use rustix::mount::{UnmountFlags, mount_bind, unmount};
+        let directory = tempfile::tempdir().unwrap();
+        let (tree, kept) = (directory.path().join("t/a/b"), directory.path().join("kept"));
+        std::fs::create_dir_all(&tree).unwrap();
+        std::fs::create_dir(&kept).unwrap();
+        std::fs::write(kept.join("file"), "x").unwrap();
+        if mount_bind(&kept, &tree).is_err() {
+            eprintln!("skipped: mounting needs root");
+            return;
+        }
+        let top = openat(CWD, directory.path(), DIRECTORY, Mode::empty()).unwrap();
+        let removed = remove(&top, c"t");
+        unmount(&tree, UnmountFlags::DETACH).unwrap();
+        assert!(removed.is_err());
+        assert!(kept.join("file").exists());
+        remove(&top, c"t").unwrap();
+    }
 
     #[test]
     fn a_tree_deeper_than_a_path_goes_and_links_are_not_followed() {

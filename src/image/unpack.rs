@@ -3,12 +3,22 @@
 //! The stream is hostile. Every name is resolved by the kernel with the layer's directory as root, so links lead nowhere
 //! else; the last component is never followed. What an image may not decide (overlayfs' own attributes, SELinux labels)
 //! is left out, and an entry that asks for what cannot be meant well is refused by its name.
+//!
+//! Whiteouts are applied after all other entries, so their place in the archive means nothing (OCI image specification, layer.md,
+//! "Whiteouts"). What a layer cannot decide without those below it goes into its note.
+
+mod names;
+mod whiteouts;
 
 use super::{
+    note::{Fact, Note, PathList},
+    reserve::{Reserve, room},
+    store::full,
     tar::{Entry, Kind, Reader},
     tree,
 };
 use crate::error::{Code, Error, Result};
+use names::{Place, aufs_metadata, c_string};
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{
@@ -19,22 +29,17 @@ use rustix::{
     io::Errno,
 };
 use std::{
+    collections::HashSet,
     ffi::{CStr, CString},
+    hash::{BuildHasher, RandomState},
     io::BufRead,
     rc::Rc,
 };
 
 /// As many entries as an ext4 filesystem of common size has inodes; a layer with more is made to harm.
 const MAX_ENTRIES: u64 = 10_000_000;
-/// Each directory's name stays in memory until its time is set, at the end.
-const MAX_DIRECTORIES: usize = 1_000_000;
 /// PATH_MAX without its NUL: no program in the container could name what is longer.
-const MAX_PATH: usize = 4095;
-/// How often the free space is looked at, in bytes written.
-const SPACE_CHECK: u64 = 64 << 20;
-/// The hundredth part of a filesystem that is left free: a small blob can inflate to any size, and the host must live.
-const RESERVE: u64 = 100;
-
+pub const MAX_PATH: usize = 4095;
 /// Extended attributes that an image may set; everything else belongs to the host: `trusted.*` and `user.overlay.*`
 /// steer overlayfs, `security.selinux` is the host's policy, access control lists name the host's users.
 const XATTRS: &[(&[u8], &str)] =
@@ -51,15 +56,42 @@ pub enum Ownership {
     Caller,
 }
 
-/// Unpacks a tar stream into this empty directory. The stream is read up to the archive's end, not further.
+impl Ownership {
+    /// overlayfs' mark of a directory that hides those below it (overlayfs documentation, "whiteouts and opaque directories").
+    pub fn opaque(self) -> &'static CStr {
+        match self {
+            Self::Image => c"trusted.overlay.opaque",
+            Self::Caller => c"user.overlay.opaque",
+        }
+    }
+}
+
+/// Whether an image may set this extended attribute.
+pub fn is_allowed_xattr(name: &[u8]) -> bool {
+    let allowed = |(allowed, _): &(&[u8], &str)| {
+        if allowed.ends_with(b".") { name.starts_with(allowed) } else { name == *allowed }
+    };
+    XATTRS.iter().any(allowed) && !name.starts_with(USER_OVERLAY)
+}
+
+/// Unpacks a tar stream into this empty directory. The stream is read up to the archive's end, not further. Returns what the
+/// layer leaves to those below it.
 ///
 /// # Errors
-/// [`Code::ImageBroken`] where the stream is no tar archive, [`Code::LayerRefused`] naming an entry that must not be
-/// unpacked, [`Code::Store`] where the filesystem is full or fails.
-pub fn unpack<R: BufRead>(stream: R, root: BorrowedFd<'_>, ownership: Ownership) -> Result<()> {
+/// [`Code::ImageBroken`] where the stream is not a tar archive, [`Code::LayerRefused`] naming an entry that must not be
+/// unpacked, [`Code::NoSpace`] and [`Code::Store`] where the filesystem is full or fails.
+pub fn unpack<R: BufRead>(stream: R, root: BorrowedFd<'_>, ownership: Ownership) -> Result<Note> {
     let mut reader = Reader::new(stream);
-    let mut unpacker =
-        Unpacker { root, ownership, parent: None, directories: Vec::new(), unchecked: SPACE_CHECK };
+    let mut unpacker = Unpacker {
+        root,
+        ownership,
+        parent: None,
+        directories: PathList::default(),
+        times: Vec::new(),
+        unnamed: Unnamed::default(),
+        whiteouts: PathList::default(),
+        reserve: Reserve::default(),
+    };
     let mut count = 0_u64;
     while let Some(entry) = reader.next_entry()? {
         count += 1;
@@ -76,6 +108,12 @@ fn refused(path: &[u8], cause: impl Into<String>) -> Error {
     let shown: String = String::from_utf8_lossy(path).chars().take(200).collect();
     Error::new(Code::LayerRefused, format!("a layer holds {shown:?}, which must not be unpacked"))
         .cause(cause.into())
+        .fix("rebuild the image without this entry, and tell its author")
+}
+
+/// The error of a layer whose names take more memory than there is for them.
+fn too_many_names(path: &[u8]) -> Error {
+    refused(path, "the layer has more directories and whiteouts than can be kept in memory")
 }
 
 /// The error of a failed system call on behalf of an entry.
@@ -96,13 +134,9 @@ fn failed(path: &[u8], call: &str, errno: Errno) -> Error {
         | Errno::PERM
         | Errno::ISDIR => refused(path, format!("{call}: {errno}")),
         _ => Error::new(Code::Store, format!("{shown:?} of a layer cannot be written"))
-            .cause(format!("{call}: {errno}")),
+            .cause(format!("{call}: {errno}"))
+            .fix("put the store (GPURUN_STORE) on a local filesystem such as ext4, xfs or btrfs"),
     }
-}
-
-fn full() -> Error {
-    Error::new(Code::NoSpace, "the image store's filesystem is full")
-        .fix("make room on it, or name a directory on another filesystem in GPURUN_STORE")
 }
 
 struct Unpacker<'a> {
@@ -110,30 +144,58 @@ struct Unpacker<'a> {
     ownership: Ownership,
     /// The directory that was written to last: archives go directory by directory.
     parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
-    /// Directories and their times, which writing into them would change.
-    directories: Vec<(Vec<u8>, Timespec)>,
-    /// Bytes written since the free space was looked at.
-    unchecked: u64,
+    /// Directories that the layer names …
+    directories: PathList,
+    /// … and their times, in the same order, which writing into them would change.
+    times: Vec<Timespec>,
+    unnamed: Unnamed,
+    /// What [`whiteouts`] applies at the end.
+    whiteouts: PathList,
+    reserve: Reserve,
 }
 
-/// A name within the root, in its two parts.
-struct Place {
-    /// The directory's name, without slashes around it; empty for the root itself.
-    parent: Vec<u8>,
-    /// The last component.
-    name: CString,
+/// Directories that were made because something is in them.
+#[derive(Default)]
+struct Unnamed {
+    /// In the order in which they were made; some are named by a later entry.
+    made: PathList,
+    /// The hashes of those that no entry has named. The key is random: no archive can choose names that collide.
+    hashes: HashSet<u64>,
+    hasher: RandomState,
+    /// Whether the layer names its root.
+    root_is_named: bool,
+}
+
+impl Unnamed {
+    #[must_use]
+    fn add(&mut self, path: &[u8]) -> bool {
+        self.hashes.insert(self.hasher.hash_one(path));
+        self.made.push(0, path)
+    }
+
+    fn remove(&mut self, path: &[u8]) {
+        if path.is_empty() {
+            self.root_is_named = true;
+        } else if !self.hashes.is_empty() {
+            self.hashes.remove(&self.hasher.hash_one(path));
+        }
+    }
+
+    fn contains(&self, path: &[u8]) -> bool {
+        !self.hashes.is_empty() && self.hashes.contains(&self.hasher.hash_one(path))
+    }
 }
 
 impl Unpacker<'_> {
     fn entry<R: BufRead>(&mut self, entry: &Entry, reader: &mut Reader<R>) -> Result<()> {
-        let Some(place) = place(&entry.path, &entry.path)? else {
+        let Some(place) = Place::of(&entry.path, &entry.path)? else {
             return match entry.kind {
                 Kind::Directory => self.describe_directory(
                     &self.root.try_clone_to_owned().map_err(|error| {
                         Error::new(Code::Internal, "a descriptor cannot be duplicated").cause(error)
                     })?,
                     entry,
-                    Vec::new(),
+                    b"",
                 ),
                 _ => Err(refused(&entry.path, "the root can only be a directory")),
             };
@@ -145,13 +207,11 @@ impl Unpacker<'_> {
             tracing::debug!(entry = %String::from_utf8_lossy(&entry.path), "passed over: metadata of aufs");
             return Ok(());
         }
-        let parent = self.open_parent(&place.parent, &entry.path)?;
-        if name == b".wh..wh..opq" {
-            return self.set_opaque(&parent, c".", &entry.path);
-        }
         if let Some(hidden) = name.strip_prefix(b".wh.") {
-            return self.whiteout(&parent, hidden, entry);
+            return self.note_whiteout(&place.parent, hidden, entry);
         }
+        self.reserve.take(self.root, 0, 1)?;
+        let parent = self.open_parent(&place.parent, &entry.path)?;
         match entry.kind {
             Kind::Directory => self.directory(&parent, &place, entry),
             Kind::File => self.file(&parent, &place.name, entry, reader),
@@ -172,24 +232,43 @@ impl Unpacker<'_> {
         }
     }
 
-    /// Directory times, last of all.
-    fn finish(mut self) -> Result<()> {
-        for (path, mtime) in std::mem::take(&mut self.directories) {
-            let times = times(mtime);
-            let done = match place(&path, &path)? {
-                None => futimens(self.root, &times),
-                Some(place) => match self.existing_parent(&place.parent) {
-                    Ok(parent) if is_directory(&parent, &place.name) => {
-                        utimensat(&*parent, &place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
-                    }
-                    // Replaced by something else further on in the archive.
-                    Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
-                    Err(errno) => Err(errno),
-                },
-            };
-            done.map_err(|errno| failed(&path, "utimensat", errno))?;
+    /// Whiteouts, then directory times, last of all.
+    fn finish(mut self) -> Result<Note> {
+        let mut note = Note::default();
+        let mut fits = self.unnamed.root_is_named || note.add(Fact::Unnamed, b"");
+        self.apply_whiteouts(&mut note)?;
+        let made = std::mem::take(&mut self.unnamed.made);
+        let whole = made.each(|_, path| {
+            fits &= !self.unnamed.contains(path) || note.add(Fact::Unnamed, path);
+            Some(())
+        });
+        if !fits || whole.is_none() {
+            return Err(too_many_names(b""));
         }
-        Ok(())
+        let (directories, all) = (std::mem::take(&mut self.directories), std::mem::take(&mut self.times));
+        let mut all = all.into_iter();
+        let mut done = Ok(());
+        let _ = directories.each(|_, path| {
+            done = all.next().map_or(Ok(()), |mtime| self.set_directory_time(path, mtime));
+            done.as_ref().ok().copied()
+        });
+        done.map(|()| note)
+    }
+
+    fn set_directory_time(&mut self, path: &[u8], mtime: Timespec) -> Result<()> {
+        let times = times(mtime);
+        let done = match Place::of(path, path)? {
+            None => futimens(self.root, &times),
+            Some(place) => match self.existing_parent(&place.parent) {
+                Ok(parent) if is_directory(&parent, &place.name) => {
+                    utimensat(&*parent, &place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
+                }
+                // Replaced by something else further on in the archive.
+                Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+                Err(errno) => Err(errno),
+            },
+        };
+        done.map_err(|errno| failed(path, "utimensat", errno))
     }
 
     /// The directory of this name, made where it is missing: archives need not name every parent.
@@ -230,73 +309,53 @@ impl Unpacker<'_> {
     }
 
     fn make_parents(&mut self, path: &[u8], entry: &[u8]) -> Result<()> {
-        let ends =
-            path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()]);
         let mut parent = self.resolve(b"").map_err(|errno| failed(entry, "openat2", errno))?;
-        let mut start = 0;
-        for end in ends {
-            let name = c_string(&path[start..end], entry)?;
-            start = end + 1;
-            let made = match mkdirat(&parent, &name, Mode::from_raw_mode(0o755)) {
-                Err(Errno::EXIST) => match stat(&parent, &name) {
-                    // The layer removed the lower one and now has a new one.
-                    Ok(Some(stat)) if is_whiteout(&stat) => {
-                        self.remove(&parent, &name, entry)?;
-                        let made = mkdirat(&parent, &name, Mode::from_raw_mode(0o755));
-                        if made.is_ok() {
-                            self.set_opaque(&parent, &name, entry)?;
-                        }
-                        made.map(|()| true)
+        for (so_far, name) in names::prefixes(path) {
+            let name = c_string(name, entry)?;
+            match mkdirat(&parent, &name, Mode::from_raw_mode(0o755)) {
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(failed(entry, "mkdirat", errno)),
+                Ok(()) => {
+                    // Not the umask's, and not a set-group-ID parent's.
+                    let directory =
+                        open_directory(&parent, &name).map_err(|errno| failed(entry, "openat", errno))?;
+                    self.own(&directory, 0, 0, 0o755).map_err(|errno| failed(entry, "fchmod", errno))?;
+                    self.reserve.take(self.root, 0, 1)?;
+                    if !self.unnamed.add(so_far) {
+                        return Err(too_many_names(entry));
                     }
-                    _ => Ok(false),
-                },
-                done => done.map(|()| true),
-            };
-            if made.map_err(|errno| failed(entry, "mkdirat", errno))? {
-                // Not the umask's, and not a set-group-ID parent's.
-                let directory =
-                    open_directory(&parent, &name).map_err(|errno| failed(entry, "openat", errno))?;
-                self.own(&directory, 0, 0, 0o755).map_err(|errno| failed(entry, "fchmod", errno))?;
+                }
             }
-            parent = self.resolve(&path[..end]).map_err(|errno| failed(entry, "openat2", errno))?;
+            parent = self.resolve(so_far).map_err(|errno| failed(entry, "openat2", errno))?;
         }
         Ok(())
     }
 
     fn directory(&mut self, parent: &OwnedFd, place: &Place, entry: &Entry) -> Result<()> {
         let name = &place.name;
-        let mut opaque = false;
         if let Err(errno) = mkdirat(parent, name, Mode::RWXU) {
             let there = if errno == Errno::EXIST { stat(parent, name) } else { Err(errno) };
             let there = there.map_err(|errno| failed(&entry.path, "mkdirat", errno))?;
             if !there.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir()) {
-                opaque = there.is_some_and(|stat| is_whiteout(&stat));
                 self.remove(parent, name, &entry.path)?;
                 mkdirat(parent, name, Mode::RWXU).map_err(|errno| failed(&entry.path, "mkdirat", errno))?;
             }
         }
-        if opaque {
-            self.set_opaque(parent, name, &entry.path)?;
-        }
         let directory = open_directory(parent, name).map_err(|errno| failed(&entry.path, "openat", errno))?;
-        let mut path = place.parent.clone();
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(name.to_bytes());
-        self.describe_directory(&directory, entry, path)
+        self.describe_directory(&directory, entry, &place.path())
     }
 
-    fn describe_directory(&mut self, directory: &OwnedFd, entry: &Entry, path: Vec<u8>) -> Result<()> {
+    fn describe_directory(&mut self, directory: &OwnedFd, entry: &Entry, path: &[u8]) -> Result<()> {
         // An ordinary user must be able to write into it, and to remove it one day.
         let mode = if self.ownership == Ownership::Caller { entry.mode | 0o700 } else { entry.mode };
         self.own(directory, entry.uid, entry.gid, mode)
             .map_err(|errno| failed(&entry.path, "fchown", errno))?;
-        set_xattrs(directory, entry)?;
-        if self.directories.len() >= MAX_DIRECTORIES {
-            return Err(refused(&entry.path, format!("a layer of more than {MAX_DIRECTORIES} directories")));
+        self.set_xattrs(directory, entry)?;
+        self.unnamed.remove(path);
+        if !self.directories.push(0, path) {
+            return Err(too_many_names(&entry.path));
         }
-        self.directories.push((path, entry.mtime));
+        self.times.push(entry.mtime);
         Ok(())
     }
 
@@ -325,7 +384,7 @@ impl Unpacker<'_> {
         if self.ownership == Ownership::Image {
             fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))).map_err(fail)?;
         }
-        set_xattrs(&file, entry)?;
+        self.set_xattrs(&file, entry)?;
         fchmod(&file, Mode::from_raw_mode(entry.mode)).map_err(fail)?;
         futimens(&file, &times(entry.mtime)).map_err(fail)
     }
@@ -339,7 +398,9 @@ impl Unpacker<'_> {
         reader: &mut Reader<R>,
     ) -> Result<()> {
         while length > 0 {
+            let (reserve, root) = (&mut self.reserve, self.root);
             let count = reader.data(length, |mut rest| {
+                reserve.take(root, rest.len() as u64, 0)?;
                 while !rest.is_empty() {
                     match rustix::io::pwrite(file, rest, offset) {
                         Ok(written) => {
@@ -353,14 +414,6 @@ impl Unpacker<'_> {
                 Ok(())
             })?;
             length -= count;
-            self.unchecked += count;
-            if self.unchecked >= SPACE_CHECK {
-                self.unchecked = 0;
-                let space = fstatvfs(self.root).map_err(|errno| failed(&entry.path, "fstatvfs", errno))?;
-                if space.f_bavail < space.f_blocks / RESERVE {
-                    return Err(full().cause("less than a hundredth of it is free"));
-                }
-            }
         }
         Ok(())
     }
@@ -368,7 +421,7 @@ impl Unpacker<'_> {
     /// A second name of a file of this layer. The target's last component is not followed, so the link is to what the
     /// layer holds there, be it a symbolic link.
     fn hard_link(&mut self, parent: &Rc<OwnedFd>, name: &CStr, entry: &Entry) -> Result<()> {
-        let target = place(&entry.link, &entry.path)?
+        let target = Place::of(&entry.link, &entry.path)?
             .ok_or_else(|| refused(&entry.path, "a hard link to the root"))?;
         let missing = || {
             refused(
@@ -432,43 +485,6 @@ impl Unpacker<'_> {
         utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)
     }
 
-    /// `.wh.NAME`: the lower layers' NAME is gone (OCI image specification, layer.md, "Whiteouts"). It does not touch
-    /// what this layer itself holds of that name, before or after.
-    fn whiteout(&mut self, parent: &OwnedFd, hidden: &[u8], entry: &Entry) -> Result<()> {
-        if matches!(hidden, b"" | b"." | b"..") {
-            return Err(refused(&entry.path, "a whiteout of no name"));
-        }
-        let name = c_string(hidden, &entry.path)?;
-        match mknodat(parent, &name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
-            Err(Errno::EXIST) if is_directory(parent, &name) => self.set_opaque(parent, &name, &entry.path),
-            Ok(()) | Err(Errno::EXIST) => Ok(()),
-            Err(errno @ (Errno::PERM | Errno::OPNOTSUPP)) => {
-                Err(Error::new(Code::Store, "the image store's filesystem takes no whiteouts")
-                    .cause(format!("mknodat: {errno}"))
-                    .fix(
-                        "put the store (GPURUN_STORE) on a local filesystem such as ext4, xfs or btrfs; \
-                          without root the kernel must be 5.11 or newer",
-                    ))
-            }
-            Err(errno) => Err(failed(&entry.path, "mknodat", errno)),
-        }
-    }
-
-    /// Hides the lower layers' directory of this name, so that only this layer's content shows (overlayfs
-    /// documentation, "whiteouts and opaque directories").
-    fn set_opaque(&self, parent: &OwnedFd, name: &CStr, entry: &[u8]) -> Result<()> {
-        let attribute = match self.ownership {
-            Ownership::Image => c"trusted.overlay.opaque",
-            Ownership::Caller => c"user.overlay.opaque",
-        };
-        let directory = open_directory(parent, name).map_err(|errno| failed(entry, "openat", errno))?;
-        fsetxattr(&directory, attribute, b"y", XattrFlags::empty()).map_err(|errno| {
-            Error::new(Code::Store, "the image store's filesystem takes no overlay attributes")
-                .cause(format!("fsetxattr {}: {errno}", attribute.to_string_lossy()))
-                .fix("put the store (GPURUN_STORE) on a local filesystem such as ext4, xfs or btrfs")
-        })
-    }
-
     /// Makes something that must not be there yet; what an earlier entry made gives way, as with every engine.
     fn replacing<T>(
         &mut self,
@@ -502,6 +518,45 @@ impl Unpacker<'_> {
         tree::remove(parent, name).map_err(|errno| failed(entry, "unlinkat", errno))
     }
 
+    fn set_xattrs(&mut self, file: &OwnedFd, entry: &Entry) -> Result<()> {
+        for (name, value) in &entry.xattrs {
+            let set = if is_allowed_xattr(name) {
+                self.reserve.take(self.root, value.len() as u64, 0)?;
+                fsetxattr(file, c_string(name, &entry.path)?, value, XattrFlags::empty())
+            } else {
+                Err(Errno::PERM)
+            };
+            match set {
+                Ok(()) => {}
+                // Not the image's to say, not this user's, or not this filesystem's.
+                Err(Errno::PERM | Errno::OPNOTSUPP) => tracing::debug!(
+                    entry = %String::from_utf8_lossy(&entry.path),
+                    name = %String::from_utf8_lossy(name),
+                    "passed over: an extended attribute"
+                ),
+                Err(errno) => return Err(self.xattr_failed(entry, name, value.len(), errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// ext4 holds the attributes of a file in its inode and one block, and answers ENOSPC where they do not fit (xattr(7)): that
+    /// is a full filesystem only where there are no free blocks.
+    fn xattr_failed(&self, entry: &Entry, name: &[u8], length: usize, errno: Errno) -> Error {
+        let has_room = || fstatvfs(self.root).is_ok_and(|space| room(&space).0 > 2 * length as u64);
+        if !matches!(errno, Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)
+            || errno == Errno::NOSPC && !has_room()
+        {
+            return failed(&entry.path, "fsetxattr", errno);
+        }
+        let shown: String = String::from_utf8_lossy(&entry.path).chars().take(200).collect();
+        let what =
+            format!("an extended attribute of {shown:?} of a layer does not fit on the store's filesystem");
+        Error::new(Code::Store, what)
+            .cause(format!("{} has {length} bytes: fsetxattr: {errno}", String::from_utf8_lossy(name)))
+            .fix("put the store (GPURUN_STORE) on a filesystem with large attributes such as xfs")
+    }
+
     fn own(&self, directory: &OwnedFd, uid: u32, gid: u32, mode: u32) -> rustix::io::Result<()> {
         if self.ownership == Ownership::Image {
             fchown(directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
@@ -510,44 +565,11 @@ impl Unpacker<'_> {
     }
 }
 
-/// The name in its two parts; `None` for the root. Absolute names are meant in the root, and so are `./` and doubled
-/// slashes; a name that climbs is refused, since nobody writes one in good faith.
-fn place(path: &[u8], entry: &[u8]) -> Result<Option<Place>> {
-    if path.len() > MAX_PATH {
-        return Err(refused(
-            entry,
-            format!("a name of {} bytes; at most {MAX_PATH} can be used", path.len()),
-        ));
-    }
-    let mut parts: Vec<&[u8]> =
-        path.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
-    if parts.contains(&&b".."[..]) {
-        return Err(refused(entry, "a name with \"..\" leaves the image's root"));
-    }
-    if path.contains(&0) {
-        return Err(refused(entry, "a name with a NUL"));
-    }
-    let Some(name) = parts.pop() else { return Ok(None) };
-    if parts.iter().any(|part| part.starts_with(b".wh.") && !part.starts_with(b".wh..wh.")) {
-        return Err(refused(entry, "something inside a whiteout"));
-    }
-    Ok(Some(Place { parent: parts.join(&b'/'), name: c_string(name, entry)? }))
-}
-
-/// Files by which aufs kept house and that old layers carry along; Docker passes over them too.
-fn aufs_metadata(name: &[u8]) -> bool {
-    name.starts_with(b".wh..wh.") && name != b".wh..wh..opq"
-}
-
 fn symlink_text(entry: &Entry) -> Result<CString> {
     if entry.link.is_empty() || entry.link.len() > MAX_PATH {
         return Err(refused(&entry.path, "a symbolic link to nothing or to a name that is too long"));
     }
     c_string(&entry.link, &entry.path)
-}
-
-fn c_string(bytes: &[u8], entry: &[u8]) -> Result<CString> {
-    CString::new(bytes).map_err(|_| refused(entry, "a name with a NUL"))
 }
 
 fn open_directory(parent: impl AsFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
@@ -572,28 +594,4 @@ fn is_whiteout(stat: &Stat) -> bool {
 
 fn times(mtime: Timespec) -> Timestamps {
     Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: mtime }
-}
-
-fn set_xattrs(file: &OwnedFd, entry: &Entry) -> Result<()> {
-    for (name, value) in &entry.xattrs {
-        let allowed = |(allowed, _): &(&[u8], &str)| {
-            if allowed.ends_with(b".") { name.starts_with(allowed) } else { name == allowed }
-        };
-        let set = if !XATTRS.iter().any(allowed) || name.starts_with(USER_OVERLAY) {
-            Err(Errno::PERM)
-        } else {
-            fsetxattr(file, c_string(name, &entry.path)?, value, XattrFlags::empty())
-        };
-        match set {
-            Ok(()) => {}
-            // Not the image's to say, not this user's, or not this filesystem's.
-            Err(Errno::PERM | Errno::OPNOTSUPP) => tracing::debug!(
-                entry = %String::from_utf8_lossy(&entry.path),
-                name = %String::from_utf8_lossy(name),
-                "passed over: an extended attribute"
-            ),
-            Err(errno) => return Err(failed(&entry.path, "fsetxattr", errno)),
-        }
-    }
-    Ok(())
 }

@@ -46,8 +46,8 @@ impl ApiServer {
             .install_default()
             .map_err(|_| Error::new(Code::Internal, "cryptography is set up twice"))?;
         let variable = |name| {
-            env::var(name).or_fail(Code::Cluster, || "the API server is not known").map_err(|error| {
-                error
+            env::var(name).ok().filter(|value| !value.is_empty()).ok_or_else(|| {
+                Error::new(Code::Cluster, "the API server is not known")
                     .cause(format!("{name} is not set, which it is in every pod"))
                     .fix("run as a pod (packaging/kubernetes); a program on the node goes without --dra, and writes labels to a file: --labels-file")
             })

@@ -1,23 +1,25 @@
-//! What the administrator set: options, variables, and the peer's configuration file (`version: v1`). An option goes before its
-//! variable, and that before the file.
+//! The administrator's settings: options, variables, and NVIDIA's configuration file ([`file`]). An option takes precedence over its
+//! variable, and that over the file.
+
+pub(crate) mod file;
+mod go_yaml;
+mod section;
 
 use crate::{
     health::Watched,
     preference::SharedPolicy,
-    resources::{MigStrategy, Sharing, SharingStrategy},
+    resources::{MigStrategy, Sharing},
     response::{Shape, Strategy},
 };
 use clap::{Parser, ValueEnum};
+use file::File;
 use gpurun::{
-    cli::Global,
+    cli::{Global, go_flags::switch},
     error::{Code, Error, OrFail, Result},
     plan::Selected,
     vocabulary::GatedFeature,
 };
-use serde::{Deserialize, Deserializer};
-use serde_norway::Value;
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -41,26 +43,32 @@ pub struct Flags {
     /// The configuration file (`version: v1`)
     #[arg(long, env = "CONFIG_FILE", value_name = "FILE")]
     pub config_file: Option<PathBuf>,
-    /// Where the driver's files are; --driver-root goes before it
+    /// Driver root on the node; --driver-root overrides it
     #[arg(long, env = "NVIDIA_DRIVER_ROOT", value_name = "DIR")]
     nvidia_driver_root: Option<PathBuf>,
-    /// Where that is for the plugin itself, which runs in a pod [default: there]
+    /// Root of the device nodes on the node; --dev-root overrides it [default: the driver root]
+    #[arg(long, env = "NVIDIA_DEV_ROOT", value_name = "DIR")]
+    nvidia_dev_root: Option<PathBuf>,
+    /// How GPUs are found [default: auto]
+    #[arg(long, env = "DEVICE_DISCOVERY_STRATEGY", value_enum, value_name = "STRATEGY")]
+    device_discovery_strategy: Option<DiscoveryStrategy>,
+    /// Where the driver root is for the plugin itself, which runs in a pod [default: the driver root]
     #[arg(long, alias = "driver-root-ctr-path", env = "CONTAINER_DRIVER_ROOT", value_name = "DIR")]
-    pub container_driver_root: Option<PathBuf>,
+    container_driver_root: Option<PathBuf>,
     /// How MIG devices are offered [default: none]
     #[arg(long, env = "MIG_STRATEGY", value_enum, value_name = "STRATEGY")]
     mig_strategy: Option<MigStrategy>,
     /// How containers get their devices; several between commas [default: envvar]
-    #[arg(long, env = "DEVICE_LIST_STRATEGY", value_enum, value_delimiter = ',', value_name = "STRATEGY")]
+    #[arg(long, env = "DEVICE_LIST_STRATEGY", value_parser = strategy, value_delimiter = ',', value_name = "STRATEGY")]
     device_list_strategy: Option<Vec<Strategy>>,
     /// How devices are called in environments and CDI documents [default: uuid]
     #[arg(long, env = "DEVICE_ID_STRATEGY", value_enum, value_name = "NAME")]
     device_id_strategy: Option<IdStrategy>,
     /// The device nodes go with every strategy [default: false]
-    #[arg(long, env = "PASS_DEVICE_SPECS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "PASS_DEVICE_SPECS", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = switch)]
     pass_device_specs: Option<bool>,
     /// End where there is no driver, instead of waiting for it [default: false]
-    #[arg(long, env = "FAIL_ON_INIT_ERROR", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "FAIL_ON_INIT_ERROR", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = switch)]
     fail_on_init_error: Option<bool>,
     /// Which replicas of shared devices are taken first [default: distributed]
     #[arg(long, env = "SHARED_DEVICES_ALLOCATION_POLICY", value_enum, value_name = "POLICY")]
@@ -72,30 +80,30 @@ pub struct Flags {
     #[arg(long, alias = "nvidia-ctk-path", env = "NVIDIA_CDI_HOOK_PATH", value_name = "FILE")]
     nvidia_cdi_hook_path: Option<PathBuf>,
     /// Containers get /dev/gdrdrv [default: false]
-    #[arg(long, env = "GDRCOPY_ENABLED", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "GDRCOPY_ENABLED", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = switch)]
     gdrcopy_enabled: Option<bool>,
     /// Containers get GPUDirect Storage [default: false]
-    #[arg(long, env = "GDS_ENABLED", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "GDS_ENABLED", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = switch)]
     gds_enabled: Option<bool>,
     /// Containers get InfiniBand verbs [default: false]
-    #[arg(long, env = "MOFED_ENABLED", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "MOFED_ENABLED", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = switch)]
     mofed_enabled: Option<bool>,
     /// IMEX channels that containers get
-    #[arg(long, env = "IMEX_CHANNEL_IDS", value_delimiter = ',', value_name = "N")]
+    #[arg(long, env = "IMEX_CHANNEL_IDS", value_parser = channel, value_delimiter = ',', value_name = "N")]
     imex_channel_ids: Option<Vec<u32>>,
     /// Nothing is offered where such a channel is missing; otherwise containers do without it [default: false]
-    #[arg(long, env = "IMEX_REQUIRED", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "IMEX_REQUIRED", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = switch)]
     imex_required: Option<bool>,
     /// Where MPS control daemons meet programs in containers [default: /run/nvidia/mps]
     #[arg(long, env = "MPS_ROOT", value_name = "DIR")]
     mps_root: Option<PathBuf>,
-    /// The kubelet's socket; empty: nobody is told [default: /var/lib/kubelet/device-plugins/kubelet.sock]
+    /// The kubelet's socket; --kubelet-socket= registers with no kubelet [default: /var/lib/kubelet/device-plugins/kubelet.sock]
     #[arg(long, env = "KUBELET_SOCKET", value_name = "SOCKET")]
     kubelet_socket: Option<OsString>,
     /// What has happened to GPUs is kept here for the next plugin [default: device-health.json in GPURUN_STATE_DIR]
     #[arg(long, env = "HEALTH_FILE", value_name = "FILE")]
     pub health_file: Option<PathBuf>,
-    /// Where the kubelet tells which pods have which devices, for logs and metrics; empty: it is not asked
+    /// Socket of the kubelet's pod resources API, for logs and metrics; --pod-resources-socket= turns it off
     #[arg(
         long,
         env = "POD_RESOURCES_SOCKET",
@@ -106,14 +114,20 @@ pub struct Flags {
     /// Where CDI documents go
     #[arg(long, default_value = "/var/run/cdi", value_name = "DIR")]
     pub cdi_directory: PathBuf,
-    /// Metrics, /healthz and /readyz are answered here; nobody listens unless it is set
-    #[arg(long, env = "METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
+    /// Serve /metrics here [default: nowhere]
+    #[arg(long, env = "METRICS_ADDRESS", value_parser = address, value_name = "ADDRESS:PORT")]
     pub metrics_address: Option<SocketAddr>,
+    /// Serve /healthz and /readyz at this Unix socket, which --probe asks [default: nowhere]
+    #[arg(long, env = "PROBE_SOCKET", value_name = "SOCKET")]
+    pub probe_socket: Option<PathBuf>,
+    /// Ask a running plugin at --probe-socket, and end with 0 if it says yes
+    #[arg(long, value_enum, value_name = "QUESTION")]
+    pub probe: Option<Probe>,
     /// The node's labels are written here, for node-feature-discovery (features.d/gpurun)
     #[arg(long, env = "LABELS_FILE", value_name = "FILE")]
     pub labels_file: Option<PathBuf>,
     /// The labels have no nvidia.com/gfd.timestamp [default: false]
-    #[arg(long, env = "GFD_NO_TIMESTAMP", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "GFD_NO_TIMESTAMP", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = switch)]
     no_timestamp: Option<bool>,
     /// Where it says which machine this is [default: /sys/class/dmi/id/product_name]
     #[arg(long, env = "GFD_MACHINE_TYPE_FILE", value_name = "FILE")]
@@ -122,7 +136,7 @@ pub struct Flags {
     #[arg(long, env = "LABEL_NODE", value_name = "NODE")]
     pub label_node: Option<String>,
     /// Devices are allocated by the scheduler to claims (Dynamic Resource Allocation), and not by the kubelet [default: false]
-    #[arg(long, env = "DRA", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "DRA", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = switch)]
     dra: Option<bool>,
     /// This node's name in the cluster, for --dra
     #[arg(long, env = "NODE_NAME", value_name = "NODE")]
@@ -163,9 +177,49 @@ pub struct Flags {
     enable_healthchecks: String,
 }
 
+/// `envvar`, with spaces around it as lists between commas have.
+fn strategy(word: &str) -> Result<Strategy, String> {
+    Strategy::from_str(word.trim(), false)
+        .map_err(|_| "it can be envvar, volume-mounts, cdi-annotations, cdi-cri or direct".into())
+}
+
+/// An IMEX channel's number, with spaces around it as lists between commas have.
+fn channel(word: &str) -> Result<u32, String> {
+    word.trim().parse().map_err(|_| "a channel is a number from 0".into())
+}
+
+/// An address and a port; an IPv6 address may lack its brackets, as `$(POD_IP):9402` does.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let split = || {
+        let (address, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    };
+    text.parse().ok().or_else(split).ok_or_else(|| "it must be ADDRESS:PORT, such as 0.0.0.0:9402".into())
+}
+
+/// What `--probe` asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Probe {
+    /// Whether the plugin's main loop runs
+    Live,
+    /// Whether devices are offered
+    Ready,
+}
+
+/// How GPUs are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum DiscoveryStrategy {
+    /// Through NVML
+    #[default]
+    Auto,
+    /// Through NVML
+    Nvml,
+    /// Tegra's integrated GPU, which has no NVML
+    Tegra,
+}
+
 /// How a device is called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum IdStrategy {
     /// `GPU-…`, `MIG-…`
     #[default]
@@ -199,8 +253,12 @@ pub struct Options {
     pub shape: Shape,
     /// How devices are called.
     pub ids: IdStrategy,
-    /// Where the driver's files are.
+    /// Where the driver's files are on the node.
     pub driver_root: Option<PathBuf>,
+    /// Where the driver root is for this process, if not where it is on the node.
+    pub container_driver_root: Option<PathBuf>,
+    /// Where the device nodes are for this process, if not in the driver root.
+    pub dev_root: Option<PathBuf>,
     /// The hook's program for CDI documents.
     pub hook: Option<PathBuf>,
     /// End where there is no driver.
@@ -225,74 +283,82 @@ pub struct Options {
 const KUBELET_SOCKET: &str = "/var/lib/kubelet/device-plugins/kubelet.sock";
 
 impl Options {
-    /// What was typed over what the file says, and what of the file is not honoured.
+    /// The settings, and the sentences to log about what has no effect.
     ///
     /// # Errors
     /// [`Code::Config`]
     pub fn read(flags: &Flags) -> Result<(Self, Vec<String>)> {
-        let (file, unheard) = match &flags.config_file {
+        let mut file = match &flags.config_file {
             Some(path) => {
                 let text = std::fs::read_to_string(path);
                 let text = text.or_fail(Code::Config, || format!("{} cannot be read", path.display()));
                 let text = text.map_err(|error| {
-                    error.fix("name a file that can be in CONFIG_FILE or --config-file, or none")
+                    error.fix("name a readable file in CONFIG_FILE or --config-file, or leave both out")
                 })?;
                 File::parse(&text)
                     .map_err(|error| error.context(format!("{} cannot be used", path.display())))?
             }
-            None => (File::default(), Vec::new()),
+            None => File::default(),
         };
-        Ok((Self::merged(flags.clone(), file)?, unheard))
+        let warnings = std::mem::take(&mut file.warnings);
+        Ok((Self::merged(flags.clone(), file)?, warnings))
     }
 
     fn merged(flags: Flags, file: File) -> Result<Self> {
-        let plugin = file.flags.plugin;
         let feature = |typed: Option<bool>, filed: Option<bool>, feature| {
             typed.or(filed).unwrap_or(false).then_some(feature)
         };
+        if flags.device_discovery_strategy.or(file.discovery) == Some(DiscoveryStrategy::Tegra) {
+            return Err(Error::new(Code::Config, "the device discovery strategy `tegra` is not supported")
+                .cause("the plugin finds GPUs through NVML, which Tegra does not have")
+                .fix("set --device-discovery-strategy=auto, and offer a Tegra GPU through `gpurun cdi generate --mode csv`"));
+        }
+        let driver_root = flags.nvidia_driver_root.or(file.nvidia_driver_root);
+        let here = flags.container_driver_root.or(file.container_driver_root);
+        let dev_root = flags.nvidia_dev_root.or(file.nvidia_dev_root);
         let socket = flags.kubelet_socket.map_or_else(|| KUBELET_SOCKET.into(), PathBuf::from);
         let socket = Some(socket).filter(|socket| !socket.as_os_str().is_empty());
         let directory = socket.as_deref().unwrap_or(Path::new(KUBELET_SOCKET)).parent();
         let directory = directory.unwrap_or(Path::new("/")).to_path_buf();
         Self {
-            mig: flags.mig_strategy.or(file.flags.mig_strategy).unwrap_or_default(),
-            sharing: file.sharing.of_both()?,
-            mps_root: flags
-                .mps_root
-                .or(file.flags.mps_root)
-                .unwrap_or_else(|| PathBuf::from("/run/nvidia/mps")),
+            mig: flags.mig_strategy.or(file.mig_strategy).unwrap_or_default(),
+            sharing: file.sharing,
+            mps_root: flags.mps_root.or(file.mps_root).unwrap_or_else(|| PathBuf::from("/run/nvidia/mps")),
             shared_policy: flags.shared_devices_allocation_policy.unwrap_or_default(),
             shape: Shape {
                 strategies: flags
                     .device_list_strategy
-                    .or(plugin.device_list_strategy)
+                    .or(file.device_list_strategy)
                     .unwrap_or_else(|| vec![Strategy::Envvar]),
-                pass_device_specs: flags.pass_device_specs.or(plugin.pass_device_specs).unwrap_or(false),
+                pass_device_specs: flags.pass_device_specs.or(file.pass_device_specs).unwrap_or(false),
                 annotation_prefix: flags
                     .cdi_annotation_prefix
-                    .or(plugin.cdi_annotation_prefix)
+                    .or(file.cdi_annotation_prefix)
                     .unwrap_or_else(|| "cdi.k8s.io/".into()),
                 features: [
-                    feature(flags.gdrcopy_enabled, file.flags.gdrcopy_enabled, GatedFeature::GdrCopy),
-                    feature(flags.gds_enabled, file.flags.gds_enabled, GatedFeature::Gds),
-                    feature(flags.mofed_enabled, file.flags.mofed_enabled, GatedFeature::Mofed),
+                    feature(flags.gdrcopy_enabled, file.gdrcopy_enabled, GatedFeature::GdrCopy),
+                    feature(flags.gds_enabled, file.gds_enabled, GatedFeature::Gds),
+                    feature(flags.mofed_enabled, file.mofed_enabled, GatedFeature::Mofed),
                 ]
                 .into_iter()
                 .flatten()
                 .collect(),
-                imex_channels: flags.imex_channel_ids.or(file.imex.channel_ids).unwrap_or_default(),
+                imex_channels: flags.imex_channel_ids.or(file.imex_channel_ids).unwrap_or_default(),
             },
-            ids: flags.device_id_strategy.or(plugin.device_id_strategy).unwrap_or_default(),
-            driver_root: flags.nvidia_driver_root.or(file.flags.nvidia_driver_root),
-            hook: flags.nvidia_cdi_hook_path.or(plugin.hook),
-            fail_on_init_error: flags.fail_on_init_error.or(file.flags.fail_on_init_error).unwrap_or(false),
-            imex_required: flags.imex_required.or(file.imex.required).unwrap_or(false),
+            ids: flags.device_id_strategy.or(file.device_id_strategy).unwrap_or_default(),
+            dev_root: dev_root
+                .and_then(|dev_root| dev_root_here(&dev_root, driver_root.as_deref(), here.as_deref())),
+            driver_root,
+            container_driver_root: here,
+            hook: flags.nvidia_cdi_hook_path.or(file.hook),
+            fail_on_init_error: flags.fail_on_init_error.or(file.fail_on_init_error).unwrap_or(false),
+            imex_required: flags.imex_required.or(file.imex_required).unwrap_or(false),
             sockets: directory,
             kubelet_socket: socket,
             watched: Watched::new(&flags.disable_healthchecks, &flags.enable_healthchecks),
             dra: flags.dra.unwrap_or(false),
-            timestamp: !flags.no_timestamp.or(file.flags.gfd.no_timestamp).unwrap_or(false),
-            machine_type_file: flags.machine_type_file.or(file.flags.gfd.machine_type_file),
+            timestamp: !flags.no_timestamp.or(file.no_timestamp).unwrap_or(false),
+            machine_type_file: flags.machine_type_file.or(file.machine_type_file),
         }
         .of_claims()
     }
@@ -322,141 +388,14 @@ impl Options {
     }
 }
 
-/// Keys that gpurun does not know.
-type Unknown = BTreeMap<String, Value>;
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct File {
-    version: String,
-    flags: FileFlags,
-    sharing: FileSharing,
-    imex: Imex,
-    #[serde(flatten)]
-    unknown: Unknown,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct FileFlags {
-    nvidia_driver_root: Option<PathBuf>,
-    mig_strategy: Option<MigStrategy>,
-    fail_on_init_error: Option<bool>,
-    #[serde(rename = "gdrcopyEnabled", alias = "gdrCopyEnabled")]
-    gdrcopy_enabled: Option<bool>,
-    gds_enabled: Option<bool>,
-    mofed_enabled: Option<bool>,
-    mps_root: Option<PathBuf>,
-    plugin: FilePlugin,
-    gfd: FileDiscovery,
-    #[serde(flatten)]
-    unknown: Unknown,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct FilePlugin {
-    pass_device_specs: Option<bool>,
-    #[serde(deserialize_with = "one_or_more")]
-    device_list_strategy: Option<Vec<Strategy>>,
-    #[serde(rename = "deviceIDStrategy")]
-    device_id_strategy: Option<IdStrategy>,
-    cdi_annotation_prefix: Option<String>,
-    #[serde(rename = "nvidiaCDIHookPath", alias = "nvidiaCTKPath")]
-    hook: Option<PathBuf>,
-    #[serde(flatten)]
-    unknown: Unknown,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct FileDiscovery {
-    no_timestamp: Option<bool>,
-    machine_type_file: Option<PathBuf>,
-    #[serde(flatten)]
-    unknown: Unknown,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct FileSharing {
-    time_slicing: Sharing,
-    mps: Sharing,
-    #[serde(flatten)]
-    unknown: Unknown,
-}
-
-impl FileSharing {
-    /// The one that is used.
-    fn of_both(self) -> Result<Sharing> {
-        match (self.time_slicing.resources.is_empty(), self.mps.resources.is_empty()) {
-            (_, true) => Ok(self.time_slicing),
-            // A daemon serves one GPU, so a container has a replica of one.
-            (true, false) => Ok(Sharing {
-                by: SharingStrategy::Mps,
-                fail_requests_greater_than_one: Some(true),
-                ..self.mps
-            }),
-            (false, false) => Err(Error::new(Code::Config, "devices are shared by time slicing or by MPS")
-                .cause("the configuration file has both sharing.timeSlicing and sharing.mps")
-                .fix("leave one of them out")),
-        }
+/// Where this process finds the device nodes whose root on the node is `dev_root`; `None`: in the driver root.
+fn dev_root_here(dev_root: &Path, driver_root: Option<&Path>, here: Option<&Path>) -> Option<PathBuf> {
+    let driver_root = driver_root.unwrap_or(Path::new("/"));
+    if dev_root == driver_root {
+        return None;
     }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Imex {
-    #[serde(rename = "channelIDs")]
-    channel_ids: Option<Vec<u32>>,
-    required: Option<bool>,
-    #[serde(flatten)]
-    unknown: Unknown,
-}
-
-/// `envvar`, `envvar,cdi-cri` or a list.
-fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<Strategy>>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum OneOrMore {
-        One(String),
-        More(Vec<String>),
-    }
-    let words = match Option::<OneOrMore>::deserialize(from)? {
-        None => return Ok(None),
-        Some(OneOrMore::One(text)) => text.split(',').map(|word| word.trim().to_owned()).collect(),
-        Some(OneOrMore::More(words)) => words,
-    };
-    let strategy = |word: String| Strategy::from_str(&word, false).map_err(serde::de::Error::custom);
-    words.into_iter().map(strategy).collect::<Result<_, _>>().map(Some)
-}
-
-impl File {
-    fn parse(text: &str) -> Result<(Self, Vec<String>)> {
-        let file: Self = serde_norway::from_str(text)
-            .or_fail(Code::Config, || "it is no configuration of a device plugin")
-            .map_err(|error| error.fix("compare it with NVIDIA's k8s-device-plugin, `version: v1`"))?;
-        if file.version != "v1" {
-            return Err(Error::new(Code::Config, format!("its version is {:?} and not v1", file.version)));
-        }
-        let keys = [
-            ("", &file.unknown),
-            ("flags.", &file.flags.unknown),
-            ("flags.plugin.", &file.flags.plugin.unknown),
-            ("flags.gfd.", &file.flags.gfd.unknown),
-            ("sharing.", &file.sharing.unknown),
-            ("imex.", &file.imex.unknown),
-        ];
-        // As clusters have them who changed nothing.
-        let is_default = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
-        let unheard = keys.into_iter().flat_map(|(before, keys)| {
-            keys.iter().filter(|(_, value)| !is_default(value)).map(move |(key, _)| format!("{before}{key}"))
-        });
-        let several = (file.sharing.mps.fail_requests_greater_than_one == Some(false))
-            .then(|| "sharing.mps.failRequestsGreaterThanOne".to_owned());
-        let unheard = unheard.chain(several).collect();
-        Ok((file, unheard))
-    }
+    let beneath = here.and_then(|here| Some(here.join(dev_root.strip_prefix(driver_root).ok()?)));
+    Some(beneath.unwrap_or_else(|| dev_root.to_path_buf()))
 }
 
 #[cfg(test)]
@@ -486,12 +425,13 @@ imex: {channelIDs: [0], required: false}
 ";
 
     pub(crate) fn options(words: &[&str], file: &str) -> Options {
-        let cli = Cli::try_parse_from([&["gpurun-device-plugin"], words].concat()).unwrap();
-        Options::merged(cli.flags, File::parse(file).unwrap().0).unwrap()
+        let words = ["gpurun-device-plugin"].iter().chain(words).map(OsString::from);
+        let cli: Cli = gpurun::cli::go_flags::parse(words).unwrap();
+        Options::merged(cli.flags, File::parse(file).unwrap()).unwrap()
     }
 
     #[test]
-    fn what_is_typed_goes_before_the_file_and_that_before_the_default() {
+    fn an_option_overrides_the_file_and_that_the_default() {
         let plain = options(&[], "version: v1");
         assert_eq!((plain.mig, plain.ids), (MigStrategy::None, IdStrategy::Uuid));
         assert_eq!(plain.shape.strategies, [Strategy::Envvar]);
@@ -514,10 +454,9 @@ imex: {channelIDs: [0], required: false}
     }
 
     #[test]
-    fn every_option_is_in_the_readme_and_every_one_there_exists() {
+    fn every_option_is_in_its_page_and_every_one_there_exists() {
         use clap::CommandFactory;
-        let (_, section) = include_str!("../../README.md").split_once("\n## Kubernetes\n").unwrap();
-        let (section, _) = section.split_once("\n## ").unwrap();
+        let section = include_str!("../../packaging/doc/kubernetes.md");
         // Other programs have options of their own.
         let named: Vec<&str> = section
             .lines()
@@ -529,7 +468,7 @@ imex: {channelIDs: [0], required: false}
         let command = Cli::command();
         let known: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
         for name in &named {
-            assert!(known.contains(name), "README.md names --{name}, which does not exist");
+            assert!(known.contains(name), "the page names --{name}, which does not exist");
         }
         let flags = Flags::augment_args(clap::Command::new("flags"));
         for argument in flags.get_arguments() {
@@ -537,57 +476,84 @@ imex: {channelIDs: [0], required: false}
             let variable = argument.get_env().and_then(|name| name.to_str()).unwrap_or_default();
             assert!(
                 named.contains(&option) || section.contains(&format!("`{variable}`")),
-                "README.md lacks --{option}"
+                "the page lacks --{option}"
             );
         }
     }
 
     #[test]
-    fn what_is_not_honoured_is_named() {
-        let unheard = File::parse(FILE).unwrap().1;
-        assert_eq!(unheard, ["flags.plugin.containerDriverRoot", "flags.gfd.sleepInterval"]);
-    }
-
-    #[test]
-    fn devices_are_shared_by_time_slicing_or_by_mps() {
-        let mps =
-            "version: v1\nsharing: {mps: {renameByDefault: true, resources: [{name: gpu, replicas: 2}]}}";
-        let by_mps = options(&[], mps);
-        assert_eq!(
-            (by_mps.sharing.by, by_mps.sharing.fail_requests_greater_than_one),
-            (SharingStrategy::Mps, Some(true))
-        );
-        assert!(by_mps.sharing.rename_by_default);
-        assert_eq!(by_mps.mps_root, Path::new("/run/nvidia/mps"));
-        assert_eq!(options(&["--mps-root", "/mps"], mps).mps_root, Path::new("/mps"));
-        assert_eq!(options(&[], "version: v1\nflags: {mpsRoot: /mps}").mps_root, Path::new("/mps"));
-        let (several, unheard) =
-            File::parse(&mps.replace("renameByDefault: true", "failRequestsGreaterThanOne: false")).unwrap();
-        assert_eq!(unheard, ["sharing.mps.failRequestsGreaterThanOne"]);
-        assert_eq!(several.sharing.of_both().unwrap().fail_requests_greater_than_one, Some(true));
-        // The keys of a chart's values, of which one is used.
-        let empty =
-            options(&[], "version: v1\nsharing: {mps: {resources: []}, timeSlicing: {resources: []}}");
-        assert_eq!(empty.sharing, Sharing::default());
-        let both = mps.replace("{mps:", "{timeSlicing: {resources: [{name: gpu, replicas: 3}]}, mps:");
-        let error = File::parse(&both).unwrap().0.sharing.of_both().unwrap_err();
-        assert!(error.code() == Code::Config && error.to_string().contains("sharing.mps"), "{error}");
-    }
-
-    #[test]
-    fn a_file_that_means_something_else_is_refused() {
-        for wrong in [
-            "version: v2",
-            "flags: {}",
-            "version: v1\nflags: {migStrategy: some}",
-            "version: v1\nflags: {plugin: {deviceListStrategy: magic}}",
-            "version: v1\nsharing: {mps: {resources: [{name: nvidia.com/gpu, replicas: 2, memoryGB: 2}]}}",
-            "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu}]}}",
-            "[",
+    fn options_are_read_as_nvidias_plugin_reads_them() {
+        let plain = options(&[], "");
+        for words in [
+            &["-mig-strategy", "single"][..],
+            &["--mig-strategy=mixed", "-mig-strategy=single"],
+            &["--mig-strategy=single", "--fail-on-init-error=0"],
         ] {
-            assert_eq!(File::parse(wrong).unwrap_err().code(), Code::Config, "{wrong}");
+            assert_eq!(
+                options(words, "flags: {migStrategy: mixed}"),
+                Options { mig: MigStrategy::Single, ..plain.clone() }
+            );
         }
-        let one = "version: v1\nflags: {plugin: {deviceListStrategy: 'envvar,cdi-cri'}}";
-        assert_eq!(options(&[], one).shape.strategies, [Strategy::Envvar, Strategy::CdiCri]);
+        for word in [
+            "--pass-device-specs",
+            "-pass-device-specs=T",
+            "--pass-device-specs=1",
+            "-pass-device-specs=True",
+        ] {
+            assert!(options(&[word], "").shape.pass_device_specs, "{word}");
+        }
+        for words in [
+            &["--device-list-strategy=envvar, cdi-cri"][..],
+            &["--device-list-strategy", "envvar", "-device-list-strategy=cdi-cri"],
+        ] {
+            assert_eq!(
+                options(words, "").shape.strategies,
+                [Strategy::Envvar, Strategy::CdiCri],
+                "{words:?}"
+            );
+        }
+        assert_eq!(options(&["--imex-channel-ids=0, 1"], "").shape.imex_channels, [0, 1]);
+        for strategy in ["auto", "nvml"] {
+            assert_eq!(options(&["--device-discovery-strategy", strategy], ""), plain);
+            assert_eq!(options(&[], &format!("flags: {{deviceDiscoveryStrategy: {strategy}}}")), plain);
+        }
+        let tegra = File::parse("flags: {deviceDiscoveryStrategy: tegra}").unwrap();
+        let words = ["gpurun-device-plugin"].map(OsString::from);
+        let cli: Cli = gpurun::cli::go_flags::parse(words).unwrap();
+        assert!(Options::merged(cli.flags, tegra).unwrap_err().to_string().contains("tegra"));
+    }
+
+    #[test]
+    fn a_dev_root_is_where_the_plugin_finds_it() {
+        let dev_root = |words: &[&str], file: &str| options(words, file).dev_root;
+        assert_eq!(dev_root(&[], ""), None);
+        let driver = "--nvidia-driver-root=/run/nvidia/driver";
+        let here = "--container-driver-root=/driver-root";
+        assert_eq!(dev_root(&["--nvidia-dev-root=/", driver, here], ""), Some("/".into()));
+        assert_eq!(dev_root(&[driver, here], "flags: {nvidiaDevRoot: /}"), Some("/".into()));
+        assert_eq!(dev_root(&["--nvidia-dev-root=/run/nvidia/driver", driver, here], ""), None);
+        assert_eq!(dev_root(&["--nvidia-dev-root=/other", here], ""), Some("/driver-root/other".into()));
+        assert_eq!(dev_root(&["--nvidia-dev-root=/other"], ""), Some("/other".into()));
+        let filed = options(&[], "flags: {plugin: {containerDriverRoot: /driver-root}}");
+        assert_eq!(filed.container_driver_root.as_deref(), Some(Path::new("/driver-root")));
+    }
+
+    #[test]
+    fn a_pods_address_needs_no_brackets() {
+        for (text, address) in [
+            ("10.0.0.1:80", "10.0.0.1:80"),
+            ("fd00::1:9402", "[fd00::1]:9402"),
+            ("[fd00::1]:9402", "[fd00::1]:9402"),
+        ] {
+            assert_eq!(super::address(text).unwrap().to_string(), address);
+        }
+        assert!(super::address(":9402").is_err() && super::address("9402").is_err());
+    }
+
+    #[test]
+    fn the_mps_root_is_an_options_or_the_files() {
+        assert_eq!(options(&[], "").mps_root, Path::new("/run/nvidia/mps"));
+        assert_eq!(options(&["--mps-root", "/mps"], "flags: {mpsRoot: /other}").mps_root, Path::new("/mps"));
+        assert_eq!(options(&[], "version: v1\nflags: {mpsRoot: /mps}").mps_root, Path::new("/mps"));
     }
 }

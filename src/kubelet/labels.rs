@@ -237,7 +237,7 @@ mod tests {
     }
 
     fn shared(by: SharingStrategy, rename: bool) -> Sharing {
-        let replicated = Replicated { name: GPU.into(), rename: None, devices: None, replicas: 4 };
+        let replicated = Replicated { name: GPU.into(), replicas: 4 };
         Sharing { by, rename_by_default: rename, resources: vec![replicated], ..Sharing::default() }
     }
 

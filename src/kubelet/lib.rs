@@ -6,7 +6,7 @@
 //!  gpurun-nvml --watch ─► events ─► health                 ├─► registration ──► kubelet
 //!               MPS daemons ◄─► mps ─┘                     ├─► dra ◄── kubelet: claims; ──► API server: ResourceSlices
 //!  health_file: for the next process                       ├─► labels ─► node_labels ──► API server, or a file
-//!                                    pods (who has what) ──┴─► metrics ◄── Prometheus
+//!                                    pods (who has what) ──┴─► metrics ─► http_server ◄── Prometheus, probe ◄── kubelet
 //! ```
 //!
 //! What is offered is a function of the inventory, and what a container gets is the plan's [`gpurun::plan::Injection`], as on every
@@ -20,9 +20,12 @@ mod back_off;
 pub mod config;
 mod dra;
 mod events;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz_targets;
 pub mod grpc;
 mod health;
 mod health_file;
+mod http_server;
 mod labels;
 mod metrics;
 mod mps;
@@ -30,10 +33,12 @@ mod node_labels;
 mod plugin;
 mod pods;
 mod preference;
+pub mod probe;
 mod registration;
 mod resources;
 mod response;
 mod server;
+mod socket;
 mod state;
 
 pub use plugin::serve;

@@ -1,34 +1,32 @@
 //! Parse, serve, print a failure, return the exit code.
 #![forbid(unsafe_code)]
 
-use clap::Parser;
 use gpurun::{
-    cli::LogFormat,
+    cli::{LogFormat, go_flags},
     error::{Code, OrFail, Result},
+    output,
 };
-use gpurun_device_plugin::{config::Cli, serve};
+use gpurun_device_plugin::{config::Cli, probe, serve};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    gpurun::sys::process::normalize();
+    let cli: Cli = go_flags::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let json = cli.global.json;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            if json {
-                eprintln!("{}", error.to_json());
-            } else {
-                eprintln!("{error}");
-            }
-            error.code().exit_code().into()
-        }
+        Err(error) => output::fail(&error, json).into(),
     }
 }
 
 fn run(cli: Cli) -> Result<()> {
+    if let Some(question) = cli.flags.probe {
+        return probe::ask(cli.flags.probe_socket.as_deref(), question);
+    }
     let log = tracing_subscriber::fmt()
         .with_max_level(cli.global.log)
         .with_writer(std::io::stderr)
+        .log_internal_errors(false)
         .with_target(false)
         .without_time();
     match cli.global.log_format {

@@ -1,33 +1,15 @@
-//! What Prometheus reads, and whether the plugin lives and is ready.
+//! Counters and gauges, in Prometheus' text format. [`crate::http_server`] serves them.
 
-use crate::{
-    grpc,
-    pods::{Held, Pods},
-    state::State,
-};
-use http::{Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::{
-    body::{Bytes, Incoming},
-    server::conn::http1,
-    service::service_fn,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use crate::{pods::Held, state::State};
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
     fmt::Write as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 /// Upper bounds of the histogram, in seconds.
 const BUCKETS: [f64; 8] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1, 1.0];
-/// Nobody needs more at a time.
-const MOST_CLIENTS: usize = 64;
-/// How long a client may take for its question.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What has been counted.
 #[derive(Debug, Default)]
@@ -84,7 +66,7 @@ impl Metrics {
     }
 
     /// In Prometheus' text format, 0.0.4.
-    fn text(&self, state: Option<&State>, held: Option<&[Held]>) -> String {
+    pub fn text(&self, state: Option<&State>, held: Option<&[Held]>) -> String {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = String::new();
         let head = |text: &mut String, name: &str, kind: &str, help: &str| {
@@ -184,59 +166,5 @@ impl Metrics {
             );
         }
         text
-    }
-}
-
-/// Answers `/metrics`, `/healthz` and `/readyz`.
-pub async fn serve(
-    listener: TcpListener,
-    metrics: Arc<Metrics>,
-    state: watch::Receiver<Option<Arc<State>>>,
-    pods: Pods,
-) -> Infallible {
-    let mut clients = JoinSet::new();
-    loop {
-        let Ok((client, _)) = listener.accept().await else {
-            tokio::time::sleep(grpc::NONE_LEFT).await;
-            continue;
-        };
-        while clients.try_join_next().is_some() {}
-        // Nobody waits for those who ask nothing: the kubelet's probes come here, too.
-        if clients.len() >= MOST_CLIENTS {
-            continue;
-        }
-        let (metrics, state, pods) = (Arc::clone(&metrics), state.clone(), pods.clone());
-        let answer = service_fn(move |request: Request<Incoming>| {
-            let (metrics, pods, state) = (Arc::clone(&metrics), pods.clone(), state.borrow().clone());
-            async move {
-                let (status, text) = match request.uri().path() {
-                    "/metrics" => {
-                        let held = match &state {
-                            Some(state) => pods.held(state).await,
-                            None => None,
-                        };
-                        (StatusCode::OK, metrics.text(state.as_deref(), held.as_deref()))
-                    }
-                    "/healthz" => (StatusCode::OK, "ok\n".into()),
-                    "/readyz" if state.is_some() => (StatusCode::OK, "ok\n".into()),
-                    "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "nothing is offered\n".into()),
-                    _ => (StatusCode::NOT_FOUND, String::new()),
-                };
-                let mut response = Response::new(Full::new(Bytes::from(text)));
-                *response.status_mut() = status;
-                let kind = http::HeaderValue::from_static("text/plain; version=0.0.4");
-                response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
-                Ok::<_, Infallible>(response)
-            }
-        });
-        clients.spawn(async move {
-            // Whoever says nothing, or does not listen, is let go.
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(client), answer);
-            let _ = tokio::time::timeout(2 * PATIENCE, connection).await;
-        });
     }
 }

@@ -627,18 +627,21 @@ fn words(said: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resources::{MigStrategy, Sharing, resources, tests::inventory};
+    use crate::{
+        config::file::tests::time_slicing,
+        resources::{MigStrategy, Sharing, resources, tests::inventory},
+    };
 
     fn by_mps(text: &str) -> Sharing {
-        Sharing { by: SharingStrategy::Mps, ..serde_norway::from_str(text).unwrap() }
+        Sharing { by: SharingStrategy::Mps, ..time_slicing(text) }
     }
 
     #[test]
     fn what_cannot_be_shared_by_mps_is_refused_and_it_is_said_why() {
-        let two = "resources: [{name: gpu, replicas: 2}]";
-        let many = "resources: [{name: gpu, replicas: 49}]";
+        let two = "{resources: [{name: gpu, replicas: 2}]}";
+        let many = "{resources: [{name: gpu, replicas: 49}]}";
         let cut: &[&[&str]] = &[&["1g.5gb"], &["1g.5gb"]];
-        let mig = "resources: [{name: mig-1g.5gb, replicas: 2}]";
+        let mig = "{resources: [{name: mig-1g.5gb, replicas: 2}]}";
         let mut old = inventory(&[&[], &[]]);
         old.gpus[1].compute_capability = Version::of(6, 1);
         for (host, strategy, sharing, why) in [

@@ -10,15 +10,17 @@ use crate::{
     grpc,
     health::{Event, Health, meaning},
     health_file::HealthFile,
+    http_server::{self, Answers},
     labels::{self, Labels, Machine},
-    metrics::{self, Metrics},
+    metrics::Metrics,
     mps::{self, Daemons},
     node_labels,
     pods::Pods,
-    registration,
+    registration::{self, Noticed},
     resources::{Resource, resources},
     response::{CDI_CLASS, CDI_IMEX, CDI_VENDOR, FEATURES},
     server::Server,
+    socket::{self, Socket, Standing},
     state::State,
 };
 use gpurun::{
@@ -41,7 +43,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::TcpListener,
     select,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch as newest},
@@ -88,18 +90,21 @@ struct Plugin {
     /// In place of servers, where the scheduler allocates devices.
     dra: Option<Dra>,
     again: Option<Instant>,
+    /// Warnings that are in the log.
+    warned: BTreeSet<String>,
 }
 
 /// A resource that is served and registered. It ends when it is dropped.
 struct Running {
     tasks: [JoinHandle<()>; 2],
-    socket: PathBuf,
+    socket: Socket,
+    /// Another plugin has the socket's name, and the log says which.
+    is_aside: bool,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
-        let _ = std::fs::remove_file(&self.socket);
     }
 }
 
@@ -108,30 +113,27 @@ impl Drop for Running {
 /// # Errors
 /// [`Code::Config`], and those of the inventory where `--fail-on-init-error` wants it.
 pub async fn serve(mut cli: Cli) -> Result<()> {
-    let (options, unheard) = Options::read(&cli.flags)?;
-    say_unheard(&unheard);
-    let here = cli.flags.container_driver_root.clone().or_else(|| options.driver_root.clone());
+    let (options, warnings) = Options::read(&cli.flags)?;
+    let here = options.container_driver_root.clone().or_else(|| options.driver_root.clone());
     cli.global.driver_root = cli.global.driver_root.or(here);
+    cli.global.dev_root = cli.global.dev_root.or_else(|| options.dev_root.clone());
     let context = Context::new(&cli.global)?;
     let failed = || "signals cannot be waited for";
     let mut end = signal(SignalKind::terminate()).or_fail(Code::Internal, failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).or_fail(Code::Internal, failed)?;
     let mut reload = signal(SignalKind::hangup()).or_fail(Code::Internal, failed)?;
-    let (came, mut kubelets) = mpsc::unbounded_channel();
+    let (notices, mut noticed) = mpsc::unbounded_channel();
     if let Some(socket) = &options.kubelet_socket
         && !options.dra
     {
-        registration::watch(socket, came)?;
+        registration::watch(socket, notices)?;
     }
     let (state, newest_state) = newest::channel(None);
     let metrics = Arc::new(Metrics::default());
     let socket = PathBuf::from(&cli.flags.pod_resources_socket);
     let pods = Pods::new(Some(socket).filter(|socket| !socket.as_os_str().is_empty()));
-    if let Some(address) = cli.flags.metrics_address {
-        let listener = TcpListener::bind(address).await;
-        let listener = listener.or_fail(Code::Config, || format!("{address} cannot be listened on"))?;
-        tokio::spawn(metrics::serve(listener, Arc::clone(&metrics), newest_state.clone(), pods.clone()));
-    }
+    let answers = Answers { metrics: Arc::clone(&metrics), state: newest_state.clone(), pods: pods.clone() };
+    let probe_socket = serve_http(&cli, answers).await?;
     let api_server = (options.dra || cli.flags.label_node.is_some()).then(ApiServer::of_pod).transpose()?;
     let api_server = api_server.map(Arc::new);
     let labels = match (&cli.flags.label_node, &api_server) {
@@ -180,7 +182,9 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
         labelled: None,
         dra,
         again: None,
+        warned: BTreeSet::new(),
     };
+    plugin.warn_once(warnings);
     plugin.health.watch(plugin.options.watched.clone());
     plugin.health_file.read(&mut plugin.health);
     loop {
@@ -191,19 +195,18 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
             _ = reload.recv() => plugin.reload(),
             Some(inventory) = inventories.recv() => plugin.inventory(inventory)?,
             Some(report) = reported.recv() => plugin.report(report),
-            Some(()) = kubelets.recv() => {
-                plugin.servers.clear();
-                plugin.publish();
-            }
+            Some(what) = noticed.recv() => plugin.notice(what).await,
             () = until(next) => {
                 plugin.health.pass(Instant::now());
+                plugin.retake_sockets().await;
                 plugin.publish();
             }
             Some(standing) = standing.recv() => plugin.standing(standing),
         }
     }
-    // Nobody is sent to a daemon that ends.
+    // No container is sent to a daemon that ends.
     plugin.servers.clear();
+    drop(probe_socket);
     plugin.daemons.end().await;
     Ok(())
 }
@@ -215,10 +218,19 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-fn say_unheard(keys: &[String]) {
-    for key in keys {
-        tracing::warn!("the configuration file's {key} means nothing here, and is not honoured");
+/// Serves Prometheus and the kubelet's probes. The socket is removed when it is dropped.
+async fn serve_http(cli: &Cli, answers: Answers) -> Result<Option<Socket>> {
+    if let Some(address) = cli.flags.metrics_address {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener
+            .or_fail(Code::Config, || format!("{address} cannot be listened on"))
+            .map_err(|error| error.fix("name a free address of this host with --metrics-address"))?;
+        tokio::spawn(http_server::serve(listener, answers.clone()));
     }
+    let Some(path) = &cli.flags.probe_socket else { return Ok(None) };
+    let (listener, socket) = Socket::bind(path)?;
+    tokio::spawn(http_server::serve(listener, answers));
+    Ok(Some(socket))
 }
 
 /// Reads the host in a thread of its own, again each time it is another.
@@ -259,16 +271,90 @@ impl Plugin {
     /// Another configuration. One that cannot be used changes nothing.
     fn reload(&mut self) {
         match Options::read(&self.cli.flags) {
-            Ok((options, unheard)) => {
-                say_unheard(&unheard);
+            Ok((options, warnings)) => {
+                self.warn_once(warnings);
                 self.health.watch(options.watched.clone());
-                // Where daemons run already, and containers have been sent to.
+                // Daemons run there, and containers have been sent there.
                 let mps_root = self.options.mps_root.clone();
-                self.options = Options { mps_root, ..options };
+                // Where the inventory is read.
+                let container_driver_root = self.options.container_driver_root.clone();
+                self.options = Options { mps_root, container_driver_root, ..options };
                 self.servers.clear();
                 self.publish();
             }
             Err(error) => tracing::error!("{error}"),
+        }
+    }
+
+    fn warn_once(&mut self, warnings: impl IntoIterator<Item = String>) {
+        for warning in warnings {
+            if !self.warned.contains(&warning) {
+                tracing::warn!("{warning}");
+                self.warned.insert(warning);
+            }
+        }
+    }
+
+    async fn notice(&mut self, what: Noticed) {
+        match what {
+            Noticed::Kubelet => self.servers.clear(),
+            Noticed::Socket(name) => {
+                let is_it = |running: &Running| running.socket.path().file_name() == Some(name.as_os_str());
+                let Some(resource) =
+                    self.servers.iter().find(|(_, running)| is_it(running)).map(|(name, _)| name.clone())
+                else {
+                    return;
+                };
+                if !self.lost_socket(&resource).await {
+                    return;
+                }
+            }
+        }
+        self.publish();
+    }
+
+    /// Looks whether a resource's socket is still its own. True where the resource must be served again, under a new socket.
+    async fn lost_socket(&mut self, resource: &str) -> bool {
+        let Some(running) = self.servers.get_mut(resource) else { return false };
+        let path = running.socket.path().to_path_buf();
+        let is_gone = match running.socket.standing() {
+            Standing::Ours => {
+                running.is_aside = false;
+                return false;
+            }
+            Standing::Gone => true,
+            Standing::Taken => match socket::listener_of(&path).await {
+                // Its plugin was killed.
+                None => true,
+                Some(other) => {
+                    if !running.is_aside {
+                        tracing::warn!(
+                            "{other} has taken {}: it serves {resource} now, and this plugin waits for its end; run one device \
+                             plugin for {resource} on a node",
+                            path.display()
+                        );
+                        running.is_aside = true;
+                    }
+                    false
+                }
+            },
+        };
+        if is_gone {
+            tracing::info!("{} was removed: {resource} is registered again", path.display());
+            self.servers.remove(resource);
+        } else {
+            self.again =
+                Some(self.again.map_or(Instant::now() + AGAIN, |again| again.min(Instant::now() + AGAIN)));
+        }
+        is_gone
+    }
+
+    /// Looks whether the plugins that have taken sockets have ended.
+    async fn retake_sockets(&mut self) {
+        let aside = self.servers.iter().filter(|(_, running)| running.is_aside);
+        let aside: Vec<String> = aside.map(|(name, _)| name.clone()).collect();
+        for resource in aside {
+            self.lost_socket(&resource).await;
         }
     }
 
@@ -339,7 +425,7 @@ impl Plugin {
         self.driver = Some(inventory.fingerprint.clone());
         self.mps = mps::Driver::of(&inventory).map(Arc::new);
         // The kubelet and engines are outside the plugin's pod.
-        self.inventory = Some(match &self.cli.flags.container_driver_root {
+        self.inventory = Some(match &self.options.container_driver_root {
             Some(here) => {
                 inventory.renamed(here, self.options.driver_root.as_deref().unwrap_or(Path::new("/")))
             }
@@ -465,7 +551,8 @@ impl Plugin {
 
     /// Makes a new state, and lets it be known.
     fn publish(&mut self) {
-        self.again = None;
+        let is_aside = self.servers.values().any(|running| running.is_aside);
+        self.again = is_aside.then(|| Instant::now() + AGAIN);
         let state = match self.new_state() {
             Ok(state) => state.map(Arc::new),
             Err(error) => {
@@ -513,6 +600,16 @@ impl Plugin {
         all.gpus.extend(self.gone.iter().cloned());
         all.gpus.sort_by_key(|gpu| gpu.index);
         let resources = resources(&all, self.options.mig, &self.options.sharing)?;
+        let mut without = Vec::new();
+        if !inventory.gpus.is_empty() {
+            let offered: Vec<_> = resources.iter().map(|resource| resource.name.as_str()).collect();
+            without.extend(self.options.sharing.without_resource(&resources).map(|name| {
+                format!(
+                    "`sharing` in the configuration file has no effect for {name}: this node offers {}",
+                    offered.join(", ")
+                )
+            }));
+        }
         let mut options = self.options.clone();
         let channel = |n: &u32| plan::device::imex_channel(&inventory.driver, *n);
         if options.imex_required {
@@ -545,7 +642,10 @@ impl Plugin {
         }
         let (policy, inventory) = (self.context.config.policy()?, inventory.clone());
         self.tell_labels(&all, &resources);
-        Ok(Some(State { options, policy, inventory, resources, unhealthy }))
+        self.warn_once(without);
+        let state = State { options, policy, inventory, resources, unhealthy };
+        state.check_lists()?;
+        Ok(Some(state))
     }
 
     /// Whoever is offered GPUs should not miss them for a label: what fails is said, no more.
@@ -573,16 +673,7 @@ impl Plugin {
     }
 
     fn start(&self, name: &str, endpoint: &str) -> Result<Running> {
-        let socket = self.options.sockets.join(endpoint);
-        let failed = || format!("{} cannot be listened on", socket.display());
-        // Left behind by a plugin that was killed.
-        match std::fs::remove_file(&socket) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).or_fail(Code::Config, failed);
-            }
-            _ => {}
-        }
-        let listener = UnixListener::bind(&socket).or_fail(Code::Config, failed)?;
+        let (listener, socket) = Socket::bind(&self.options.sockets.join(endpoint))?;
         let service = DevicePluginServer::new(Server {
             resource: name.into(),
             state: self.state.subscribe(),
@@ -598,7 +689,7 @@ impl Plugin {
                 registration::register(&kubelet, &name, &endpoint).await;
             }
         });
-        Ok(Running { tasks: [serving, registering], socket })
+        Ok(Running { tasks: [serving, registering], socket, is_aside: false })
     }
 }
 

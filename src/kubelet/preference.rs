@@ -152,7 +152,10 @@ fn spread(resource: &Resource, policy: SharedPolicy, free: &[&String], missing: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resources::{MigStrategy, Sharing, resources, tests::inventory};
+    use crate::{
+        config::file::tests::time_slicing,
+        resources::{MigStrategy, Sharing, resources, tests::inventory},
+    };
 
     fn ids(numbers: &[usize]) -> Vec<String> {
         numbers.iter().map(|number| format!("GPU-{number}")).collect()
@@ -232,7 +235,7 @@ mod tests {
     #[test]
     fn replicas_are_distributed_or_packed() {
         let host = inventory(&[&[], &[]]);
-        let sharing: Sharing = serde_norway::from_str("resources: [{name: gpu, replicas: 3}]").unwrap();
+        let sharing = time_slicing("{resources: [{name: gpu, replicas: 3}]}");
         let shared = &resources(&host, MigStrategy::None, &sharing).unwrap()[0];
         // One of the first GPU is taken.
         let available: Vec<String> =

@@ -1,4 +1,4 @@
-//! Makes a resource known to the kubelet, and notices when another kubelet is there.
+//! Registers a resource with the kubelet, and watches the directory of sockets.
 
 use crate::{
     api::device_plugin::{DevicePluginOptions, RegisterRequest, registration_client::RegistrationClient},
@@ -6,10 +6,17 @@ use crate::{
 };
 use gpurun::error::{Code, OrFail, Result};
 use rustix::{
-    fs::inotify::{self, CreateFlags, Reader, WatchFlags},
+    fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
     io::Errno,
 };
-use std::{ffi::OsStr, io, mem::MaybeUninit, os::unix::ffi::OsStrExt, path::Path, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    mem::MaybeUninit,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    time::Duration,
+};
 use tokio::sync::mpsc;
 
 /// The API's version.
@@ -62,32 +69,50 @@ pub fn options() -> DevicePluginOptions {
     DevicePluginOptions { pre_start_required: false, get_preferred_allocation_available: true }
 }
 
-/// Tells each time that another kubelet has made its socket. One that starts removes every socket there before.
+/// What has happened in the directory of sockets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Noticed {
+    /// A kubelet has made its socket. A kubelet that starts removes every socket there was.
+    Kubelet,
+    /// The file of this name was made, replaced or removed.
+    Socket(OsString),
+}
+
+/// Reports what happens in the directory of the kubelet's socket.
 ///
 /// # Errors
 /// [`Code::Config`] where there is no such directory.
-pub fn watch(socket: &Path, came: mpsc::UnboundedSender<()>) -> Result<()> {
+pub fn watch(socket: &Path, noticed: mpsc::UnboundedSender<Noticed>) -> Result<()> {
     let directory = socket.parent().unwrap_or(Path::new("/"));
     let failed = || format!("{} cannot be watched", directory.display());
     let inotify = inotify::init(CreateFlags::CLOEXEC).or_fail(Code::Internal, failed)?;
-    inotify::add_watch(&inotify, directory, WatchFlags::CREATE | WatchFlags::MOVED_TO)
+    let flags = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM | WatchFlags::DELETE;
+    inotify::add_watch(&inotify, directory, flags)
         .or_fail(Code::Config, failed)
         .map_err(|error| error.fix("name the kubelet's socket with --kubelet-socket"))?;
     let socket = socket.to_path_buf();
-    let thread = std::thread::Builder::new().name("kubelets".into()).spawn(move || {
+    let thread = std::thread::Builder::new().name("sockets".into()).spawn(move || {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = Reader::new(&inotify, &mut buffer);
         loop {
-            let ours = match events.next() {
+            let what = match events.next() {
                 Ok(event) => {
                     let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
-                    // Without a name: some events were lost.
-                    name.is_none() || name == socket.file_name()
+                    let is_new = event.events().intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
+                    match name {
+                        // Some events were lost.
+                        None => Some(Noticed::Kubelet),
+                        name if name == socket.file_name() => is_new.then_some(Noticed::Kubelet),
+                        Some(name) => Some(Noticed::Socket(name.to_owned())),
+                    }
                 }
-                Err(Errno::INTR) => false,
-                Err(error) => return tracing::error!("no other kubelet will be noticed: {error}"),
+                Err(Errno::INTR) => None,
+                Err(error) => {
+                    tracing::error!("a restart of the kubelet will not be noticed: {error}");
+                    return;
+                }
             };
-            if ours && came.send(()).is_err() {
+            if what.is_some_and(|what| noticed.send(what).is_err()) {
                 return;
             }
         }

@@ -7,8 +7,11 @@ use gpurun::{
     error::{Code, Error, Result},
     inventory::{Gpu, Inventory, MigDevice},
 };
-use serde::Deserialize;
 
+/// The vendor, as it stands in names of resources.
+pub const VENDOR: &str = "nvidia.com/";
+/// The end of a shared resource's name.
+const SHARED: &str = ".shared";
 /// The name of whole GPUs.
 pub const GPU: &str = "nvidia.com/gpu";
 /// Between a device's UUID and the number of its replica.
@@ -17,8 +20,7 @@ const REPLICA: &str = "::";
 const LONGEST_NAME: usize = 63;
 
 /// How MIG devices are offered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum MigStrategy {
     /// Not at all, and no GPU in MIG mode either.
     #[default]
@@ -68,33 +70,38 @@ pub struct Device {
     pub numa_node: Option<u32>,
 }
 
-/// Resources whose devices are given out more than once (the peer's `sharing.timeSlicing` or `sharing.mps`).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+/// Resources whose devices are given out more than once (NVIDIA's `sharing.timeSlicing` or `sharing.mps`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sharing {
-    /// Which of both.
-    #[serde(skip)]
+    /// What divides the devices.
     pub by: SharingStrategy,
     /// A shared resource has the name `….shared`.
     pub rename_by_default: bool,
-    /// Whoever asks for more than one replica is refused: two of them are no more of the GPU than one. Not said: where MPS divides.
-    pub fail_requests_greater_than_one: Option<bool>,
-    /// Which ones.
+    /// A container that asks for more than one replica is refused: two replicas are no more of the GPU than one.
+    pub fail_requests_greater_than_one: bool,
+    /// One entry for a resource.
     pub resources: Vec<Replicated>,
 }
 
 /// A resource that is shared.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replicated {
-    /// `nvidia.com/gpu`; also without the vendor.
+    /// `nvidia.com/gpu`
     pub name: String,
-    /// What it is called then; only `….shared` is possible.
-    pub rename: Option<String>,
-    /// Which devices; only `all` is possible.
-    pub devices: Option<String>,
-    /// How often each is given out; two at least.
+    /// How often each device is given out; at least two.
     pub replicas: u32,
+}
+
+impl Sharing {
+    /// The entries for which a node has no resource.
+    pub fn without_resource<'a>(&'a self, offered: &'a [Resource]) -> impl Iterator<Item = &'a str> {
+        let is_offered = |name: &str| {
+            offered
+                .iter()
+                .any(|one| one.shared.is_some() && one.name.strip_suffix(SHARED).unwrap_or(&one.name) == name)
+        };
+        self.resources.iter().map(|entry| entry.name.as_str()).filter(move |name| !is_offered(name))
+    }
 }
 
 impl Resource {
@@ -219,44 +226,41 @@ fn homogeneous(inventory: &Inventory) -> Result<()> {
 }
 
 fn share(resources: &mut [Resource], inventory: &Inventory, sharing: &Sharing) -> Result<()> {
-    for shared in &sharing.resources {
-        let wrong = |what: String| {
-            Err(Error::new(Code::Config, format!("the resource {} cannot be shared like this", shared.name))
-                .cause(what))
+    for entry in &sharing.resources {
+        // Nodes with other GPUs read the same file.
+        let Some(resource) = resources.iter_mut().find(|resource| resource.name == entry.name) else {
+            continue;
         };
-        let full = if shared.name.contains('/') {
-            shared.name.clone()
-        } else {
-            format!("nvidia.com/{}", shared.name)
-        };
-        let renamed = format!("{full}.shared");
-        if shared.replicas < 2 {
-            return wrong(format!("replicas is {}, and must be two at least", shared.replicas));
+        if sharing.by == SharingStrategy::Mps {
+            mps::can_share(resource, inventory, entry.replicas).map_err(|cause| {
+                Error::new(Code::Config, format!("the resource {} cannot be shared by MPS", entry.name))
+                    .cause(cause)
+                    .fix("change sharing.mps in the plugin's configuration file")
+            })?;
         }
-        if shared.devices.as_ref().is_some_and(|devices| devices != "all") {
-            return wrong("devices can only be `all`".into());
-        }
-        if shared.rename.as_ref().is_some_and(|name| *name != renamed && *name != full) {
-            return wrong(format!("rename can only be {renamed}"));
-        }
-        // What this node does not have, another one may: they read the same file.
-        let Some(resource) = resources.iter_mut().find(|resource| resource.name == full) else { continue };
-        if sharing.by == SharingStrategy::Mps
-            && let Err(what) = mps::can_share(resource, inventory, shared.replicas)
-        {
-            return wrong(what);
-        }
-        resource.shared = Some(Shared { by: sharing.by, replicas: shared.replicas });
-        if sharing.rename_by_default || shared.rename.as_ref() == Some(&renamed) {
-            resource.name = renamed;
+        resource.shared = Some(Shared { by: sharing.by, replicas: entry.replicas });
+        if sharing.rename_by_default {
+            resource.name.push_str(SHARED);
         }
     }
     Ok(())
 }
 
+/// Whether a resource may have this name, behind the vendor's (Kubernetes: "DNS subdomain names").
+pub fn is_name(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_label = |label: &str| {
+        label.bytes().next().is_some_and(is_plain)
+            && label.bytes().next_back().is_some_and(is_plain)
+            && label.bytes().all(|byte| is_plain(byte) || byte == b'-')
+    };
+    name.len() <= LONGEST_NAME && name.split('.').all(is_label)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::config::file::tests::time_slicing as sharing;
     use gpurun::inventory::{ContainerPath, DeviceNode, Driver, DriverRoot, Fingerprint, HostPath};
 
     fn node(path: &str) -> DeviceNode {
@@ -381,38 +385,39 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_shared_is_there_so_many_times_under_the_name_that_was_chosen() {
-        let sharing = |text: &str| serde_norway::from_str::<Sharing>(text).unwrap();
-        let twice = "resources: [{name: nvidia.com/gpu, replicas: 2}]";
+    fn a_shared_device_has_an_id_for_each_replica() {
+        let twice = sharing("{resources: [{name: nvidia.com/gpu, replicas: 2}]}");
         assert_eq!(
-            offered(&[&[], &[]], MigStrategy::None, &sharing(twice)),
+            offered(&[&[], &[]], MigStrategy::None, &twice),
             ["nvidia.com/gpu: GPU-0::0 GPU-0::1 GPU-1::0 GPU-1::1"]
         );
-        for renamed in [
-            "renameByDefault: true\nresources: [{name: gpu, replicas: 2}]",
-            "resources: [{name: nvidia.com/gpu, rename: nvidia.com/gpu.shared, replicas: 2, devices: all}]",
-        ] {
-            assert_eq!(
-                offered(&[&[]], MigStrategy::None, &sharing(renamed)),
-                ["nvidia.com/gpu.shared: GPU-0::0 GPU-0::1"]
-            );
-        }
-        for wrong in [
-            "resources: [{name: gpu, replicas: 1}]",
-            "resources: [{name: gpu, replicas: 2, rename: mine}]",
-            "resources: [{name: gpu, replicas: 2, devices: '0'}]",
-        ] {
-            assert!(resources(&inventory(&[&[]]), MigStrategy::None, &sharing(wrong)).is_err(), "{wrong}");
-        }
-        let elsewhere = sharing("resources: [{name: mig-1g.5gb, replicas: 3}]");
+        let renamed = sharing("{renameByDefault: true, resources: [{name: gpu, replicas: 2}]}");
+        assert_eq!(
+            offered(&[&[]], MigStrategy::None, &renamed),
+            ["nvidia.com/gpu.shared: GPU-0::0 GPU-0::1"]
+        );
+        // NVIDIA's plugin warns and keeps the name.
+        let named = sharing("{resources: [{name: gpu, rename: nvidia.com/gpu.shared, replicas: 2}]}");
+        assert_eq!(offered(&[&[]], MigStrategy::None, &named), ["nvidia.com/gpu: GPU-0::0 GPU-0::1"]);
+        let elsewhere = sharing("{resources: [{name: mig-1g.5gb, replicas: 3}]}");
         assert_eq!(offered(&[&[]], MigStrategy::None, &elsewhere), ["nvidia.com/gpu: GPU-0"]);
+    }
+
+    #[test]
+    fn an_entry_without_a_resource_is_known() {
+        let both = "[{name: gpu, replicas: 2}, {name: mig-1g.5gb, replicas: 2}]";
+        for rename in [false, true] {
+            let sharing = sharing(&format!("{{renameByDefault: {rename}, resources: {both}}}"));
+            let resources = resources(&inventory(&[&[]]), MigStrategy::Mixed, &sharing).unwrap();
+            assert_eq!(sharing.without_resource(&resources).collect::<Vec<_>>(), ["nvidia.com/mig-1g.5gb"]);
+        }
     }
 
     #[test]
     fn an_id_is_a_device_of_the_resource_or_nothing() {
         let whole = resources(&inventory(&[&[]]), MigStrategy::None, &Sharing::default()).unwrap();
         assert_eq!(whole[0].device("GPU-0").unwrap().uuid, "GPU-0");
-        let shared: Sharing = serde_norway::from_str("resources: [{name: gpu, replicas: 2}]").unwrap();
+        let shared = sharing("{resources: [{name: gpu, replicas: 2}]}");
         let shared = resources(&inventory(&[&[]]), MigStrategy::None, &shared).unwrap();
         assert_eq!(shared[0].device("GPU-0::1").unwrap().uuid, "GPU-0");
         for (resource, id) in [

@@ -12,15 +12,13 @@ use gpurun::{
     plan::{DRIVER_DIR, Injection},
     vocabulary::GatedFeature,
 };
-use serde::Deserialize;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
 /// How a container gets its devices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Strategy {
     /// `NVIDIA_VISIBLE_DEVICES`
     Envvar,

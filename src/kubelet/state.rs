@@ -13,7 +13,16 @@ use gpurun::{
     plan::{self, Policy, Selected},
     request::{DeviceId, DeviceRequest, DeviceSelection, GpuFilter},
 };
+use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// The largest message that gRPC reads by default, in bytes: the kubelet's client sets no other limit.
+const LONGEST_MESSAGE: usize = 4 << 20;
+const UNHEALTHY: &str = "Unhealthy";
+
+fn topology(device: &crate::resources::Device) -> Option<TopologyInfo> {
+    device.numa_node.map(|node| TopologyInfo { nodes: vec![NumaNode { id: node.into() }] })
+}
 
 /// Everything that answers depend on.
 #[derive(Debug)]
@@ -48,10 +57,45 @@ impl State {
     pub fn list(&self, resource: &Resource) -> ListAndWatchResponse {
         let devices = resource.ids().map(|(id, device)| Device {
             id,
-            health: if self.unhealthy.contains_key(&device.uuid) { "Unhealthy" } else { "Healthy" }.into(),
-            topology: device.numa_node.map(|node| TopologyInfo { nodes: vec![NumaNode { id: node.into() }] }),
+            health: if self.unhealthy.contains_key(&device.uuid) { UNHEALTHY } else { "Healthy" }.into(),
+            topology: topology(device),
         });
         ListAndWatchResponse { devices: devices.collect() }
+    }
+
+    /// Whether the kubelet can read the list of every resource.
+    ///
+    /// # Errors
+    /// [`Code::Config`] with the number of replicas that it can read.
+    pub fn check_lists(&self) -> Result<()> {
+        for resource in &self.resources {
+            let devices = resource.devices.len();
+            // The longest entry: every device may be unhealthy, and the last replica has the longest number.
+            let entry = |device: &crate::resources::Device| {
+                let entry = Device {
+                    id: format!("{}::{}", device.uuid, resource.replicas()),
+                    health: UNHEALTHY.into(),
+                    topology: topology(device),
+                };
+                ListAndWatchResponse { devices: vec![entry] }.encoded_len()
+            };
+            let longest = resource.devices.iter().map(entry).max().unwrap_or(0);
+            let replicas = usize::try_from(resource.replicas()).unwrap_or(usize::MAX);
+            let size = devices.saturating_mul(replicas).saturating_mul(longest);
+            if size > LONGEST_MESSAGE {
+                let most = LONGEST_MESSAGE / (devices * longest);
+                return Err(Error::new(
+                    Code::Config,
+                    format!(
+                        "{} with {replicas} replicas of {devices} devices is more than the kubelet reads",
+                        resource.name
+                    ),
+                )
+                .cause(format!("the list has up to {size} bytes, and gRPC's limit is {LONGEST_MESSAGE}"))
+                .fix(format!("set `replicas` to {most} or less in the plugin's configuration file")));
+            }
+        }
+        Ok(())
     }
 
     /// What a container gets with these of the kubelet's ids.
@@ -68,7 +112,7 @@ impl State {
                 uuids.push(uuid);
             }
         }
-        let one_alone = self.options.sharing.fail_requests_greater_than_one.unwrap_or(false);
+        let one_alone = self.options.sharing.fail_requests_greater_than_one;
         if resource.shared.is_some() && ids.len() > 1 && one_alone {
             return Err(Error::new(
                 Code::NotAllowed,
@@ -107,5 +151,42 @@ impl State {
             Place::of(&self.options.mps_root, uuid).join(&mut response);
         }
         Ok(response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{file::tests::time_slicing, tests::options},
+        resources::{MigStrategy, resources, tests::inventory},
+    };
+
+    fn state(gpus: usize, replicas: u32) -> State {
+        let mut inventory = inventory(&vec![&[][..]; gpus]);
+        for gpu in &mut inventory.gpus {
+            gpu.uuid = format!("GPU-{:08x}-0000-0000-0000-000000000000", gpu.index);
+        }
+        let sharing = time_slicing(&format!("{{resources: [{{name: gpu, replicas: {replicas}}}]}}"));
+        State {
+            options: options(&[], ""),
+            policy: Policy::default(),
+            resources: resources(&inventory, MigStrategy::None, &sharing).unwrap(),
+            inventory,
+            unhealthy: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_list_that_the_kubelet_cannot_read_is_refused_with_the_number_that_it_can() {
+        assert!(state(8, 100).check_lists().is_ok());
+        let error = state(8, u32::MAX).check_lists().unwrap_err();
+        assert!(error.code() == Code::Config && error.to_string().contains("4194304"), "{error}");
+        let error = state(8, 10_000).check_lists().unwrap_err();
+        let most: u32 = error.fix_line().split_whitespace().find_map(|word| word.parse().ok()).unwrap();
+        let most = state(8, most);
+        assert!(most.check_lists().is_ok());
+        let size = most.list(&most.resources[0]).encoded_len();
+        assert!(size <= LONGEST_MESSAGE && size > LONGEST_MESSAGE * 9 / 10, "{size}");
     }
 }

@@ -4,6 +4,8 @@
 
 pub mod bpf;
 pub mod dynamic;
+pub mod landlock;
 pub mod mount;
+pub mod notify;
 pub mod process;
 pub mod seccomp;

@@ -167,6 +167,49 @@ pub fn reset_signals() {
     }
 }
 
+/// What the main function of each of our programs does first: it undoes what a parent may leave in a child against that child's
+/// expectations. SIGCHLD gets its default action, because the kernel reaps the children of a process that ignores it and their
+/// exit codes are lost (`env --ignore-signal=CHLD`); and no signal is blocked. Closed standard streams are not its job: std opens
+/// /dev/null in their place before `main`, so that no file gets number 0, 1 or 2.
+pub fn normalize() {
+    // SAFETY: SIG_DFL installs no handler. The mask is made valid by sigemptyset before it is read; both live on this stack. Both
+    // calls have valid arguments and cannot fail.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Whether this process ignores a signal.
+pub fn is_ignored(signal: i32) -> bool {
+    // SAFETY: sigaction with a null action only reads; it fills `current`, for which all zeroes is valid.
+    unsafe {
+        let mut current: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &raw mut current) == 0
+            && current.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// pidfd_send_signal(2) with a number: real-time signals have no names.
+///
+/// # Errors
+/// ESRCH where the process has ended, EINVAL for a number that is not a signal.
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: takes a descriptor, a number and a null pointer, which stands for the information that kill(2) would send.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0_u32,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// execve(2); returns only its failure.
 pub fn execve(program: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {

@@ -11,6 +11,11 @@ use std::io;
 /// # Errors
 /// EINVAL where `filter` is not a program; EACCES without no_new_privs; ENOSYS or EINVAL on a kernel without seccomp.
 pub fn install(filter: &[u8]) -> io::Result<()> {
+    set(filter, libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW).map(drop)
+}
+
+/// SECCOMP_SET_MODE_FILTER with these flags; what the kernel returns.
+pub(super) fn set(filter: &[u8], flags: libc::c_ulong) -> io::Result<libc::c_long> {
     let instructions = filter.len() / size_of::<libc::sock_filter>();
     if !filter.len().is_multiple_of(size_of::<libc::sock_filter>()) {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -21,13 +26,7 @@ pub fn install(filter: &[u8]) -> io::Result<()> {
     };
     // SAFETY: the kernel copies `len` instructions of 8 bytes out of `filter`, which lives until the call returns and is
     // as long; it neither writes there nor minds alignment.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-            &raw const program,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    if result >= 0 { Ok(result) } else { Err(io::Error::last_os_error()) }
 }

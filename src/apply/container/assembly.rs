@@ -39,6 +39,9 @@ pub enum Step {
     Mask { target: PathBuf },
     /// The host's own node over one that a volume has; nothing where that is absent.
     NodeOver { node: DeviceNode },
+    /// Directories that must not be seen, however many: all show one empty file system, because making one for each of 256
+    /// processors takes milliseconds.
+    MaskDirectories { targets: Vec<PathBuf> },
     /// A character device in the container's /dev.
     Node { node: DeviceNode },
     /// A directory with its owner and permissions.
@@ -51,7 +54,7 @@ pub enum Step {
     Symlink { link: PathBuf, target: PathBuf },
 }
 
-/// Docker's `MaskedPaths` (daemon/pkg/oci/defaults.go).
+/// Docker's `MaskedPaths` (daemon/pkg/oci/defaults.go), but for those of each processor: [`thermal_throttles`].
 const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
@@ -66,6 +69,27 @@ const MASKED: [&str; 12] = [
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
+/// The counters of each processor that show what other containers compute, as Docker 28 masks them (GHSA-6fw5-f8r9-fgfm). They
+/// exist on Intel's processors without a hypervisor: elsewhere the first one is absent, and no other is looked for.
+fn thermal_throttles() -> impl Iterator<Item = PathBuf> {
+    let of = |number: u32| PathBuf::from(format!("/sys/devices/system/cpu/cpu{number}/thermal_throttle"));
+    let possible = if of(0).is_dir() {
+        std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default()
+    } else {
+        String::new()
+    };
+    processors(&possible).into_iter().map(of).filter(|path| path.is_dir())
+}
+
+/// The numbers of a list of processors, `0-3,8` (cputopology.rst).
+fn processors(list: &str) -> Vec<u32> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
+    };
+    list.split(',').filter_map(range).flatten().collect()
+}
+
 /// Docker's `ReadonlyPaths`.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
@@ -107,6 +131,7 @@ pub fn steps(
     mounts.extend(devices(container, rootless));
     mounts.extend(READ_ONLY.map(|path| Step::ReadOnly { target: path.into() }));
     mounts.extend(MASKED.map(|path| Step::Mask { target: path.into() }));
+    mounts.push(Step::MaskDirectories { targets: thermal_throttles().collect() });
     let mut image = files(container, host_files);
     let links = container.placement.symlinks.iter();
     let link = |s: &Symlink| Step::Symlink { link: s.link.0.clone(), target: s.target.clone() };
@@ -143,8 +168,10 @@ fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupVi
     ];
     if container.host_ipc {
         steps.push(bind(Path::new("/dev/shm"), Path::new("/dev/shm"), NOTHING, false));
-        // Not every host mounts it.
-        if Path::new("/dev/mqueue").is_dir() {
+        // Root's is made, because not every host mounts it: it shows the queues of the namespace, wherever it is mounted.
+        if !rootless {
+            steps.push(mount("mqueue", "/dev/mqueue", NOTHING, &[]));
+        } else if Path::new("/dev/mqueue").is_dir() {
             steps.push(bind(Path::new("/dev/mqueue"), Path::new("/dev/mqueue"), NOTHING, false));
         }
     } else {
@@ -343,7 +370,7 @@ fn perform(root: &Root, step: Step) -> Result<()> {
             let is_directory =
                 rustix::fs::fstat(&own).is_ok_and(|s| FileType::from_raw_mode(s.st_mode).is_dir());
             let mount = if is_directory {
-                new_filesystem("tmpfs", &[("size", "0".into())], Flags { read_only: true, ..NOTHING })?
+                empty_directory()?
             } else {
                 // The host's own null device, by its numbers: what lies in the container's /dev is not trusted to be one.
                 let null = HostObject::named(Path::new("/dev/null"), HOST_NODE, false)?.into_mount();
@@ -355,6 +382,7 @@ fn perform(root: &Root, step: Step) -> Result<()> {
             };
             attach(&mount, &own, &target)
         }
+        Step::MaskDirectories { targets } => mask_directories(root, &targets),
         Step::Node { node } => make_node(root, &node),
         Step::NodeOver { node } => {
             let path = &node.container_path.0;
@@ -380,6 +408,27 @@ fn attach_object(root: &Root, object: &HostObject, target: &Path) -> Result<()> 
     attach(object.mount(), &point, target)
 }
 
+/// An empty directory that stays empty.
+fn empty_directory() -> Result<OwnedFd> {
+    new_filesystem("tmpfs", &[("size", "0".into())], Flags { read_only: true, ..NOTHING })
+}
+
+fn mask_directories(root: &Root, targets: &[PathBuf]) -> Result<()> {
+    let mut first: Option<&PathBuf> = None;
+    for target in targets {
+        let Some(own) = existing(root, target)? else { continue };
+        // Kernels before 6.15 clone only what is mounted somewhere: the first mask.
+        let mounted = first.map(|path| existing(root, path)).transpose()?.flatten();
+        let mask = match mounted {
+            None => empty_directory()?,
+            Some(mounted) => open_tree(&mounted, OpenTreeFlags::AT_EMPTY_PATH, "", target)?,
+        };
+        attach(&mask, &own, target)?;
+        first.get_or_insert(target);
+    }
+    Ok(())
+}
+
 /// What is at `path`; `None` if nothing is, or a kernel without that file.
 fn existing(root: &Root, path: &Path) -> Result<Option<OwnedFd>> {
     match root.open(path, OFlags::PATH) {
@@ -396,5 +445,18 @@ fn make_node(root: &Root, node: &DeviceNode) -> Result<()> {
         Ok(())
     } else {
         attach_object(root, &HostObject::node(node, HOST_NODE)?, path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_processors_is_read_as_the_kernel_writes_it() {
+        assert_eq!(processors("0-3,8\n"), [0, 1, 2, 3, 8]);
+        assert_eq!(processors("0\n"), [0]);
+        assert_eq!(processors("\n"), [] as [u32; 0]);
+        assert_eq!(processors("x-1,-,4294967296"), [] as [u32; 0]);
     }
 }

@@ -312,6 +312,18 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Whether the kernel killed a process of the container because of the memory limit (cgroup-v2.rst, "memory.events";
+    /// cgroup-v1/memory.rst, "memory.oom_control").
+    pub fn ran_out_of_memory(&self) -> bool {
+        let unified = self.unified.iter().map(|(path, _)| path.join("memory.events"));
+        let legacy = self.legacy.iter().map(|path| path.join("memory.oom_control"));
+        unified.chain(legacy).any(|file| {
+            let kills =
+                read(&file).lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse::<u64>().ok());
+            kills.is_some_and(|kills| kills > 0)
+        })
+    }
+
     /// The container's directories in v1 hierarchies, and where a container looks for them.
     pub fn legacy_view(&self) -> Vec<(PathBuf, PathBuf)> {
         let hierarchy =

@@ -27,9 +27,15 @@ pub enum Said {
     Nothing,
     /// The terminal's master side.
     Terminal(OwnedFd),
+    /// The descriptor by which its Unix sockets are supervised.
+    UnixSockets(OwnedFd),
     /// It failed.
     Failure(Error),
 }
+
+/// The messages that come with a descriptor.
+const TERMINAL: &[u8] = b"tty";
+const UNIX_SOCKETS: &[u8] = b"unix";
 
 /// A failure's paragraph is shorter.
 const MAX_MESSAGE: usize = 16 << 10;
@@ -75,14 +81,23 @@ impl Channel {
         }
     }
 
-    /// The child: hands the terminal over.
+    /// The child: hands the terminal's master side over.
     pub fn send_terminal(&self, master: &OwnedFd) -> Result<()> {
+        self.send_descriptor(TERMINAL, master)
+    }
+
+    /// The child: hands over the descriptor by which its Unix sockets are supervised.
+    pub fn send_unix_sockets(&self, listener: &OwnedFd) -> Result<()> {
+        self.send_descriptor(UNIX_SOCKETS, listener)
+    }
+
+    fn send_descriptor(&self, name: &[u8], descriptor: &OwnedFd) -> Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds: [BorrowedFd<'_>; 1] = [master.as_fd()];
+        let fds: [BorrowedFd<'_>; 1] = [descriptor.as_fd()];
         control.push(SendAncillaryMessage::ScmRights(&fds));
-        rustix::net::sendmsg(&self.0, &[IoSlice::new(b"tty")], &mut control, SendFlags::NOSIGNAL)
-            .or_fail(Code::Internal, || "the terminal cannot be handed to the launcher")?;
+        rustix::net::sendmsg(&self.0, &[IoSlice::new(name)], &mut control, SendFlags::NOSIGNAL)
+            .or_fail(Code::Internal, || "a descriptor cannot be handed to the launcher")?;
         Ok(())
     }
 
@@ -114,12 +129,13 @@ impl Channel {
                 }
             }
         };
-        let terminal = control.drain().find_map(|message| match message {
+        let descriptor = control.drain().find_map(|message| match message {
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
             _ => None,
         });
-        Ok(match (length, terminal) {
+        Ok(match (length, descriptor) {
             (0, _) => Said::Nothing,
+            (length, Some(listener)) if bytes[..length] == *UNIX_SOCKETS => Said::UnixSockets(listener),
             (_, Some(master)) => Said::Terminal(master),
             (length, None) => {
                 let failure =

@@ -7,8 +7,10 @@ use super::{
     assembly::{self, Steps},
     channel::Channel,
     handover, host_root,
+    landlock::Confinement,
     layer::Layer,
     spec::{Container, Process, Rlimit},
+    stdio, terminal, unix_sockets,
 };
 use crate::{
     apply::{
@@ -25,12 +27,12 @@ use rustix::{
     io::Errno,
     mount::{MountFlags, MountPropagationFlags, UnmountFlags},
     process::Signal,
-    pty::OpenptFlags,
     thread::{Gid, Uid},
 };
 use std::{
     convert::Infallible,
-    ffi::{CStr, CString},
+    ffi::{CStr, CString, OsStr},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -45,6 +47,10 @@ pub struct Entry<'a> {
     pub steps: Steps,
     /// The compiled system call filter.
     pub seccomp: Option<Vec<u8>>,
+    /// What its processes are kept from.
+    pub confinement: Confinement,
+    /// Its standard streams, unless they are a terminal.
+    pub streams: stdio::Inside,
 }
 
 /// Becomes the user's command. Returns only its failure.
@@ -56,7 +62,7 @@ pub fn enter(entry: Entry<'_>, channel: &Channel) -> Error {
 }
 
 fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
-    let Entry { container, layers, steps, seccomp } = entry;
+    let Entry { container, layers, steps, seccomp, confinement, streams } = entry;
     let process = &container.process;
     process::reset_signals();
     // Without ids nothing can be made here.
@@ -96,8 +102,8 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         mount::attach(&memory, &root.directory(&home)?, &home)?;
     }
     // Before the volumes, which a link of the image's may lead over /dev: what lies there then is a stranger's.
-    let terminal = if process.tty { Some(open_terminal(&root, process)?) } else { None };
-    let no_input = if process.interactive { None } else { Some(open_null(&root)?) };
+    let terminal = if process.tty { Some(terminal::open(&root, process)?) } else { None };
+    let null = stdio::open_null(&root)?;
     assembly::assemble(&root, steps.volumes)?;
     if let Some((master, _)) = &terminal {
         channel.send_terminal(master)?;
@@ -118,11 +124,14 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         loopback_up()?;
     }
     rustix::process::setsid().or_fail(Code::Internal, failed("setsid"))?;
-    match (terminal, no_input) {
-        (Some((_, slave)), _) => use_terminal(&slave)?,
-        (None, Some(null)) => rustix::stdio::dup2_stdin(&null).or_fail(Code::Internal, failed("dup2"))?,
-        (None, None) => {}
+    match terminal {
+        Some((_, slave)) => terminal::install(&slave)?,
+        None => {
+            streams.give_to(process.user.uid, process.user.gid);
+            streams.install(&null)?;
+        }
     }
+    drop(null);
     process.rlimits.iter().try_for_each(set_limit)?;
     let mut kept: Vec<BorrowedFd<'_>> = own.iter().map(AsFd::as_fd).chain([channel.as_fd()]).collect();
     process::close_others(&mut kept).or_fail(Code::Internal, failed("close_range"))?;
@@ -141,6 +150,13 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     enter_directory(&process.cwd).or_fail(Code::CannotRun, || {
         format!("the working directory {} cannot be entered", process.cwd.display())
     })?;
+    let unix_sockets = if unix_sockets::are_apart(container) { unix_sockets::stop()? } else { None };
+    if let Some(listener) = &unix_sockets {
+        channel.send_unix_sockets(listener)?;
+    }
+    confinement.enter(own.as_ref().map(AsFd::as_fd), unix_sockets.is_some())?;
+    // Its supervisor alone keeps it open.
+    drop(unix_sockets);
     match seccomp {
         Some(filter) => {
             crate::sys::seccomp::install(&filter).or_fail(Code::Seccomp, failed("seccomp"))?;
@@ -161,9 +177,7 @@ fn enter_directory(path: &Path) -> rustix::io::Result<()> {
 /// overlayfs over the image's layers and the one that gpurun adds, at the container's scratch directory; and the user's home.
 /// The mount's path is used by nobody but this mount namespace.
 fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(Root, PathBuf)> {
-    let path = container.scratch.join(&container.id);
-    let scratch =
-        open_host_directory(&path).or_fail(Code::Mount, || format!("{} cannot be opened", path.display()))?;
+    let (path, scratch) = container.scratch.open_by_path(&container.id)?;
     // On the scratch directory lies a file system in memory, with gpurun's layer and the root's mount point.
     let flags = Flags { nodev: true, ..Flags::default() };
     let memory = mount::new_filesystem("tmpfs", &[("mode", "0700".into())], flags)?;
@@ -292,43 +306,6 @@ fn own_program() -> Result<OwnedFd> {
     Ok(clone)
 }
 
-/// The container's null device. A link in its place, to a descriptor of the host's, would be standard input.
-fn open_null(root: &Root) -> Result<OwnedFd> {
-    let failed = || "the container's /dev/null cannot be opened";
-    let null = root
-        .open(Path::new("/dev/null"), OFlags::RDONLY | OFlags::NONBLOCK)
-        .or_fail(Code::Internal, failed)?;
-    match rustix::fs::fstat(&null) {
-        Ok(stat) if stat.st_rdev == rustix::fs::makedev(1, 3) => Ok(null),
-        _ => Err(Error::new(Code::Internal, failed()).cause("it is not the null device")),
-    }
-}
-
-/// A pseudo-terminal of the container's own devpts, so that its name is true inside.
-fn open_terminal(root: &Root, process: &Process) -> Result<(OwnedFd, OwnedFd)> {
-    let failed = || "no pseudo-terminal can be opened in the container";
-    let master = root
-        .open(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY)
-        .or_fail(Code::Internal, failed)?;
-    rustix::pty::unlockpt(&master).or_fail(Code::Internal, failed)?;
-    let slave = rustix::pty::ioctl_tiocgptpeer(
-        &master,
-        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
-    )
-    .or_fail(Code::Internal, failed)?;
-    let owner = Some(Uid::from_raw(process.user.uid));
-    rustix::fs::fchown(&slave, owner, None).or_fail(Code::Internal, failed)?;
-    Ok((master, slave))
-}
-
-fn use_terminal(slave: &OwnedFd) -> Result<()> {
-    let failed = || "the container's terminal cannot be made its controlling terminal";
-    rustix::process::ioctl_tiocsctty(slave).or_fail(Code::Internal, failed)?;
-    rustix::stdio::dup2_stdin(slave).or_fail(Code::Internal, failed)?;
-    rustix::stdio::dup2_stdout(slave).or_fail(Code::Internal, failed)?;
-    rustix::stdio::dup2_stderr(slave).or_fail(Code::Internal, failed)
-}
-
 fn set_limit(limit: &Rlimit) -> Result<()> {
     let (_, hard) =
         nix::sys::resource::getrlimit(limit.resource).or_fail(Code::Limit, || "getrlimit failed")?;
@@ -353,22 +330,6 @@ fn become_user(uid: u32, gid: u32) -> Result<()> {
     rustix::thread::set_thread_res_gid(gid, gid, gid)
         .and_then(|()| rustix::thread::set_thread_res_uid(uid, uid, uid))
         .or_fail(Code::User, || format!("gpurun cannot become {}:{}", uid.as_raw(), gid.as_raw()))
-}
-
-/// Gives the user the pipes that he gets from root: without, `echo > /dev/stdout` is refused to him, which opens them again.
-/// Files and terminals stay the host's.
-fn own_pipes(uid: u32) {
-    /// linux/magic.h
-    const PIPEFS_MAGIC: i64 = 0x5049_5045;
-    for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
-        // `f_type`'s own type differs between the C libraries.
-        #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
-        let is_pipe = rustix::fs::fstatfs(fd).is_ok_and(|found| found.f_type as i64 == PIPEFS_MAGIC);
-        if is_pipe {
-            // A pipe that cannot be given away can still be read and written.
-            let _ = rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None);
-        }
-    }
 }
 
 /// Capabilities, groups, ids, no_new_privs: in the order in which each still may be changed (capabilities(7)).
@@ -403,9 +364,6 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
     if keeps {
         rustix::thread::set_keep_capabilities(true).or_fail(Code::Internal, failed("prctl"))?;
     }
-    if !rootless {
-        own_pipes(user.uid);
-    }
     become_user(user.uid, user.gid)?;
     let kept = if keeps { wanted } else { caps::CapsHashSet::new() };
     caps::clear(None, CapSet::Ambient).or_fail(Code::Internal, failed("clearing the ambient set"))?;
@@ -424,8 +382,12 @@ fn capability_set(mask: u64) -> caps::CapsHashSet {
     caps::all().into_iter().filter(|c: &Capability| mask & c.bitmask() != 0).collect()
 }
 
-fn c_string(text: &str) -> Result<CString> {
-    CString::new(text).map_err(|_| Error::new(Code::CannotRun, format!("{text:?} holds a NUL character")))
+fn c_string(text: impl AsRef<OsStr>) -> Result<CString> {
+    let text = text.as_ref();
+    CString::new(text.as_bytes()).map_err(|_| {
+        Error::new(Code::CannotRun, format!("{} holds a NUL character", text.display()))
+            .fix("take the NUL character out of the command or the variable")
+    })
 }
 
 /// execve(2), with the command looked up in PATH as a shell does it; by way of gpurun's own file where that is given.
@@ -453,26 +415,25 @@ fn prepare(process: &Process, home: &Path) -> Result<Prepared> {
     if !env.iter().any(|(name, _)| name == "HOME") {
         env.push(("HOME".into(), home.display().to_string()));
     }
-    let argv = process.argv.iter().map(|a| c_string(a)).collect::<Result<Vec<_>>>()?;
+    let argv = process.argv.iter().map(c_string).collect::<Result<Vec<_>>>()?;
     let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
-    let candidates =
-        candidates(&process.argv[0], path).iter().map(|c| c_string(c)).collect::<Result<Vec<_>>>()?;
+    let candidates = candidates(&process.argv[0], path).iter().map(c_string).collect::<Result<Vec<_>>>()?;
     let env =
-        env.iter().map(|(name, value)| c_string(&format!("{name}={value}"))).collect::<Result<Vec<_>>>()?;
+        env.iter().map(|(name, value)| c_string(format!("{name}={value}"))).collect::<Result<Vec<_>>>()?;
     Ok((argv, env, candidates))
 }
 
 /// The paths at which a command may be: itself, or below each directory of PATH.
-pub fn candidates(command: &str, path: &str) -> Vec<String> {
-    if command.contains('/') {
-        return vec![command.to_owned()];
+pub fn candidates(command: &OsStr, path: &str) -> Vec<PathBuf> {
+    if command.as_bytes().contains(&b'/') {
+        return vec![command.into()];
     }
-    let directory = |d: &str| if d.is_empty() { format!("./{command}") } else { format!("{d}/{command}") };
+    let directory = |d: &str| Path::new(if d.is_empty() { "." } else { d }).join(command);
     path.split(':').map(directory).collect()
 }
 
 /// Runs the first candidate that can be run. Returns its failure: 127 if there is none, 126 if one cannot be run.
-pub fn run_first(command: &str, candidates: &[CString], argv: &[CString], env: &[CString]) -> Error {
+pub fn run_first(command: &OsStr, candidates: &[CString], argv: &[CString], env: &[CString]) -> Error {
     let mut refused: Option<(&CStr, std::io::Error)> = None;
     for candidate in candidates {
         let error = process::execve(candidate, argv, env);
@@ -495,7 +456,7 @@ pub fn run_first(command: &str, candidates: &[CString], argv: &[CString], env: &
             }
             None => Error::new(
                 Code::CommandNotFound,
-                format!("the command {command:?} was not found in the container"),
+                format!("the command \"{}\" was not found in the container", command.display()),
             )
             .fix("check its spelling and the image's PATH"),
         };

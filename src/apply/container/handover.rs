@@ -10,10 +10,10 @@ use crate::{
     sys::process,
 };
 use std::{
-    ffi::{CStr, CString},
+    ffi::{CStr, CString, OsStr},
     os::{
         fd::{AsFd, AsRawFd},
-        unix::ffi::OsStrExt,
+        unix::ffi::{OsStrExt, OsStringExt},
     },
 };
 
@@ -56,8 +56,9 @@ pub fn become_command(argv: &[CString]) -> Error {
         .filter_map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok())
         .collect();
     let path = std::env::var("PATH").unwrap_or_default();
-    let name = command.to_string_lossy();
+    let name = OsStr::from_bytes(command.to_bytes());
+    let candidates = enter::candidates(name, &path);
     let candidates: Vec<CString> =
-        enter::candidates(&name, &path).into_iter().filter_map(|c| CString::new(c).ok()).collect();
-    enter::run_first(&name, &candidates, argv, &env)
+        candidates.into_iter().filter_map(|c| CString::new(c.into_os_string().into_vec()).ok()).collect();
+    enter::run_first(name, &candidates, argv, &env)
 }

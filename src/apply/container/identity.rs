@@ -225,6 +225,17 @@ fn spread(inside: u32, own: u32, subordinate: u32) -> Vec<(u32, u32, u32)> {
     ranges
 }
 
+/// A user's words, a passwd and a group file, separated by zero bytes, for [`crate::fuzz_targets`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let mut parts = bytes.splitn(3, |byte| *byte == 0);
+    let wanted = crate::fuzz_targets::text(parts.next().unwrap_or_default());
+    let (passwd, group) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    if let Ok(ids) = find(wanted, passwd, group) {
+        let _ = complete(ids.uid, ids.gid, passwd, group);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -36,7 +36,7 @@ pub fn run(argv: &[CString]) -> Result<u8> {
         let _ = nix::unistd::tcsetpgrp(rustix::stdio::stdin(), own);
         process::reset_signals();
         let error = handover::become_command(argv);
-        eprintln!("{error}");
+        crate::output::report(&error);
         process::exit_now(i32::from(error.code().exit_code()));
     }
     loop {

@@ -8,11 +8,17 @@ pub mod handover;
 mod host_root;
 pub mod identity;
 pub mod init;
+pub mod landlock;
 mod layer;
 mod relay;
 mod scratch;
 pub mod seccomp;
+mod signals;
 pub mod spec;
+mod stdio;
+mod sweep;
+mod terminal;
+mod unix_sockets;
 pub mod user_namespace;
 
 use crate::{
@@ -28,9 +34,12 @@ use cgroup::{Cgroup, Layout};
 use channel::{Channel, Said};
 pub use handover::HANDOVER_NAME;
 pub use init::INIT_NAME;
+use landlock::Confinement;
+use relay::Running;
 use rustix::fd::OwnedFd;
 use scratch::Scratch;
-use spec::Container;
+use signals::{PidOne, Signals};
+use spec::{Container, Process};
 use std::path::PathBuf;
 
 /// Runs the container to its end. The command's exit code.
@@ -38,9 +47,11 @@ use std::path::PathBuf;
 /// # Errors
 /// When the command does not come to run; then nothing of the container is left.
 pub fn run(container: Container, layers: Layers) -> Result<u8> {
+    let confinement = Confinement::of(&container)?;
     let seccomp = container.process.seccomp.then(|| seccomp::filter(container.process.capabilities));
     let (ours, theirs) = Channel::pair()?;
-    let signals = relay::Signals::block()?;
+    let signals = Signals::block()?;
+    let (inside, outside) = stdio::connect(&container.process)?;
 
     let covers = covers(&container)?;
     let scratch = Scratch::create(&container.scratch, &container.id, container.id_map.clone())?;
@@ -51,16 +62,37 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     let entry = enter::Entry {
         steps: assembly::steps(&container, &cgroup_view(cgroup.as_ref()), host_files(&container), covers),
         seccomp,
+        confinement,
+        streams: inside,
         layers: &layers,
         container: &container,
     };
     let started = start(entry, ours, theirs, cgroup.as_mut());
+    let Process { interactive, stop_signal, .. } = container.process;
+    let (memory, has_user_namespace) = (container.limits.memory, container.id_map.is_some());
     // What the start needed is not needed to wait: the launcher of a container that runs for weeks stays small.
-    let interactive = container.process.interactive;
     drop((container, layers));
     process::release_memory();
-    let result =
-        started.and_then(|started| relay::relay(&started.pidfd, &signals, started.terminal, interactive));
+    if started.is_ok() {
+        scratch.sweep_beside();
+    }
+    let result = started.and_then(|Started { pid_one, terminal, unix_sockets }| {
+        let running = Running {
+            pid_one,
+            streams: outside,
+            terminal,
+            unix_sockets,
+            has_user_namespace,
+            interactive,
+            stop_signal,
+        };
+        relay::relay(running, &signals)
+    });
+    if let (Ok(1..), Some(limit), Some(cgroup)) = (&result, memory, &cgroup)
+        && cgroup.ran_out_of_memory()
+    {
+        tracing::warn!("{}", out_of_memory(limit));
+    }
     let removed = cgroup.map_or(Ok(()), Cgroup::remove).and(scratch.remove());
     match (result, removed) {
         (Ok(code), removed) => {
@@ -82,9 +114,25 @@ fn after(error: Error, cleaned: Result<()>) -> Error {
     }
 }
 
+/// For people: why a process of the container was killed.
+fn out_of_memory(limit: u64) -> String {
+    let (amount, unit) = match limit {
+        _ if limit.is_multiple_of(1 << 30) => (limit >> 30, "g"),
+        _ if limit.is_multiple_of(1 << 20) => (limit >> 20, "m"),
+        _ if limit.is_multiple_of(1 << 10) => (limit >> 10, "k"),
+        _ => (limit, "b"),
+    };
+    format!(
+        "the container ran out of its memory limit (-m {amount}{unit}), and the kernel killed a process of it; \
+         raise the limit: -m {}{unit}",
+        amount.saturating_mul(2)
+    )
+}
+
 struct Started {
-    pidfd: OwnedFd,
+    pid_one: PidOne,
     terminal: Option<OwnedFd>,
+    unix_sockets: Option<OwnedFd>,
 }
 
 fn start(
@@ -106,21 +154,24 @@ fn start(
         }
         Clone::Parent(pidfd, pid) => (pidfd, pid),
     };
-    drop(theirs);
+    drop((theirs, entry.streams));
     // What only the launcher can do for the child, while that makes its root.
     let prepared = prepare(container, pid, cgroup);
     let talked = prepared.and_then(|()| ours.go()).and_then(|()| {
-        let mut terminal = None;
+        let (mut terminal, mut unix_sockets) = (None, None);
         loop {
             match ours.receive()? {
-                Said::Nothing => return Ok(terminal),
+                Said::Nothing => return Ok((terminal, unix_sockets)),
                 Said::Terminal(master) => terminal = Some(master),
+                Said::UnixSockets(listener) => unix_sockets = Some(listener),
                 Said::Failure(error) => return Err(error),
             }
         }
     });
     match talked {
-        Ok(terminal) => Ok(Started { pidfd, terminal }),
+        Ok((terminal, unix_sockets)) => {
+            Ok(Started { pid_one: PidOne::new(pidfd, pid), terminal, unix_sockets })
+        }
         Err(error) => {
             let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
             let options = rustix::process::WaitIdOptions::EXITED;

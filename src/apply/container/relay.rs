@@ -1,210 +1,369 @@
-//! The launcher's side while the command runs: signals go in, the terminal's bytes go both ways, and the end is waited for.
+//! The launcher while the command runs: signals go in, streams go both ways, and the end is awaited.
+//!
+//! One thread waits for everything at once, and no write of its waits for a reader: a slow reader of standard output must not keep
+//! standard error or a signal waiting. So a stream alternates between waiting for its source and waiting for its destination.
 
-use crate::error::{Code, OrFail, Result};
-use nix::sys::{
-    signal::{SigSet, SigmaskHow, Signal},
-    signalfd::{SfdFlags, SignalFd},
+use super::{
+    signals::{PidOne, Signals},
+    stdio::Outside,
+    terminal::Terminal,
+    unix_sockets,
 };
+use crate::error::{Code, Error, OrFail, Result};
+use nix::sys::signal::Signal;
 use rustix::{
     event::{PollFd, PollFlags},
-    fd::{AsFd, OwnedFd},
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::FileType,
     io::Errno,
-    process::{WaitId, WaitIdOptions},
-    termios::{OptionalActions, Termios},
+    net::SendFlags,
+    pipe::SpliceFlags,
 };
 
-/// Docker's `--sig-proxy` forwards all but those that speak of the launcher itself: its children, its terminal's job
-/// control, its own faults.
-const FORWARDED: [Signal; 11] = [
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGTERM,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGALRM,
-    Signal::SIGCONT,
-    Signal::SIGVTALRM,
-    Signal::SIGIO,
-    Signal::SIGWINCH,
-];
-
-/// The signals that are forwarded, blocked from here on and read by descriptor, so that none is lost and none interrupts.
+/// What the launcher holds of a running container.
 #[derive(Debug)]
-pub struct Signals(SignalFd);
-
-impl Signals {
-    /// Blocks them. Before the child is made: a signal that comes between is kept for it.
-    pub fn block() -> Result<Self> {
-        let mut set = SigSet::empty();
-        for signal in FORWARDED {
-            set.add(signal);
-        }
-        let make = || {
-            nix::sys::signal::sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None)?;
-            SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        };
-        make().map(Self).or_fail(Code::Internal, || "signals cannot be read by descriptor")
-    }
+pub struct Running {
+    /// Its first process.
+    pub pid_one: PidOne,
+    /// The launcher's ends of its pipes.
+    pub streams: Outside,
+    /// The master side of its terminal.
+    pub terminal: Option<OwnedFd>,
+    /// The descriptor by which its Unix sockets are supervised.
+    pub unix_sockets: Option<OwnedFd>,
+    /// Whether it has a user namespace of its own.
+    pub has_user_namespace: bool,
+    /// `-i`
+    pub interactive: bool,
+    /// The signal that takes the place of SIGTERM.
+    pub stop_signal: Option<i32>,
 }
 
-/// Forwards until the process behind `pidfd` ends. Its exit code, 128+n if signal n killed it.
-pub fn relay(pidfd: &OwnedFd, signals: &Signals, terminal: Option<OwnedFd>, interactive: bool) -> Result<u8> {
+/// Forwards until the container ends. Its exit code, 128+n if signal n killed it.
+///
+/// # Errors
+/// Where its output could not be written, for another reason than that the reader is gone.
+pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
+    let Running { mut pid_one, streams, terminal, mut unix_sockets, has_user_namespace, .. } = running;
+    let Running { interactive, stop_signal, .. } = running;
     let mut terminal = terminal.map(|master| Terminal::new(master, interactive));
-    loop {
-        let (mut ended, mut signalled, mut input, mut output) = (false, false, false, false);
+    let mut input = streams.input.map(|pipe| Flow::new(End::Standard(0), End::Own(pipe)));
+    let outputs = [(streams.output, 1), (streams.error, 2)];
+    let mut outputs: Vec<Flow> = outputs
+        .into_iter()
+        .filter_map(|(pipe, number)| Some(Flow::new(End::Own(pipe?), End::Standard(number))))
+        .collect();
+    let mut lost = None;
+    let mut ended = false;
+    while !(ended && outputs.is_empty() && terminal.is_none()) {
+        // What a container wrote before its end is there at once.
+        let patience = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let patience =
+            (ended && outputs.iter().all(|flow| !flow.waits_for_destination())).then_some(patience);
+        let mut ready = Ready::default();
         {
-            let stdin = rustix::stdio::stdin();
-            let mut polled = vec![PollFd::new(pidfd, PollFlags::IN), PollFd::new(&signals.0, PollFlags::IN)];
-            if let Some(terminal) = &terminal {
-                polled.push(PollFd::new(&terminal.master, PollFlags::IN));
-                if terminal.reads_stdin {
-                    polled.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
+            let mut polled = Polled::default();
+            if !ended {
+                polled.add(What::End, pid_one.as_fd(), PollFlags::IN);
+                polled.add(What::Signal, signals.as_fd(), PollFlags::IN);
+                if let Some(listener) = &unix_sockets {
+                    polled.add(What::UnixSocket, listener.as_fd(), PollFlags::IN);
                 }
             }
-            match rustix::event::poll(&mut polled, None) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno).or_fail(Code::Internal, || "poll failed"),
+            if let Some(terminal) = &terminal {
+                polled.add(What::Shown, terminal.as_fd(), PollFlags::IN);
+                if terminal.reads_stdin {
+                    polled.add(What::Typed, rustix::stdio::stdin(), PollFlags::IN);
+                }
             }
-            let ready = |n: usize| polled.get(n).is_some_and(|p| !p.revents().is_empty());
-            (ended, signalled, output, input) =
-                (ended | ready(0), signalled | ready(1), output | ready(2), input | ready(3));
+            if let Some(input) = &input {
+                let (fd, events) = input.waits_for();
+                polled.add(What::Input, fd, events);
+            }
+            for (at, flow) in outputs.iter().enumerate() {
+                let (fd, events) = flow.waits_for();
+                polled.add(What::Output(at), fd, events);
+            }
+            polled.wait(patience, &mut ready)?;
         }
-        if signalled {
-            forward(pidfd, signals, terminal.as_ref());
+        if ready.signal {
+            while let Some(signal) = signals.next() {
+                match (signal, &terminal) {
+                    (Signal::SIGWINCH, Some(terminal)) => terminal.resize(),
+                    (Signal::SIGTERM, _) => pid_one.signal(stop_signal.unwrap_or(libc::SIGTERM)),
+                    (signal, _) => pid_one.signal(signal as i32),
+                }
+            }
+        }
+        if ready.unix_socket.is_some()
+            && let Some(listener) = unix_sockets.take()
+            // POLLHUP alone: the last process that could ask has ended.
+            && ready.unix_socket.is_some_and(|events| events.contains(PollFlags::IN))
+        {
+            unix_sockets::supervise(listener, has_user_namespace.then(|| pid_one.as_fd()))?;
         }
         if let Some(open) = &mut terminal {
-            if input {
-                open.copy_input();
+            if ready.typed {
+                open.copy_input(&mut pid_one);
             }
-            // Nobody shows what the command writes, or it has closed its side: to go on polling would be to spin. The command
-            // sees its terminal hung up, as when a remote login breaks.
-            if output && !open.copy_output() {
+            // Without a reader, or when the command has closed its side, polling on would spin. The command sees its terminal
+            // hung up, as when a remote login breaks.
+            let over = if ready.shown { !open.copy_output() } else { ended };
+            if over {
                 terminal = None;
             }
         }
-        if ended {
-            if let Some(terminal) = &mut terminal {
-                terminal.drain();
-            }
-            return exit_code(pidfd);
+        if ready.input && input.as_mut().is_some_and(|flow| flow.advance() != Next::Wait) {
+            input = None;
         }
-    }
-}
-
-fn forward(pidfd: &OwnedFd, signals: &Signals, terminal: Option<&Terminal>) {
-    while let Ok(Some(info)) = signals.0.read_signal() {
-        match (Signal::try_from(info.ssi_signo.cast_signed()), terminal) {
-            (Ok(Signal::SIGWINCH), Some(terminal)) => terminal.resize(),
-            (Ok(signal), _) => {
-                let signal = rustix::process::Signal::from_named_raw(signal as i32);
-                // ESRCH: it has ended, and the next poll says so.
-                let _ = signal.map(|signal| rustix::process::pidfd_send_signal(pidfd, signal));
-            }
-            (Err(_), _) => {}
-        }
-    }
-}
-
-fn exit_code(pidfd: &OwnedFd) -> Result<u8> {
-    let status = rustix::io::retry_on_intr(|| {
-        rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
-    })
-    .or_fail(Code::Internal, || "the container's end cannot be waited for")?;
-    let code =
-        status.and_then(|s| s.exit_status().or_else(|| s.terminating_signal().map(|signal| 128 + signal)));
-    Ok(code.and_then(|code| u8::try_from(code & 0xff).ok()).unwrap_or(255))
-}
-
-/// The container's terminal, and the one that the launcher was started on.
-struct Terminal {
-    master: OwnedFd,
-    reads_stdin: bool,
-    restore: Option<Termios>,
-}
-
-impl Terminal {
-    fn new(master: OwnedFd, interactive: bool) -> Self {
-        let mut restore = None;
-        if interactive && let Ok(own) = rustix::termios::tcgetattr(rustix::stdio::stdin()) {
-            let mut raw = own.clone();
-            raw.make_raw();
-            if rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &raw).is_ok() {
-                restore = Some(own);
-            }
-        }
-        let terminal = Self { master, reads_stdin: interactive, restore };
-        terminal.resize();
-        terminal
-    }
-
-    fn resize(&self) {
-        // Where the launcher has no terminal, the container's keeps its size.
-        if let Ok(size) = rustix::termios::tcgetwinsize(rustix::stdio::stdout()) {
-            let _ = rustix::termios::tcsetwinsize(&self.master, size);
-        }
-    }
-
-    fn copy_input(&mut self) {
-        let mut bytes = [0; 4096];
-        match rustix::io::read(rustix::stdio::stdin(), &mut bytes) {
-            Ok(0) => {
-                // The end of the input is a character on a terminal: VEOF, as the line discipline has it by default.
-                self.reads_stdin = false;
-                let _ = write_all(&self.master, &[4]);
-            }
-            Ok(length) => {
-                if write_all(&self.master, &bytes[..length]).is_err() {
-                    self.reads_stdin = false;
+        let mut at = 0;
+        outputs.retain_mut(|flow| {
+            let is_ready = ready.outputs[at];
+            at += 1;
+            match if is_ready { flow.advance() } else { Next::Wait } {
+                Next::Wait => is_ready || !ended || flow.waits_for_destination(),
+                Next::Over => false,
+                Next::Failed(errno) => {
+                    lost = lost.or(Some((flow.to.name(), errno)));
+                    false
                 }
             }
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            Err(_) => self.reads_stdin = false,
-        }
-    }
-
-    /// Whether there may be more.
-    fn copy_output(&mut self) -> bool {
-        let mut bytes = [0; 16 << 10];
-        match rustix::io::read(&self.master, &mut bytes) {
-            Ok(length @ 1..) => write_all(rustix::stdio::stdout(), &bytes[..length]).is_ok(),
-            Err(Errno::INTR) => true,
-            // EIO: nobody has the other side open any more.
-            _ => false,
-        }
-    }
-
-    /// What the command wrote before it ended.
-    fn drain(&mut self) {
-        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-        loop {
-            let ready = {
-                let mut polled = [PollFd::new(&self.master, PollFlags::IN)];
-                rustix::event::poll(&mut polled, Some(&now)).is_ok()
-                    && polled[0].revents().contains(PollFlags::IN)
-            };
-            if !(ready && self.copy_output()) {
-                return;
+        });
+        if ready.end {
+            ended = true;
+            input = None;
+            signals.unblock();
+            if let Some(terminal) = &mut terminal {
+                terminal.reads_stdin = false;
             }
         }
     }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        if let Some(own) = &self.restore {
-            let _ = rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, own);
+    let code = pid_one.exit_code()?;
+    match lost {
+        None => Ok(code),
+        Some((name, errno)) => {
+            Err(Error::new(Code::Internal, format!("what the container wrote to {name} is lost"))
+                .cause(errno)
+                .cause(format!("its command ended with {code}"))
+                .fix(format!("make room where {name} goes, or redirect it: gpurun run … > FILE")))
         }
     }
 }
 
-fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
-    while !bytes.is_empty() {
-        match rustix::io::write(&fd, bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
+/// Which of the things that are waited for.
+#[derive(Debug, Clone, Copy)]
+enum What {
+    End,
+    Signal,
+    UnixSocket,
+    Shown,
+    Typed,
+    Input,
+    Output(usize),
+}
+
+/// Those that happened.
+#[derive(Debug, Default)]
+struct Ready {
+    end: bool,
+    signal: bool,
+    unix_socket: Option<PollFlags>,
+    shown: bool,
+    typed: bool,
+    input: bool,
+    outputs: [bool; 2],
+}
+
+#[derive(Default)]
+struct Polled<'a> {
+    what: Vec<What>,
+    fds: Vec<PollFd<'a>>,
+}
+
+impl<'a> Polled<'a> {
+    fn add(&mut self, what: What, fd: BorrowedFd<'a>, events: PollFlags) {
+        self.what.push(what);
+        self.fds.push(PollFd::from_borrowed_fd(fd, events));
+    }
+
+    fn wait(&mut self, patience: Option<rustix::time::Timespec>, ready: &mut Ready) -> Result<()> {
+        match rustix::event::poll(&mut self.fds, patience.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(()),
+            Err(errno) => return Err(errno).or_fail(Code::Internal, || "poll failed"),
+        }
+        for (what, fd) in self.what.iter().zip(&self.fds) {
+            if fd.revents().is_empty() {
+                continue;
+            }
+            match *what {
+                What::End => ready.end = true,
+                What::Signal => ready.signal = true,
+                What::UnixSocket => ready.unix_socket = Some(fd.revents()),
+                What::Shown => ready.shown = true,
+                What::Typed => ready.typed = true,
+                What::Input => ready.input = true,
+                What::Output(at) => ready.outputs[at] = true,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One end of a stream.
+#[derive(Debug)]
+enum End {
+    /// The launcher's end of a pipe to the container.
+    Own(OwnedFd),
+    /// The launcher's own 0, 1 or 2.
+    Standard(u8),
+}
+
+impl End {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Standard(1) => "standard output",
+            _ => "standard error",
         }
     }
-    Ok(())
+
+    fn kind(&self) -> Option<FileType> {
+        rustix::fs::fstat(self).ok().map(|stat| FileType::from_raw_mode(stat.st_mode))
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(pipe) => pipe.as_fd(),
+            Self::Standard(0) => rustix::stdio::stdin(),
+            Self::Standard(1) => rustix::stdio::stdout(),
+            Self::Standard(_) => rustix::stdio::stderr(),
+        }
+    }
+}
+
+/// What a stream does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Wait,
+    /// The source is at its end, or the reader is gone.
+    Over,
+    /// The destination cannot be written.
+    Failed(Errno),
+}
+
+/// Bytes from one descriptor to another.
+#[derive(Debug)]
+struct Flow {
+    from: End,
+    to: End,
+    /// Both are files or pipes, so that splice(2) moves pages without a copy and without waiting for the other side.
+    splices: bool,
+    /// The destination never blocks: it is a regular file, or the launcher's end of a pipe.
+    never_blocks: bool,
+    is_socket: bool,
+    /// splice(2) found the destination full.
+    full: bool,
+    /// Read, and not written yet.
+    pending: Vec<u8>,
+}
+
+impl Flow {
+    fn new(from: End, to: End) -> Self {
+        let moves = |end: &End| matches!(end.kind(), Some(FileType::Fifo | FileType::RegularFile));
+        Self {
+            splices: moves(&from) && moves(&to),
+            never_blocks: matches!(to, End::Own(_)) || to.kind() == Some(FileType::RegularFile),
+            is_socket: to.kind() == Some(FileType::Socket),
+            full: false,
+            pending: Vec::new(),
+            from,
+            to,
+        }
+    }
+
+    fn waits_for_destination(&self) -> bool {
+        self.full || !self.pending.is_empty()
+    }
+
+    fn waits_for(&self) -> (BorrowedFd<'_>, PollFlags) {
+        if self.waits_for_destination() {
+            (self.to.as_fd(), PollFlags::OUT)
+        } else {
+            (self.from.as_fd(), PollFlags::IN)
+        }
+    }
+
+    /// Goes on after what [`Flow::waits_for`] named is ready.
+    fn advance(&mut self) -> Next {
+        if !self.pending.is_empty() {
+            return self.write();
+        }
+        if self.splices { self.splice() } else { self.read() }
+    }
+
+    fn splice(&mut self) -> Next {
+        /// More than a pipe holds.
+        const MOST: usize = 1 << 20;
+        match rustix::pipe::splice(&self.from, None, &self.to, None, MOST, SpliceFlags::NONBLOCK) {
+            Ok(0) => Next::Over,
+            Ok(_) => {
+                self.full = false;
+                Next::Wait
+            }
+            // The side that was not waited for is not ready.
+            Err(Errno::AGAIN) => {
+                self.full = !self.full;
+                Next::Wait
+            }
+            // A file that was opened with O_APPEND, or a file system without it.
+            Err(Errno::INVAL) => {
+                (self.splices, self.full) = (false, false);
+                Next::Wait
+            }
+            Err(errno) => failed(errno),
+        }
+    }
+
+    fn read(&mut self) -> Next {
+        /// A pipe's capacity.
+        const MOST: usize = 64 << 10;
+        self.pending.reserve_exact(MOST);
+        match rustix::io::read(&self.from, rustix::buffer::spare_capacity(&mut self.pending)) {
+            Ok(0) => Next::Over,
+            Ok(_) if self.never_blocks => self.write(),
+            Ok(_) => Next::Wait,
+            Err(Errno::INTR | Errno::AGAIN) => Next::Wait,
+            // A terminal that is gone, a directory.
+            Err(_) => Next::Over,
+        }
+    }
+
+    fn write(&mut self) -> Next {
+        /// PIPE_BUF: where poll(2) reports room, a pipe has room for as much.
+        const LEAST: usize = 4096;
+        let written = if self.is_socket {
+            rustix::net::send(&self.to, &self.pending, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+        } else {
+            let most = if self.never_blocks { self.pending.len() } else { self.pending.len().min(LEAST) };
+            rustix::io::write(&self.to, &self.pending[..most])
+        };
+        match written {
+            Ok(written) => {
+                self.pending.drain(..written);
+                Next::Wait
+            }
+            Err(errno) => failed(errno),
+        }
+    }
+}
+
+fn failed(errno: Errno) -> Next {
+    match errno {
+        Errno::INTR | Errno::AGAIN => Next::Wait,
+        // The reader is gone: the container sees the same.
+        Errno::PIPE | Errno::CONNRESET => Next::Over,
+        errno => Next::Failed(errno),
+    }
 }

@@ -1,8 +1,8 @@
 //! A container as a plain value: everything is decided, nothing is done yet.
 
 use super::{cgroup::Limits, identity::Identity, user_namespace::IdMap};
-use crate::{plan::Injection, vocabulary::EnvVar};
-use std::path::PathBuf;
+use crate::{image::ScratchDir, plan::Injection, vocabulary::EnvVar};
+use std::{ffi::OsString, path::PathBuf};
 
 /// One container.
 #[derive(Debug)]
@@ -12,7 +12,7 @@ pub struct Container {
     /// `--read-only`: nothing but the mounts can be written.
     pub read_only: bool,
     /// Where files are kept that the container writes into its root.
-    pub scratch: PathBuf,
+    pub scratch: ScratchDir,
     /// Where gpurun keeps its trees.
     pub state_dir: PathBuf,
     /// The command.
@@ -21,6 +21,8 @@ pub struct Container {
     pub hostname: Option<String>,
     /// Whether the host's network is used; otherwise there is only a loopback device.
     pub host_network: bool,
+    /// Whether `--network` was typed. Some kernels cannot confine root on the host's network, which then must be asked for.
+    pub network_requested: bool,
     /// Whether the host's IPC objects and /dev/shm are used.
     pub host_ipc: bool,
     /// Size of /dev/shm in bytes.
@@ -43,7 +45,7 @@ pub struct Container {
 #[derive(Debug)]
 pub struct Process {
     /// Program and arguments; never empty.
-    pub argv: Vec<String>,
+    pub argv: Vec<OsString>,
     /// Environment.
     pub env: Vec<EnvVar>,
     /// Working directory, made if it is absent.
@@ -56,6 +58,8 @@ pub struct Process {
     pub interactive: bool,
     /// `--init`: a process of ours is pid 1, forwards signals and reaps.
     pub init: bool,
+    /// The number of the signal that asks the command to end: `--stop-signal`, else the image's STOPSIGNAL. `None` is SIGTERM.
+    pub stop_signal: Option<i32>,
     /// Limits.
     pub rlimits: Vec<Rlimit>,
     /// Capabilities as a mask of `1 << CAP_*`: bounding, and for root permitted and effective, too.

@@ -12,6 +12,7 @@ use crate::{
     cli::{Configure, Engine},
     error::{Code, Error, OrFail, Result},
     formats::oci_hook,
+    out, output,
 };
 use similar::TextDiff;
 use std::{
@@ -147,12 +148,13 @@ fn change(order: &Order, file: &ConfigFile, read: &[String]) -> Result<()> {
     // A file that was not there before, and in which nothing is left, goes.
     let new = Some(new.map_err(in_file)?).filter(|new| !new.trim().is_empty() || kept.text().is_some());
     if file.text() == new.as_deref() || (file.text().is_none() && order.remove) {
-        println!("{path} needs no change");
+        out!("{path} needs no change")?;
         return Ok(());
     }
     if order.dry_run {
         let diff = TextDiff::from_lines(old, new.as_deref().unwrap_or_default());
-        print!("{}", diff.unified_diff().header(&format!("a{path}"), &format!("b{path}")));
+        let patch = diff.unified_diff().header(&format!("a{path}"), &format!("b{path}")).to_string();
+        output::write(patch.as_bytes())?;
         return Ok(());
     }
     if !order.remove && !has(order, old).map_err(in_file)? {
@@ -162,7 +164,7 @@ fn change(order: &Order, file: &ConfigFile, read: &[String]) -> Result<()> {
     if order.remove {
         file.forget(name)?;
     }
-    println!("{path} is {}; {}", if new.is_some() { "written" } else { "removed" }, next(order));
+    out!("{path} is {}; {}", if new.is_some() { "written" } else { "removed" }, next(order))?;
     Ok(())
 }
 

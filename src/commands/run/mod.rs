@@ -1,6 +1,13 @@
 //! `gpurun run`: from what was typed to the command's exit code.
 
-pub mod options;
+mod capabilities;
+pub mod environment;
+pub(crate) mod host_mounts;
+mod limits;
+pub(crate) mod mounts;
+mod namespaces;
+mod security;
+pub mod sizes;
 
 use super::Context;
 use crate::{
@@ -14,9 +21,9 @@ use crate::{
         placement::{self, DriverMount},
         rootfs::{Kind, Layers, Mounts},
     },
-    cli::{Ipc, Network, Run},
+    cli::{self, Run},
     error::{Code, Error, OrFail, Result},
-    image::{Image, ImageReference, Ownership, Platform, Store},
+    image::{Image, ImageReference, Ownership, Platform, ScratchDir, Store},
     inventory::binfmt,
     plan::{self, Injection},
     request::DeviceRequest,
@@ -24,27 +31,45 @@ use crate::{
 };
 use std::{
     collections::HashMap,
+    ffi::OsString,
     path::{Path, PathBuf},
 };
+
+/// An option that cannot be understood.
+fn usage(what: impl Into<String>) -> Error {
+    Error::new(Code::Usage, what)
+}
 
 /// Runs the container; the command's exit code.
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let store = context.store()?;
-    let reference = ImageReference::parse(&args.image)?;
-    let pull = context.pull(args.pull, &args.pulling);
+    let reference = image_reference(&args.image)?;
+    let pull = context.pull(args.pull, &args.pulling, args.quiet);
     can_run(context, &pull.platform)?;
     let image = Image::open(&reference, &store, &pull)?;
-    let user_env = options::environment(args)?;
+    let user_env = environment::environment(args)?;
     // Whether the host can run the image is known before a layer is fetched or unpacked.
     let injection = injection(context, args, &image, &user_env)?;
     for warning in &injection.warnings {
         tracing::warn!("{warning}");
     }
     let mut volumes = if reference == ImageReference::Host { host_file_systems()? } else { Vec::new() };
-    volumes.extend(options::volumes(args)?);
+    volumes.extend(mounts::volumes(args)?);
     let layers = Layers::open(image.root(&store)?)?;
-    let container = container(context, args, &image, user_env, volumes, injection, &layers)?;
+    let container =
+        container(context, args, &image, user_env, volumes, injection, &layers, store.scratch()?)?;
     container::run(container, layers)
+}
+
+/// The image that was typed.
+///
+/// # Errors
+/// Where it is the path of a file or directory of this machine: a registry may have an image of that name.
+pub fn image_reference(typed: &str) -> Result<ImageReference> {
+    match cli::path_without_kind(typed) {
+        Some(error) => Err(error),
+        None => ImageReference::parse(typed),
+    }
 }
 
 /// Before anything is fetched.
@@ -70,7 +95,7 @@ pub fn injection(context: &Context, args: &Run, image: &Image, user_env: &[EnvVa
         return Ok(Injection::default());
     };
     let policy = plan::Policy {
-        privileged: options::capabilities(args, true)? & options::SYS_ADMIN != 0,
+        privileged: capabilities::capabilities(args, true)? & capabilities::SYS_ADMIN != 0,
         ..context.config.policy()?
     };
     context.plan(&request, &policy)
@@ -84,8 +109,11 @@ fn container(
     volumes: Vec<Volume>,
     injection: Injection,
     layers: &Layers,
+    scratch: ScratchDir,
 ) -> Result<Container> {
     let config = image.config();
+    let host_network = namespaces::network(&args.network)?;
+    let ipc = namespaces::ipc(args.ipc.as_deref())?;
     let caller = Caller::current();
     let mut user = if image.root_is_caller() {
         as_podman_does(
@@ -106,36 +134,36 @@ fn container(
     for note in &placement.notes {
         tracing::warn!("{note}");
     }
-    let argv = options::command(args, &config.entrypoint, &config.cmd).ok_or_else(|| {
+    let argv = command(args, &config.entrypoint, &config.cmd).ok_or_else(|| {
         Error::new(Code::Usage, "the image has no command of its own").fix("name one after the image")
     })?;
     let cwd =
         args.workdir.clone().or_else(|| Some(PathBuf::from(&config.working_dir)).filter(|d| d.is_absolute()));
     let limits = Limits {
-        memory: args.memory.as_deref().map(|m| options::size("--memory", m)).transpose()?,
-        cpus: args.cpus,
-        pids: args.pids_limit.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0),
+        memory: args.resources.memory.as_deref().map(|m| sizes::size("--memory", m)).transpose()?,
+        cpus: args.resources.cpus,
+        pids: args.resources.pids_limit.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0),
     };
     if args.tty && args.interactive && !rustix::termios::isatty(rustix::stdio::stdin()) {
         return Err(
             Error::new(Code::Usage, "-i -t needs a terminal, and standard input is none").fix("leave out -t")
         );
     }
-    let hostname =
-        args.hostname.clone().or_else(|| (args.network == Network::None).then(|| "gpurun".to_owned()));
+    let hostname = args.hostname.clone().or_else(|| (!host_network).then(|| "gpurun".to_owned()));
     let host_name =
         hostname.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
     if !rootless {
-        options::can_give(args)?;
+        capabilities::can_give(args)?;
     }
     Ok(Container {
         id: new_id()?,
         read_only: args.read_only,
-        scratch: context.store_dir.join("scratch"),
+        scratch,
         state_dir: context.state_dir.clone(),
         hostname,
-        host_network: args.network == Network::Host,
-        host_ipc: args.ipc == Ipc::Host,
+        host_network,
+        network_requested: !args.network.is_empty(),
+        host_ipc: ipc == namespaces::Ipc::Host,
         shm_size: shm_size(context, args, &limits)?,
         volumes,
         placement,
@@ -146,13 +174,14 @@ fn container(
             env: process_environment(&host_name, &config.env, &injection.env, user_env, args.tty),
             argv,
             cwd: cwd.unwrap_or_else(|| "/".into()),
-            capabilities: options::capabilities(args, user.uid == 0)?,
+            capabilities: capabilities::capabilities(args, user.uid == 0)?,
             user,
             tty: args.tty,
             interactive: args.interactive,
             init: args.init,
-            rlimits: options::rlimits(&args.ulimit)?,
-            seccomp: options::seccomp(&args.security_opt)?,
+            stop_signal: None,
+            rlimits: limits::rlimits(&args.ulimit)?,
+            seccomp: security::seccomp(&args.security_opt)?,
         },
         injection,
     })
@@ -177,6 +206,21 @@ fn mounts(volumes: &[Volume], root: &Layers) -> Mounts {
         }
     }
     mounts
+}
+
+/// The command: `--entrypoint` or the image's, and the arguments that were typed or the image's. `None` if there is none.
+fn command(args: &Run, entrypoint: &[String], cmd: &[String]) -> Option<Vec<OsString>> {
+    let images = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
+    let typed = args.command.clone();
+    let (front, back) = match &args.entrypoint {
+        // As with Docker, a new entrypoint drops the image's own arguments; an empty one drops the entrypoint alone.
+        Some(entry) if entry.is_empty() => (Vec::new(), if typed.is_empty() { images(cmd) } else { typed }),
+        Some(entry) => (vec![entry.into()], typed),
+        None if typed.is_empty() => (images(entrypoint), images(cmd)),
+        None => (images(entrypoint), typed),
+    };
+    let argv: Vec<OsString> = front.into_iter().chain(back).collect();
+    (!argv.is_empty()).then_some(argv)
 }
 
 /// In an ordinary user's Podman the caller owns what is root's in the image, and his subordinate ids the rest. A container has
@@ -233,8 +277,8 @@ fn shm_size(context: &Context, args: &Run, limits: &Limits) -> Result<u64> {
     // `keep` speaks of what an engine chose; here there is none.
     let configured = context.config.shm_size.as_deref().filter(|size| !["auto", "keep"].contains(size));
     match (args.shm_size.as_deref(), configured) {
-        (Some(size), _) => options::size("--shm-size", size),
-        (None, Some(size)) => options::size("shm-size", size),
+        (Some(size), _) => sizes::size("--shm-size", size),
+        (None, Some(size)) => sizes::size("shm-size", size),
         (None, None) => {
             let system = rustix::system::sysinfo();
             // sysinfo(2) counts in units of mem_unit bytes, and its field is as wide as the machine's word.
@@ -258,10 +302,39 @@ fn new_id() -> Result<String> {
 fn host_file_systems() -> Result<Vec<Volume>> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")
         .or_fail(Code::Inventory, || "the host's mounts cannot be read")?;
-    Ok(options::host_mounts(&mounts)
+    Ok(host_mounts::host_mounts(&mounts)
         .into_iter()
         // What the caller cannot reach on the host he does not get in the container.
         .filter(|path| std::fs::metadata(path).is_ok())
         .map(|path| Volume::Bind { source: path.clone(), target: path, read_only: true })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `gpurun run WORDS rootfs:/x`
+    pub(super) fn run(words: &[&str]) -> Run {
+        let line = ["gpurun", "run"].into_iter().chain(words.iter().copied()).chain(["rootfs:/x"]);
+        let line: Vec<OsString> = line.map(OsString::from).collect();
+        match cli::parse(&line).request {
+            Ok(cli::Request::Run(_, run)) => *run,
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_is_the_users_or_the_images() {
+        let of = |words: &[&str], typed: &[&str]| {
+            let mut args = run(words);
+            args.command = typed.iter().map(OsString::from).collect();
+            let words = command(&args, &["entry".into()], &["default".into()]).unwrap_or_default();
+            words.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+        };
+        assert_eq!(of(&[], &[]), "entry default");
+        assert_eq!(of(&[], &["x", "-y"]), "entry x -y");
+        assert_eq!(of(&["--entrypoint", "sh"], &[]), "sh");
+        assert_eq!(of(&["--entrypoint", ""], &["x"]), "x");
+    }
 }

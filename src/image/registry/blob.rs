@@ -8,7 +8,9 @@
 //! goes to the reader as it comes.
 
 use super::{
-    client::{Attempts, Client, Failure},
+    client::Client,
+    failure::{Attempts, Failure},
+    http::Paced,
     progress::Line,
 };
 use crate::{
@@ -79,14 +81,14 @@ impl Shared {
 
 /// A blob of a registry and the files that it is written to.
 pub struct Blob<'a> {
-    client: &'a Client,
+    client: &'a Client<'a>,
     digest: &'a Digest,
     size: u64,
     directory: OwnedFd,
     state: Mutex<State>,
     changed: Condvar,
     shared: &'a Shared,
-    line: &'a Line,
+    line: &'a Line<'a>,
 }
 
 struct State {
@@ -118,12 +120,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl<'a> Blob<'a> {
     /// With what an earlier pull left in this directory. Nothing is asked yet.
     pub fn new(
-        client: &'a Client,
+        client: &'a Client<'a>,
         digest: &'a Digest,
         size: u64,
         directory: OwnedFd,
         shared: &'a Shared,
-        line: &'a Line,
+        line: &'a Line<'a>,
     ) -> Self {
         let mut pieces = Vec::new();
         for start in (0..size.div_ceil(PIECE)).map(|piece| piece * PIECE) {
@@ -188,7 +190,8 @@ impl<'a> Blob<'a> {
             *patience = Patience::default();
         }
         let waited = received.or_else(|failure| {
-            patience.attempts.after(failure, |pause| {
+            patience.attempts.after(failure, |pause, why| {
+                let _waiting = self.client.status().waiting(why.to_owned());
                 let state = lock(&self.state);
                 let _ = self.changed.wait_timeout_while(state, pause, |state| !state.stopped);
             })
@@ -251,19 +254,19 @@ impl<'a> Blob<'a> {
     }
 
     /// Asks for the bytes from `at` to `end`. Where the registry sends no parts, `end` becomes the blob's.
-    fn connect(&self, at: u64, end: &mut u64) -> Result<BodyReader<'static>, Failure> {
+    fn connect(&self, at: u64, end: &mut u64) -> Result<Paced<BodyReader<'static>>, Failure> {
         let range = (at > 0 || *end < self.size).then_some(at..*end);
-        let response =
-            self.client.get(&format!("blobs/{}", self.digest), range.as_ref()).map_err(|mut failure| {
-                // A registry that restarts refuses connections for a while.
-                failure.again |= lock(&self.state).begun && failure.error.code() == Code::Registry;
-                failure
-            })?;
+        let response = self.client.get_blob(self.digest, range.as_ref()).map_err(|mut failure| {
+            // A registry that restarts refuses connections for a while.
+            failure.again |= lock(&self.state).begun && failure.error.code() == Code::Registry;
+            failure
+        })?;
         let headers = response.headers();
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let wrong = |cause: String| {
             let what = "the registry sends something else than it promised";
-            Failure::lasting(Error::new(Code::ImageBroken, what).cause(cause))
+            let fix = "pull again; if it stays, have the image pushed again, or name a mirror in gpurun's registry-mirrors";
+            Failure::lasting(Error::new(Code::ImageBroken, what).cause(cause).fix(fix))
         };
         let length = text(header::CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
         let part = response.status() == StatusCode::PARTIAL_CONTENT;
@@ -288,7 +291,7 @@ impl<'a> Blob<'a> {
         if known.is_none() {
             self.changed.notify_all();
         }
-        let mut body = response.into_body().into_reader();
+        let mut body = Paced::new(response.into_body().into_reader());
         // A registry that knows no ranges begins at the beginning.
         let skip = at - start;
         match io::copy(&mut (&mut body).take(skip), &mut io::sink()) {
@@ -369,7 +372,9 @@ fn failed(errno: Errno) -> Error {
     match errno {
         Errno::NOSPC | Errno::DQUOT => Error::new(Code::NoSpace, "the image store's filesystem is full")
             .fix("make room on it, or name a directory on another filesystem in GPURUN_STORE"),
-        _ => Error::new(Code::Store, "a part of a layer cannot be kept").cause(errno),
+        _ => Error::new(Code::Store, "a part of a layer cannot be kept")
+            .cause(errno)
+            .fix("name a directory on a local filesystem in GPURUN_STORE"),
     }
 }
 
@@ -392,7 +397,7 @@ pub struct Reader<'b, 'a> {
 
 /// A connection of the reader's own.
 struct Stream {
-    body: BodyReader<'static>,
+    body: Paced<BodyReader<'static>>,
     /// Where it is left again.
     end: u64,
     /// When the piece began that is read, and how long the network was waited for since.

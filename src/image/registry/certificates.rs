@@ -1,40 +1,53 @@
-//! Whom to believe: the system's authorities, and what is laid down for a host in certs.d (containers-certs.d(5)).
+//! Certificates: the system's authorities, and the authorities and client certificates of a host in `certs.d`
+//! (containers-certs.d(5)). A client certificate is shown to the host that it lies there for and to no other.
 
+use super::address::Origin;
 use crate::error::{Code, Error, OrFail, Result};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig};
 
 /// The directories, where the host's own is looked for; the user's first.
 const DIRECTORIES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
 
-/// How a host is spoken to. One that has authorities of its own is checked against them, also where it need not be.
+/// The directories of a host, by each of its names; the user's first.
+fn directories(origin: &Origin) -> Vec<PathBuf> {
+    let home = std::env::home_dir().filter(|home| home.is_absolute());
+    let own = home.map(|home| home.join(".config/containers/certs.d"));
+    let roots: Vec<_> = own.into_iter().chain(DIRECTORIES.map(PathBuf::from)).collect();
+    let named = roots.iter().flat_map(|root| origin.names().into_iter().map(|name| root.join(name)));
+    named.filter(|directory| directory.is_dir()).collect()
+}
+
+/// Whether there is an authority for this host alone: then it is checked, also where it need not be.
+pub fn has_authorities(origin: &Origin) -> bool {
+    let entries = directories(origin).into_iter().filter_map(|directory| directory.read_dir().ok()).flatten();
+    entries.flatten().any(|entry| entry.path().extension().is_some_and(|end| end == "crt"))
+}
+
+/// The settings of TLS for a host.
 ///
 /// # Errors
 /// [`Code::Registry`] where a file cannot be read, or holds no certificate.
-pub fn configure(host: &str, insecure: bool) -> Result<TlsConfig> {
-    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".config/containers/certs.d"));
-    let directories = home.into_iter().chain(DIRECTORIES.map(PathBuf::from)).map(|dir| dir.join(host));
+pub fn configure(origin: &Origin, insecure: bool) -> Result<TlsConfig> {
     let (mut authorities, mut client) = (Vec::new(), None);
-    for directory in directories.filter(|directory| directory.is_dir()) {
+    for directory in directories(origin) {
         let fail = || format!("{} cannot be read", directory.display());
-        for entry in directory.read_dir().or_fail(Code::Registry, fail)? {
-            let path = entry.or_fail(Code::Registry, fail)?.path();
+        let fix = |error: Error| error.fix(format!("chmod a+rx {}", directory.display()));
+        for entry in directory.read_dir().or_fail(Code::Registry, fail).map_err(fix)? {
+            let path = entry.or_fail(Code::Registry, fail).map_err(fix)?.path();
             match path.extension().and_then(|end| end.to_str()) {
                 Some("crt") => authorities.extend(certificates(&path)?),
-                Some("cert") => {
-                    client = Some(pair(&path)?);
-                }
+                Some("cert") => client = Some(pair(&path)?),
                 _ => {}
             }
         }
     }
     let unchecked = insecure && authorities.is_empty();
     if !unchecked {
-        let system = rustls_native_certs::load_native_certs();
-        for error in &system.errors {
-            tracing::warn!("a certificate of the system cannot be used: {error}");
-        }
-        authorities.extend(system.certs.iter().map(|one| Certificate::from_der(one).to_owned()));
+        authorities.extend(system().iter().cloned());
     }
     Ok(TlsConfig::builder()
         .root_certs(RootCerts::from(authorities))
@@ -43,12 +56,28 @@ pub fn configure(host: &str, insecure: bool) -> Result<TlsConfig> {
         .build())
 }
 
+/// The authorities of the system, read once.
+fn system() -> &'static [Certificate<'static>] {
+    static SYSTEM: OnceLock<Vec<Certificate<'static>>> = OnceLock::new();
+    SYSTEM.get_or_init(|| {
+        let system = rustls_native_certs::load_native_certs();
+        for error in &system.errors {
+            tracing::warn!("a certificate of the system cannot be used: {error}");
+        }
+        system.certs.iter().map(|one| Certificate::from_der(one).to_owned()).collect()
+    })
+}
+
 fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>> {
     let fail = || format!("{} cannot be used", path.display());
-    let bytes = std::fs::read(path).or_fail(Code::Registry, fail)?;
+    let fix = |error: Error| {
+        error.fix(format!("put a certificate in PEM into {}, or remove the file", path.display()))
+    };
+    let bytes = std::fs::read(path).or_fail(Code::Registry, fail).map_err(fix)?;
     let items: Result<Vec<_>, _> = ureq::tls::parse_pem(&bytes).collect();
     let found: Vec<_> = items
-        .or_fail(Code::Registry, fail)?
+        .or_fail(Code::Registry, fail)
+        .map_err(fix)?
         .into_iter()
         .filter_map(|item| match item {
             PemItem::Certificate(certificate) => Some(certificate),
@@ -56,27 +85,27 @@ fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>> {
         })
         .collect();
     if found.is_empty() {
-        return Err(Error::new(Code::Registry, fail()).cause("it holds no certificate in PEM"));
+        return Err(fix(Error::new(Code::Registry, fail()).cause("it holds no certificate in PEM")));
     }
     Ok(found)
 }
 
-/// A certificate of ours and its key, beside it. That they belong together is checked here: ureq takes it for granted.
+/// A client certificate and the key beside it. That they belong together is checked here, because ureq does not.
 fn pair(path: &Path) -> Result<ClientCert> {
     let key_path = path.with_extension("key");
     let fail = || format!("{} cannot be used", key_path.display());
     let chain = certificates(path)?;
-    let bytes = std::fs::read(&key_path).or_fail(Code::Registry, fail)?;
-    let key = PrivateKey::from_pem(&bytes).or_fail(Code::Registry, fail)?;
-    let der = rustls::pki_types::PrivateKeyDer::try_from(key.der())
-        .map_err(|cause| Error::new(Code::Registry, fail()).cause(cause))?;
+    let fix =
+        |error: Error| error.fix(format!("put the key of {} into {}", path.display(), key_path.display()));
+    let bytes = std::fs::read(&key_path).or_fail(Code::Registry, fail).map_err(fix)?;
+    let key = PrivateKey::from_pem(&bytes).or_fail(Code::Registry, fail).map_err(fix)?;
+    let der =
+        rustls::pki_types::PrivateKeyDer::try_from(key.der()).or_fail(Code::Registry, fail).map_err(fix)?;
     let certified = rustls::sign::CertifiedKey::from_der(
         chain.iter().map(|one| one.der().to_vec().into()).collect(),
         der.clone_key(),
         &rustls::crypto::ring::default_provider(),
     );
-    certified
-        .or_fail(Code::Registry, fail)
-        .map_err(|error| error.fix(format!("put the key there that {} was made for", path.display())))?;
+    certified.or_fail(Code::Registry, fail).map_err(fix)?;
     Ok(ClientCert::new_with_certs(&chain, key))
 }

@@ -1,23 +1,66 @@
 //! Images from registries (OCI distribution specification).
 //!
 //! ```text
-//!  gpurun ── Order (JSON, stdin) ──► gpurun-pull: fetch ─► client ─► auth, certificates, registries
+//!  gpurun ── Order (JSON, stdin) ──► gpurun-pull: fetch ─► client ─► http (redirects), credentials, token, registries
 //!         ◄── a failure (stdout) ──               │  └───► blob (resumes) ─► inflate ─► hash ─► write
 //!                                                 └──────► the store
 //! ```
 //!
-//! The client is a program of its own: name services (NSS) are libraries that a static program cannot load, and the start
-//! path carries neither TLS nor HTTP. The two share the store and nothing else.
+//! The client is a program of its own, because name services (NSS) are libraries that a static program cannot load, and because
+//! neither TLS nor HTTP belongs on the start path. The two programs share the store and nothing else.
+//!
+//! # Trust boundary
+//!
+//! Registries, the servers that they redirect to, and their token services are hostile. Whatever they send is bounded in bytes and
+//! in time, and checked against a digest wherever one is known.
+//!
+//! # Which credential is sent to which host
+//!
+//! R is the server that was asked: the registry of the image's name, or one of its mirrors, which are hosts of their own. S is a
+//! server that R redirects to. T is the token service that R's own challenge names. An origin is scheme, host and port.
+//!
+//! | credential | from | is sent to | when |
+//! |---|---|---|---|
+//! | name and password | files and helpers, looked up by R's name | R | R answers 401 with `Basic`; afterwards with each request to R's origin |
+//! | name and password | the same | T, as `Basic` | R answers 401 with `Bearer`; T's address is https, or [plain HTTP is allowed](#plain-http) |
+//! | identity token | the same | T, in a POST | the same; a redirect is followed at T's origin only |
+//! | token | T | R | with each request to R's origin |
+//! | client certificate | `certs.d/HOST[:PORT]` | that host and port | in its TLS handshake, whether it is R, S or T |
+//! | output of a helper | `docker-credential-NAME get`, asked for R's name | as name and password, or as identity token | the same |
+//! | name and password in the URL of a proxy | `HTTPS_PROXY` | that proxy | with each connection through it |
+//! | nothing | | S | always: credentials are dropped at the first redirect to another origin and stay dropped, even if S redirects back to R |
+//!
+//! A challenge from S is not answered. A challenge from R counts after redirects within R's origin. `Authorization` is kept across
+//! those and no others. Redirects of T follow the same rule.
+//!
+//! # Plain HTTP
+//!
+//! R is asked over plain HTTP if the configuration calls it insecure or it is this machine, and TLS fails. An https server never
+//! leads to an http one, neither by a redirect nor by the address of a token service. An http server leads to another http server
+//! if the configuration calls R insecure, or calls the other one so, or the other one is this machine, or a digest of what comes is
+//! known and nothing secret goes there. So a manifest that is asked for by tag is not fetched from there.
+//!
+//! Certificates of R are not checked where the configuration calls R insecure or R is this machine, and nothing in `certs.d` names an
+//! authority for it. What R leads to is checked unless the configuration calls R insecure, or calls that host so.
 
-mod auth;
+mod address;
+mod auth_file;
 mod blob;
 mod certificates;
+mod challenge;
 mod client;
+mod credentials;
+mod failure;
 pub mod fetch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+mod http;
 mod progress;
 mod registries;
+mod status;
+mod token;
 
-use super::{RegistryName, Store, manifest::Platform};
+use super::{Platform, RegistryName, Store};
 use crate::{
     error::{Code, Error, OrFail, Result},
     programs,
@@ -32,7 +75,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// The program that fetches.
+/// The name of the program that fetches.
 pub const PULLER: &str = "gpurun-pull";
 
 /// When a registry is asked.
@@ -51,10 +94,10 @@ pub enum When {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Progress {
-    /// A bar a layer on a terminal, nothing elsewhere.
+    /// A bar for each layer on a terminal, a line every few seconds elsewhere.
     #[default]
     Auto,
-    /// A line for each layer that is there.
+    /// A line for each layer that is in the store, and one every few seconds.
     Plain,
     /// An object a line.
     Json,
@@ -124,26 +167,32 @@ pub fn order(store: &Store, name: &RegistryName, step: Step, pull: &Pull) -> Res
         pull: pull.clone(),
     };
     let fail = || format!("{} cannot be run", program.display());
-    let order = serde_json::to_vec(&order).or_fail(Code::Internal, fail)?;
+    let fix =
+        |error: Error| error.fix(format!("install {PULLER} again beside gpurun; GPURUN_LOG=debug says more"));
+    let order = serde_json::to_vec(&order).or_fail(Code::Internal, fail).map_err(fix)?;
     let mut child = Command::new(&program)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .or_fail(Code::Registry, fail)?;
+        .or_fail(Code::Registry, fail)
+        .map_err(fix)?;
     let (Some(mut input), Some(mut output)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err(Error::new(Code::Internal, fail()));
+        return Err(fix(Error::new(Code::Internal, fail())));
     };
     let written = input.write_all(&order);
     drop(input);
     let mut answer = Vec::new();
-    output.read_to_end(&mut answer).or_fail(Code::Internal, || format!("{PULLER} does not answer"))?;
-    let status = child.wait().or_fail(Code::Internal, fail)?;
+    output
+        .read_to_end(&mut answer)
+        .or_fail(Code::Internal, || format!("{PULLER} does not answer"))
+        .map_err(fix)?;
+    let status = child.wait().or_fail(Code::Internal, fail).map_err(fix)?;
     if let Some(error) = serde_json::from_slice(&answer).ok().and_then(|value| Error::from_json(&value)) {
         return Err(error);
     }
-    written.or_fail(Code::Internal, fail)?;
+    written.or_fail(Code::Internal, fail).map_err(fix)?;
     if status.success() {
         return Ok(());
     }
-    Err(Error::new(Code::Registry, format!("{PULLER} did not finish")).cause(status))
+    Err(fix(Error::new(Code::Registry, format!("{PULLER} did not finish")).cause(status)))
 }

@@ -101,7 +101,7 @@ pub fn find(name: &RegistryName) -> Result<Places> {
 
 /// The main file, the user's in place of the machine's, and the drop-ins of both.
 fn files() -> Result<Vec<PathBuf>> {
-    if let Some(file) = env::var_os("CONTAINERS_REGISTRIES_CONF") {
+    if let Some(file) = env::var_os("CONTAINERS_REGISTRIES_CONF").filter(|file| !file.is_empty()) {
         return Ok(vec![file.into()]);
     }
     let own = env::var_os("XDG_CONFIG_HOME")
@@ -229,6 +229,16 @@ fn places(name: &RegistryName, all: &[Registry]) -> Result<Places> {
             .collect::<Result<_>>()?,
         own: there(&registry.location, registry.insecure)?,
     })
+}
+
+/// A registries.conf, for [`crate::fuzz_targets`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(text: &str) {
+    let Ok(all) = parse(text) else { return };
+    for name in ["r.example:5000/a/b", "docker.io/library/a"] {
+        let Ok(name) = RegistryName::parse(name) else { continue };
+        let _ = places(&name, &all);
+    }
 }
 
 #[cfg(test)]

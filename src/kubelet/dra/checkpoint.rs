@@ -27,6 +27,24 @@ struct Kept {
     claims: BTreeMap<String, Prepared>,
 }
 
+impl Kept {
+    fn parse(bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes).or_fail(Code::StateDir, || "it is not a checkpoint of this program")
+    }
+}
+
+/// A checkpoint that another process has left: reading and writing it changes nothing, and its claims can be compared.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let Ok(kept) = Kept::parse(bytes) else { return };
+    let text = serde_json::to_string(&kept).expect("it was JSON");
+    assert_eq!(Kept::parse(text.as_bytes()).expect("it was written"), kept);
+    let all = Checkpoint { path: PathBuf::new(), kept };
+    for (uid, claim) in &all.kept.claims {
+        let _ = (all.holder(uid, claim), all.holder("", claim));
+    }
+}
+
 /// A claim that is prepared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepared {
@@ -59,7 +77,7 @@ impl Checkpoint {
         let nothing = || Kept { boot_id: boot_id.into(), claims: BTreeMap::new() };
         let failed = || format!("{} cannot be used", path.display());
         let kept = match fs::read(path) {
-            Ok(text) => serde_json::from_slice::<Kept>(&text).or_fail(Code::StateDir, failed),
+            Ok(text) => Kept::parse(&text).map_err(|error| error.context(failed())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(nothing()),
             Err(error) => Err(error).or_fail(Code::StateDir, failed),
         };

@@ -22,16 +22,22 @@ mod slice;
 use crate::{
     api::dra::dra_plugin_server::DraPluginServer,
     api::dra_health::dra_resource_health_server::DraResourceHealthServer,
-    api::registration::registration_server::RegistrationServer, api_server::ApiServer, grpc,
-    metrics::Metrics, state::State,
+    api::registration::registration_server::RegistrationServer,
+    api_server::ApiServer,
+    grpc,
+    metrics::Metrics,
+    socket::{self, Socket, Standing},
+    state::State,
 };
 use checkpoint::Checkpoint;
 use gpurun::error::{Code, OrFail, Result};
 use health::Health;
+use hyper::body::Incoming;
 use publish::Publisher;
 use rustix::{fs::FlockOperation, io::Errno};
 use server::{Claims, Registrar, Services};
 use std::{
+    convert::Infallible,
     fs::{self, File},
     path::{Path, PathBuf},
     sync::Arc,
@@ -39,15 +45,20 @@ use std::{
 };
 use tokio::{
     net::UnixListener,
+    select,
     sync::{Mutex, watch},
     task::JoinHandle,
 };
+use tonic::body::Body;
+use tower_service::Service;
 
 /// The driver's name, by which claims and kubelets know it.
 pub const DRIVER: &str = "gpu.nvidia.com";
 
 /// Between two looks at whether another process has ended.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Between two looks at whether a socket was removed.
+const LOST: Duration = Duration::from_secs(2);
 
 /// Where a driver is to be found by this node's kubelet, and as what.
 #[derive(Debug, Clone)]
@@ -69,7 +80,6 @@ pub struct Place {
 pub struct Dra {
     publisher: Publisher,
     sys: PathBuf,
-    sockets: [PathBuf; 2],
     /// Held as long as this lives: whoever comes after waits, and finds everything in the file.
     _lock: File,
     tasks: [JoinHandle<()>; 2],
@@ -78,9 +88,6 @@ pub struct Dra {
 impl Drop for Dra {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
-        for socket in &self.sockets {
-            let _ = fs::remove_file(socket);
-        }
     }
 }
 
@@ -113,20 +120,16 @@ impl Dra {
         };
         let endpoint = own.join("dra.sock");
         let registration = place.registrations.join(format!("{DRIVER}-reg.sock"));
-        // The kubelet asks at the endpoint as soon as it has found the registration.
-        let service = listen(&endpoint)?;
         let registrar = Registrar { endpoint: endpoint.clone() };
-        let registrations = listen(&registration)?;
         let services =
             Services { claims: DraPluginServer::new(claims), health: DraResourceHealthServer::new(health) };
-        let service = tokio::spawn(async move { match grpc::serve(service, services).await {} });
-        let registrations = tokio::spawn(async move {
-            match grpc::serve(registrations, RegistrationServer::new(registrar)).await {}
-        });
+        // The kubelet asks at the endpoint as soon as it has found the registration.
+        let service = tokio::spawn(serve_at(Socket::bind(&endpoint)?, services));
+        let registrations =
+            tokio::spawn(serve_at(Socket::bind(&registration)?, RegistrationServer::new(registrar)));
         Ok(Self {
             publisher: Publisher::start(api_server, place.node.clone())?,
             sys: place.sys.clone(),
-            sockets: [registration, endpoint],
             _lock: lock,
             tasks: [registrations, service],
         })
@@ -161,17 +164,59 @@ async fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// A socket in place of one that was left behind.
-fn listen(socket: &Path) -> Result<UnixListener> {
-    let failed = || format!("{} cannot be listened on", socket.display());
-    let directory = |error: gpurun::error::Error| {
-        error.fix("let the pod have the kubelet's plugins and plugins_registry at their own paths (the chart: dra.enabled=true)")
-    };
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).or_fail(Code::Config, failed);
+/// Serves at a socket, and at a new one under the same name when the socket was removed. Where another program listens under the
+/// name, its end is waited for. The socket is removed with the task.
+async fn serve_at<S>(first: (UnixListener, Socket), service: S)
+where
+    S: Service<http::Request<Incoming>, Response = http::Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    let (mut listener, mut socket) = first;
+    loop {
+        select! {
+            never = grpc::serve(listener, service.clone()) => match never {},
+            () = lost(&socket) => {}
         }
-        _ => {}
+        let path = socket.path().to_path_buf();
+        loop {
+            match Socket::bind(&path) {
+                Ok(bound) => break (listener, socket) = bound,
+                Err(error) => tracing::error!("{error}"),
+            }
+            tokio::time::sleep(LOST).await;
+        }
+        tracing::info!("{} was removed, and is there again", path.display());
     }
-    UnixListener::bind(socket).or_fail(Code::Config, failed).map_err(directory)
+}
+
+/// Waits until a socket's name leads to no listener.
+async fn lost(socket: &Socket) {
+    let mut said = false;
+    loop {
+        tokio::time::sleep(LOST).await;
+        match socket.standing() {
+            Standing::Ours => said = false,
+            Standing::Gone => return,
+            Standing::Taken => match socket::listener_of(socket.path()).await {
+                None => return,
+                Some(other) if !said => {
+                    tracing::warn!(
+                        "{other} has taken {}: it is {DRIVER} on this node now, and this driver waits for its end; run one of both",
+                        socket.path().display()
+                    );
+                    said = true;
+                }
+                Some(_) => {}
+            },
+        }
+    }
+}
+
+/// A checkpoint that another process has left.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    checkpoint::fuzz(bytes);
 }

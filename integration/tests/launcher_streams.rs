@@ -1,0 +1,290 @@
+//! What a container's standard streams are: the table of `container/stdio.rs`, cell by cell.
+
+use gpurun_integration::{
+    Caller, SpawnPiped, TestHost, finish, on_a_terminal, rootfs, run, temporary, until,
+};
+use std::{
+    fs,
+    io::{Read, Write},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt, net::UnixStream},
+    },
+    path::Path,
+    process::{Command, Stdio},
+};
+
+fn busybox() -> String {
+    rootfs("busybox")
+}
+
+/// What the launcher's three streams are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Streams {
+    Terminal,
+    File,
+    Pipe,
+    Socket,
+    Null,
+    Closed,
+}
+
+/// Both callers, as root and as another user of the container.
+fn identities() -> impl Iterator<Item = (Caller, &'static str)> {
+    Caller::EACH.into_iter().flat_map(|caller| ["-u 0", "-u 1234"].map(|user| (caller, user)))
+}
+
+/// Notes in the volume what the streams are, writes to both by opening them again, and copies the input to the volume.
+const SCRIPT: &str = "for n in 0 1 2; do readlink /proc/$$/fd/$n; done > /notes/streams; \
+                      echo to-stdout > /dev/stdout; echo to-stderr > /dev/stderr; cat > /notes/input; echo $? > /notes/done";
+
+/// The container's streams (`pipe`, or a path), and what the launcher's standard output, standard error and input ended as.
+fn observe(streams: Streams, options: &str, caller: Caller) -> (Vec<String>, String, String, String) {
+    let host = TestHost::new("t4");
+    let notes = temporary();
+    fs::set_permissions(notes.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let options = format!("{options} -v {}:/notes", notes.path().display());
+    let mut command = host.command(caller, &options, &busybox(), &["sh", "-c", SCRIPT]);
+    let (out, err) = (notes.path().join("out"), notes.path().join("err"));
+    let appending = |path: &Path| {
+        fs::write(path, "before\n").unwrap();
+        fs::OpenOptions::new().append(true).open(path).unwrap()
+    };
+    let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+    let (stdout, stderr) = match streams {
+        Streams::Pipe => {
+            let mut child = command.stdin(Stdio::piped()).spawn_piped();
+            child.stdin.take().unwrap().write_all(b"typed\n").unwrap();
+            let ended = finish(child);
+            assert_eq!(ended.code, 0, "{ended:?}");
+            (ended.out, ended.err)
+        }
+        Streams::File => {
+            fs::write(notes.path().join("in"), "typed\n").unwrap();
+            command.stdin(fs::File::open(notes.path().join("in")).unwrap());
+            let status = command.stdout(appending(&out)).stderr(appending(&err)).status().unwrap();
+            assert!(status.success());
+            (read(&out), read(&err))
+        }
+        Streams::Socket => {
+            let pairs = [(); 3].map(|()| UnixStream::pair().unwrap());
+            let [(mut input, i), (mut output, o), (mut error, e)] = pairs;
+            let [i, o, e] = [i, o, e].map(|end| Stdio::from(OwnedFd::from(end)));
+            let mut child = command.stdin(i).stdout(o).stderr(e).spawn().unwrap();
+            drop(command);
+            input.write_all(b"typed\n").unwrap();
+            drop(input);
+            let (mut stdout, mut stderr) = (String::new(), String::new());
+            output.read_to_string(&mut stdout).unwrap();
+            error.read_to_string(&mut stderr).unwrap();
+            assert!(child.wait().unwrap().success());
+            (stdout, stderr)
+        }
+        Streams::Null => {
+            let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            assert!(status.unwrap().success());
+            Default::default()
+        }
+        Streams::Closed => {
+            let mut closed = Command::new("sh");
+            closed.args(["-c", "exec \"$@\" <&- >&- 2>&-", "sh"]);
+            closed.arg(command.get_program()).args(command.get_args()).env_clear();
+            closed.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            assert!(closed.current_dir(command.get_current_dir().unwrap()).status().unwrap().success());
+            Default::default()
+        }
+        Streams::Terminal => {
+            let script = if options.contains("-i") {
+                r#"[["type", "typed\n"], ["wait", "to-stderr"], ["type", "\u0004"]]"#
+            } else {
+                r#"[["wait", "to-stderr"]]"#
+            };
+            let ended = on_a_terminal(&command, script);
+            assert_eq!(ended.code, 0, "{ended:?}");
+            let shown = ended.out.replace("\r\n", "\n");
+            (shown.clone(), shown)
+        }
+    };
+    assert_eq!(read(&notes.path().join("done")), "0\n", "{streams:?} {options}");
+    let kinds = read(&notes.path().join("streams"));
+    let kinds = kinds.lines().map(|line| line.split(':').next().unwrap().to_owned()).collect();
+    (kinds, stdout, stderr, read(&notes.path().join("input")))
+}
+
+fn check(streams: Streams, output: &str, stdout: &str, stderr: &str, input: &str) {
+    for (caller, user) in identities() {
+        for (interactive, kind, typed) in [("", "/dev/null", ""), ("-i", "pipe", input)] {
+            let observed = observe(streams, &format!("{user} {interactive}"), caller);
+            let kinds = [kind, output, output].map(str::to_owned).to_vec();
+            let expected = (kinds, stdout.to_owned(), stderr.to_owned(), typed.to_owned());
+            assert_eq!(observed, expected, "{streams:?} {caller:?} {user} {interactive}");
+        }
+    }
+}
+
+#[test]
+fn a_pipe_is_a_pipe_of_the_containers_own() {
+    check(Streams::Pipe, "pipe", "to-stdout\n", "to-stderr\n", "typed\n");
+}
+
+#[test]
+fn a_file_is_appended_to_and_never_truncated() {
+    check(Streams::File, "pipe", "before\nto-stdout\n", "before\nto-stderr\n", "typed\n");
+}
+
+#[test]
+fn a_socket_can_be_opened_as_dev_stdout() {
+    check(Streams::Socket, "pipe", "to-stdout\n", "to-stderr\n", "typed\n");
+}
+
+#[test]
+fn the_null_device_is_the_containers_own() {
+    check(Streams::Null, "/dev/null", "", "", "");
+}
+
+#[test]
+fn a_closed_stream_is_the_null_device() {
+    check(Streams::Closed, "/dev/null", "", "", "");
+}
+
+#[test]
+fn a_terminal_is_never_seen_without_t() {
+    for (caller, user) in identities() {
+        for (interactive, kind, typed) in [("", "/dev/null", ""), ("-i", "pipe", "typed\n")] {
+            let (kinds, shown, _, input) =
+                observe(Streams::Terminal, &format!("{user} {interactive}"), caller);
+            assert_eq!(kinds, [kind, "pipe", "pipe"], "{caller:?} {user} {interactive}");
+            assert_eq!(input, typed, "{caller:?} {user} {interactive}");
+            // One pipe for both, because both are the same terminal: the order is the command's.
+            let order = [shown.find("to-stdout"), shown.find("to-stderr")];
+            assert!(order[0].is_some() && order[0] < order[1], "{shown}");
+        }
+    }
+}
+
+#[test]
+fn with_t_all_three_are_the_containers_terminal() {
+    for (caller, user) in identities() {
+        for (interactive, typed) in [("", ""), ("-i", "typed\n")] {
+            let options = format!("{user} -t {interactive}");
+            if interactive.is_empty() {
+                // Nothing is ever typed there, so that `cat` would wait for ever.
+                let host = TestHost::new("t4");
+                let out = host.ok(
+                    caller,
+                    &options,
+                    &busybox(),
+                    "tty; readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2; echo a > /dev/stdout",
+                );
+                assert_eq!(out.replace('\r', ""), "/dev/pts/0\n/dev/pts/0\n/dev/pts/0\n/dev/pts/0\na\n");
+                continue;
+            }
+            let (kinds, _, _, input) = observe(Streams::Terminal, &options, caller);
+            assert_eq!(kinds, ["/dev/pts/0"; 3], "{options}");
+            assert_eq!(input, typed, "{options}");
+        }
+    }
+}
+
+#[test]
+fn streams_that_are_one_file_keep_their_order() {
+    let host = TestHost::new("t4");
+    let dir = temporary();
+    let log = dir.path().join("log");
+    let expected: String = (0..500).map(|n| format!("out {n}\nerr {n}\n")).collect();
+    for caller in Caller::EACH {
+        fs::write(&log, "").unwrap();
+        let file = fs::OpenOptions::new().append(true).open(&log).unwrap();
+        let script = "i=0; while [ $i -lt 500 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done";
+        let mut command = host.command(caller, "", &busybox(), &["sh", "-c", script]);
+        let status = command.stdout(file.try_clone().unwrap()).stderr(file).status().unwrap();
+        assert!(status.success());
+        assert_eq!(fs::read_to_string(&log).unwrap(), expected);
+    }
+}
+
+#[test]
+fn no_byte_is_lost_when_the_container_ends() {
+    let host = TestHost::new("t4");
+    let dir = temporary();
+    // A reader that starts late, so that pipes are full when the command ends; and processes that the command leaves behind.
+    let script = "(while :; do sleep 1; done) & head -c 60000 /dev/zero | tr '\\0' e >&2; head -c 60000 /dev/zero | tr '\\0' o";
+    for caller in Caller::EACH {
+        let mut child = host.command(caller, "", &busybox(), &["sh", "-c", script]).spawn_piped();
+        let (mut out, mut err) = (String::new(), String::new());
+        let mut stdout = child.stdout.take().unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        stdout.read_to_string(&mut out).unwrap();
+        stderr.read_to_string(&mut err).unwrap();
+        assert_eq!((out.len(), err.len(), child.wait().unwrap().code()), (60_000, 60_000, Some(0)));
+
+        let log = dir.path().join("large");
+        let file = fs::File::create(&log).unwrap();
+        let status = host
+            .command(caller, "", &busybox(), &["sh", "-c", "yes | head -c 20000000"])
+            .stdout(file)
+            .status();
+        assert!(status.unwrap().success());
+        assert_eq!(fs::metadata(&log).unwrap().len(), 20_000_000);
+    }
+}
+
+#[test]
+fn a_slow_reader_of_one_stream_does_not_stop_the_other() {
+    let host = TestHost::new("t4");
+    for caller in Caller::EACH {
+        // More than any pipe holds goes to standard output, which is not read until standard error is at its end.
+        let script = "(head -c 3000000 /dev/zero | tr '\\0' o) & head -c 3000000 /dev/zero | tr '\\0' e >&2; exec 2>&-; wait";
+        let mut child = host.command(caller, "", &busybox(), &["sh", "-c", script]).spawn_piped();
+        let mut seen = vec![0; 3_000_000];
+        child.stderr.as_mut().unwrap().read_exact(&mut seen).unwrap();
+        let ended = finish(child);
+        assert_eq!((ended.out.len(), ended.code), (3_000_000, 0));
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let host = TestHost::new("t4");
+    for caller in Caller::EACH {
+        let mut command = host.command(caller, "", &busybox(), &["sh", "-c", "echo lost; exit 0"]);
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let child = command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+        let ended = finish(child);
+        assert_eq!(ended.code, 125, "{ended:?}");
+        assert!(ended.err.contains("No space left") && ended.err.contains("fix: "), "{ended:?}");
+        // Without a word there is nothing to lose.
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = host.command(caller, "", &busybox(), &["true"]);
+        assert_eq!(command.stdout(full).status().unwrap().code(), Some(0));
+    }
+}
+
+#[test]
+fn the_launcher_does_not_wait_for_descriptors_that_left_the_container() {
+    // A process of the host holds the container's standard output open, as after SCM_RIGHTS on a volume.
+    let host = TestHost::new("t4");
+    let script = "echo ready; while :; do sleep 0.05; done";
+    let mut child = host.command(Caller::Root, "", &busybox(), &["sh", "-c", script]).spawn_piped();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let mut inside = String::new();
+    until("the container's process", || {
+        inside = fs::read_to_string(&children).unwrap_or_default().trim().to_owned();
+        !inside.is_empty()
+    });
+    let held = fs::OpenOptions::new().write(true).open(format!("/proc/{inside}/fd/1")).unwrap();
+    gpurun_integration::must(Command::new("kill").args(["-TERM", &child.id().to_string()]));
+    assert_eq!(finish(child).code, 143);
+    drop(held);
+}
+
+#[test]
+fn an_empty_input_ends_the_commands_input() {
+    let host = TestHost::new("t4");
+    for caller in Caller::EACH {
+        let ended = run(&mut host.command(caller, "-i", &busybox(), &["cat"]));
+        assert_eq!((ended.code, ended.out.as_str()), (0, ""));
+    }
+}

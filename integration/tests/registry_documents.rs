@@ -1,0 +1,295 @@
+//! Documents and answers of registries as old, foreign and careless servers send them: what Go's programs accept is accepted, and
+//! what they refuse is refused in one paragraph that says what to do.
+
+use gpurun_integration::{
+    Caller, Ended, SpawnPiped, TestHost, must,
+    registry::Packed,
+    run,
+    web::{Asked, Reply, Served, Web},
+};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
+
+fn busybox() -> Packed {
+    Packed::of("busybox", "gzip")
+}
+
+fn pull(host: &TestHost, web: &Web) -> Ended {
+    let image = format!("{}/ml:1", web.address);
+    run(host.gpurun().args(["rmi", &image]));
+    run(host.gpurun().args(["pull", &image]))
+}
+
+fn serving(served: Served) -> Web {
+    Web::http().answering(move |asked| served.reply(asked))
+}
+
+fn refused(ended: &Ended, code: &str, words: &[&str]) {
+    assert!(ended.code == 125 && ended.err.starts_with(&format!("error[{code}]: ")), "{code}: {ended:?}");
+    assert_eq!(ended.err.lines().count(), 3, "one paragraph with a fix: {ended:?}");
+    assert!(!ended.err.contains('\u{fffd}') && !ended.err.contains("cause: error["), "{ended:?}");
+    assert!(words.iter().all(|word| ended.err.contains(word)), "{words:?}: {ended:?}");
+}
+
+#[test]
+fn a_configuration_is_an_images_by_the_types_that_docker_accepts() {
+    let host = TestHost::new("t4");
+    for kind in [
+        json!("application/vnd.oci.image.config.v1+json"),
+        json!("application/vnd.docker.container.image.v1+json"),
+        json!("application/octet-stream"),
+        json!("application/json"),
+        json!("text/html"),
+        json!("text/html; charset=utf-8"),
+        json!(""),
+        Value::Null,
+    ] {
+        let mut manifest = busybox().manifest();
+        manifest["config"]["mediaType"] = kind.clone();
+        if kind.is_null() {
+            manifest["config"].as_object_mut().unwrap().remove("mediaType");
+        }
+        let web = serving(Served::with_manifest(&busybox(), &manifest.to_string()));
+        let ended = pull(&host, &web);
+        assert_eq!(ended.code, 0, "{kind}: {ended:?}");
+        assert_eq!(host.ok(Caller::Root, "", &format!("{}/ml:1", web.address), "echo it runs"), "it runs\n");
+    }
+    for (kind, artifact, named) in [
+        ("application/vnd.cncf.helm.config.v1+json", None, "application/vnd.cncf.helm.config.v1+json"),
+        (
+            "application/vnd.oci.empty.v1+json",
+            Some("application/vnd.example.model"),
+            "application/vnd.example.model",
+        ),
+        ("application/vnd.docker.plugin.v1+json", None, "plugin"),
+    ] {
+        let mut manifest = busybox().manifest();
+        manifest["config"]["mediaType"] = kind.into();
+        manifest["artifactType"] = json!(artifact);
+        let web = serving(Served::with_manifest(&busybox(), &manifest.to_string()));
+        refused(&pull(&host, &web), "GPU-0042", &[named, "not a container image", "oras pull"]);
+    }
+}
+
+/// The same image with another digest in each place.
+fn in_sha512(packed: &Packed) -> (Served, Value) {
+    let digest = |bytes: &[u8]| {
+        let dir = gpurun_integration::temporary();
+        fs::write(dir.path().join("x"), bytes).unwrap();
+        let out = must(Command::new("sha512sum").arg(dir.path().join("x")));
+        format!("sha512:{}", out.split(' ').next().unwrap())
+    };
+    let mut manifest = packed.manifest();
+    let mut served = Served::of(packed);
+    manifest["config"]["digest"] = digest(&packed.config).into();
+    served.add_blob(&digest(&packed.config), &packed.config);
+    for (i, layer) in packed.layers.iter().enumerate() {
+        manifest["layers"][i]["digest"] = digest(&layer.data).into();
+        served.add_blob(&digest(&layer.data), &layer.data);
+    }
+    let text = manifest.to_string();
+    served.add("manifests/1", manifest["mediaType"].as_str().unwrap(), text.as_bytes());
+    served.add(
+        &format!("manifests/{}", digest(text.as_bytes())),
+        manifest["mediaType"].as_str().unwrap(),
+        text.as_bytes(),
+    );
+    (
+        served,
+        json!({"mediaType": manifest["mediaType"], "digest": digest(text.as_bytes()), "size": text.len()}),
+    )
+}
+
+#[test]
+fn digests_of_other_algorithms_are_read_where_they_are_needed() {
+    let host = TestHost::new("t4");
+    // One compressed layer, and one whose content is the blob.
+    let (mut served, mut descriptor) = in_sha512(&busybox().with_layer("a", 1 << 20, "tar"));
+    let digest = descriptor["digest"].as_str().unwrap().to_owned();
+    descriptor["platform"] = json!({"os": "linux", "architecture": "amd64"});
+    let other = |digest: Value, size: Value| json!({"mediaType": descriptor["mediaType"], "digest": digest, "size": size, "platform": {"os": "linux", "architecture": "s390x"}});
+    let index = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [
+            other(json!("blake3:00"), json!(1)), other(json!("sha1:x"), json!(-1)), other(Value::Null, Value::Null),
+            other(json!(""), json!(1)), descriptor,
+        ],
+    });
+    served.add("manifests/1", "application/vnd.oci.image.index.v1+json", index.to_string().as_bytes());
+    let web = serving(served);
+    let ended = pull(&host, &web);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    for name in [format!("{}/ml:1", web.address), format!("{}/ml@{digest}", web.address)] {
+        assert_eq!(host.ok(Caller::Root, "", &name, "wc -c < /a"), "1048576\n", "{name}");
+    }
+    must(host.gpurun().args(["images", "--verify"]));
+    // The image that is needed has to be one that can be checked.
+    let mut index = index;
+    index["manifests"][4]["digest"] = json!("blake3:00");
+    let mut served = Served::of(&busybox());
+    served.add("manifests/1", "application/vnd.oci.image.index.v1+json", index.to_string().as_bytes());
+    refused(&pull(&host, &serving(served)), "GPU-0042", &["blake3:00", "sha512"]);
+    // And the bytes have to be those of the digest.
+    let (mut served, _) = in_sha512(&busybox());
+    let (_, changed) = in_sha512(&busybox().edit(|config, _| config["author"] = json!("x")));
+    served.add(
+        &format!("manifests/{}", changed["digest"].as_str().unwrap()),
+        "application/vnd.oci.image.manifest.v1+json",
+        b"{}",
+    );
+    let web = serving(served);
+    let ended = run(host
+        .gpurun()
+        .args(["pull", &format!("{}/ml@{}", web.address, changed["digest"].as_str().unwrap())]));
+    refused(&ended, "GPU-0043", &["sha512:"]);
+}
+
+#[test]
+fn documents_are_read_as_go_reads_them() {
+    let host = TestHost::new("t4");
+    let manifest = busybox().manifest();
+    let text = manifest.to_string();
+    for (what, changed) in [
+        (
+            "keys in another case",
+            text.replace("\"config\"", "\"Config\"").replace("\"layers\"", "\"LAYERS\""),
+        ),
+        ("a key twice", text.replacen('{', "{\"layers\": [], \"config\": {\"size\": 1}, ", 1)),
+        ("null", text.replacen('{', "{\"annotations\": null, \"subject\": null, \"manifests\": null, ", 1)),
+        (
+            "unknown keys",
+            text.replacen('{', &format!("{{\"x\": {}{}, ", "[".repeat(2000), "]".repeat(2000)), 1),
+        ),
+        ("white space", format!("\r\n\t {} \n", serde_json::to_string_pretty(&manifest).unwrap())),
+        ("no type", {
+            let mut m = manifest.clone();
+            m.as_object_mut().unwrap().remove("mediaType");
+            m.to_string()
+        }),
+    ] {
+        let ended = pull(&host, &serving(Served::with_manifest(&busybox(), &changed)));
+        assert_eq!(ended.code, 0, "{what}: {ended:?}");
+    }
+    for (what, changed, words) in [
+        ("a byte order mark", format!("\u{feff}{text}"), &["byte order mark"][..]),
+        ("more behind it", format!("{text}{text}"), &["trailing characters"]),
+        ("cut", text[..text.len() / 2].to_owned(), &["cannot be understood"]),
+        ("nothing", String::new(), &["it is empty"]),
+        ("a page", "<html>Welcome to the hotel</html>".into(), &["cannot be understood"]),
+        ("a number", text.replace("\"size\":", "\"size\":1e2, \"x\":"), &["size"]),
+        ("a damaged digest", text.replace("sha256:", "sha256:../"), &["sha256:../", "is not a digest"]),
+        ("both", text.replacen('{', "{\"manifests\": [], ", 1), &["CVE-2021-41190"]),
+        (
+            "the first version",
+            r#"{"schemaVersion": 1, "name": "ml", "fsLayers": []}"#.into(),
+            &["first version"],
+        ),
+    ] {
+        let ended = pull(&host, &serving(Served::with_manifest(&busybox(), &changed)));
+        assert_ne!(ended.code, 0, "{what}");
+        refused(&ended, "GPU-0042", words);
+    }
+}
+
+#[test]
+fn a_configuration_of_millions_of_entries_needs_little_memory() {
+    let host = TestHost::new("t4");
+    let many: serde_json::Map<_, _> = (0..400_000).map(|i| (format!("/v{i}"), json!({}))).collect();
+    let packed = busybox().edit(|config, _| config["config"]["Volumes"] = many.into());
+    assert!(packed.config.len() < 8 << 20);
+    let web = serving(Served::of(&packed));
+    let image = format!("{}/ml:1", web.address);
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -v 250000; exec \"$@\"", "sh"]).arg(host.gpurun().get_program());
+    for (key, value) in host.gpurun().get_envs() {
+        value.map(|value| command.env(key, value));
+    }
+    refused(&run(command.args(["pull", &image])), "GPU-0042", &["entries"]);
+}
+
+#[test]
+fn a_token_is_an_answers_token_or_its_access_token() {
+    let host = TestHost::new("t4");
+    let tokens = Web::http();
+    let (realm, image) = (tokens.url("/token"), Served::of(&busybox()));
+    let registry = Web::http().answering(move |asked| {
+        if asked.authorization() == "Bearer T" {
+            return image.reply(asked);
+        }
+        Reply::challenge(format!("Bearer realm=\"{realm}\""))
+    });
+    for answer in [
+        json!({"token": "T"}),
+        json!({"access_token": "T"}),
+        json!({"token": "", "access_token": "T"}),
+        json!({"token": null, "access_token": "T"}),
+        json!({"Token": "T", "expires_in": "soon"}),
+    ] {
+        tokens.answer(move |_| Reply::ok(answer.to_string()));
+        let ended = pull(&host, &registry);
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+    for (status, code, words) in [
+        (404, "GPU-0048", &["token service", "404", "/token"][..]),
+        (410, "GPU-0048", &["token service"]),
+        (400, "GPU-0048", &["denied", "so sorry"]),
+        (401, "GPU-0048", &["denied", "so sorry", "docker login"]),
+        (403, "GPU-0048", &["denied"]),
+        (418, "GPU-0047", &["418"]),
+    ] {
+        tokens.answer(move |_| {
+            Reply::new(status).body(r#"{"errors": [{"message": "so\nsorry"}], "details": null}"#)
+        });
+        refused(&pull(&host, &registry), code, words);
+    }
+    for answer in ["{}", "", r#"{"token": ""}"#, "{\"token\": \"T\\r\\nX: y\"}"] {
+        tokens.answer(move |_| Reply::ok(answer));
+        refused(&pull(&host, &registry), "GPU-0047", &["gave no token"]);
+    }
+}
+
+#[test]
+fn no_coding_is_asked_for_and_a_document_that_has_one_is_decoded() {
+    let host = TestHost::new("t4");
+    let image = Served::of(&busybox());
+    let web = Web::http().answering(move |asked: &Asked| {
+        let reply = image.reply(asked);
+        if !asked.path.contains("/manifests/") {
+            return reply;
+        }
+        let dir = gpurun_integration::temporary();
+        let file = dir.path().join("x");
+        fs::write(&file, busybox().manifest().to_string()).unwrap();
+        must(Command::new("gzip").arg(&file));
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        Reply::ok(fs::read(file.with_extension("gz")).unwrap())
+            .header("Content-Encoding", "gzip")
+            .header("Content-Type", kind)
+    });
+    let ended = pull(&host, &web);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(web.asked().iter().all(|one| one.headers["accept-encoding"] == "identity"), "{:#?}", web.asked());
+}
+
+#[test]
+fn what_is_waited_for_is_shown() {
+    let host = TestHost::new("t4");
+    let web = Web::http().answering(|_| Reply::new(429).header("Retry-After", "50"));
+    let image = format!("{}/ml:1", web.address);
+    for (options, words) in [
+        (&[][..], ["gpurun: pulling", "waiting for", "too many requests", "50 s"]),
+        (&["--progress", "json"], ["waiting_for", "seconds", "too many requests", "50 s"]),
+    ] {
+        let mut command = host.gpurun();
+        let mut child = command.arg("pull").args(options).arg(&image).stdout(Stdio::null()).spawn_piped();
+        let mut line = String::new();
+        BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(words.iter().all(|word| line.contains(word)), "{line}");
+    }
+}

@@ -1,0 +1,228 @@
+//! Signals on their way to a container.
+//!
+//! Signals to the launcher go to the container's pid 1, as Docker's `--sig-proxy` forwards them. SIGTERM is the request to stop
+//! and becomes the container's stop signal (`--stop-signal`, the image's STOPSIGNAL). Signals that the launcher's parent ignores
+//! (nohup, background jobs of a script) stay ignored.
+//!
+//! The kernel drops a signal to pid 1 whose action is the default (pid_namespaces(7)), so `sleep` as pid 1 would never end by
+//! SIGTERM. [`PidOne`] therefore reads from /proc/PID/status what pid 1 does with the signal. Where it neither handles, ignores
+//! nor blocks a signal that ends any other process, the container is killed and its exit code is 128 plus that signal's number.
+//! This costs nothing at the start, and the command stays pid 1; an init process of ours would cost an exec and a fork. `--init`
+//! needs none of this: gpurun-init blocks all signals and passes them to the command, which is not pid 1 then.
+//!
+//! The same rule holds for Ctrl-C and Ctrl-\ on a container's terminal, where the kernel makes the signal inside the container:
+//! see [`super::terminal`].
+
+use crate::{
+    error::{Code, OrFail, Result},
+    sys::process,
+};
+use nix::sys::{
+    signal::{SigSet, SigmaskHow, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    process::{WaitId, WaitIdOptions},
+};
+
+/// All signals but those about the launcher itself: its children, its terminal's job control, its own faults.
+const FORWARDED: [Signal; 11] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGCONT,
+    Signal::SIGVTALRM,
+    Signal::SIGIO,
+    Signal::SIGWINCH,
+];
+
+/// The forwarded signals, blocked while this value lives and read by descriptor, so that none is lost and none interrupts.
+#[derive(Debug)]
+pub struct Signals {
+    descriptor: SignalFd,
+    blocked: SigSet,
+}
+
+impl Signals {
+    /// Blocks them. To be called before the container's process is made: signals that arrive in between are kept for it.
+    pub fn block() -> Result<Self> {
+        let mut blocked = SigSet::empty();
+        for signal in FORWARDED {
+            if !process::is_ignored(signal as i32) {
+                blocked.add(signal);
+            }
+        }
+        let make = || {
+            nix::sys::signal::sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None)?;
+            SignalFd::with_flags(&blocked, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        };
+        let descriptor = make().or_fail(Code::Internal, || "signals cannot be read by descriptor")?;
+        Ok(Self { descriptor, blocked })
+    }
+
+    /// The next signal that arrived.
+    pub fn next(&self) -> Option<Signal> {
+        let info = self.descriptor.read_signal().ok()??;
+        Signal::try_from(info.ssi_signo.cast_signed()).ok()
+    }
+
+    /// Lets signals act on the launcher itself again: the container has ended.
+    pub fn unblock(&self) {
+        // Changing the mask of this thread to a valid one cannot fail.
+        let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&self.blocked), None);
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+/// The first process of a container. Its pid stays its own until [`PidOne::exit_code`] has waited for it.
+#[derive(Debug)]
+pub struct PidOne {
+    pidfd: OwnedFd,
+    pid: i32,
+    /// The signal that ended the container because pid 1 had no handler for it.
+    ended_by: Option<i32>,
+}
+
+impl PidOne {
+    /// `pid` as the launcher sees it.
+    pub fn new(pidfd: OwnedFd, pid: i32) -> Self {
+        Self { pidfd, pid, ended_by: None }
+    }
+
+    /// Its pid as the launcher sees it, which is the id of its process group as well: it leads a session.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Sends a signal, or ends the container where the signal ends a process and pid 1 has no handler for it.
+    pub fn signal(&mut self, signal: i32) {
+        if self.would_drop(signal) {
+            self.end(signal);
+        } else {
+            // ESRCH: it has ended, which the next poll reports.
+            let _ = process::send_signal(self.pidfd.as_fd(), signal);
+        }
+    }
+
+    /// Whether the kernel would drop this signal although it ends other processes.
+    pub fn would_drop(&self, signal: i32) -> bool {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", self.pid));
+        let is_unhandled = || is_unhandled(&read("status").unwrap_or_default(), signal);
+        // sigwait(3), with which tini and dumb-init wait, takes the signals out of the mask while it waits. The mask is read
+        // again, because that wait may have ended in between. Where neither file can be read (Yama), the signal is only sent.
+        ends_a_process(signal)
+            && is_unhandled()
+            && waits_for_signals(read("syscall").ok(), read("wchan").ok()) == Some(false)
+            && is_unhandled()
+    }
+
+    /// Ends the container as if this signal had ended pid 1.
+    pub fn end(&mut self, signal: i32) {
+        self.ended_by.get_or_insert(signal);
+        let _ = process::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
+    }
+
+    /// Waits for its end. Its exit code, or 128+n if signal n killed it.
+    pub fn exit_code(&self) -> Result<u8> {
+        let status = rustix::io::retry_on_intr(|| {
+            rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
+        })
+        .or_fail(Code::Internal, || "the container's end cannot be waited for")?;
+        let code = status.and_then(|status| {
+            let killed = |signal| match self.ended_by {
+                Some(own) if signal == libc::SIGKILL => 128 + own,
+                _ => 128 + signal,
+            };
+            status.exit_status().or_else(|| status.terminating_signal().map(killed))
+        });
+        Ok(code.and_then(|code| u8::try_from(code & 0xff).ok()).unwrap_or(255))
+    }
+}
+
+impl AsFd for PidOne {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+/// Whether the default action of a signal ends the process (signal(7)).
+fn ends_a_process(signal: i32) -> bool {
+    ![
+        libc::SIGCHLD,
+        libc::SIGCONT,
+        libc::SIGURG,
+        libc::SIGWINCH,
+        libc::SIGTSTP,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+        libc::SIGSTOP,
+    ]
+    .contains(&signal)
+}
+
+/// Whether a process waits in sigwait(3), by its /proc/PID/syscall (number of the system call, or `running`) or /proc/PID/wchan
+/// (the kernel's function, `0` where that is kept secret). `None` where neither is known.
+fn waits_for_signals(syscall: Option<String>, wchan: Option<String>) -> Option<bool> {
+    /// rt_sigtimedwait and, for 32-bit programs, rt_sigtimedwait_time64; on x86_64 or aarch64.
+    const NUMBERS: [&str; 3] = [if cfg!(target_arch = "aarch64") { "137" } else { "128" }, "177", "421"];
+    match (syscall, wchan) {
+        (Some(syscall), _) => Some(NUMBERS.contains(&syscall.split_whitespace().next().unwrap_or_default())),
+        (None, Some(wchan)) if !matches!(wchan.as_str(), "" | "0") => {
+            Some(wchan.starts_with("do_sigtimedwait"))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a process with this /proc/PID/status neither catches, ignores nor blocks the signal (proc_pid_status(5)). Inits block
+/// signals and wait for them. A status without these lines is not one to judge by.
+fn is_unhandled(status: &str, signal: i32) -> bool {
+    let mask = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|hexadecimal| u64::from_str_radix(hexadecimal.trim(), 16).ok())
+    };
+    let masks: Option<Vec<u64>> = ["SigBlk", "SigIgn", "SigCgt"].map(mask).into_iter().collect();
+    masks.is_some_and(|masks| masks.iter().all(|mask| mask >> (signal - 1) & 1 == 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_for_signals_is_seen_in_either_file() {
+        let text = |text: &str| Some(text.to_owned());
+        let number = if cfg!(target_arch = "aarch64") { 137 } else { 128 };
+        assert_eq!(waits_for_signals(text(&format!("{number} 0x7f 0x0\n")), None), Some(true));
+        assert_eq!(waits_for_signals(text("running\n"), text("do_sigtimedwait")), Some(false));
+        assert_eq!(waits_for_signals(None, text("do_sigtimedwait.isra.0")), Some(true));
+        assert_eq!(waits_for_signals(None, text("hrtimer_nanosleep")), Some(false));
+        assert_eq!(waits_for_signals(None, text("0")), None);
+        assert_eq!(waits_for_signals(None, None), None);
+    }
+
+    #[test]
+    fn a_signal_is_unhandled_if_it_is_in_no_mask() {
+        let status = |blocked: u64, ignored: u64, caught: u64| {
+            format!("Name:\tx\nSigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\nSigCgt:\t{caught:016x}\n")
+        };
+        let term = 1 << (libc::SIGTERM - 1);
+        assert!(is_unhandled(&status(0, 0, 0), libc::SIGTERM));
+        assert!(is_unhandled(&status(!term, !term, !term), libc::SIGTERM));
+        for (blocked, ignored, caught) in [(term, 0, 0), (0, term, 0), (0, 0, term)] {
+            assert!(!is_unhandled(&status(blocked, ignored, caught), libc::SIGTERM));
+        }
+        assert!(is_unhandled(&status(0, 0, 0), 64));
+        assert!(!is_unhandled("", libc::SIGTERM) && !is_unhandled("SigBlk: x", libc::SIGTERM));
+    }
+}

@@ -1,0 +1,202 @@
+//! Removes what killed launchers and killed pulls have left, while a container runs.
+//!
+//! A start waits for no leftovers: a container that was killed may have written 100,000 files. When the command runs, the launcher
+//! looks at a few entries of the store, and where one is stale it forks a sweeper of low priority. The sweeper ends with the
+//! launcher, in the middle of its work if need be, and the next sweeper goes on from there; the launcher never waits for it.
+//!
+//! One sweeper is at work for each store: it holds an exclusive flock(2) on the store's `scratch`. Lock order: `scratch`, then one
+//! entry at a time, both without waiting.
+//!
+//! Entries are recognised before they are removed: a name of a container's id, and in it nothing but what a launcher makes.
+
+use super::{
+    cgroup,
+    scratch::{Scratch, remove_tree},
+    user_namespace::IdMap,
+};
+use crate::{
+    image::{ScratchDir, clean_tmp, tree},
+    sys::process::{self, Clone},
+};
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, openat, statat},
+    process::Signal,
+};
+use std::{
+    ffi::{CStr, CString},
+    time::Duration,
+};
+
+/// How many entries the launcher looks at. With more running containers than that, a stale entry is found by one of the next starts.
+const LOOKS: usize = 8;
+/// A directory that is younger may be one that a launcher makes and has not locked yet; and a sweeper of low priority must not hold
+/// what a start waits for.
+const YOUNG: Duration = Duration::from_secs(1);
+/// How often a sweeper comes back for what was too young.
+const ROUNDS: u32 = 4;
+
+impl Scratch {
+    /// Looks for leftovers, and lets a process of its own remove them. Nothing depends on it: what fails here is tried again by the
+    /// next start.
+    pub fn sweep_beside(&self) {
+        if let Some(lock) = lock(&self.all)
+            && let Err(error) = sweep_in_child(&self.all, lock, self.id_map.as_ref())
+        {
+            tracing::debug!(%error, "leftovers stay for the next start");
+        }
+    }
+}
+
+/// The lock of the store's sweeper, where it is free and something is to be swept.
+fn lock(all: &ScratchDir) -> Option<OwnedFd> {
+    let own = openat(&all.directory, c".", tree::DIRECTORY, Mode::empty()).ok()?;
+    flock(&own, FlockOperation::NonBlockingLockExclusive).ok()?;
+    let stale = |directory: &OwnedFd, is_ours: fn(&CStr) -> bool| {
+        names(directory)
+            .filter(|name| is_ours(name))
+            .take(LOOKS)
+            .any(|name| tree::lock_if_free(directory, &name).is_some())
+    };
+    (stale(&own, is_id) || stale(&all.temporary, |name| !name.to_bytes().ends_with(b".lock"))).then_some(own)
+}
+
+fn sweep_in_child(all: &ScratchDir, lock: OwnedFd, id_map: Option<&IdMap>) -> std::io::Result<()> {
+    let launcher = rustix::process::getpid();
+    match process::clone_into(0, None)? {
+        Clone::Parent(..) => Ok(()),
+        Clone::Child => {
+            let prepared = || -> rustix::io::Result<()> {
+                rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+                if rustix::process::getppid() != Some(launcher) {
+                    return Err(rustix::io::Errno::SRCH);
+                }
+                // Who reads the container's output waits until every writer is gone.
+                let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+                rustix::stdio::dup2_stdin(&null)?;
+                rustix::stdio::dup2_stdout(&null)?;
+                rustix::stdio::dup2_stderr(&null)?;
+                rustix::process::nice(19)?;
+                Ok(())
+            };
+            let mut kept = [lock.as_fd(), all.directory.as_fd(), all.temporary.as_fd()];
+            if prepared().is_ok() && process::close_others(&mut kept).is_ok() {
+                sweep(all, id_map);
+            }
+            process::exit_now(0)
+        }
+    }
+}
+
+/// Removes all that is stale, and waits for what is too young to tell.
+fn sweep(all: &ScratchDir, id_map: Option<&IdMap>) {
+    for _ in 0..ROUNDS {
+        let mut young = false;
+        for name in names(&all.directory).filter(|name| is_id(name)) {
+            if is_young(&all.directory, &name) {
+                young = true;
+            } else if let Some(directory) = tree::lock_if_free(&all.directory, &name)
+                && is_scratch(&directory)
+            {
+                // What cannot be removed stays for the next sweeper.
+                let _ = cgroup::Cgroup::remove_stale(&name.to_string_lossy())
+                    .map(|()| remove_tree(&all.directory, &name, id_map));
+            }
+        }
+        let _ = clean_tmp(&all.temporary);
+        if !young {
+            return;
+        }
+        std::thread::sleep(YOUNG);
+    }
+}
+
+fn names(directory: &OwnedFd) -> impl Iterator<Item = CString> + use<> {
+    let entries = Dir::read_from(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_owned())
+}
+
+/// Whether this is the name of a container's directory: 12 hexadecimal digits.
+fn is_id(name: &CStr) -> bool {
+    let name = name.to_bytes();
+    name.len() == 12 && name.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Whether a launcher made all that lies at the top of the directory.
+fn is_scratch(directory: &OwnedFd) -> bool {
+    names(directory).all(|name| {
+        let name = name.to_bytes();
+        let made = ["upper", "work", tree::LIFTED].iter().any(|start| {
+            name == start.as_bytes()
+                || name
+                    .strip_prefix(start.as_bytes())
+                    .is_some_and(|rest| rest.starts_with(b"-") || *start == tree::LIFTED)
+        });
+        matches!(name, b"." | b"..") || made
+    })
+}
+
+fn is_young(directory: &OwnedFd, name: &CStr) -> bool {
+    let Ok(stat) = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { return false };
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
+    // A clock that was set back makes nothing young for ever.
+    (0..=i64::try_from(YOUNG.as_secs()).unwrap_or(1)).contains(&(now - stat.st_ctime))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, path::Path};
+
+    fn area(path: &Path) -> ScratchDir {
+        for name in ["scratch", "tmp"] {
+            let _ = fs::create_dir(path.join(name));
+        }
+        let open = |name| crate::apply::rootfs::open_host_directory(&path.join(name)).unwrap();
+        ScratchDir { path: path.join("scratch"), directory: open("scratch"), temporary: open("tmp") }
+    }
+
+    fn make(path: &Path, names: &[&str]) {
+        for name in names {
+            fs::create_dir_all(path.join(name)).unwrap();
+        }
+    }
+
+    #[test]
+    fn only_stale_directories_of_containers_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = area(dir.path());
+        make(
+            &all.path,
+            &["0123456789ab/upper/x/y", "0123456789ab/work/work", "00000000aaaa/.lifted-7", "00000000bbbb"],
+        );
+        make(
+            &all.path,
+            &[
+                "00000000cccc/upper-a1",
+                "notes/upper",
+                "0123456789AB/upper",
+                "cafecafecafe/upper",
+                "cafecafecafe/own",
+            ],
+        );
+        let running = Scratch::create(&all, "00000000dddd", None).unwrap();
+        std::thread::sleep(2 * YOUNG);
+        let young = "00000000eeee";
+        make(&all.path, &[young]);
+        assert!(is_young(&all.directory, &CString::new(young).unwrap()));
+        assert!(lock(&all).is_some(), "there is something to sweep");
+        let other = openat(&all.directory, c".", tree::DIRECTORY, Mode::empty()).unwrap();
+        flock(&other, FlockOperation::LockExclusive).unwrap();
+        assert!(lock(&all).is_none(), "one sweeper at a time");
+        drop(other);
+        sweep(&all, None);
+        let mut left: Vec<_> = fs::read_dir(&all.path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["00000000dddd", "0123456789AB", "cafecafecafe", "notes"]);
+        running.remove().unwrap();
+    }
+}

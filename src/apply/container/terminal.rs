@@ -1,0 +1,166 @@
+//! A container's pseudo-terminal (`-t`): opened inside the container, shown and typed on by the launcher.
+
+use super::{signals::PidOne, spec::Process};
+use crate::{
+    apply::rootfs::Root,
+    error::{Code, OrFail, Result},
+};
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{OFlags, Uid},
+    io::Errno,
+    pty::OpenptFlags,
+    termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios},
+};
+use std::path::Path;
+
+/// In the container's process: a pseudo-terminal of the container's own devpts, so that its name is true inside. Master and slave.
+pub fn open(root: &Root, process: &Process) -> Result<(OwnedFd, OwnedFd)> {
+    let failed = || "no pseudo-terminal can be opened in the container";
+    let master = root
+        .open(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY)
+        .or_fail(Code::Internal, failed)?;
+    rustix::pty::unlockpt(&master).or_fail(Code::Internal, failed)?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(
+        &master,
+        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
+    )
+    .or_fail(Code::Internal, failed)?;
+    let owner = Some(Uid::from_raw(process.user.uid));
+    rustix::fs::fchown(&slave, owner, None).or_fail(Code::Internal, failed)?;
+    Ok((master, slave))
+}
+
+/// In the container's process, which leads a session: makes this its controlling terminal and its standard streams.
+pub fn install(slave: &OwnedFd) -> Result<()> {
+    let failed = || "the container's terminal cannot be made its controlling terminal";
+    rustix::process::ioctl_tiocsctty(slave).or_fail(Code::Internal, failed)?;
+    rustix::stdio::dup2_stdin(slave).or_fail(Code::Internal, failed)?;
+    rustix::stdio::dup2_stdout(slave).or_fail(Code::Internal, failed)?;
+    rustix::stdio::dup2_stderr(slave).or_fail(Code::Internal, failed)
+}
+
+/// In the launcher: the container's terminal, and the one that the launcher was started on.
+#[derive(Debug)]
+pub struct Terminal {
+    master: OwnedFd,
+    /// Whether there is input to be typed.
+    pub reads_stdin: bool,
+    restore: Option<Termios>,
+}
+
+impl Terminal {
+    /// Takes over the launcher's own terminal, if input is typed there (`-i`).
+    pub fn new(master: OwnedFd, interactive: bool) -> Self {
+        let mut restore = None;
+        if interactive && let Ok(own) = rustix::termios::tcgetattr(rustix::stdio::stdin()) {
+            let mut raw = own.clone();
+            raw.make_raw();
+            if rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &raw).is_ok() {
+                restore = Some(own);
+            }
+        }
+        let terminal = Self { master, reads_stdin: interactive, restore };
+        terminal.resize();
+        terminal
+    }
+
+    /// Gives the container's terminal the size of the launcher's; without one it keeps its own.
+    pub fn resize(&self) {
+        if let Ok(size) = rustix::termios::tcgetwinsize(rustix::stdio::stdout()) {
+            let _ = rustix::termios::tcsetwinsize(&self.master, size);
+        }
+    }
+
+    /// Types what the user typed.
+    pub fn copy_input(&mut self, pid_one: &mut PidOne) {
+        let mut bytes = [0; 4096];
+        match rustix::io::read(rustix::stdio::stdin(), &mut bytes) {
+            Ok(0) => {
+                // The end of the input is a character on a terminal: VEOF, which is 4 by default.
+                self.reads_stdin = false;
+                let _ = write_all(&self.master, &[4]);
+            }
+            Ok(length) => {
+                self.end_by_key(&bytes[..length], pid_one);
+                if write_all(&self.master, &bytes[..length]).is_err() {
+                    self.reads_stdin = false;
+                }
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(_) => self.reads_stdin = false,
+        }
+    }
+
+    /// Ends the container where one of these keys is Ctrl-C or Ctrl-\ and the kernel would drop its signal, because pid 1 leads
+    /// the terminal's foreground and has no handler. The kernel sends these signals itself, inside the container. Which keys they
+    /// are and whether they mean signals now (ISIG) is what the command set: the master side shows the settings of the slave.
+    fn end_by_key(&self, keys: &[u8], pid_one: &mut PidOne) {
+        let is_signal = |termios: &Termios, key: u8| {
+            [(SpecialCodeIndex::VINTR, libc::SIGINT), (SpecialCodeIndex::VQUIT, libc::SIGQUIT)]
+                .into_iter()
+                .find(|(code, _)| termios.special_codes[*code] == key)
+                .map(|(_, signal)| signal)
+        };
+        // Almost every key is neither: nothing is asked for a key that prints.
+        if !keys.iter().any(u8::is_ascii_control) {
+            return;
+        }
+        let Ok(termios) = rustix::termios::tcgetattr(&self.master) else { return };
+        if !termios.local_modes.contains(LocalModes::ISIG) {
+            return;
+        }
+        // 0 is _POSIX_VDISABLE: no key.
+        let Some(signal) = keys.iter().filter(|key| **key != 0).find_map(|key| is_signal(&termios, *key))
+        else {
+            return;
+        };
+        let foreground = rustix::termios::tcgetpgrp(&self.master).map(|group| group.as_raw_nonzero().get());
+        if foreground == Ok(pid_one.pid()) && pid_one.would_drop(signal) {
+            pid_one.end(signal);
+        }
+    }
+
+    /// Shows what the command wrote. Whether there may be more.
+    pub fn copy_output(&mut self) -> bool {
+        let mut bytes = [0; 16 << 10];
+        match rustix::io::read(&self.master, &mut bytes) {
+            Ok(length @ 1..) => write_all(rustix::stdio::stdout(), &bytes[..length]).is_ok(),
+            Err(Errno::INTR) => true,
+            // EIO: no process has the other side open any more.
+            _ => false,
+        }
+    }
+}
+
+impl AsFd for Terminal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.master.as_fd()
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Some(own) = &self.restore {
+            let _ = rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, own);
+        }
+    }
+}
+
+fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(&fd, bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => wait_until_writable(&fd),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// The launcher's own terminal may have been set not to block by another program that shares it.
+fn wait_until_writable(fd: impl AsFd) {
+    let mut polled = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::OUT)];
+    let _ = rustix::event::poll(&mut polled, None);
+}

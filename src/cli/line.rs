@@ -1,0 +1,272 @@
+//! Splits a command line at its image: `gpurun [run] [OPTIONS] IMAGE [ARG…]`. Every word behind IMAGE is the container's,
+//! whatever it looks like, as Docker and Podman have it.
+//!
+//! The image is the first word that is neither an option nor an option's value, by the options' own definitions. The words
+//! before it are brought into one form (each option in one word with its value, flags without one), so that the parser behind
+//! has nothing to decide: pflag's rules are applied here and nowhere else.
+
+use crate::error::{Code, Error, Result};
+use clap::{Arg, ArgAction, Command};
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+};
+
+/// The options that stand at the front of some words.
+#[derive(Debug, Default)]
+pub struct Front {
+    /// The options, each in one word.
+    pub options: Vec<OsString>,
+    /// How many words they took, with a `--` behind them.
+    pub length: usize,
+    /// Whether one of them is not an option of every command.
+    pub has_own: bool,
+    /// Whether `--` ended them.
+    pub escaped: bool,
+    /// Whether a word looks like an option and is none. It is the last one of `options`.
+    pub unknown: bool,
+    /// Flags, in the order in which they were first typed, with their last value.
+    flags: Vec<(String, bool)>,
+}
+
+/// Reads options up to the first word that is none.
+///
+/// # Errors
+/// [`Code::Usage`] for `--flag=VALUE` where VALUE is not a boolean.
+pub fn front(command: &Command, words: &[OsString]) -> Result<Front> {
+    let mut front = Front::default();
+    while let Some(word) = words.get(front.length) {
+        let next = words.get(front.length + 1);
+        let bytes = word.as_bytes();
+        if bytes == b"--" {
+            front.length += 1;
+            front.escaped = true;
+            break;
+        }
+        let read = match bytes {
+            [b'-', b'-', name @ ..] => front.long(command, word, name, next)?,
+            [b'-', letters @ ..] if !letters.is_empty() => front.cluster(command, word, letters, next)?,
+            _ => break,
+        };
+        front.length += read;
+        if front.unknown {
+            break;
+        }
+    }
+    let on = front.flags.iter().filter(|(_, on)| *on).map(|(name, _)| OsString::from(format!("--{name}")));
+    // An unknown word stays the last: what is behind it cannot be read.
+    let at = front.options.len() - usize::from(front.unknown);
+    front.options.splice(at..at, on.collect::<Vec<_>>());
+    Ok(front)
+}
+
+impl Front {
+    /// `--name`, `--name=value`, `--name value`. Returns the number of words.
+    fn long(
+        &mut self,
+        command: &Command,
+        word: &OsStr,
+        name: &[u8],
+        next: Option<&OsString>,
+    ) -> Result<usize> {
+        let (name, value) = match name.iter().position(|byte| *byte == b'=') {
+            Some(at) => (&name[..at], Some(&name[at + 1..])),
+            None => (name, None),
+        };
+        let found = std::str::from_utf8(name).ok().and_then(|name| long(command, name));
+        let Some(arg) = found else {
+            self.options.push(word.to_owned());
+            self.unknown = true;
+            return Ok(1);
+        };
+        self.note(arg);
+        if is_flag(arg) {
+            self.set(arg, value)?;
+            return Ok(1);
+        }
+        match next.filter(|_| value.is_none() && takes_next_word(arg)) {
+            Some(next) => {
+                self.options.push(joined(word, next));
+                Ok(2)
+            }
+            None if value.is_none() && takes_next_word(arg) => Err(missing_value(arg)),
+            None => {
+                self.options.push(word.to_owned());
+                Ok(1)
+            }
+        }
+    }
+
+    /// `-it`, `-itv/a:/b`, `-v /a:/b`, `-t=false`. Returns the number of words.
+    fn cluster(
+        &mut self,
+        command: &Command,
+        word: &OsStr,
+        letters: &[u8],
+        next: Option<&OsString>,
+    ) -> Result<usize> {
+        let mut rest = letters;
+        while let [letter, behind @ ..] = rest {
+            let Some(arg) = short(command, *letter) else {
+                let shown = if rest.len() == letters.len() { word.to_owned() } else { dashed(&[*letter]) };
+                self.options.push(shown);
+                self.unknown = true;
+                return Ok(1);
+            };
+            self.note(arg);
+            if is_flag(arg) {
+                if let [b'=', value @ ..] = behind {
+                    self.set(arg, Some(value))?;
+                    return Ok(1);
+                }
+                self.set(arg, None)?;
+                rest = behind;
+                continue;
+            }
+            let (value, words) = match (behind, next) {
+                ([], Some(next)) => (next.as_bytes(), 2),
+                ([], None) => return Err(missing_value(arg)),
+                ([b'=', value @ ..] | value, _) => (value, 1),
+            };
+            self.options.push(joined(&dashed(&[*letter]), OsStr::from_bytes(value)));
+            return Ok(words);
+        }
+        Ok(1)
+    }
+
+    fn note(&mut self, arg: &Arg) {
+        let of_every_command =
+            arg.is_global_set() || matches!(arg.get_action(), ArgAction::Help | ArgAction::Version);
+        self.has_own |= !of_every_command;
+    }
+
+    fn set(&mut self, arg: &Arg, value: Option<&[u8]>) -> Result<()> {
+        let name = arg.get_long().unwrap_or_default().to_owned();
+        let on = match value {
+            None => true,
+            Some(text) => boolean(text).ok_or_else(|| {
+                let text = String::from_utf8_lossy(text);
+                Error::new(Code::Usage, format!("--{name}={text} is neither true nor false"))
+                    .fix(format!("write --{name} or --{name}=false"))
+            })?,
+        };
+        match self.flags.iter_mut().find(|(known, _)| *known == name) {
+            Some(flag) => flag.1 = on,
+            None => self.flags.push((name, on)),
+        }
+        Ok(())
+    }
+}
+
+/// Go's strconv.ParseBool, by which Docker and Podman read flags.
+pub fn boolean(text: &[u8]) -> Option<bool> {
+    match text {
+        b"1" | b"t" | b"T" | b"true" | b"TRUE" | b"True" => Some(true),
+        b"0" | b"f" | b"F" | b"false" | b"FALSE" | b"False" => Some(false),
+        _ => None,
+    }
+}
+
+fn long<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
+    command.get_arguments().find(|arg| {
+        arg.get_long() == Some(name) || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
+    })
+}
+
+fn short(command: &Command, letter: u8) -> Option<&Arg> {
+    command.get_arguments().find(|arg| arg.get_short() == Some(letter.into()))
+}
+
+/// Whether an option is on or off, and its value a boolean.
+fn is_flag(arg: &Arg) -> bool {
+    !arg.get_action().takes_values()
+}
+
+/// Whether the value may be the next word. pflag: not where the option means something without a value.
+fn takes_next_word(arg: &Arg) -> bool {
+    !arg.is_require_equals_set()
+}
+
+fn missing_value(arg: &Arg) -> Error {
+    let name = arg.get_long().unwrap_or_default();
+    let value = arg.get_value_names().and_then(|names| names.first()).map_or("VALUE", |name| name.as_str());
+    Error::new(Code::Usage, format!("--{name} wants a value"))
+        .fix(format!("write --{name} {value}; `gpurun run --help` lists what there is"))
+}
+
+fn dashed(letters: &[u8]) -> OsString {
+    OsString::from_vec([b"-", letters].concat())
+}
+
+fn joined(option: &OsStr, value: &OsStr) -> OsString {
+    OsString::from_vec([option.as_bytes(), b"=", value.as_bytes()].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::run_command;
+
+    fn read(words: &str) -> (String, usize) {
+        let words: Vec<OsString> = words.split(' ').map(OsString::from).collect();
+        let front = front(&run_command("run"), &words).unwrap();
+        let options: Vec<_> = front.options.iter().map(|word| word.to_str().unwrap()).collect();
+        (options.join(" "), front.length)
+    }
+
+    #[test]
+    fn options_are_read_as_pflag_reads_them() {
+        for (typed, options, length) in [
+            ("IMAGE -e A=b", "", 0),
+            ("-e A=b IMAGE", "-e=A=b", 2),
+            ("-eA=b IMAGE", "-e=A=b", 1),
+            ("-e=A=b IMAGE", "-e=A=b", 1),
+            ("--env A=b IMAGE", "--env=A=b", 2),
+            ("--env=A=b IMAGE", "--env=A=b", 1),
+            ("-it IMAGE", "--interactive --tty", 1),
+            ("-itw /x IMAGE", "-w=/x --interactive --tty", 2),
+            ("-t=false IMAGE", "", 1),
+            ("-it -t=0 IMAGE", "--interactive", 2),
+            ("--init=f --init=T IMAGE", "--init", 2),
+            ("--rm true", "--rm", 1),
+            ("-- IMAGE", "", 1),
+            ("--entrypoint -- IMAGE", "--entrypoint=--", 2),
+            ("--name -x IMAGE", "--name=-x", 2),
+            ("--net host IMAGE", "--net=host", 2),
+            ("--sig-proxy IMAGE", "--sig-proxy", 1),
+            ("--sig-proxy=false IMAGE", "--sig-proxy=false", 1),
+            ("-itd IMAGE", "--interactive --tty --detach", 1),
+            ("--gpu all IMAGE", "--gpu", 1),
+            ("-iX IMAGE", "--interactive -X", 1),
+            ("- IMAGE", "", 0),
+        ] {
+            assert_eq!(read(typed), (options.to_owned(), length), "{typed}");
+        }
+    }
+
+    #[test]
+    fn booleans_are_gos() {
+        for text in ["1", "t", "T", "true", "TRUE", "True"] {
+            assert_eq!(boolean(text.as_bytes()), Some(true));
+        }
+        for text in ["yes", "on", "", "tRUE", "2"] {
+            assert_eq!(boolean(text.as_bytes()), None);
+        }
+        let words = [OsString::from("--rm=yes")];
+        let error = front(&run_command("run"), &words).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "error[GPU-0001]: --rm=yes is neither true nor false\n  fix: write --rm or --rm=false"
+        );
+    }
+
+    #[test]
+    fn bytes_that_are_not_text_are_options_values_and_images() {
+        let odd = OsString::from_vec(b"\xff".to_vec());
+        let command = run_command("run");
+        assert_eq!(front(&command, std::slice::from_ref(&odd)).unwrap().length, 0);
+        assert_eq!(front(&command, &["-v".into(), odd.clone(), "x".into()]).unwrap().length, 2);
+        assert!(front(&command, &[OsString::from_vec(b"--\xff".to_vec())]).unwrap().unknown);
+        assert!(front(&command, &[OsString::from_vec(b"-\xff".to_vec())]).unwrap().unknown);
+    }
+}

@@ -1,0 +1,97 @@
+//! One paragraph from what the argument parser knows of a failure: the argument, its possible values, what was probably meant.
+
+use crate::error::{Code, Error};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+/// Our error for the parser's. `help` is the command that shows the options.
+pub fn explain(error: &clap::Error, help: &str) -> Error {
+    let context = Context { error };
+    let argument = context.text(ContextKind::InvalidArg);
+    let value = context.text(ContextKind::InvalidValue);
+    let what = match error.kind() {
+        ErrorKind::UnknownArgument => format!("there is no option {argument}"),
+        ErrorKind::InvalidSubcommand => {
+            format!("there is no command {:?}", context.text(ContextKind::InvalidSubcommand))
+        }
+        ErrorKind::InvalidValue if value.is_empty() => format!("{argument} wants a value"),
+        ErrorKind::InvalidValue => format!("{value:?} is not a value of {argument}"),
+        ErrorKind::ValueValidation => format!("{value:?} cannot be used for {argument}"),
+        ErrorKind::MissingRequiredArgument => format!("{} is missing", argument.replace(['<', '>'], "")),
+        ErrorKind::ArgumentConflict => {
+            format!("{argument} cannot be used together with {}", context.text(ContextKind::PriorArg))
+        }
+        ErrorKind::NoEquals => format!("{argument} takes its value behind \"=\""),
+        ErrorKind::TooManyValues => format!("{argument} does not take the value {value:?}"),
+        ErrorKind::InvalidUtf8 => "an argument is not UTF-8".to_owned(),
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            "no command is given".to_owned()
+        }
+        _ => first_paragraph(error),
+    };
+    let mut explained = Error::new(Code::Usage, what);
+    if let Some(cause) = std::error::Error::source(error) {
+        explained = explained.cause(cause);
+    }
+    explained.fix(context.fix(help))
+}
+
+/// The commands that look like the one that was typed.
+pub fn suggested_commands(error: &clap::Error) -> Vec<String> {
+    Context { error }.strings(ContextKind::SuggestedSubcommand)
+}
+
+struct Context<'a> {
+    error: &'a clap::Error,
+}
+
+impl Context<'_> {
+    fn strings(&self, kind: ContextKind) -> Vec<String> {
+        match self.error.get(kind) {
+            Some(ContextValue::String(one)) => vec![one.clone()],
+            Some(ContextValue::Strings(all)) => all.clone(),
+            Some(ContextValue::StyledStr(text)) => vec![text.to_string()],
+            Some(ContextValue::StyledStrs(all)) => all.iter().map(ToString::to_string).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn text(&self, kind: ContextKind) -> String {
+        self.strings(kind).join(", ")
+    }
+
+    /// What was probably meant comes first, then every possible value, then where the rest is.
+    fn fix(&self, help: &str) -> String {
+        let meant: Vec<String> =
+            [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue]
+                .into_iter()
+                .flat_map(|kind| self.strings(kind))
+                .collect();
+        let mut parts = Vec::new();
+        if !meant.is_empty() {
+            parts.push(format!("did you mean {}?", meant.join(" or ")));
+        }
+        // An empty one is no value to choose.
+        let values: Vec<String> =
+            self.strings(ContextKind::ValidValue).into_iter().filter(|value| !value.is_empty()).collect();
+        if !values.is_empty() {
+            parts.push(format!("choose from {}", values.join(", ")));
+        }
+        if meant.is_empty() && self.error.kind() == ErrorKind::MissingRequiredArgument {
+            let usage = self.text(ContextKind::Usage);
+            let usage = usage.trim_start_matches("Usage: ").split_whitespace().collect::<Vec<_>>().join(" ");
+            if !usage.is_empty() {
+                parts.push(format!("write {usage}"));
+            }
+        }
+        parts.push(format!("`{help}` lists what there is"));
+        parts.join("; ")
+    }
+}
+
+/// The parser's own words, in one line.
+fn first_paragraph(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+    let joined = lines.collect::<Vec<_>>().join(" ");
+    joined.trim_start_matches("error: ").to_owned()
+}

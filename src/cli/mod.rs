@@ -1,0 +1,419 @@
+//! The command line: argument types, and which of the words belong to gpurun.
+//!
+//! `run`, `plan` and their short form are split at the image before anything is parsed ([`line`]); every other command is
+//! clap's alone. Nothing here acts: what an option means is decided in `commands`.
+#![forbid(unsafe_code)]
+// These comments are the help text, in which brackets mean "optional".
+#![allow(rustdoc::broken_intra_doc_links)]
+
+mod cdi;
+pub mod environment;
+mod foreign;
+pub mod go_flags;
+mod line;
+mod message;
+pub mod nvidia_container_cli;
+pub mod nvidia_ctk;
+mod run;
+mod verbs;
+
+pub use cdi::{
+    Cdi, CdiDirectories, CdiDocument, CdiFormat, CdiGenerate, CdiMode, CdiRefresh, CdiTransform,
+    CdiTransformRoot, RelativeTo,
+};
+pub use run::{Pulling, Resources, Run};
+pub use verbs::path_without_kind;
+
+use crate::error::{Code, Error, Result};
+use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use environment::without_empty_variables;
+use std::{ffi::OsString, path::PathBuf};
+
+/// Starts GPU containers: no daemon, no other runtime, no other toolkit.
+#[derive(Debug, Parser)]
+#[command(
+    name = "gpurun",
+    version,
+    after_help = "gpurun --gpus all IMAGE CMD… is short for gpurun run --gpus all IMAGE CMD…; an image without /, : or @ in its \
+                  name needs the word run, or an option in front"
+)]
+pub struct Cli {
+    /// Where things are, and how much is said.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The names of the commands. A test compares them with the parser's.
+pub const VERBS: [&str; 15] = [
+    "run",
+    "plan",
+    "ls",
+    "doctor",
+    "inventory",
+    "images",
+    "pull",
+    "rmi",
+    "prune",
+    "cdi",
+    "configure",
+    "config",
+    "demo",
+    "completions",
+    "help",
+];
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum Request {
+    /// Run a container.
+    Run(Global, Box<Run>),
+    /// Say what it would get.
+    Plan(Global, Box<Run>),
+    /// Another command.
+    Other(Box<Cli>),
+    /// Help or the version, which is all that was asked for.
+    Print(String),
+}
+
+/// The words of a command line, read up to what they ask for.
+#[derive(Debug)]
+pub struct Parsed {
+    /// Whether failures are printed as JSON.
+    pub json: bool,
+    /// The request.
+    pub request: Result<Request>,
+}
+
+/// Reads the words of `gpurun`, its own name first.
+pub fn parse(words: &[OsString]) -> Parsed {
+    let words = words.get(1..).unwrap_or_default();
+    // Alone it asks for help; in front of an image it is the host name.
+    if words.len() == 1 && words[0] == "-h" {
+        return other(words);
+    }
+    let command = run_command("run");
+    let front = match line::front(&command, words) {
+        Ok(front) => front,
+        Err(error) => return Parsed { json: false, request: Err(error) },
+    };
+    let length = front.length;
+    let next = words.get(length);
+    let verb = next.and_then(|word| word.to_str()).unwrap_or_default();
+    let short_form =
+        front.has_own || front.escaped || front.unknown || (front.length == 0 && is_reference(next));
+    match verb {
+        "run" | "plan" if !front.has_own && !front.escaped && !front.unknown => {
+            let command = if verb == "plan" { run_command("plan") } else { command };
+            container(command, front, &words[length + 1..])
+        }
+        _ if front.has_own && !front.escaped && !front.unknown && VERBS.contains(&verb) => Parsed {
+            json: asks_for_json(&front.options),
+            request: Err(Error::new(
+                Code::Usage,
+                format!("the command {verb} stands behind options of gpurun run"),
+            )
+            .fix(format!("write gpurun {verb} first; for an image of that name write gpurun run … {verb}"))),
+        },
+        _ if short_form || is_reference(next) => container(command, front, &words[length..]),
+        "version" => Parsed { json: false, request: Ok(Request::Print(Cli::command().render_version())) },
+        _ => other(words),
+    }
+}
+
+/// Whether a word can only be an image.
+fn is_reference(word: Option<&OsString>) -> bool {
+    word.is_some_and(|word| verbs::is_explicit_reference(&word.to_string_lossy()))
+}
+
+/// `run` and `plan`. `before` are options in front of `rest`; more may follow a command's name.
+fn container(command: clap::Command, before: line::Front, mut rest: &[OsString]) -> Parsed {
+    let mut options = before.options;
+    if !(before.has_own || before.escaped || before.unknown) {
+        match line::front(&command, rest) {
+            Ok(front) => {
+                options.extend(front.options);
+                rest = if front.unknown { &[] } else { &rest[front.length..] };
+            }
+            Err(error) => return Parsed { json: asks_for_json(&options), request: Err(error) },
+        }
+    } else if before.unknown {
+        rest = &[];
+    }
+    let json = asks_for_json(&options);
+    let is_plan = command.get_name() == "plan";
+    // From here on there are no options: whatever follows is the image and the container's words.
+    let line =
+        std::iter::once("gpurun".into()).chain(options).chain(["--".into()]).chain(rest.iter().cloned());
+    let help = if is_plan { "gpurun plan --help" } else { "gpurun run --help" };
+    let request = command
+        .bin_name(if is_plan { "gpurun plan" } else { "gpurun run" })
+        .try_get_matches_from(line)
+        .map_err(|error| printed_or_refused(&error, help))
+        .and_then(|matches| foreign::check(&matches).map(|()| matches).map_err(Err))
+        .and_then(|matches| run_of(&matches).map_err(|error| printed_or_refused(&error, help)));
+    let request = match request {
+        Ok((global, run)) if is_plan => Ok(Request::Plan(global, Box::new(run))),
+        Ok((global, run)) => Ok(Request::Run(global, Box::new(run))),
+        Err(answer) => answer.map(Request::Print),
+    };
+    Parsed { json, request }
+}
+
+fn run_of(matches: &ArgMatches) -> std::result::Result<(Global, Run), clap::Error> {
+    Ok((Global::from_arg_matches(matches)?, Run::from_arg_matches(matches)?))
+}
+
+/// Every other command.
+fn other(words: &[OsString]) -> Parsed {
+    let json = asks_for_json(words);
+    let line = std::iter::once("gpurun".into()).chain(words.iter().cloned());
+    let verb = words.iter().filter_map(|word| word.to_str()).find(|word| VERBS.contains(word));
+    let help = verb.map_or_else(|| "gpurun --help".to_owned(), |verb| format!("gpurun {verb} --help"));
+    let request = match command().try_get_matches_from(line) {
+        Ok(matches) => match Cli::from_arg_matches(&matches) {
+            Ok(cli) => Ok(Request::Other(Box::new(cli))),
+            Err(error) => printed_or_refused(&error, &help).map(Request::Print),
+        },
+        Err(error) => match (error.kind(), error.get(clap::error::ContextKind::InvalidSubcommand)) {
+            // Of gpurun itself: `cdi` and others have commands of their own.
+            (clap::error::ErrorKind::InvalidSubcommand, Some(clap::error::ContextValue::String(word)))
+                if words
+                    .iter()
+                    .find(|word| !word.to_string_lossy().starts_with('-'))
+                    .is_some_and(|w| w == word.as_str()) =>
+            {
+                Err(verbs::unknown(word, &message::suggested_commands(&error)))
+            }
+            _ => printed_or_refused(&error, &help).map(Request::Print),
+        },
+    };
+    Parsed { json, request }
+}
+
+/// Reads another program's words with clap alone. `Err` within the result is help that was asked for.
+///
+/// # Errors
+/// [`Code::Usage`], with what the parser knows.
+pub fn parse_with<P: Parser>(words: &[OsString], help: &str) -> Result<std::result::Result<P, String>> {
+    answered(environment::parse(words.iter().cloned()), help)
+}
+
+/// Reads another program's words in the grammar of Go's programs.
+///
+/// # Errors
+/// [`Code::Usage`], with what the parser knows.
+pub fn parse_as_go<P: Parser>(words: &[OsString], help: &str) -> Result<std::result::Result<P, String>> {
+    answered(go_flags::parse(words.iter().cloned()), help)
+}
+
+fn answered<P>(
+    parsed: std::result::Result<P, clap::Error>,
+    help: &str,
+) -> Result<std::result::Result<P, String>> {
+    match parsed {
+        Ok(parsed) => Ok(Ok(parsed)),
+        Err(error) => printed_or_refused(&error, help).map(Err),
+    }
+}
+
+/// Help is an answer and goes to standard output; the rest is a failure.
+fn printed_or_refused(error: &clap::Error, help: &str) -> Result<String> {
+    if error.use_stderr() {
+        return Err(message::explain(error, help));
+    }
+    Ok(error.render().to_string())
+}
+
+fn asks_for_json(words: &[OsString]) -> bool {
+    words.iter().take_while(|word| *word != "--").any(|word| word == "--json")
+}
+
+/// The parser of gpurun with all of its commands, for help and completions.
+pub fn command() -> clap::Command {
+    // In front of the others, as in VERBS.
+    without_empty_variables(Cli::command())
+        .mut_subcommands(|command| command.display_order(2))
+        .subcommand(run_command("run").display_order(0))
+        .subcommand(run_command("plan").display_order(1))
+}
+
+/// The parser of `run` or `plan`: options, IMAGE and COMMAND.
+pub fn run_command(name: &'static str) -> clap::Command {
+    let command = clap::Command::new(name)
+        .about(match name {
+            "plan" => "Say what a container would get, and start nothing",
+            _ => "Run a command in a new container",
+        })
+        .after_help("Docker's and Podman's other options are accepted where they change nothing, or refused with what to do instead.")
+        .args_override_self(true)
+        // -h is the host name, as with Docker.
+        .disable_help_flag(true)
+        .arg(Arg::new("help").long("help").action(ArgAction::Help).help("Print help"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .disable_version_flag(true)
+        .arg(Arg::new("version").short('V').long("version").action(ArgAction::Version).hide(true));
+    let command = foreign::add(Run::augment_args(Global::augment_args(command)));
+    without_empty_variables(command).mut_args(|arg| {
+        // pflag: an option's value may begin with a dash.
+        if arg.get_action().takes_values() && !arg.is_positional() {
+            arg.allow_hyphen_values(true)
+        } else {
+            arg
+        }
+    })
+}
+
+/// Options of every verb.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Where the driver's files are (`/`, `/run/nvidia/driver`)
+    #[arg(long, global = true, env = "GPURUN_DRIVER_ROOT", value_name = "DIR", help_heading = "Host")]
+    pub driver_root: Option<PathBuf>,
+    /// Where the device nodes are, if not in the driver root
+    #[arg(long, global = true, env = "GPURUN_DEV_ROOT", value_name = "DIR", help_heading = "Host")]
+    pub dev_root: Option<PathBuf>,
+    /// A simulated host (see gpurun demo --keep) in place of the real one
+    #[arg(long, global = true, env = "GPURUN_SIMULATED_HOST", value_name = "DIR", help_heading = "Host")]
+    pub simulated_host: Option<PathBuf>,
+    /// The configuration file [default: /etc/gpurun/config.toml, if it is there]
+    #[arg(long, global = true, env = "GPURUN_CONFIG", value_name = "FILE", help_heading = "Host")]
+    pub config: Option<PathBuf>,
+    /// What is logged to stderr: error, warn, info, debug, trace
+    #[arg(
+        long,
+        global = true,
+        env = "GPURUN_LOG",
+        default_value = "warn",
+        value_name = "LEVEL",
+        help_heading = "Host"
+    )]
+    pub log: tracing::level_filters::LevelFilter,
+    /// How it is logged
+    #[arg(long, global = true, value_enum, default_value = "text", help_heading = "Host")]
+    pub log_format: LogFormat,
+    /// Answers and failures as JSON
+    #[arg(long, global = true, help_heading = "Host")]
+    pub json: bool,
+}
+
+/// `--log-format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the GPUs
+    Ls,
+    /// Check the host, and say what is wrong and what to do
+    Doctor(CdiDirectories),
+    /// Print everything gpurun knows of the host as JSON (a bug report; a fixture)
+    Inventory,
+    /// List the images that are unpacked in the store
+    Images {
+        /// Check each: its configuration by its digest, its layers by the configuration and for being there
+        #[arg(long, conflicts_with = "usage")]
+        verify: bool,
+        /// Measure what each takes on the disk
+        #[arg(long)]
+        usage: bool,
+    },
+    /// Fetch images from a registry, or unpack them from an archive, into the store
+    Pull {
+        /// How they are had
+        #[command(flatten)]
+        pulling: Pulling,
+        /// NAME[:TAG][@DIGEST], docker://… or any other image
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Remove images from the store, and the layers that no other image needs
+    Rmi {
+        /// As `gpurun images` lists them
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Remove the layers that no image in the store needs
+    Prune,
+    /// CDI documents: for docker, podman, containerd and CRI-O
+    #[command(subcommand)]
+    Cdi(Cdi),
+    /// Tell an engine of gpurun, or take gpurun out of its configuration
+    Configure(Configure),
+    /// Print every key of the configuration: what it is, where that comes from, what it means
+    Config,
+    /// Run the main job on this machine and print what the container saw
+    Demo(Demo),
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `gpurun configure`
+#[derive(Debug, Args)]
+pub struct Configure {
+    /// Whose configuration is changed
+    #[arg(value_enum)]
+    pub engine: Engine,
+    /// What the runtime is called: docker run --runtime NAME
+    #[arg(long, default_value = "gpurun", value_name = "NAME")]
+    pub name: String,
+    /// The program [default: the gpurun-runtime beside gpurun, or in PATH]
+    #[arg(long, value_name = "FILE")]
+    pub path: Option<PathBuf>,
+    /// The engine's file [default: the one that it reads]
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Let it run the containers of those who name no runtime
+    #[arg(long)]
+    pub set_as_default: bool,
+    /// Let the engine read CDI documents, too
+    #[arg(long)]
+    pub cdi: bool,
+    /// For podman and crio: a file of hooks.d in place of a runtime
+    #[arg(long, conflicts_with_all = ["set_as_default", "cdi"])]
+    pub hook: bool,
+    /// Take out what was put in (with --cdi: its switch, too)
+    #[arg(long)]
+    pub remove: bool,
+    /// Print what would change, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// The engines that gpurun can be made known to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// dockerd
+    Docker,
+    /// containerd, as Kubernetes uses it
+    Containerd,
+    /// CRI-O
+    Crio,
+    /// Podman
+    Podman,
+}
+
+/// `gpurun demo`
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Simulate this host even if the machine has a driver: 8xh100, a100-mig, t4, one-lost-gpu, old-driver, slow-init
+    #[arg(long, value_name = "NAME")]
+    pub simulate: Option<String>,
+    /// Lay the simulated host out in this directory, print how to use it, and leave it there
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+//! Which words belong to the container, and what a failure of parsing says.
+
+use super::*;
+use std::os::unix::ffi::OsStringExt;
+
+fn parse_words(words: &[OsString]) -> Parsed {
+    let line: Vec<OsString> = std::iter::once("gpurun".into()).chain(words.iter().cloned()).collect();
+    parse(&line)
+}
+
+fn split(line: &str) -> Vec<OsString> {
+    line.split(' ').filter(|word| !word.is_empty()).map(OsString::from).collect()
+}
+
+/// The image and the container's words.
+fn container_of(words: &[OsString]) -> (String, Vec<OsString>) {
+    match parse_words(words).request {
+        Ok(Request::Run(_, run) | Request::Plan(_, run)) => (run.image, run.command),
+        other => panic!("{words:?}: {other:?}"),
+    }
+}
+
+fn refusal(line: &str) -> String {
+    match parse_words(&split(line)).request {
+        Err(error) => error.to_string(),
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+/// Every way to write every option of `run`, from the parser's own definitions.
+fn every_option() -> Vec<Vec<OsString>> {
+    let mut all = Vec::new();
+    for arg in run_command("run").get_arguments() {
+        let names = arg.get_long_and_visible_aliases().unwrap_or_default();
+        let mut names: Vec<String> = names.iter().map(|name| format!("--{name}")).collect();
+        names.extend(arg.get_short().map(|letter| format!("-{letter}")));
+        for name in names {
+            all.push(vec![name.clone().into(), "value".into()]);
+            all.push(vec![format!("{name}=value").into()]);
+            all.push(vec![format!("{name}value").into()]);
+        }
+    }
+    assert!(all.len() > 400, "{}", all.len());
+    all
+}
+
+#[test]
+fn every_option_behind_the_image_belongs_to_the_container() {
+    for option in every_option() {
+        for front in [
+            "run IMAGE",
+            "plan IMAGE",
+            "docker.io/library/x",
+            "--gpus all IMAGE",
+            "--json run --rm -it -e A=b IMAGE",
+            "run --gpus all -- IMAGE",
+        ] {
+            let mut words = split(front);
+            words.extend(option.iter().cloned());
+            words.extend(split("last -- --json"));
+            let expected: Vec<OsString> = option.iter().cloned().chain(split("last -- --json")).collect();
+            let parsed = parse_words(&words);
+            assert_eq!(parsed.json, front.starts_with("--json"), "{words:?}");
+            let Ok(Request::Run(_, run) | Request::Plan(_, run)) = parsed.request else {
+                panic!("{words:?}");
+            };
+            assert!(run.image == "IMAGE" || run.image.starts_with("docker.io"), "{words:?}");
+            assert_eq!(run.command, expected, "{words:?}");
+        }
+    }
+}
+
+#[test]
+fn words_of_the_container_need_not_be_text() {
+    let odd = OsString::from_vec(b"\xff\xfe=\x80".to_vec());
+    let words: Vec<OsString> = split("run IMAGE").into_iter().chain([odd.clone()]).collect();
+    assert_eq!(container_of(&words).1, std::slice::from_ref(&odd));
+    let words: Vec<OsString> = split("run").into_iter().chain([odd]).collect();
+    assert!(parse_words(&words).request.is_err());
+}
+
+#[test]
+fn the_short_form_is_for_options_and_explicit_references_alone() {
+    for line in [
+        "--gpus all ubuntu",
+        "-it ubuntu",
+        "-h trainer ubuntu",
+        "docker://ubuntu",
+        "ubuntu:24.04",
+        "nvcr.io/nvidia/cuda",
+        "ubuntu@sha256:00",
+        "host: true",
+        "rootfs:/x",
+        "--config /c --json ubuntu:24.04 ls",
+        "-- ubuntu",
+        "--rm=true ubuntu",
+    ] {
+        assert!(matches!(parse_words(&split(line)).request, Ok(Request::Run(..))), "{line}");
+    }
+    for line in [
+        "dcotor",
+        "ps",
+        "exec",
+        "up",
+        "login",
+        "build .",
+        "ubuntu",
+        "ubuntu ls",
+        "--json dcotor",
+        "--config /c ubuntu",
+    ] {
+        let refused = refusal(line);
+        assert!(refused.starts_with("error[GPU-0001]: there is no command \""), "{line}: {refused}");
+        assert!(refused.contains("fix: "), "{line}: {refused}");
+    }
+    assert_eq!(
+        refusal("dcotor"),
+        "error[GPU-0001]: there is no command \"dcotor\"\n  fix: did you mean doctor? `gpurun run dcotor` runs an image of that \
+         name, and `gpurun --help` lists the commands"
+    );
+    assert!(refusal("--gpus all doctor").contains("the command doctor stands behind options of gpurun run"));
+    for line in [
+        "version",
+        "--version",
+        "-V",
+        "--help",
+        "-h",
+        "help",
+        "help run",
+        "help cdi generate",
+        "run --help",
+        "plan --help",
+        "--gpus all --help",
+        "doctor -h",
+    ] {
+        assert!(matches!(parse_words(&split(line)).request, Ok(Request::Print(_))), "{line}");
+    }
+}
+
+#[test]
+fn a_failure_of_parsing_says_what_the_parser_knows() {
+    for (line, parts) in [
+        ("run", &["IMAGE is missing", "write gpurun run <IMAGE> [COMMAND]...", "gpurun run --help"] as &[_]),
+        ("--gpu all ubuntu", &["there is no option --gpu", "did you mean --gpus?"]),
+        ("run --gpu all ubuntu", &["there is no option --gpu", "did you mean --gpus?"]),
+        ("run -Z ubuntu", &["there is no option -Z", "gpurun run --help"]),
+        ("run --gpus", &["--gpus wants a value", "write --gpus REQUEST"]),
+        ("run -h", &["--hostname wants a value"]),
+        (
+            "run --pull sometimes ubuntu",
+            &["\"sometimes\" is not a value of --pull", "always, missing, never"],
+        ),
+        ("run --cpus x ubuntu", &["\"x\" cannot be used for --cpus", "cause: invalid float"]),
+        ("run --cpu-shares many ubuntu", &["\"many\" cannot be used for --cpu-shares"]),
+        ("completions foo", &["\"foo\" is not a value of <SHELL>", "bash, elvish, fish"]),
+        ("completions bsh", &["did you mean bash?"]),
+        ("configure foo", &["\"foo\" is not a value of <ENGINE>", "docker, containerd, crio, podman"]),
+        ("images --verify --usage", &["--verify cannot be used together with --usage"]),
+        ("pull", &["IMAGES... is missing"]),
+        ("cdi", &["no command is given", "gpurun cdi --help"]),
+        ("cdi generat", &["there is no command \"generat\"", "did you mean generate?"]),
+        ("", &["no command is given", "gpurun --help"]),
+        ("doctor --jsn", &["there is no option --jsn", "did you mean --json?"]),
+        ("doctor x", &["there is no option x"]),
+        ("--log loud doctor", &["\"loud\" cannot be used for --log"]),
+        ("run --rm=maybe ubuntu", &["--rm=maybe is neither true nor false"]),
+    ] {
+        let refused = refusal(line);
+        let is_paragraph = refused.starts_with("error[GPU-0001]: ") && refused.lines().count() <= 3;
+        assert!(is_paragraph, "{line}: {refused}");
+        for part in parts {
+            assert!(refused.contains(part), "{line}: {refused}");
+        }
+    }
+}
+
+#[test]
+fn verbs_are_the_parsers() {
+    let mut known: Vec<String> = command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
+    known.push("help".into());
+    known.sort();
+    let mut verbs = VERBS.map(str::to_owned).to_vec();
+    verbs.sort();
+    assert_eq!(known, verbs);
+    command().debug_assert();
+    run_command("run").debug_assert();
+}
+
+#[test]
+fn the_last_value_of_an_option_counts() {
+    let Ok(Request::Run(global, run)) = parse_words(&split(
+        "--log error run -w /a -w /b --log info --memory 1g --memory=2g -t -t=false IMAGE",
+    ))
+    .request
+    else {
+        panic!("it is a run");
+    };
+    assert_eq!(run.workdir, Some("/b".into()));
+    assert_eq!(run.resources.memory.as_deref(), Some("2g"));
+    assert_eq!(global.log, tracing::level_filters::LevelFilter::INFO);
+    assert!(!run.tty);
+}

@@ -1,0 +1,238 @@
+//! Words that people type as commands and that are none: Docker's and Podman's verbs, files, misspelt commands.
+
+use crate::error::{Code, Error};
+use std::path::Path;
+
+/// Endings of files that hold an image, and its kind.
+const IMAGE_SUFFIXES: [(&str, &str); 9] = [
+    (".sif", "sif"),
+    (".sqsh", "sqsh"),
+    (".squashfs", "sqsh"),
+    (".tar", "archive"),
+    (".tar.gz", "archive"),
+    (".tgz", "archive"),
+    (".tar.zst", "archive"),
+    (".tar.xz", "archive"),
+    (".tar.bz2", "archive"),
+];
+
+const IN_FOREGROUND: &str = "containers of gpurun run in the foreground and end with it: `ps -C gpurun` lists those that run, and ^C or kill ends one";
+const LOGS: &str = "gpurun passes the container's output through: redirect it, gpurun run … > FILE 2>&1, or run it as a unit with \
+                    systemd-run and read journalctl -u NAME";
+const EXEC: &str = "enter a running container with nsenter: nsenter --target PID --all, where PID is in the file of gpurun run --pidfile";
+const BUILD: &str = "build with buildah, podman build or docker buildx, and run the result: gpurun run containers-storage:NAME, or \
+                     docker-daemon:NAME";
+const LOGIN: &str = "log in with docker login, podman login or skopeo login: gpurun reads their files";
+const COMPOSE: &str =
+    "use docker compose or podman-compose with gpurun as their runtime: gpurun configure docker";
+const FILES: &str =
+    "containers go when they end: mount a directory, -v ./data:/data, and let the command write there";
+const NETWORKS: &str = "containers have the host's network; --network none is a loopback device alone";
+const VOLUMES: &str = "gpurun keeps no volumes: make a directory and mount it, mkdir data, -v ./data:/data";
+const COPY: &str = "copy images with skopeo copy, which knows every kind of image that gpurun reads";
+
+/// A verb of Docker, Podman or Apptainer, and what does its job today.
+const ELSEWHERE: [(&str, &str); 57] = [
+    ("ps", IN_FOREGROUND),
+    ("stop", IN_FOREGROUND),
+    ("kill", IN_FOREGROUND),
+    ("rm", IN_FOREGROUND),
+    ("wait", IN_FOREGROUND),
+    ("container", IN_FOREGROUND),
+    (
+        "pause",
+        "send the signals yourself: kill -STOP PID and kill -CONT PID, with the PID of gpurun run --pidfile",
+    ),
+    (
+        "unpause",
+        "send the signals yourself: kill -STOP PID and kill -CONT PID, with the PID of gpurun run --pidfile",
+    ),
+    ("create", "gpurun run makes and starts a container in one step"),
+    ("start", "gpurun run makes and starts a container in one step"),
+    (
+        "restart",
+        "end it and run it again, or run it as a unit: systemd-run --user --unit NAME -p Restart=on-failure gpurun run …",
+    ),
+    ("exec", EXEC),
+    ("attach", EXEC),
+    ("shell", "gpurun run -it IMAGE sh"),
+    ("instance", IN_FOREGROUND),
+    ("logs", LOGS),
+    ("events", LOGS),
+    (
+        "top",
+        "ps on the host shows the container's processes; their pid namespace is that of the PID of gpurun run --pidfile",
+    ),
+    (
+        "stats",
+        "nvidia-smi shows the GPUs, and systemd-cgtop the processors and memory of the cgroups below gpurun/",
+    ),
+    ("inspect", "gpurun plan IMAGE says what a container would get, and skopeo inspect what an image is"),
+    ("history", "skopeo inspect --config docker://IMAGE shows an image's history"),
+    ("cp", FILES),
+    ("diff", FILES),
+    ("commit", FILES),
+    ("export", FILES),
+    ("rename", "containers have no names that outlive them"),
+    ("update", "end the container and run it with other limits"),
+    ("port", NETWORKS),
+    ("network", NETWORKS),
+    ("volume", VOLUMES),
+    ("build", BUILD),
+    ("buildx", BUILD),
+    ("builder", BUILD),
+    ("login", LOGIN),
+    ("logout", LOGIN),
+    ("remote", LOGIN),
+    ("compose", COMPOSE),
+    ("up", COMPOSE),
+    ("down", COMPOSE),
+    ("stack", COMPOSE),
+    ("swarm", COMPOSE),
+    ("service", COMPOSE),
+    ("pod", "start each container by itself: all have the host's network, and --ipc host shares memory"),
+    ("kube", "gpurun-device-plugin serves a cluster; kubectl starts pods in it"),
+    ("generate", "write a unit whose ExecStart= is the gpurun run line"),
+    ("push", COPY),
+    ("tag", COPY),
+    ("save", COPY),
+    ("load", "gpurun pull docker-archive:FILE, or run docker-archive:FILE at once"),
+    ("import", "unpack the archive and run rootfs:DIR"),
+    ("search", "look for images on the registry's own page, or with skopeo list-tags"),
+    ("image", "gpurun images, gpurun pull, gpurun rmi and gpurun prune do it"),
+    (
+        "system",
+        "gpurun images --usage shows what is used, gpurun prune frees it, and gpurun doctor checks the host",
+    ),
+    ("info", "gpurun doctor checks the host, gpurun inventory prints it, and gpurun config the settings"),
+    ("context", "gpurun has no daemon, so there is nothing to connect to; over SSH: ssh HOST gpurun run …"),
+    ("unshare", "gpurun run host: COMMAND runs a command on the host's files"),
+    ("sh", "gpurun run -it IMAGE sh"),
+];
+
+/// Whether a word names an image beyond doubt.
+pub fn is_explicit_reference(word: &str) -> bool {
+    word.contains(['/', ':', '@'])
+}
+
+/// What to say to a word that is no command. `suggested` are commands that look like it.
+pub fn unknown(word: &str, suggested: &[String]) -> Error {
+    let error = Error::new(Code::Usage, format!("there is no command {word:?}"));
+    if let Some((_, instead)) = ELSEWHERE.iter().find(|(verb, _)| *verb == word) {
+        return error.fix(*instead);
+    }
+    if let Some((what, fix)) = local_image(word) {
+        return error.cause(format!("{word} is {what}")).fix(fix);
+    }
+    let image =
+        format!("`gpurun run {word}` runs an image of that name, and `gpurun --help` lists the commands");
+    if suggested.is_empty() {
+        return error.fix(image);
+    }
+    error.fix(format!("did you mean {}? {image}", suggested.join(" or ")))
+}
+
+/// What to say to an image that is a file or directory of this machine, typed without its kind. `None` where the word is no
+/// path of an image.
+pub fn path_without_kind(word: &str) -> Option<Error> {
+    let is_path = word.starts_with(['/', '.', '~']);
+    let looks_like_archive = IMAGE_SUFFIXES.iter().any(|(suffix, _)| word.ends_with(suffix));
+    if word.contains(':') || !(is_path || looks_like_archive) {
+        return None;
+    }
+    let (what, fix) = local_image(word)?;
+    Some(
+        Error::new(
+            Code::ImageReference,
+            format!("{word:?} is {what}, and not the name of an image of a registry"),
+        )
+        .fix(fix),
+    )
+}
+
+/// A file or directory as an image: what it is, and how it is run.
+fn local_image(word: &str) -> Option<(String, String)> {
+    let path = Path::new(word);
+    let stat = std::fs::metadata(path).ok()?;
+    let shown = path.display();
+    if stat.is_dir() {
+        return Some(if path.join("index.json").exists() && path.join("oci-layout").exists() {
+            ("a directory with an OCI image layout".into(), format!("gpurun run oci:{shown}"))
+        } else {
+            ("a directory".into(), format!("gpurun run rootfs:{shown} runs a command on the files in it"))
+        });
+    }
+    let kind = IMAGE_SUFFIXES.iter().find(|(suffix, _)| word.ends_with(suffix)).map(|(_, kind)| *kind);
+    Some(match kind {
+        Some("sif") => (
+            "a SIF image of Apptainer".into(),
+            format!(
+                "gpurun does not read SIF yet: apptainer build --sandbox DIR {shown}, and gpurun run rootfs:DIR"
+            ),
+        ),
+        Some("sqsh") => (
+            "a squashfs file".into(),
+            format!(
+                "gpurun does not read squashfs yet: unsquashfs -d DIR {shown}, and gpurun run rootfs:DIR"
+            ),
+        ),
+        Some(_) => (
+            "an archive".into(),
+            format!(
+                "gpurun run docker-archive:{shown} (of docker save), or gpurun run oci-archive:{shown} (of an OCI layout)"
+            ),
+        ),
+        None => (
+            "a file".into(),
+            format!(
+                "run it on the host's files: gpurun run host: ./{shown}; or in an image: gpurun run IMAGE COMMAND"
+            ),
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_command_gets_its_own_advice() {
+        let fix = |word: &str, suggested: &[&str]| {
+            let suggested: Vec<String> = suggested.iter().map(|s| (*s).to_owned()).collect();
+            unknown(word, &suggested).fix_line().to_owned()
+        };
+        assert!(fix("dcotor", &["doctor"]).starts_with("did you mean doctor? `gpurun run dcotor`"));
+        assert!(fix("ubuntu", &[]).starts_with("`gpurun run ubuntu`"));
+        assert!(fix("login", &[]).contains("podman login"));
+        assert!(fix("load", &[]).contains("docker-archive:FILE"));
+    }
+
+    #[test]
+    fn no_verb_of_ours_is_said_to_be_elsewhere() {
+        for (index, (verb, _)) in ELSEWHERE.iter().enumerate() {
+            assert!(!super::super::VERBS.contains(verb), "{verb}");
+            assert!(ELSEWHERE[..index].iter().all(|(other, _)| other != verb), "{verb} stands twice");
+        }
+    }
+
+    #[test]
+    fn a_local_file_gets_its_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        for name in ["image.sif", "train.tar", "x.tar.zst", "root.sqsh"] {
+            std::fs::write(path(name), "").unwrap();
+        }
+        for (name, fix) in [
+            ("image.sif", "SIF"),
+            ("train.tar", "docker-archive:"),
+            ("x.tar.zst", "oci-archive:"),
+            ("root.sqsh", "unsquashfs"),
+            ("", "rootfs:"),
+        ] {
+            assert!(path_without_kind(&path(name)).unwrap().fix_line().contains(fix), "{name}");
+        }
+        assert!(path_without_kind(&path("absent.tar")).is_none());
+        assert!(path_without_kind("ubuntu").is_none());
+        assert!(path_without_kind(&format!("rootfs:{}", path(""))).is_none());
+    }
+}

@@ -1,0 +1,69 @@
+//! Sizes as Docker's options take them.
+
+use super::usage;
+use crate::error::Result;
+
+/// Bytes from `64m`, `2g`, `1.5GiB`, `4096`; powers of 1024, as Docker counts (go-units RAMInBytes).
+pub fn size(option: &str, text: &str) -> Result<u64> {
+    let bad = || {
+        usage(format!("{option} {text:?} is not a size"))
+            .fix("write a number with b, k, m, g or t: 512m, 16g")
+    };
+    let lower = text.trim().to_ascii_lowercase();
+    let end = lower.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(lower.len());
+    let (number, unit) = lower.split_at(end);
+    let shift = match unit.trim().trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(bad()),
+    };
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(1 << shift).ok_or_else(bad);
+    }
+    let (whole, fraction) = number.split_once('.').ok_or_else(bad)?;
+    let whole: u64 = whole.parse().map_err(|_| bad())?;
+    // Six digits are more than anyone writes, and what they mean is exact in integers.
+    let digits: String = fraction.chars().chain("000000".chars()).take(6).collect();
+    let millionths: u64 = digits.parse().map_err(|_| bad())?;
+    let whole = whole.checked_mul(1 << shift).ok_or_else(bad)?;
+    whole
+        .checked_add(((u128::from(millionths) << shift) / 1_000_000).try_into().map_err(|_| bad())?)
+        .ok_or_else(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sizes_are_dockers() {
+        for (text, bytes) in [
+            ("64m", 64 << 20),
+            ("2g", 2 << 30),
+            ("1.5GiB", 3 << 29),
+            ("4096", 4096),
+            ("1kb", 1024),
+            ("0", 0),
+            ("1 MB", 1 << 20),
+        ] {
+            assert_eq!(size("--shm-size", text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "m", "-1", "1x", "1.2.3", "99999999999999999999", "99999999t"] {
+            assert!(
+                size("--shm-size", text).unwrap_err().to_string().starts_with("error[GPU-0001]: --shm-size"),
+                "{text}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_size_or_an_error(text in ".{0,40}") {
+            let _ = size("x", &text);
+        }
+    }
+}

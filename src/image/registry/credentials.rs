@@ -1,0 +1,219 @@
+//! Where the credentials for a registry are: the files that Docker and Podman write, and the programs that keep them.
+
+use super::{
+    auth_file::{self, Entry, Secret},
+    status::Status,
+};
+use crate::error::{Code, Error, OrFail, Result};
+use serde::Deserialize;
+use std::{
+    env,
+    ffi::OsStr,
+    fs::File,
+    io::{self, ErrorKind, Read, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// The longest file of credentials, in bytes.
+const MAX_FILE: u64 = 8 << 20;
+
+/// What is known about a user of a registry.
+pub struct Credentials {
+    /// The secret; `None`: requests are anonymous.
+    pub secret: Option<Secret>,
+    /// Where the secret comes from, or why there is none. For messages.
+    pub found: String,
+}
+
+/// Finds the credentials for a repository.
+///
+/// Files in default places that cannot be read, and stores of credentials that fail, make the request anonymous: public images need
+/// none. [`Credentials::found`] names them for the case that the registry wants some.
+///
+/// # Errors
+/// [`Code::NotAuthorised`] where a file is damaged, or the helper that is configured for this host fails.
+pub fn find(host: &str, repository: &str, status: &Status) -> Result<Credentials> {
+    let mut notes = Vec::new();
+    let files = AuthFiles::locate();
+    for (path, legacy) in &files.paths {
+        let shown = path.display();
+        let bytes = match read(path, files.explicit) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+            Err(error) if !files.explicit => {
+                notes.push(format!("{shown} cannot be read: {error}"));
+                continue;
+            }
+            read => {
+                read.or_fail(Code::NotAuthorised, || format!("{shown} cannot be read")).map_err(|error| {
+                    error.fix(format!("chown or chmod {shown}, or name another file in REGISTRY_AUTH_FILE"))
+                })?
+            }
+        };
+        let entry = auth_file::look_up(&bytes, *legacy, host, repository).map_err(|error| {
+            error
+                .context(format!("the credentials in {shown} cannot be used"))
+                .fix(format!("correct {shown}, or remove it and log in again: docker login {host}"))
+        })?;
+        match entry {
+            None => {}
+            Some(Entry::Unusable(why)) => notes.push(format!("{shown}: {why}")),
+            Some(Entry::Secret(secret)) => {
+                let found = match &secret {
+                    Secret::Password { user, .. } => {
+                        format!("{:?} in {shown}", String::from_utf8_lossy(user))
+                    }
+                    Secret::IdentityToken(_) => format!("the identity token in {shown}"),
+                };
+                return Ok(Credentials { secret: Some(secret), found });
+            }
+            Some(Entry::Helper(name)) => {
+                let asked = ask_helper(&name, host, status).map_err(|error| {
+                    error.fix(format!(
+                        "install docker-credential-{name} or log in with it; or take {host} out of credHelpers in {shown}"
+                    ))
+                })?;
+                match asked {
+                    Some(secret) => return Ok(kept_by(&name, secret)),
+                    None => notes.push(format!("docker-credential-{name} has none for {host}")),
+                }
+            }
+            Some(Entry::Store(name)) => match ask_helper(&name, host, status) {
+                Ok(Some(secret)) => return Ok(kept_by(&name, secret)),
+                Ok(None) => notes.push(format!("docker-credential-{name} has none for {host}")),
+                Err(error) => {
+                    notes.push(format!("{} (credsStore in {shown}): {}", error.what(), error.cause_line()));
+                }
+            },
+        }
+    }
+    if notes.is_empty() {
+        let names: Vec<_> = files.paths.iter().map(|(path, _)| path.display().to_string()).collect();
+        notes.push(format!("no credentials for {host} are in {}", names.join(", ")));
+    }
+    Ok(Credentials { secret: None, found: notes.join("; ") })
+}
+
+fn kept_by(helper: &str, secret: Secret) -> Credentials {
+    Credentials { secret: Some(secret), found: format!("those that docker-credential-{helper} has") }
+}
+
+/// The files in the order in which Podman reads them (containers-auth.json(5)).
+struct AuthFiles {
+    /// And whether the file has the format of `~/.dockercfg`.
+    paths: Vec<(PathBuf, bool)>,
+    /// The user named the file.
+    explicit: bool,
+}
+
+impl AuthFiles {
+    /// `REGISTRY_AUTH_FILE` alone, or the default places. `podman login` without `XDG_RUNTIME_DIR` writes below `/run/containers`;
+    /// `DOCKER_CONFIG` is Docker's.
+    fn locate() -> Self {
+        let absolute = |key: &str| env::var_os(key).map(PathBuf::from).filter(|path| path.is_absolute());
+        if let Some(file) = env::var_os("REGISTRY_AUTH_FILE").filter(|file| !file.is_empty()) {
+            return Self { paths: vec![(file.into(), false)], explicit: true };
+        }
+        let home = env::home_dir().filter(|home| home.is_absolute());
+        let below = |directory: &str| home.as_ref().map(|home| home.join(directory));
+        let runtime = absolute("XDG_RUNTIME_DIR").map(|directory| directory.join("containers"));
+        let own_runtime = PathBuf::from(format!("/run/containers/{}", rustix::process::getuid().as_raw()));
+        let config =
+            absolute("XDG_CONFIG_HOME").or_else(|| below(".config")).map(|dir| dir.join("containers"));
+        let docker = absolute("DOCKER_CONFIG").or_else(|| below(".docker"));
+        let podman =
+            [runtime, Some(own_runtime), config].into_iter().flatten().map(|dir| dir.join("auth.json"));
+        let docker = docker.map(|directory| directory.join("config.json"));
+        let current = podman.chain(docker).map(|path| (path, false));
+        Self { paths: current.chain(below(".dockercfg").map(|path| (path, true))).collect(), explicit: false }
+    }
+}
+
+/// Reads a file. What the user named may be a pipe (`<(command)`); in a default place only a regular file is read, since a FIFO there
+/// would block.
+fn read(path: &Path, explicit: bool) -> io::Result<Vec<u8>> {
+    if !explicit && !path.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::Error::other(format!("it is longer than {MAX_FILE} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// `docker-credential-NAME get` (docker/docker-credential-helpers): an address in, an object out.
+fn ask_helper(name: &str, host: &str, status: &Status) -> Result<Option<Secret>> {
+    if name.contains('/') || name.contains('\0') {
+        return Err(Error::new(
+            Code::NotAuthorised,
+            format!("{name:?} is not the name of a credential helper"),
+        )
+        .cause("it is the last part of a program's name: docker-credential-NAME"));
+    }
+    for address in auth_file::helper_addresses(host) {
+        let found = ask_helper_for(OsStr::new(&format!("docker-credential-{name}")), &address, status)?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+fn ask_helper_for(program: &OsStr, address: &str, status: &Status) -> Result<Option<Secret>> {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "PascalCase", default)]
+    struct Answer {
+        username: String,
+        secret: String,
+    }
+    let fail = || format!("the credential helper {} failed", program.display());
+    let _waiting = status.waiting(format!("the credential helper {}", program.display()));
+    let mut child = Command::new(program)
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .or_fail(Code::NotAuthorised, || {
+            format!("the credential helper {} cannot be run", program.display())
+        })?;
+    if let Some(mut input) = child.stdin.take() {
+        // A helper without credentials may end without reading.
+        let _ = input.write_all(address.as_bytes());
+    }
+    let output = child.wait_with_output().or_fail(Code::NotAuthorised, fail)?;
+    if !output.status.success() {
+        // The helpers' library prints its failures to stdout; others, and their libraries, to stderr.
+        let said = [&output.stdout, &output.stderr].map(|bytes| one_line(bytes));
+        if said.iter().any(|said| said.contains("credentials not found")) {
+            return Ok(None);
+        }
+        let said: Vec<_> = said.into_iter().filter(|said| !said.is_empty()).collect();
+        let said = if said.is_empty() { output.status.to_string() } else { said.join("; ") };
+        return Err(Error::new(Code::NotAuthorised, fail()).cause(said));
+    }
+    let answer: Answer = crate::formats::go_json::from_slice(&output.stdout)
+        .or_fail(Code::NotAuthorised, fail)
+        .map_err(|error| match one_line(&output.stderr) {
+            said if said.is_empty() => error,
+            said => error.cause(said),
+        })?;
+    Ok(match answer.username.as_str() {
+        "<token>" => (!answer.secret.is_empty()).then_some(Secret::IdentityToken(answer.secret)),
+        _ => auth_file::password_of(answer.username.into_bytes(), answer.secret.into_bytes()),
+    })
+}
+
+/// What a program printed, in one line of bounded length.
+fn one_line(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(400).collect()
+}
+
+/// `Authorization: Basic` (RFC 7617).
+pub fn basic(user: &[u8], password: &[u8]) -> String {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    format!("Basic {}", STANDARD.encode([user, b":", password].concat()))
+}

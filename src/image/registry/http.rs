@@ -1,0 +1,358 @@
+//! Requests to the servers that a registry consists of: the registry itself, the stores that it redirects to, its token service.
+//!
+//! Certificates, authorities and proxies belong to a host, so there is one agent for each. Redirects are followed here and not by
+//! the HTTP library, because they decide who sees a secret; the rules are in the documentation of [the module](super).
+
+use super::{
+    Pull,
+    address::{Address, Origin},
+    certificates,
+    failure::{Failure, transport},
+    status::Status,
+};
+use crate::error::{Code, Error, Result};
+use std::{
+    collections::BTreeMap,
+    io::{self, Read},
+    ops::Range,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use ureq::{
+    Agent, Body, Proxy,
+    http::{Response, StatusCode, header},
+};
+
+/// Connections to a registry at once: one seldom fills a line, and a registry serves others as well.
+pub const CONNECTIONS: usize = 8;
+/// The longest silence of a server.
+const SILENCE: Duration = Duration::from_secs(20);
+/// The longest time for the head of an answer, however often a few bytes of it come.
+const HEAD: Duration = Duration::from_secs(60);
+/// Redirects in a row, as in Go.
+const REDIRECTS: usize = 10;
+
+/// The agents of one registry.
+pub struct Http {
+    trust: Trust,
+    agents: Mutex<BTreeMap<Origin, Agent>>,
+}
+
+/// Which hosts may speak plain HTTP, or TLS with a certificate that is not checked.
+pub struct Trust {
+    /// `insecure-registries` of the configuration.
+    pub listed: Vec<String>,
+    /// The registry itself is configured as insecure, and so is what it leads to.
+    pub registry: bool,
+}
+
+/// A GET, or a POST where there is a form.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// Where to.
+    pub address: &'a Address,
+    /// The value of Authorization, for this origin alone.
+    pub authorization: Option<&'a str>,
+    /// The media types that are wanted.
+    pub accept: &'a str,
+    /// These bytes only.
+    pub range: Option<&'a Range<u64>>,
+    /// What is posted.
+    pub form: Option<&'a [(&'a str, &'a str)]>,
+    /// A digest of what comes is known, so it does not matter who sends it.
+    pub verified: bool,
+}
+
+/// An answer that is not a redirect.
+pub struct Answer {
+    /// The answer itself.
+    pub response: Response<Body>,
+    /// Who sent it.
+    pub from: Address,
+    /// Another origin than the one that was asked was involved.
+    pub left: bool,
+}
+
+impl Trust {
+    /// The trust that is configured for a registry. `insecure`: registries.conf says so, or the address of a mirror.
+    ///
+    /// # Errors
+    /// Where that is not a host; a sentence without its subject.
+    pub fn of(host: &str, insecure: bool, pull: &Pull) -> Result<Self, String> {
+        let names = [Origin::parse(true, host)?.names(), Origin::parse(false, host)?.names()].concat();
+        let listed = |name: &String| pull.insecure.iter().any(|one| one.eq_ignore_ascii_case(name));
+        let registry = insecure || names.iter().any(listed);
+        Ok(Self { listed: pull.insecure.clone(), registry })
+    }
+
+    /// Whether this host may be asked over plain HTTP where TLS fails. Not where an authority is configured for it alone.
+    ///
+    /// # Errors
+    /// Where that is not a host; a sentence without its subject.
+    pub fn may_be_plain(&self, host: &str) -> Result<bool, String> {
+        let origin = Origin::parse(true, host)?;
+        Ok(self.accepts_any_certificate(&origin) && !certificates::has_authorities(&origin))
+    }
+
+    /// Whether the certificates of this host are not checked.
+    fn accepts_any_certificate(&self, origin: &Origin) -> bool {
+        self.registry || self.lists(origin)
+    }
+
+    /// Whether the host itself is one that may be insecure.
+    pub fn lists(&self, origin: &Origin) -> bool {
+        let listed = |name: &String| self.listed.iter().any(|one| one.eq_ignore_ascii_case(name));
+        origin.is_loopback() || origin.names().iter().any(listed)
+    }
+
+    /// Whether an answer from one server may lead to another. `verified`: a digest of what comes from there is known.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub fn may_lead(&self, from: &Origin, to: &Origin, verified: bool) -> Result<(), &'static str> {
+        if to.is_https() || from == to {
+            Ok(())
+        } else if from.is_https() {
+            Err("it leads from an encrypted connection to one that is not")
+        } else if self.registry || self.lists(to) || verified {
+            Ok(())
+        } else {
+            Err("it leads to another host over plain HTTP, and no digest verifies what comes from there")
+        }
+    }
+}
+
+impl Http {
+    /// Without a connection yet.
+    pub fn new(trust: Trust) -> Self {
+        Self { trust, agents: Mutex::default() }
+    }
+
+    /// Which hosts may be insecure.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// Sends a request, and follows redirects.
+    pub fn send(&self, request: &Request<'_>, status: &Status) -> Result<Answer, Failure> {
+        let mut at = request.address.clone();
+        let mut left = false;
+        for _ in 0..=REDIRECTS {
+            let response = self.send_once(request, &at, left, status)?;
+            let Some(reference) = redirect(&response) else { return Ok(Answer { response, from: at, left }) };
+            let next = at.join(&reference).and_then(|next| {
+                self.trust.may_lead(at.origin(), next.origin(), request.verified)?;
+                Ok(next)
+            });
+            let next = next.map_err(|why| not_followed(&at, &reference, &why))?;
+            if request.form.is_some() && !repeats_post(&response, &at, &next) {
+                return Err(not_followed(&at, &reference, "it would carry a secret to another server"));
+            }
+            // Once another server was involved, its answers decide where requests go, and none of them carries a secret.
+            left |= next.origin() != at.origin();
+            at = next;
+        }
+        Err(Failure::lasting(
+            Error::new(Code::Registry, format!("{} redirects without end", request.address.origin().host()))
+                .cause(format!("{REDIRECTS} redirects, the last one to {}", at.public()))
+                .fix("tell the registry's administrator, or name a mirror: registry-mirrors in gpurun's configuration"),
+        ))
+    }
+
+    fn send_once(
+        &self,
+        request: &Request<'_>,
+        at: &Address,
+        left: bool,
+        status: &Status,
+    ) -> Result<Response<Body>, Failure> {
+        let _waiting = status.waiting(at.origin().host());
+        let agent = self.agent(at.origin()).map_err(Failure::lasting)?;
+        let authorization = request.authorization.filter(|_| !left);
+        let sent = if let Some(form) = request.form {
+            let mut post = agent.post(at.to_string()).header(header::ACCEPT_ENCODING, "identity");
+            if let Some(value) = authorization {
+                post = post.header(header::AUTHORIZATION, value);
+            }
+            post.send_form(form.iter().copied())
+        } else {
+            let mut get = agent
+                .get(at.to_string())
+                .header(header::ACCEPT, request.accept)
+                // A blob's digest is that of the bytes in the store: no coding may be applied on the way.
+                .header(header::ACCEPT_ENCODING, "identity");
+            if let Some(value) = authorization {
+                get = get.header(header::AUTHORIZATION, value);
+            }
+            if let Some(range) = request.range {
+                get = get.header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+            }
+            get.call()
+        };
+        sent.map_err(|error| transport(&error, at, proxy_of(at.origin()).as_deref()))
+    }
+
+    fn agent(&self, origin: &Origin) -> Result<Agent> {
+        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(agent) = agents.get(origin) {
+            return Ok(agent.clone());
+        }
+        let tls = certificates::configure(origin, self.trust.accepts_any_certificate(origin))?;
+        let agent: Agent = Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            .user_agent(concat!("gpurun/", env!("CARGO_PKG_VERSION")))
+            // As in Go, no proxy stands between a machine and itself.
+            .proxy(if origin.is_loopback() { None } else { Proxy::try_from_env() })
+            .max_idle_connections_per_host(CONNECTIONS)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_connect(Some(SILENCE))
+            .timeout_recv_response(Some(HEAD))
+            .timeout_per_read(Some(SILENCE))
+            .timeout_per_write(Some(SILENCE))
+            .build()
+            .into();
+        agents.insert(origin.clone(), agent.clone());
+        Ok(agent)
+    }
+}
+
+/// The proxy that stands before a host, for messages.
+fn proxy_of(origin: &Origin) -> Option<String> {
+    let proxy = Proxy::try_from_env().filter(|_| !origin.is_loopback())?;
+    let exempt = origin.to_string().parse().is_ok_and(|uri| proxy.is_no_proxy(&uri));
+    (!exempt).then(|| format!("{}:{}", proxy.host(), proxy.port()))
+}
+
+/// The reference of a redirect that Go's client follows as well.
+fn redirect(response: &Response<Body>) -> Option<String> {
+    let follows = matches!(
+        response.status(),
+        StatusCode::MOVED_PERMANENTLY
+            | StatusCode::FOUND
+            | StatusCode::SEE_OTHER
+            | StatusCode::TEMPORARY_REDIRECT
+            | StatusCode::PERMANENT_REDIRECT
+    );
+    let location = response.headers().get(header::LOCATION).filter(|_| follows)?;
+    Some(String::from_utf8_lossy(location.as_bytes()).into_owned())
+}
+
+/// Whether a redirect repeats a POST at the same origin.
+fn repeats_post(response: &Response<Body>, at: &Address, next: &Address) -> bool {
+    let keeps = matches!(response.status(), StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
+    keeps && at.origin() == next.origin()
+}
+
+fn not_followed(at: &Address, reference: &str, why: &str) -> Failure {
+    let host = at.origin().host();
+    let shown: String = reference.split('?').next().unwrap_or_default().chars().take(200).collect();
+    Failure::lasting(
+        Error::new(Code::Registry, format!("{host} redirects to an address that is not followed"))
+            .cause(format!("{shown:?}: {why}"))
+            .fix("have the registry redirect to https addresses, or serve the blobs itself (docker-registry: `redirect: disable: true`)"),
+    )
+}
+
+/// A body that may not come too slowly: a silence has an end, and so has a byte every few seconds.
+pub struct Paced<R> {
+    body: R,
+    /// Time that reads took, and what came, since they were compared last.
+    waited: Duration,
+    bytes: u64,
+    /// When all of it has to be there.
+    deadline: Option<Instant>,
+}
+
+/// The slowest that a body may come: [`SLOWEST`] bytes in this time.
+const WINDOW: Duration = Duration::from_secs(30);
+const SLOWEST: u64 = 16 << 10;
+
+impl<R> Paced<R> {
+    /// From now on.
+    pub fn new(body: R) -> Self {
+        Self { body, waited: Duration::ZERO, bytes: 0, deadline: None }
+    }
+
+    /// The same with a bound on the whole time.
+    #[must_use]
+    pub fn for_seconds(self, seconds: u64) -> Self {
+        Self { deadline: Instant::now().checked_add(Duration::from_secs(seconds)), ..self }
+    }
+
+    /// Whether what was read until now came fast enough.
+    fn check(&mut self, count: usize, took: Duration) -> io::Result<()> {
+        let slow = |text: String| io::Error::new(io::ErrorKind::TimedOut, text);
+        self.waited += took;
+        self.bytes += count as u64;
+        if self.deadline.is_some_and(|deadline| Instant::now() > deadline) {
+            return Err(slow("it did not come in time".into()));
+        }
+        if self.waited >= WINDOW {
+            if self.bytes < SLOWEST {
+                return Err(slow(format!("{} bytes came in {} s", self.bytes, self.waited.as_secs())));
+            }
+            (self.waited, self.bytes) = (Duration::ZERO, 0);
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read> Read for Paced<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let asked = Instant::now();
+        let count = self.body.read(buffer)?;
+        if count > 0 {
+            self.check(count, asked.elapsed())?;
+        }
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_that_trickles_is_cut() {
+        let seconds = Duration::from_secs;
+        let mut body = Paced::new(io::empty());
+        for _ in 0..14 {
+            body.check(1, seconds(2)).unwrap();
+        }
+        assert_eq!(body.check(1, seconds(2)).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let mut body = Paced::new(io::empty());
+        for _ in 0..100 {
+            body.check(16 << 10, seconds(10)).unwrap();
+        }
+        let mut late = Paced::new(io::empty()).for_seconds(0);
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(late.check(1 << 20, Duration::ZERO).is_err());
+    }
+
+    #[test]
+    fn an_encrypted_connection_leads_to_encrypted_ones_alone() {
+        let origin = |text: &str| Address::parse(text).unwrap().origin().clone();
+        let trust = |registry: bool| Trust { listed: vec!["lab.example:5000".into()], registry };
+        // (from, to, registry insecure, verified, follows)
+        for (from, to, registry, verified, follows) in [
+            ("https://r.example", "https://c.example", false, false, true),
+            ("https://r.example", "http://c.example", false, true, false),
+            ("https://r.example", "http://c.example", true, true, false),
+            ("https://r.example", "http://r.example", true, true, false),
+            ("https://127.0.0.1:1", "http://127.0.0.1:1", true, true, false),
+            ("http://r.example", "https://c.example", false, false, true),
+            ("http://r.example", "http://r.example", false, false, true),
+            ("http://r.example", "http://c.example", false, false, false),
+            ("http://r.example", "http://c.example", false, true, true),
+            ("http://r.example", "http://c.example", true, false, true),
+            ("http://r.example", "http://127.0.0.1:2", false, false, true),
+            ("http://r.example", "http://LAB.example:5000", false, false, true),
+            ("http://r.example", "http://lab.example", false, false, false),
+        ] {
+            let led = trust(registry).may_lead(&origin(from), &origin(to), verified);
+            assert_eq!(led.is_ok(), follows, "{from} {to} {registry} {verified}: {led:?}");
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! How the layers of an image are put together: the facts that no layer knows alone.
+//!
+//! A layer is unpacked alone and shared between images, so three questions are left open ([`super::note`]) and answered here, once
+//! for each list of layers:
+//!
+//! * A directory that a layer does not name keeps the mode, owner and attributes that the layers below give it, as containerd and
+//!   umoci have it. overlayfs takes them from the topmost directory.
+//! * A directory that only whiteouts mention does not come into being where no layer below has it.
+//! * overlayfs hides whiteouts only in directories that it merges from several layers; elsewhere their names are listed.
+//!
+//! The answer is one more layer above the others, which holds directories and whiteouts only, and only where one is needed:
+//! images of `docker build` need none. And overlayfs ignores that the root of a layer is opaque, so what lies below such a root
+//! is left out of the stack.
+//!
+//! Everything is read by descriptors of the layers' roots. In the layers nothing changes any more, and each parent of a path is
+//! known to be a directory of that layer, so no link is followed.
+
+use super::{
+    Digest,
+    note::{Fact, Note},
+    tree,
+    unpack::{Ownership, is_allowed_xattr},
+};
+use crate::error::{Code, Error, OrFail, Result};
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{
+        AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr,
+        flistxattr, fsetxattr, fstat, futimens, makedev, mkdirat, mknodat, openat, statat,
+    },
+    io::Errno,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::HashSet,
+    hash::{BuildHasher, RandomState},
+};
+
+/// Bytes of notes that one image may bring.
+const MAX_NOTES: usize = 16 << 20;
+
+/// How layers are put together, as the store keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stack {
+    /// The layers, lowest first.
+    layers: Vec<Digest>,
+    /// How many of them count, from the topmost down: the others lie below an opaque root.
+    pub visible: usize,
+    /// Whether a layer of their own facts lies above them, in the store under [`Stack::own_digest`].
+    pub has_facts: bool,
+}
+
+impl Stack {
+    /// Of these layers, lowest first.
+    pub fn new(layers: &[&Digest], visible: usize, has_facts: bool) -> Self {
+        Self { layers: layers.iter().copied().cloned().collect(), visible, has_facts }
+    }
+
+    /// What names a list of layers, lowest first.
+    pub fn digest<'a>(layers: impl IntoIterator<Item = &'a Digest>) -> Digest {
+        let mut text = "gpurun stack 1\n".to_owned();
+        for layer in layers {
+            text += &layer.to_string();
+            text.push('\n');
+        }
+        Digest::of(text.as_bytes())
+    }
+
+    /// What names these layers.
+    pub fn own_digest(&self) -> Digest {
+        Self::digest(&self.layers)
+    }
+
+    /// As it is kept.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self).or_fail(Code::Internal, || "a stack of layers cannot be written")
+    }
+
+    /// As it was kept; `None` where these bytes are not a stack.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+}
+
+/// One layer of a stack that is being put together.
+struct Level<'a> {
+    root: BorrowedFd<'a>,
+    note: Note,
+    /// The hashes of the paths that the layer does not name, with and without whiteouts alone. The key is random, so no image can
+    /// choose paths that collide.
+    unnamed: HashSet<u64>,
+    whiteouts: HashSet<u64>,
+    /// Those of directories that hold whiteouts.
+    hides: HashSet<u64>,
+}
+
+/// Layers that are looked at together, topmost first.
+pub struct Assembly<'a> {
+    levels: Vec<Level<'a>>,
+    hasher: RandomState,
+    ownership: Ownership,
+}
+
+/// A directory as the layers have it together.
+#[derive(Clone, Default)]
+struct Merged {
+    /// The layers whose directory it is, topmost first: the first that names it says what its attributes are.
+    chain: Vec<usize>,
+    /// How many of them have a part in its content; the others lie below an opaque one.
+    content: usize,
+}
+
+/// What the layer above has to say of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repair {
+    /// The directory has the attributes of this layer's.
+    Directory(usize),
+    /// Nothing is there.
+    Hidden,
+}
+
+impl<'a> Assembly<'a> {
+    /// Over these layers, topmost first, with their notes.
+    ///
+    /// # Errors
+    /// [`Code::LayerRefused`] where the notes are too long to be kept in memory.
+    pub fn new(layers: Vec<(BorrowedFd<'a>, Note)>, ownership: Ownership) -> Result<Self> {
+        let total: usize = layers.iter().map(|(_, note)| note.length()).sum();
+        if total > MAX_NOTES {
+            let what = "the image's layers do not name too many of the directories that they use";
+            return Err(Error::new(Code::LayerRefused, what)
+                .cause(format!("the paths take {total} bytes, and {MAX_NOTES} can be kept"))
+                .fix("build the image with layers that name their directories, as tar does"));
+        }
+        let hasher = RandomState::new();
+        let mut levels = Vec::new();
+        for (root, note) in layers {
+            let (mut unnamed, mut whiteouts, mut hides) = (HashSet::new(), HashSet::new(), HashSet::new());
+            // A note of the store was read whole before.
+            let _ = note.each(|fact, path| {
+                let facts = match fact {
+                    Fact::Unnamed => &mut unnamed,
+                    Fact::Whiteouts => &mut whiteouts,
+                    Fact::Hides => &mut hides,
+                };
+                facts.insert(hasher.hash_one(path));
+                Some(())
+            });
+            levels.push(Level { root, note, unnamed, whiteouts, hides });
+        }
+        let mut assembly = Self { levels, hasher, ownership };
+        let opaque = (0..assembly.levels.len()).find(|&at| assembly.is_opaque(at, b"").unwrap_or(false));
+        assembly.levels.truncate(opaque.map_or(usize::MAX, |at| at + 1));
+        Ok(assembly)
+    }
+
+    /// How many of the layers count, from the topmost down.
+    pub fn visible(&self) -> usize {
+        self.levels.len()
+    }
+
+    /// Whether a layer above is needed.
+    pub fn needs_facts(&self) -> Result<bool> {
+        let mut found = false;
+        self.each_repair(|_, _, _| {
+            found = true;
+            Ok(false)
+        })?;
+        Ok(found)
+    }
+
+    /// Fills the layer above.
+    pub fn write_facts(&self, root: BorrowedFd<'_>) -> Result<()> {
+        let fail = |errno: Errno| {
+            Error::new(Code::Store, "the layer that completes an image's layers cannot be written")
+                .cause(errno)
+                .fix("put the store (GPURUN_STORE) on a local filesystem such as ext4, xfs or btrfs")
+        };
+        // Its root is the topmost of all.
+        let top = self.merged_root();
+        self.copy_attributes(&top, b"", root).map_err(fail)?;
+        self.each_repair(|path, walk, repair| {
+            self.write(root, path, walk, repair).map_err(fail)?;
+            Ok(true)
+        })
+    }
+
+    /// Calls `visit` with each path that the layer above must hold, with the merged directories from the root down to it, until it
+    /// returns `false`.
+    fn each_repair(&self, mut visit: impl FnMut(&[u8], &[Merged], Repair) -> Result<bool>) -> Result<()> {
+        let mut walk = Walk { path: Vec::new(), ends: Vec::new(), merged: vec![self.merged_root()] };
+        let mut failure = Ok(true);
+        if self.repair(b"", &walk.merged[0]).is_some() {
+            failure = visit(b"", &walk.merged, Repair::Directory(0));
+        }
+        for (at, level) in self.levels.iter().enumerate() {
+            if !matches!(failure, Ok(true)) {
+                break;
+            }
+            let _ = level.note.each(|_, path| {
+                let step = walk.go(self, path).and_then(|()| {
+                    let Some(merged) = walk.merged.last() else { return Ok(true) };
+                    // Every path is the business of the topmost layer that has the directory.
+                    match self.repair(path, merged).filter(|_| merged.chain.first() == Some(&at)) {
+                        Some(repair) => visit(path, &walk.merged, repair),
+                        None => Ok(true),
+                    }
+                });
+                failure = step;
+                matches!(failure, Ok(true)).then_some(())
+            });
+        }
+        failure.map(drop)
+    }
+
+    fn merged_root(&self) -> Merged {
+        Merged { chain: (0..self.levels.len()).collect(), content: self.levels.len() }
+    }
+
+    /// What is to be done about a directory.
+    fn repair(&self, path: &[u8], merged: &Merged) -> Option<Repair> {
+        let hash = self.hasher.hash_one(path);
+        let top = *merged.chain.first()?;
+        if merged.chain.iter().all(|&at| self.levels[at].whiteouts.contains(&hash)) {
+            return (!path.is_empty()).then_some(Repair::Hidden);
+        }
+        let source = self.source(hash, merged);
+        let differs = source.is_some_and(|source| source != top && !self.same_attributes(path, top, source));
+        // Whiteouts in a directory that is merged of one layer are listed.
+        let listed = merged.content == 1 && !path.is_empty() && self.levels[top].hides.contains(&hash);
+        (differs || listed).then(|| Repair::Directory(source.unwrap_or(top)))
+    }
+
+    /// The topmost layer that names the directory.
+    fn source(&self, hash: u64, merged: &Merged) -> Option<usize> {
+        let unnamed =
+            |at: usize| self.levels[at].unnamed.contains(&hash) || self.levels[at].whiteouts.contains(&hash);
+        merged.chain.iter().copied().find(|&at| !unnamed(at))
+    }
+
+    /// The directory `name` of a merged one; `path` is the whole path of it.
+    fn child(&self, parent: &Merged, path: &[u8]) -> Result<Merged> {
+        let fail = |errno| read_failed(path, errno);
+        let hash = self.hasher.hash_one(path);
+        let mut merged = Merged::default();
+        let mut open = true;
+        for &at in &parent.chain[..parent.content] {
+            let level = &self.levels[at];
+            let stat = match statat(level.root, path, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT | Errno::NOTDIR) => continue,
+                done => done.map_err(fail)?,
+            };
+            if !FileType::from_raw_mode(stat.st_mode).is_dir() {
+                break;
+            }
+            merged.chain.push(at);
+            merged.content += usize::from(open);
+            if self.is_opaque(at, path).map_err(fail)? {
+                open = false;
+                // An opaque directory that the layer does not name is still the one below, emptied.
+                if !level.unnamed.contains(&hash) && !level.whiteouts.contains(&hash) {
+                    break;
+                }
+            }
+        }
+        Ok(merged)
+    }
+
+    fn open(&self, at: usize, path: &[u8]) -> Result<OwnedFd, Errno> {
+        let path = if path.is_empty() { b"." } else { path };
+        openat(self.levels[at].root, path, tree::DIRECTORY, Mode::empty())
+    }
+
+    fn is_opaque(&self, at: usize, path: &[u8]) -> Result<bool, Errno> {
+        let directory = self.open(at, path)?;
+        Ok(matches!(fgetxattr(&directory, self.ownership.opaque(), &mut [0_u8; 1][..]), Ok(1)))
+    }
+
+    fn same_attributes(&self, path: &[u8], one: usize, other: usize) -> bool {
+        let attributes = |at: usize| {
+            let directory = self.open(at, path)?;
+            Ok::<_, Errno>((key(&fstat(&directory)?), xattrs(&directory)?))
+        };
+        matches!((attributes(one), attributes(other)), (Ok(one), Ok(other)) if one == other)
+    }
+
+    fn write(&self, root: BorrowedFd<'_>, path: &[u8], walk: &[Merged], repair: Repair) -> Result<(), Errno> {
+        let mut here = openat(root, c".", tree::DIRECTORY, Mode::empty())?;
+        let ends: Vec<usize> = path
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'/')
+            .map(|(at, _)| at)
+            .chain([path.len()])
+            .collect();
+        let mut start = 0;
+        for (depth, &end) in ends.iter().enumerate() {
+            let (name, so_far) = (&path[start..end], &path[..end]);
+            start = end + 1;
+            if name.is_empty() {
+                continue;
+            }
+            if end == path.len() && repair == Repair::Hidden {
+                return match mknodat(&here, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
+                    Err(Errno::EXIST) => Ok(()),
+                    done => done,
+                };
+            }
+            let made = match mkdirat(&here, name, Mode::RWXU) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => false,
+                Err(errno) => return Err(errno),
+            };
+            here = match openat(&here, name, tree::DIRECTORY, Mode::empty()) {
+                // A parent is hidden, and this with it.
+                Err(Errno::NOTDIR) => return Ok(()),
+                opened => opened?,
+            };
+            if made {
+                self.copy_attributes(
+                    walk.get(depth + 1).unwrap_or(&Merged::default()),
+                    so_far,
+                    here.as_fd(),
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a directory of the layer above what the merged one has.
+    fn copy_attributes(&self, merged: &Merged, path: &[u8], to: BorrowedFd<'_>) -> Result<(), Errno> {
+        let source = self.source(self.hasher.hash_one(path), merged).or(merged.chain.first().copied());
+        let Some(source) = source else { return Ok(()) };
+        let from = self.open(source, path)?;
+        let stat = fstat(&from)?;
+        if self.ownership == Ownership::Image {
+            fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+        }
+        for (name, value) in xattrs(&from)? {
+            fsetxattr(to, name.as_slice(), &value, XattrFlags::empty())?;
+        }
+        fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+        let time =
+            |seconds, nanoseconds: u64| Timespec { tv_sec: seconds, tv_nsec: nanoseconds.cast_signed() };
+        futimens(
+            to,
+            &Timestamps {
+                last_access: time(stat.st_atime, stat.st_atime_nsec),
+                last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+            },
+        )
+    }
+}
+
+/// Where a walk through the merged directories is: paths that follow each other share most of their parents.
+struct Walk {
+    path: Vec<u8>,
+    /// Where each part of the path ends.
+    ends: Vec<usize>,
+    /// The root, and then one for each part.
+    merged: Vec<Merged>,
+}
+
+impl Walk {
+    fn go(&mut self, assembly: &Assembly<'_>, path: &[u8]) -> Result<()> {
+        let ends: Vec<usize> = if path.is_empty() {
+            Vec::new()
+        } else {
+            path.iter()
+                .enumerate()
+                .filter(|(_, byte)| **byte == b'/')
+                .map(|(at, _)| at)
+                .chain([path.len()])
+                .collect()
+        };
+        let shared = self
+            .ends
+            .iter()
+            .zip(&ends)
+            .take_while(|(one, other)| one == other && self.path[..**one] == path[..**one])
+            .count();
+        self.merged.truncate(shared + 1);
+        for &end in &ends[shared..] {
+            let next = match self.merged.last() {
+                Some(parent) => assembly.child(parent, &path[..end])?,
+                None => Merged::default(),
+            };
+            self.merged.push(next);
+        }
+        self.path = path.to_vec();
+        self.ends = ends;
+        Ok(())
+    }
+}
+
+fn read_failed(path: &[u8], errno: Errno) -> Error {
+    let path = String::from_utf8_lossy(path);
+    Error::new(Code::Store, format!("the directory {path:?} of a layer in the store cannot be read"))
+        .cause(errno)
+        .fix("remove the image and fetch it again: gpurun rmi NAME, gpurun pull NAME")
+}
+
+/// What is compared of a directory besides its extended attributes.
+fn key(stat: &Stat) -> (u32, u32, u32) {
+    (stat.st_mode, stat.st_uid, stat.st_gid)
+}
+
+/// The attributes that an image may set.
+fn xattrs(directory: &OwnedFd) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+    let mut names = vec![0; 64 << 10];
+    let length = match flistxattr(directory, &mut names[..]) {
+        Err(Errno::OPNOTSUPP) => 0,
+        done => done?,
+    };
+    names.truncate(length);
+    let mut found = Vec::new();
+    for name in names.split(|&byte| byte == 0).filter(|name| is_allowed_xattr(name)) {
+        let mut value = vec![0; 64 << 10];
+        let length = fgetxattr(directory, name, &mut value[..])?;
+        value.truncate(length);
+        found.push((name.to_vec(), value));
+    }
+    found.sort();
+    Ok(found)
+}

@@ -1,0 +1,397 @@
+//! The layers of a store: made, kept from being removed, measured, and removed.
+
+use super::{
+    Digest, LAYERS, NOTES, PARTS, SHORT, STACKS, Store, StoredImage, TMP, c_string, damaged, marker::is_hex,
+    short, tree,
+};
+use crate::{
+    error::{Code, Error, Result},
+    image::{
+        layer::Layer,
+        note::{MAX_NOTE, Note},
+        reserve,
+        stack::Stack,
+    },
+};
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{
+        AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, fstatvfs, mkdirat, openat, renameat,
+        syncfs, unlinkat,
+    },
+    io::Errno,
+};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::File,
+    io::Read,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+/// What [`Store::prune`] did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Pruned {
+    /// So many layers are gone.
+    pub removed: usize,
+    /// So many are not, because containers run on them.
+    pub in_use: usize,
+    /// So many bytes of the disk are free again.
+    pub freed: u64,
+}
+
+impl Store {
+    /// Where a layer's directory is or will be.
+    pub fn layer_path(&self, diff_id: &Digest) -> PathBuf {
+        self.path.join(LAYERS).join(short(diff_id))
+    }
+
+    /// Whether a layer is there, whole.
+    pub fn has_layer(&self, diff_id: &Digest) -> bool {
+        self.exists(&format!("{LAYERS}/{}", short(diff_id)))
+    }
+
+    /// Keeps a layer from being removed as long as the result is open; `None` where it is not there.
+    pub fn hold_layer(&self, diff_id: &Digest) -> Result<Option<OwnedFd>> {
+        let path = format!("{LAYERS}/{}", short(diff_id));
+        let directory = match openat(&self.directory, &path, tree::DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            done => done.map_err(|errno| damaged("a layer cannot be opened", errno))?,
+        };
+        // Who has it alone has only just made it, or is removing it, and then the name is gone.
+        rustix::io::retry_on_intr(|| flock(&directory, FlockOperation::LockShared))
+            .map_err(|errno| damaged("flock", errno))?;
+        Ok(self.is(&path, &directory).then_some(directory))
+    }
+
+    /// Fails where so many bytes do not fit: what is unpacked is seldom smaller than what it came as. A hundredth of the
+    /// filesystem stays free, as when layers are written.
+    ///
+    /// # Errors
+    /// [`Code::NoSpace`]
+    pub fn check_room(&self, bytes: u64) -> Result<()> {
+        let space = fstatvfs(&self.directory).map_err(|errno| damaged("fstatvfs", errno))?;
+        let (free, _) = reserve::room(&space);
+        if bytes <= free {
+            return Ok(());
+        }
+        let what = format!(
+            "the image's layers have {} MB, and there is room for {} MB",
+            bytes / 1_000_000,
+            free / 1_000_000
+        );
+        Err(Error::new(Code::NoSpace, what)
+            .cause(format!("the image store is {}", self.path.display()))
+            .fix("make room (`gpurun images`, `gpurun rmi`), or name a directory on another filesystem in GPURUN_STORE"))
+    }
+
+    /// Fails where layers that are not here would pass the quota, by their sizes as they are delivered. Where there is a quota,
+    /// nobody else brings layers until the result is dropped: two that come at once might each find room.
+    ///
+    /// # Errors
+    /// [`Code::NoSpace`]
+    pub fn reserve<'a>(&self, layers: impl IntoIterator<Item = &'a Layer>) -> Result<Option<OwnedFd>> {
+        let Some(quota) = self.quota else { return Ok(None) };
+        let lock = self.lock("quota")?;
+        let missing = layers.into_iter().filter(|layer| !self.has_layer(&layer.diff_id));
+        let wanted = missing.fold(0, |sum: u64, layer| sum.saturating_add(layer.size));
+        let used: u64 = self.usage()?.values().sum();
+        if wanted == 0 || used.saturating_add(wanted) <= quota {
+            return Ok(Some(lock));
+        }
+        let mb = |bytes: u64| bytes.div_ceil(1_000_000);
+        let what = format!(
+            "the image's layers have {} MB, and the store's quota leaves {} MB",
+            mb(wanted),
+            quota.saturating_sub(used) / 1_000_000
+        );
+        let unused = self.unused()?;
+        let fix = match unused.iter().map(|name| self.usage_of(name)).sum::<Result<u64>>()? {
+            0 => "remove images that you do without (`gpurun images`, `gpurun rmi`), or raise store-quota in the configuration".into(),
+            free => format!("`gpurun prune` frees {} MB; or raise store-quota in the configuration", mb(free)),
+        };
+        let cause = format!(
+            "{} has {} MB of layers, and store-quota is {} MB",
+            self.path.display(),
+            mb(used),
+            quota / 1_000_000
+        );
+        Err(Error::new(Code::NoSpace, what).cause(cause).fix(fix))
+    }
+
+    /// What each layer takes on the disk, in bytes, by its directory's name.
+    pub fn usage(&self) -> Result<BTreeMap<String, u64>> {
+        let names = self.names(LAYERS)?;
+        names.into_iter().map(|name| Ok((name.clone(), self.usage_of(&name)?))).collect()
+    }
+
+    /// What an image's layers take on the disk, in bytes, and how much of that other images have, too.
+    pub fn usage_of_image(
+        &self,
+        image: &StoredImage,
+        usage: &BTreeMap<String, u64>,
+        all: &[StoredImage],
+    ) -> (u64, u64) {
+        let size = |digest: &&Digest| usage.get(short(digest)).copied().unwrap_or(0);
+        let own: HashSet<&Digest> = image.layers.iter().collect();
+        let others: HashSet<&Digest> =
+            all.iter().filter(|other| other.name != image.name).flat_map(|other| &other.layers).collect();
+        (own.iter().map(size).sum(), own.intersection(&others).map(size).sum())
+    }
+
+    fn usage_of(&self, layer: &str) -> Result<u64> {
+        match tree::usage(&self.directory, &format!("{LAYERS}/{layer}")) {
+            // Removed meanwhile.
+            Err(Errno::NOENT) => Ok(0),
+            done => done.map_err(|errno| damaged("a layer cannot be measured", errno)),
+        }
+    }
+
+    /// The layers of which no image is made, and that gpurun made.
+    fn unused(&self) -> Result<Vec<String>> {
+        // Layers before images: a pull writes the image first, so none of its layers is here without it.
+        let mut layers = self.names(LAYERS)?;
+        let records = self.records()?;
+        let stacks: Vec<Digest> = records
+            .iter()
+            .map(|(record, _)| Stack::digest(record.layers.iter().map(|layer| &layer.diff_id)))
+            .collect();
+        let used: HashSet<&str> = records
+            .iter()
+            .flat_map(|(record, _)| &record.layers)
+            .map(|layer| short(&layer.diff_id))
+            .chain(stacks.iter().map(short))
+            .collect();
+        layers.retain(|layer| {
+            is_short_hex(layer) && !used.contains(layer.as_str()) && self.exists(&format!("{NOTES}/{layer}"))
+        });
+        Ok(layers)
+    }
+
+    /// Removes the layers and configurations of which no image is made, but for layers that a container runs on.
+    pub fn prune(&self) -> Result<Pruned> {
+        self.clean()?;
+        let unused = self.unused()?;
+        self.remove_old_parts(Duration::ZERO)?;
+        let mut pruned = Pruned::default();
+        for layer in &unused {
+            let size = self.usage_of(layer)?;
+            if self.remove_layer(layer)? {
+                pruned.removed += 1;
+                pruned.freed += size;
+            } else {
+                pruned.in_use += 1;
+            }
+        }
+        self.prune_stacks()?;
+        self.prune_blobs()?;
+        Ok(pruned)
+    }
+
+    /// Removes what says how the layers of images that are gone were put together.
+    fn prune_stacks(&self) -> Result<()> {
+        let records = self.records()?;
+        let used: HashSet<String> = records
+            .iter()
+            .map(|(record, _)| {
+                short(&Stack::digest(record.layers.iter().map(|layer| &layer.diff_id))).to_owned()
+            })
+            .collect();
+        let remove = |path: String| match unlinkat(&self.directory, path, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(damaged("a file cannot be removed", errno)),
+        };
+        for name in self.names(STACKS)? {
+            let path = format!("{STACKS}/{name}");
+            let ours = || {
+                self.read(&path).is_ok_and(|bytes| {
+                    Stack::from_bytes(&bytes).is_some_and(|stack| short(&stack.own_digest()) == name)
+                })
+            };
+            if !used.contains(&name) && ours() {
+                remove(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it is gone; not, where somebody holds it.
+    fn remove_layer(&self, name: &str) -> Result<bool> {
+        let fail = |errno| damaged("a layer cannot be removed", errno);
+        let path = format!("{LAYERS}/{name}");
+        let directory = match openat(&self.directory, &path, tree::DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(true),
+            done => done.map_err(fail)?,
+        };
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            done => done.map_err(fail)?,
+        }
+        // Gone at once: who is killed here leaves no half of a layer where a whole one is looked for.
+        let temporary = format!("{TMP}/{name}.{}", std::process::id());
+        match renameat(&self.directory, &path, &self.directory, &temporary) {
+            Err(Errno::NOENT) => return Ok(true),
+            done => done.map_err(fail)?,
+        }
+        tree::remove(&self.directory, &c_string(&temporary)?).map_err(fail)?;
+        match unlinkat(&self.directory, format!("{NOTES}/{name}"), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(true),
+            Err(errno) => Err(fail(errno)),
+        }
+    }
+
+    /// Where a blob's bytes are kept until its layer is there; nobody else has it as long as the result is open.
+    pub fn parts(&self, blob: &Digest) -> Result<OwnedFd> {
+        let path = format!("{PARTS}/{}", short(blob));
+        loop {
+            for path in [PARTS, &path] {
+                match mkdirat(&self.directory, path, Mode::RWXU) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(damaged("a directory cannot be made", errno)),
+                }
+            }
+            let directory = match openat(&self.directory, &path, tree::DIRECTORY, Mode::empty()) {
+                Err(Errno::NOENT) => continue,
+                done => done.map_err(|errno| damaged("a directory cannot be opened", errno))?,
+            };
+            rustix::io::retry_on_intr(|| flock(&directory, FlockOperation::LockExclusive))
+                .map_err(|errno| damaged("flock", errno))?;
+            if self.is(&path, &directory) {
+                return Ok(directory);
+            }
+        }
+    }
+
+    /// Removes them, but where somebody works on them.
+    pub fn remove_parts(&self, blob: &Digest) -> Result<()> {
+        self.remove_unused(&format!("{PARTS}/{}", short(blob)), Duration::ZERO)
+    }
+
+    /// Removes those of every blob that nothing came of for so long.
+    pub fn remove_old_parts(&self, age: Duration) -> Result<()> {
+        if self.exists(PARTS) {
+            for name in self.names(PARTS)?.iter().filter(|name| is_short_hex(name)) {
+                self.remove_unused(&format!("{PARTS}/{name}"), age)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_unused(&self, path: &str, age: Duration) -> Result<()> {
+        let fail = |errno| damaged("a part of a layer cannot be removed", errno);
+        let directory = match openat(&self.directory, path, tree::DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(()),
+            done => done.map_err(fail)?,
+        };
+        let changed = fstat(&directory).map_err(fail)?.st_mtime;
+        let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(changed).unwrap_or(0));
+        let free = || flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok();
+        // Partial downloads are files that are called by the offset of their first byte.
+        let ours = |directory: &OwnedFd| -> rustix::io::Result<bool> {
+            for entry in Dir::read_from(directory)? {
+                let entry = entry?;
+                let name = entry.file_name().to_bytes();
+                if !matches!(name, b"." | b"..") && !name.iter().all(u8::is_ascii_digit) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        if changed.elapsed().unwrap_or_default() < age
+            || !ours(&directory).map_err(fail)?
+            || !free()
+            || !self.is(path, &directory)
+        {
+            return Ok(());
+        }
+        tree::remove(&self.directory, &c_string(path)?).map_err(fail)
+    }
+
+    /// Makes a layer's directory with what `fill` puts into it; nothing, if it is there already. Another process that
+    /// makes the same one is waited for. `fill` checks what it writes before it returns, and returns the layer's note.
+    pub fn add_layer<N: Into<Note>>(
+        &self,
+        diff_id: &Digest,
+        fill: impl FnOnce(BorrowedFd<'_>) -> Result<N>,
+    ) -> Result<()> {
+        let name = short(diff_id);
+        let temporary = format!("{TMP}/{name}");
+        let fail = |what: &'static str| move |errno: Errno| damaged(what, errno);
+        let lock = loop {
+            match mkdirat(&self.directory, &temporary, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(damaged("a directory cannot be made", errno)),
+            }
+            let directory = match openat(&self.directory, &temporary, tree::DIRECTORY, Mode::empty()) {
+                // Finished or cleared away by another process meanwhile.
+                Err(Errno::NOENT) => continue,
+                done => done.map_err(fail("a directory cannot be opened"))?,
+            };
+            rustix::io::retry_on_intr(|| flock(&directory, FlockOperation::LockExclusive))
+                .map_err(fail("flock"))?;
+            if self.is(&temporary, &directory) {
+                break directory;
+            }
+        };
+        if self.has_layer(diff_id) {
+            return tree::remove(&self.directory, &c_string(&temporary)?)
+                .map_err(fail("a directory cannot be removed"));
+        }
+        // What a killed process left behind, minus the directory that the lock is on.
+        tree::empty_open(&lock)
+            .and_then(|()| rustix::fs::fchmod(&lock, Mode::from_raw_mode(0o755)))
+            .map_err(fail("a directory cannot be emptied"))?;
+        let made = fill(lock.as_fd()).and_then(|note| {
+            // The note first: a layer without one could never be removed.
+            self.replace(&format!("{NOTES}/{name}"), &note.into().to_bytes())?;
+            // All of it is on the disk before its name says so.
+            syncfs(&lock).map_err(fail("syncfs"))?;
+            renameat(&self.directory, &temporary, &self.directory, format!("{LAYERS}/{name}"))
+                .map_err(fail("rename"))
+        });
+        if made.is_err() {
+            // The failure to report is the first one; what stays is cleared away later.
+            let _ = tree::remove(&self.directory, &c_string(&temporary)?);
+        }
+        made
+    }
+
+    /// A layer's note; an empty one where a version of gpurun unpacked it that wrote none.
+    pub fn note(&self, diff_id: &Digest) -> Result<Note> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match openat(&self.directory, format!("{NOTES}/{}", short(diff_id)), flags, Mode::empty())
+        {
+            Err(Errno::NOENT) => return Ok(Note::default()),
+            done => done.map_err(|errno| damaged("a layer's note cannot be opened", errno))?,
+        };
+        let mut bytes = Vec::new();
+        File::from(file)
+            .take(2 * MAX_NOTE as u64)
+            .read_to_end(&mut bytes)
+            .map_err(|error| damaged("a layer's note cannot be read", error))?;
+        // A power cut leaves a file of zeros, and then nothing is known.
+        Ok(Note::from_bytes(&bytes).unwrap_or_default())
+    }
+
+    /// Marks the layer of a store that is adopted.
+    pub fn note_adopted_layer(&self, name: &str) -> Result<()> {
+        self.replace(&format!("{NOTES}/{name}"), &Note::default().to_bytes())
+    }
+
+    /// How these layers were put together before, lowest first; `None` where they were not.
+    pub fn stack(&self, layers: &[&Digest]) -> Option<Stack> {
+        let digest = Stack::digest(layers.iter().copied());
+        let stack = Stack::from_bytes(&self.read(&format!("{STACKS}/{}", short(&digest))).ok()?)?;
+        (stack.own_digest() == digest).then_some(stack)
+    }
+
+    /// Keeps how layers were put together.
+    pub fn put_stack(&self, stack: &Stack) -> Result<()> {
+        self.replace(&format!("{STACKS}/{}", short(&stack.own_digest())), &stack.to_bytes()?)
+    }
+}
+
+/// Whether this is the name of a layer's directory.
+pub fn is_short_hex(name: &str) -> bool {
+    is_hex(name, SHORT)
+}

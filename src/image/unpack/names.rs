@@ -1,0 +1,67 @@
+//! The names of a layer's entries, taken apart.
+
+use super::{MAX_PATH, refused};
+use crate::error::Result;
+use std::ffi::CString;
+
+/// A name within the root, in its two parts.
+pub struct Place {
+    /// The directory's name, without slashes around it; empty for the root itself.
+    pub parent: Vec<u8>,
+    /// The last component.
+    pub name: CString,
+}
+
+impl Place {
+    /// The whole name again.
+    pub fn path(&self) -> Vec<u8> {
+        join(&self.parent, self.name.to_bytes())
+    }
+
+    /// The name in its two parts; `None` for the root. Absolute names are meant in the root, and so are `./` and doubled
+    /// slashes; a name that climbs is refused, since no honest writer makes one.
+    pub fn of(path: &[u8], entry: &[u8]) -> Result<Option<Self>> {
+        if path.len() > MAX_PATH {
+            let cause = format!("a name of {} bytes; at most {MAX_PATH} can be used", path.len());
+            return Err(refused(entry, cause));
+        }
+        let mut parts: Vec<&[u8]> =
+            path.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
+        if parts.contains(&&b".."[..]) {
+            return Err(refused(entry, "a name with \"..\" leaves the image's root"));
+        }
+        if path.contains(&0) {
+            return Err(refused(entry, "a name with a NUL"));
+        }
+        let Some(name) = parts.pop() else { return Ok(None) };
+        if parts.iter().any(|part| part.starts_with(b".wh.") && !part.starts_with(b".wh..wh.")) {
+            return Err(refused(entry, "something inside a whiteout"));
+        }
+        Ok(Some(Self { parent: parts.join(&b'/'), name: c_string(name, entry)? }))
+    }
+}
+
+/// Bookkeeping files of aufs, which old layers hold; Docker passes over them, too.
+pub fn aufs_metadata(name: &[u8]) -> bool {
+    name.starts_with(b".wh..wh.") && name != b".wh..wh..opq"
+}
+
+/// `parent/name`.
+pub fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
+}
+
+/// Each directory on the way to `path`, with its last name: `a` and `a`, `a/b` and `b`. None for the root.
+pub fn prefixes(path: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+    let mut start = 0;
+    ends.chain((!path.is_empty()).then_some(path.len())).map(move |end| {
+        let name = &path[start..end];
+        start = end + 1;
+        (&path[..end], name)
+    })
+}
+
+pub fn c_string(bytes: &[u8], entry: &[u8]) -> Result<CString> {
+    CString::new(bytes).map_err(|_| refused(entry, "a name with a NUL"))
+}

@@ -1,0 +1,36 @@
+//! The plugin's parsers of bytes that other programs wrote, as functions that a fuzzer calls (`integration/fuzz`).
+
+use crate::{authority, config::file::File, dra};
+
+/// Every target of this crate: a name, which is also the directory of its seeds, and the function.
+pub const TARGETS: &[(&str, fn(&[u8]))] =
+    &[("dra_checkpoint", dra::fuzz), ("http2_frames", authority::fuzz), ("plugin_config", plugin_config)];
+
+fn plugin_config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match File::parse(text) {
+        Ok(file) => assert!(file.sharing.resources.iter().all(|entry| entry.replicas > 1)),
+        Err(error) => assert!(!error.fix_line().is_empty(), "{error} has no fix"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_seed_is_read_without_a_fault() {
+        let seeds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../integration/fuzz/seeds");
+        for (name, target) in TARGETS {
+            let directory = seeds.join(name);
+            let entries = std::fs::read_dir(&directory)
+                .unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+            let paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+            assert!(!paths.is_empty(), "{name} has no seeds");
+            for path in paths {
+                println!("{}", path.display());
+                target(&std::fs::read(&path).unwrap());
+            }
+        }
+    }
+}
