@@ -11,6 +11,7 @@ use gpurun::{
     },
     error::{Code, Error, OrFail, Result},
     formats::oci::State,
+    output,
     plan::{Injection, Symlink},
     sys::mount::{Flags, restrict},
 };
@@ -137,14 +138,16 @@ impl Container {
     /// Places what the loader needs, and the injection's links.
     pub fn lay(&self, injection: &Injection) -> Result<PathBuf> {
         let placement = placement::place(&self.image, &self.mounts, injection, DriverMount::Done)?;
-        placement.notes.iter().for_each(|note| eprintln!("gpurun-hook: {note}"));
+        for note in &placement.notes {
+            output::report(&format_args!("gpurun-hook: {note}"));
+        }
         // The driver's mount points are below it: runc before 1.1.14 makes them by name (CVE-2024-45310).
         let above = placement.driver_dir.parent().unwrap_or(&placement.driver_dir);
         if let Place::Volume { path, .. } = self.mounts.place(&self.image, above) {
             let path = path.display();
-            eprintln!(
+            output::report(&format_args!(
                 "gpurun-hook: a volume is over {path}: the engine has made the driver's mount points on it"
-            );
+            ));
         }
         placement.files.iter().chain(&placement.covers).try_for_each(|file| self.write(file))?;
         for link in &placement.symlinks {
@@ -225,7 +228,7 @@ fn on_a_volume(path: &Path) -> Error {
 
 /// Says what was left out. runc and crun show a hook's standard error where the hook fails, and log it where they are asked to.
 pub fn note(error: &Error) {
-    eprintln!("gpurun-hook: {}; {}", error.what(), error.cause_line());
+    output::report(&format_args!("gpurun-hook: {}; {}", error.what(), error.cause_line()));
 }
 
 /// A path without `..`, which would be taken off the name before a link is followed: documents have none.

@@ -169,7 +169,7 @@ impl Cell {
         spec
     }
 
-    fn start(&self, host: &TestHost, document: &Document, destination: Destination) -> Ended {
+    fn start(&mut self, host: &TestHost, document: &Document, destination: Destination) -> Ended {
         let gpu = format!("NVIDIA_VISIBLE_DEVICES={GPU}");
         let asks = [gpu.as_str(), "NVIDIA_DRIVER_CAPABILITIES=all"];
         match destination {
@@ -181,6 +181,7 @@ impl Cell {
             }
             Destination::Runtime(runtime) => {
                 self.configure(&asks);
+                self.bundle.runtime = runtime;
                 let path = if runtime == "crun" { cached("crun/usr/bin/crun") } else { runtime.into() };
                 self.bundle.run(host, &format!("runtimes = [{path:?}]\n"))
             }
@@ -278,7 +279,7 @@ fn row(destination: Destination) -> Vec<String> {
     let mut failures = Vec::new();
     for standing in STANDINGS {
         for place in PLACES {
-            let cell = Cell::new(&host, standing, place);
+            let mut cell = Cell::new(&host, standing, place);
             let before = state_of(&cell.volume());
             let mounts = mounts_of(&cell.bundle);
             let ended = cell.start(&host, &document, destination);
@@ -356,7 +357,7 @@ fn the_modes_and_owners_of_the_roots_directories_do_not_stop_a_container_with_a_
 fn a_volume_over_dev_without_nodes_is_refused() {
     for destination in [Destination::Launcher, Destination::Runtime("runc"), Destination::Prestart] {
         let host = TestHost::new("8xh100");
-        let cell = Cell::new(&host, Standing::WritableVolume, "/dev");
+        let mut cell = Cell::new(&host, Standing::WritableVolume, "/dev");
         fs::remove_file(cell.volume().join("nvidiactl")).unwrap();
         let before = state_of(&cell.volume());
         let document = Document::default();

@@ -121,7 +121,8 @@ fn a_spec_names_no_object_that_can_be_replaced() {
     let ended = generate();
     assert!(ended.code == 0 && !ended.out.contains("nvidia-mps"), "{ended:?}");
     assert!(ended.err.contains("-v /tmp/nvidia-mps:/tmp/nvidia-mps"), "it is said: {ended:?}");
-    let socket = ended.out.split("nvidia-persistenced/socket").nth(1).expect("root's own directory");
+    assert!(ended.out.contains("nvidia-persistenced/socket"), "root's own directory: {}", ended.out);
+    let socket = ended.out.split("nvidia-persistenced/socket").last().expect("root's own directory");
     assert!(socket.contains("- ro\n"), "{socket:.400}");
     chown(&directory, Some(54321), None).unwrap();
     assert!(!generate().out.contains("nvidia-persistenced/socket"), "the daemon's user can replace it");

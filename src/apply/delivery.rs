@@ -145,9 +145,9 @@ impl Destination<'_> {
                 Ok(object) => {
                     let below = Path::new(DAEMONS).join(sockets.len().to_string());
                     if object.is_directory() {
-                        tree.directory(&below)
+                        tree.directory(&below);
                     } else {
-                        tree.file(&below, b"")
+                        tree.file(&below, b"");
                     }
                     objects.push((below.clone(), object));
                     sockets.push((below, *mount));

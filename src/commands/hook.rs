@@ -101,7 +101,7 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     let container = engine::Container { pid: state.process()?, root, may_be_ours: false, restrict: true };
     // runc and crun show a hook's standard error where the hook fails, and log it where they are asked to.
     for note in engine::give(&container, &spec, &injection, &context)? {
-        eprintln!("gpurun: {note}");
+        output::report(&format_args!("gpurun: {note}"));
     }
     Ok(())
 }

@@ -127,7 +127,7 @@ pub(super) fn denied(what: String, node: &DeviceNode, denial: Denial) -> Error {
     match denial {
         Denial::DeviceCgroup => error
             .cause(format!("{path}: the device cgroup of this process does not allow it, as in a batch job that has other GPUs"))
-            .fix("ask for a GPU of the job: `gpurun ls` marks those that cannot be opened; or ask the batch system for more GPUs"),
+            .fix("ask for a GPU that the job has (`gpurun ls`), or ask the batch system for more GPUs"),
         Denial::Permissions => error
             .cause(format!("{path}: permission denied: its mode is {:04o}, its owner {}:{}", node.mode, node.uid, node.gid))
             .fix(format!("let the caller open it: `usermod -aG GROUP USER` with the node's group, or `chmod 0666 {path}`")),
