@@ -298,7 +298,7 @@ fn trees(placement: &Placement) -> (BTreeMap<PathBuf, Tree>, Vec<&Symlink>) {
         };
         match directory.and_then(|directory| Some((directory, link.strip_prefix(directory).ok()?))) {
             Some((directory, below)) => {
-                trees.entry(directory.into()).or_default().link(below, &symlink.target)
+                trees.entry(directory.into()).or_default().link(below, &symlink.target);
             }
             None => links.push(symlink),
         }

@@ -9,7 +9,7 @@ use super::rootfs::look_at;
 use crate::{
     error::{Code, Error, OrFail, Result},
     inventory::{DaemonObject, DeviceNode},
-    sys::mount::{Flags, restrict},
+    sys::mount::{Flags, restrict, restrict_slave},
 };
 use rustix::{
     fd::{AsFd, OwnedFd},
@@ -35,6 +35,20 @@ impl HostObject {
     pub fn named(path: &Path, flags: Flags, recursive: bool) -> Result<Self> {
         let how = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
         Self::open(CWD, path, path, how, flags)
+    }
+
+    /// The same, which stays a slave of its former peers on the host: what is mounted there later appears here.
+    ///
+    /// # Errors
+    /// As for [`Self::named`].
+    pub fn slave(path: &Path, flags: Flags, recursive: bool) -> Result<Self> {
+        let how = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
+        let mount = open_tree(CWD, how, path, path)?;
+        let stat = rustix::fs::statat(&mount, "", AtFlags::EMPTY_PATH)
+            .or_fail(Code::Mount, || format!("{} cannot be read", path.display()))?;
+        restrict_slave(mount.as_fd(), flags, recursive)
+            .or_fail(Code::Mount, || format!("{} cannot be restricted", path.display()))?;
+        Ok(Self { mount, stat })
     }
 
     /// A file or directory of the driver, or gpurun's own: its path has no link in the last place.

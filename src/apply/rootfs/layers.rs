@@ -97,6 +97,12 @@ impl Layers {
         found.filter(|_| is_open).map(|found| (path, found))
     }
 
+    /// Layers of directories that are open already, topmost first.
+    pub fn of_descriptors(directories: &[OwnedFd]) -> std::io::Result<Self> {
+        let descriptors = directories.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
+        Ok(Self { descriptors, paths: Vec::new(), is_mounted: false })
+    }
+
     /// Follows `path` and its links as far as the root goes. Where `ends` says that another file system begins, nothing more is
     /// looked up. `None` where the links lead in a circle, or up from something that is absent.
     pub fn resolve(&self, path: &Path, ends: impl Fn(&Path) -> bool) -> Option<Resolved> {
