@@ -29,12 +29,18 @@ pub struct Tree(BTreeMap<PathBuf, Entry>);
 enum Entry {
     File(Vec<u8>),
     Link(PathBuf),
+    Directory,
 }
 
 impl Tree {
     /// Adds a file; an empty one is a mount point.
     pub fn file(&mut self, path: &Path, content: &[u8]) {
         self.0.insert(path.into(), Entry::File(content.into()));
+    }
+
+    /// Adds an empty directory: a mount point.
+    pub fn directory(&mut self, path: &Path) {
+        self.0.insert(path.into(), Entry::Directory);
     }
 
     /// Adds a link.
@@ -114,6 +120,7 @@ impl Tree {
             match entry {
                 Entry::File(content) => root.write(&path, content, 0o444)?,
                 Entry::Link(target) => root.symlink(&path, target)?,
+                Entry::Directory => drop(root.directory(&path)?),
             }
         }
         Ok(())
@@ -125,6 +132,7 @@ impl Tree {
             let (kind, content) = match entry {
                 Entry::File(content) => ("file", content.as_slice()),
                 Entry::Link(target) => ("link", target.as_os_str().as_bytes()),
+                Entry::Directory => ("directory", &[][..]),
             };
             let path = path.as_os_str().as_bytes();
             // Lengths first: no two trees are written the same.
