@@ -313,3 +313,42 @@ fn volumes_of_the_image_are_there_for_everyone() {
     }
     assert!(!root.path().join("data/x").exists());
 }
+
+#[test]
+fn no_volume_of_an_image_leads_out_of_it_or_over_what_gpurun_mounts() {
+    use std::os::unix::fs::symlink;
+    let host = TestHost::new("t4");
+    let root = copy_of_root("busybox");
+    let links = [
+        ("slash", "/"),
+        ("up", "../../../../.."),
+        ("proc-root", "/proc/1/root"),
+        ("proc", "/proc"),
+        ("dev", "/dev"),
+        ("driver", "/usr/local/nvidia"),
+        ("loop", "link-loop"),
+        ("bin", "/bin"),
+    ];
+    for (name, target) in links {
+        symlink(target, root.path().join(format!("link-{name}"))).unwrap();
+    }
+    let script = "set -e; ls /proc/self/status /dev/null /usr/local/nvidia/lib64/libcuda.so.1 >/dev/null; \
+                  grep -c . /proc/mounts >/dev/null; [ ! -e /var/cache/gpurun-tests ]; cd /..; [ ! -e /var/cache/gpurun-tests ]; echo inside";
+    for (name, _) in links {
+        let config = format!(r#"{{"Volumes": {{"/link-{name}": {{}}, "/link-{name}/below/it": {{}}}}}}"#);
+        let packed = pack(root.path(), &["--config", &config]);
+        let image = format!("oci:{}:zstd", packed.path().join("packed/oci").display());
+        for caller in Caller::EACH {
+            for options in [
+                "-u 0 --gpus all",
+                "-u 0 --gpus all --read-only",
+                "--gpus all -e HOME=/link-slash --read-only",
+            ] {
+                let ended = host.sh(caller, options, &image, script);
+                let refused = ended.code == 125 && ended.err.contains("fix: ");
+                assert!(refused || ended.out == "inside\n", "{name} {caller:?} {options}: {ended:?}");
+            }
+            assert!(host.scratch(caller).is_empty());
+        }
+    }
+}

@@ -11,7 +11,7 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let image = Image::open(
         &run::image_reference(&args.image)?,
         &store,
-        &context.pull(args.pull, &args.pulling, args.quiet),
+        &context.pull(args.pull, &args.pulling, args.quiet)?,
     )?;
     let injection = run::injection(context, args, &options, &image, &run::environment::environment(args)?)?;
     if context.json {

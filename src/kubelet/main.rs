@@ -2,16 +2,24 @@
 #![forbid(unsafe_code)]
 
 use gpurun::{
-    cli::{LogFormat, go_flags},
+    cli::{LogFormat, parse_as_go},
     error::{Code, OrFail, Result},
     output,
 };
 use gpurun_device_plugin::{config::Cli, probe, serve};
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 fn main() -> ExitCode {
     gpurun::sys::process::normalize();
-    let cli: Cli = go_flags::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let cli = match parse_as_go::<Cli>(&words, "gpurun-device-plugin --help") {
+        Ok(Ok(cli)) => cli,
+        Ok(Err(help)) => {
+            return output::write(help.as_bytes())
+                .map_or_else(|error| output::fail(&error, false).into(), |()| ExitCode::SUCCESS);
+        }
+        Err(error) => return output::fail(&error, words.iter().any(|word| word == "--json")).into(),
+    };
     let json = cli.global.json;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,13 +1,13 @@
 //! The plugin's life: takes in what the inventory, the driver, the kubelet's directory and the administrator say, and makes a
 //! [`State`] of it, from which everybody is answered.
 
+mod sockets;
+
 use crate::{
-    api::device_plugin::device_plugin_server::DevicePluginServer,
     api_server::ApiServer,
     config::{Cli, IdStrategy, Options},
     dra::{Dra, Place},
     events::Watcher,
-    grpc,
     health::{Event, Health, meaning},
     health_file::HealthFile,
     http_server::{self, Answers},
@@ -16,11 +16,10 @@ use crate::{
     mps::{self, Daemons},
     node_labels,
     pods::Pods,
-    registration::{self, Noticed},
+    registration,
     resources::{Resource, resources},
     response::{CDI_CLASS, CDI_IMEX, CDI_VENDOR, FEATURES},
-    server::Server,
-    socket::{self, Socket, Standing},
+    socket::Socket,
     state::State,
 };
 use gpurun::{
@@ -35,6 +34,7 @@ use gpurun::{
     plan, programs,
     vocabulary::{DriverCapability, GatedFeature},
 };
+use sockets::Running;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -47,7 +47,6 @@ use tokio::{
     select,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch as newest},
-    task::JoinHandle,
 };
 
 /// When something is tried again that failed for a reason that nobody tells the end of.
@@ -92,20 +91,6 @@ struct Plugin {
     again: Option<Instant>,
     /// Warnings that are in the log.
     warned: BTreeSet<String>,
-}
-
-/// A resource that is served and registered. It ends when it is dropped.
-struct Running {
-    tasks: [JoinHandle<()>; 2],
-    socket: Socket,
-    /// Another plugin has the socket's name, and the log says which.
-    is_aside: bool,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
-    }
 }
 
 /// Serves the kubelet until SIGTERM.
@@ -292,69 +277,6 @@ impl Plugin {
                 tracing::warn!("{warning}");
                 self.warned.insert(warning);
             }
-        }
-    }
-
-    async fn notice(&mut self, what: Noticed) {
-        match what {
-            Noticed::Kubelet => self.servers.clear(),
-            Noticed::Socket(name) => {
-                let is_it = |running: &Running| running.socket.path().file_name() == Some(name.as_os_str());
-                let Some(resource) =
-                    self.servers.iter().find(|(_, running)| is_it(running)).map(|(name, _)| name.clone())
-                else {
-                    return;
-                };
-                if !self.lost_socket(&resource).await {
-                    return;
-                }
-            }
-        }
-        self.publish();
-    }
-
-    /// Looks whether a resource's socket is still its own. True where the resource must be served again, under a new socket.
-    async fn lost_socket(&mut self, resource: &str) -> bool {
-        let Some(running) = self.servers.get_mut(resource) else { return false };
-        let path = running.socket.path().to_path_buf();
-        let is_gone = match running.socket.standing() {
-            Standing::Ours => {
-                running.is_aside = false;
-                return false;
-            }
-            Standing::Gone => true,
-            Standing::Taken => match socket::listener_of(&path).await {
-                // Its plugin was killed.
-                None => true,
-                Some(other) => {
-                    if !running.is_aside {
-                        tracing::warn!(
-                            "{other} has taken {}: it serves {resource} now, and this plugin waits for its end; run one device \
-                             plugin for {resource} on a node",
-                            path.display()
-                        );
-                        running.is_aside = true;
-                    }
-                    false
-                }
-            },
-        };
-        if is_gone {
-            tracing::info!("{} was removed: {resource} is registered again", path.display());
-            self.servers.remove(resource);
-        } else {
-            self.again =
-                Some(self.again.map_or(Instant::now() + AGAIN, |again| again.min(Instant::now() + AGAIN)));
-        }
-        is_gone
-    }
-
-    /// Looks whether the plugins that have taken sockets have ended.
-    async fn retake_sockets(&mut self) {
-        let aside = self.servers.iter().filter(|(_, running)| running.is_aside);
-        let aside: Vec<String> = aside.map(|(name, _)| name.clone()).collect();
-        for resource in aside {
-            self.lost_socket(&resource).await;
         }
     }
 
@@ -670,26 +592,6 @@ impl Plugin {
             // Its thread lives as long as this does.
             let _ = newest.send(labels);
         }
-    }
-
-    fn start(&self, name: &str, endpoint: &str) -> Result<Running> {
-        let (listener, socket) = Socket::bind(&self.options.sockets.join(endpoint))?;
-        let service = DevicePluginServer::new(Server {
-            resource: name.into(),
-            state: self.state.subscribe(),
-            metrics: Arc::clone(&self.metrics),
-        });
-        let serving = tokio::spawn(async move { match grpc::serve(listener, service).await {} });
-        let (kubelet, name, endpoint) =
-            (self.options.kubelet_socket.clone(), name.to_owned(), endpoint.to_owned());
-        let metrics = Arc::clone(&self.metrics);
-        let registering = tokio::spawn(async move {
-            if let Some(kubelet) = kubelet {
-                metrics.registration();
-                registration::register(&kubelet, &name, &endpoint).await;
-            }
-        });
-        Ok(Running { tasks: [serving, registering], socket, is_aside: false })
     }
 }
 

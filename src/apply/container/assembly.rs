@@ -353,10 +353,10 @@ fn perform(root: &Root, step: Step) -> Result<()> {
             attach(&mount, &point, &target)
         }
         Step::Bind { source, target, flags, recursive } => {
-            attach_host(root, &clone_of_host(&source, recursive, flags)?, &target)
+            attach_host(root, &clone_of_host(&source, recursive, flags)?, &source, &target)
         }
         Step::BindSlave { source, target, flags, recursive } => {
-            attach_host(root, &slave_of_host(&source, recursive, flags)?, &target)
+            attach_host(root, &slave_of_host(&source, recursive, flags)?, &source, &target)
         }
         Step::ReadOnly { target } => {
             let Some(own) = existing(root, &target)? else { return Ok(()) };
@@ -400,8 +400,9 @@ fn perform(root: &Root, step: Step) -> Result<()> {
     }
 }
 
-fn attach_host(root: &Root, mount: &OwnedFd, target: &Path) -> Result<()> {
+fn attach_host(root: &Root, mount: &OwnedFd, source: &Path, target: &Path) -> Result<()> {
     let is_directory = rustix::fs::fstat(mount).is_ok_and(|s| FileType::from_raw_mode(s.st_mode).is_dir());
+    check_kind(root, source, target, is_directory)?;
     let point = if is_directory { root.directory(target)? } else { root.mount_point(target)? };
     attach(mount, &point, target)
 }
@@ -425,6 +426,27 @@ fn mask_directories(root: &Root, targets: &[PathBuf]) -> Result<()> {
         first.get_or_insert(target);
     }
     Ok(())
+}
+
+/// Refuses to mount a directory on a file, or a file on a directory.
+fn check_kind(root: &Root, source: &Path, target: &Path, is_directory: bool) -> Result<()> {
+    let Some(there) = existing(root, target)? else { return Ok(()) };
+    let covers_directory =
+        rustix::fs::fstat(&there).is_ok_and(|s| FileType::from_raw_mode(s.st_mode).is_dir());
+    if is_directory == covers_directory {
+        return Ok(());
+    }
+    let kind = |is_directory| if is_directory { "a directory" } else { "a file" };
+    let (source, target) = (source.display(), target.display());
+    let what = format!(
+        "{source} is {}, and {target} in the container is {}",
+        kind(is_directory),
+        kind(covers_directory)
+    );
+    Err(Error::new(Code::Volume, what).cause("a mount needs two files, or two directories").fix(format!(
+        "mount it at another path: -v {source}:{target}-2, or name {} on the host",
+        kind(covers_directory)
+    )))
 }
 
 /// What is at `path`; `None` if nothing is, or a kernel without that file.

@@ -125,12 +125,11 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         loopback_up()?;
     }
     rustix::process::setsid().or_fail(Code::Internal, failed("setsid"))?;
-    match terminal {
-        Some((_, slave)) => terminal::install(&slave)?,
-        None => {
-            streams.give_to(process.user.uid, process.user.gid);
-            streams.install(&null)?;
-        }
+    if let Some((_, slave)) = terminal {
+        terminal::install(&slave)?;
+    } else {
+        streams.give_to(process.user.uid, process.user.gid);
+        streams.install(&null)?;
     }
     drop(null);
     process.rlimits.iter().try_for_each(set_limit)?;

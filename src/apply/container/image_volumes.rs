@@ -85,6 +85,11 @@ pub fn mount(
             .open(path, OFlags::PATH | OFlags::DIRECTORY)
             .or_fail(Code::Rootfs, || format!("the image's volume {} cannot be opened", path.display()))?;
         let failed = || format!("the image's volume {} cannot be mounted", path.display());
+        // By a link of the image's. What is mounted on the root itself would lie between it and the host's, which
+        // pivot_root(2) puts there to be taken off.
+        if is_same(&point, root).or_fail(Code::Mount, failed)? {
+            continue;
+        }
         let content = match layers.find(&path.to_string_lossy()) {
             Some((_, Found::Directory(merged))) if !is_empty(root, path).or_fail(Code::Mount, failed)? => {
                 merged
@@ -114,6 +119,11 @@ pub fn mount(
         })?;
     }
     Ok(())
+}
+
+fn is_same(one: impl AsFd, other: impl AsFd) -> rustix::io::Result<bool> {
+    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    Ok(identity(rustix::fs::fstat(one)?) == identity(rustix::fs::fstat(other)?))
 }
 
 /// A new directory with the owner and the permissions of `like`.

@@ -14,7 +14,7 @@ use rustix::{
     fs::{AtFlags, Gid, Mode, OFlags, Uid, XattrFlags},
     io::Errno,
 };
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// The layer, seen together with the image beneath it.
 #[derive(Debug)]
@@ -66,13 +66,13 @@ impl Layer {
         Ok(())
     }
 
-    /// Makes the user's home where the image has none.
+    /// Makes the user's home where the image has none. One that was typed may be anything.
     pub fn home(&self, user: &Identity) -> Result<()> {
-        if user.home.is_absolute() {
-            self.new_directory(&user.home, 0o750, (user.uid, user.gid))
-        } else {
-            Ok(())
+        let is_plain = !user.home.components().any(|component| component == Component::ParentDir);
+        if user.home.is_absolute() && is_plain {
+            self.new_directory(&user.home, 0o750, (user.uid, user.gid))?;
         }
+        Ok(())
     }
 
     /// Makes the image's volumes where the image has nothing at their paths.

@@ -1,6 +1,6 @@
 //! `--cap-add` and `--cap-drop`.
 
-use super::{namespaces, usage};
+use super::usage;
 use crate::{
     cli::Run,
     error::{Code, Error, OrFail, Result},
@@ -49,7 +49,7 @@ pub fn capabilities(args: &Run, root: bool) -> Result<u64> {
     };
     let mut default =
         if root { DEFAULT_CAPABILITIES.iter().fold(0, |mask, c| mask | c.bitmask()) } else { 0 };
-    if namespaces::network(&args.network)? {
+    if super::namespaces::network(&args.network)? {
         default &= !caps::Capability::CAP_NET_RAW.bitmask();
     }
     if args.privileged {

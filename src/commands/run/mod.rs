@@ -51,7 +51,7 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let options = Options::read(args)?;
     let store = context.store()?;
     let reference = image_reference(&args.image)?;
-    let pull = context.pull(args.pull, &args.pulling, args.quiet);
+    let pull = context.pull(args.pull, &args.pulling, args.quiet)?;
     can_run(context, &pull.platform)?;
     let image = Image::open(&reference, &store, &pull)?;
     let user_env = environment::environment(args)?;
@@ -69,6 +69,7 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let mut volumes = if reference == ImageReference::Host { host_file_systems()? } else { Vec::new() };
     volumes.extend(mounts::volumes(args)?);
     let layers = Layers::open(image.root(&store)?)?;
+    image.check_opened(layers.lowers().map(|(_, opened)| opened))?;
     let container =
         container(context, args, options, &image, user_env, volumes, injection, &layers, store.scratch()?)?;
     let id_file = args.cidfile.as_deref().map(|path| IdFile::create(path, &container.id)).transpose()?;

@@ -72,12 +72,6 @@ impl Accounts {
         Ok(Self { passwd: read(image, "/etc/passwd")?, group: read(image, "/etc/group")? })
     }
 
-    /// The two files' text.
-    #[cfg(any(test, feature = "fuzzing"))]
-    pub fn of(passwd: &[u8], group: &[u8]) -> Self {
-        Self { passwd: passwd.to_vec(), group: group.to_vec() }
-    }
-
     /// The passwd file's text.
     pub fn passwd(&self) -> &[u8] {
         &self.passwd
@@ -265,4 +259,17 @@ fn unknown(kind: &str, name: &str, file: &str) -> Error {
     Error::new(Code::User, format!("the image has no {kind} {name:?}"))
         .cause(format!("{file} of the image does not name it, and it is not a number"))
         .fix(format!("give a number, -u UID:GID, or a {kind} that the image has"))
+}
+
+/// A user string, a passwd and a group file, separated by zero bytes, for [`crate::fuzz_targets`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let mut parts = bytes.splitn(3, |byte| *byte == 0);
+    let wanted = crate::fuzz_targets::text(parts.next().unwrap_or_default());
+    let passwd = parts.next().unwrap_or_default().to_vec();
+    let accounts = Accounts { passwd, group: parts.next().unwrap_or_default().to_vec() };
+    if let Ok(resolved) = accounts.resolve(wanted) {
+        let _ = (accounts.user(resolved.uid), accounts.has_group(resolved.gid));
+    }
+    let _ = (accounts.additional_group(wanted), accounts.unused_name(wanted));
 }

@@ -40,14 +40,17 @@ impl HostAccount {
         if let Some(name) = name_in(&host_file("/etc/passwd")) {
             return Some(Self { name, in_passwd: true });
         }
-        let answer = uses_modules("passwd").then(|| getent(&["passwd", &number])).flatten()?;
+        let answer =
+            has_source("passwd", &["files", "compat"]).then(|| getent(&["passwd", &number])).flatten()?;
         Some(Self { name: name_in(&answer)?, in_passwd: false })
     }
 
     /// The ids of the groups that list the account, without its primary group.
     pub fn groups(&self) -> Vec<u32> {
         // An account of a module may be in groups of the files, and the reverse.
-        if (!self.in_passwd || uses_modules("group") || uses_modules("initgroups"))
+        // systemd's module is on every host of today and knows the members of no group of the files'.
+        let elsewhere = |database| has_source(database, &["files", "compat", "systemd"]);
+        if (!self.in_passwd || elsewhere("group") || elsewhere("initgroups"))
             && let Some(answer) = getent(&["initgroups", &self.name])
         {
             return answer.split_whitespace().skip(1).filter_map(|gid| gid.parse().ok()).collect();
@@ -68,11 +71,10 @@ fn host_file(path: &str) -> String {
         .unwrap_or_default()
 }
 
-/// Whether nsswitch.conf(5) names a source of this database that may know accounts which the files do not have.
-pub fn uses_modules(database: &str) -> bool {
-    sources(&host_file("/etc/nsswitch.conf"), database)
-        .iter()
-        .any(|source| !["files", "compat"].contains(&source.as_str()))
+/// Whether nsswitch.conf(5) names a source of this database beside these.
+fn has_source(database: &str, beside: &[&str]) -> bool {
+    let switch = host_file("/etc/nsswitch.conf");
+    sources(&switch, database).iter().any(|source| !beside.contains(&source.as_str()))
 }
 
 /// The sources of a database in the text of nsswitch.conf, without the actions in brackets.

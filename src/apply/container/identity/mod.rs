@@ -23,6 +23,8 @@ mod subordinate;
 #[cfg(test)]
 mod tests;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use accounts::fuzz;
 pub use caller::Caller;
 pub use subordinate::{are_as_podman_maps_them, check as check_subordinate_ids};
 
@@ -280,15 +282,6 @@ fn directory_name(name: &[u8]) -> Option<&str> {
     let is_plain = |c: char| c.is_alphanumeric() || "._-".contains(c);
     (!name.is_empty() && name.len() < 64 && !name.starts_with('.') && name.chars().all(is_plain))
         .then_some(name)
-}
-
-/// A user's words, a passwd and a group file, separated by zero bytes, for [`crate::fuzz_targets`].
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) fn fuzz(bytes: &[u8]) {
-    let mut parts = bytes.splitn(3, |byte| *byte == 0);
-    let wanted = crate::fuzz_targets::text(parts.next().unwrap_or_default());
-    let (passwd, group) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let _ = Accounts::of(passwd, group).resolve(wanted);
 }
 
 /// What stands at a path of the image.

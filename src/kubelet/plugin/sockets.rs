@@ -1,0 +1,112 @@
+//! The sockets at which the kubelet asks for each resource: they are served, registered, and made again when they are lost.
+
+use super::{AGAIN, Plugin};
+use crate::{
+    api::device_plugin::device_plugin_server::DevicePluginServer,
+    grpc,
+    registration::{self, Noticed},
+    server::Server,
+    socket::{self, Socket, Standing},
+};
+use gpurun::error::Result;
+use std::{sync::Arc, time::Instant};
+use tokio::task::JoinHandle;
+
+/// A resource that is served and registered. It ends when it is dropped.
+pub(super) struct Running {
+    tasks: [JoinHandle<()>; 2],
+    socket: Socket,
+    /// Another plugin has the socket's name, and the log says which.
+    pub(super) is_aside: bool,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Plugin {
+    pub(super) async fn notice(&mut self, what: Noticed) {
+        match what {
+            Noticed::Kubelet => self.servers.clear(),
+            Noticed::Socket(name) => {
+                let is_it = |running: &Running| running.socket.path().file_name() == Some(name.as_os_str());
+                let Some(resource) =
+                    self.servers.iter().find(|(_, running)| is_it(running)).map(|(name, _)| name.clone())
+                else {
+                    return;
+                };
+                if !self.lost_socket(&resource).await {
+                    return;
+                }
+            }
+        }
+        self.publish();
+    }
+
+    /// Looks whether a resource's socket is still its own. True where the resource must be served again, under a new socket.
+    async fn lost_socket(&mut self, resource: &str) -> bool {
+        let Some(running) = self.servers.get_mut(resource) else { return false };
+        let path = running.socket.path().to_path_buf();
+        let is_gone = match running.socket.standing() {
+            Standing::Ours => {
+                running.is_aside = false;
+                return false;
+            }
+            Standing::Gone => true,
+            Standing::Taken => match socket::listener_of(&path).await {
+                // Its plugin was killed.
+                None => true,
+                Some(other) => {
+                    if !running.is_aside {
+                        tracing::warn!(
+                            "{other} has taken {}: it serves {resource} now, and this plugin waits for its end; run one device \
+                             plugin for {resource} on a node",
+                            path.display()
+                        );
+                        running.is_aside = true;
+                    }
+                    false
+                }
+            },
+        };
+        if is_gone {
+            tracing::info!("{} was removed: {resource} is registered again", path.display());
+            self.servers.remove(resource);
+        } else {
+            self.again =
+                Some(self.again.map_or(Instant::now() + AGAIN, |again| again.min(Instant::now() + AGAIN)));
+        }
+        is_gone
+    }
+
+    /// Looks whether the plugins that have taken sockets have ended.
+    pub(super) async fn retake_sockets(&mut self) {
+        let aside = self.servers.iter().filter(|(_, running)| running.is_aside);
+        let aside: Vec<String> = aside.map(|(name, _)| name.clone()).collect();
+        for resource in aside {
+            self.lost_socket(&resource).await;
+        }
+    }
+
+    pub(super) fn start(&self, name: &str, endpoint: &str) -> Result<Running> {
+        let (listener, socket) = Socket::bind(&self.options.sockets.join(endpoint))?;
+        let service = DevicePluginServer::new(Server {
+            resource: name.into(),
+            state: self.state.subscribe(),
+            metrics: Arc::clone(&self.metrics),
+        });
+        let serving = tokio::spawn(async move { match grpc::serve(listener, service).await {} });
+        let (kubelet, name, endpoint) =
+            (self.options.kubelet_socket.clone(), name.to_owned(), endpoint.to_owned());
+        let metrics = Arc::clone(&self.metrics);
+        let registering = tokio::spawn(async move {
+            if let Some(kubelet) = kubelet {
+                metrics.registration();
+                registration::register(&kubelet, &name, &endpoint).await;
+            }
+        });
+        Ok(Running { tasks: [serving, registering], socket, is_aside: false })
+    }
+}
