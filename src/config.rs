@@ -1,12 +1,14 @@
 //! The configuration: each key's meaning and default, once.
 #![forbid(unsafe_code)]
 
+pub mod engines;
 pub mod toolkit;
 
 use crate::{
     error::{Code, Error, OrFail, Result},
     plan::Policy,
     request::Accepted,
+    text_file::TextFile,
     vocabulary::DriverCapability,
 };
 use serde::Deserialize;
@@ -18,6 +20,9 @@ use std::{
 
 /// Read when no other file is named; it need not be there.
 pub const DEFAULT_FILE: &str = "/etc/gpurun/config.toml";
+
+/// The largest configuration file that is read, in bytes.
+const MAX_FILE: u64 = 1 << 20;
 
 /// Something that can be set.
 #[derive(Debug)]
@@ -188,6 +193,9 @@ pub struct Config {
     pub insecure_registries: Vec<String>,
     pub registry_mirrors: BTreeMap<String, Vec<String>>,
     pub store_quota: Option<String>,
+    /// Why the file is not in force. Only what depends on a key fails then: `images`, `doctor` and `config` do not.
+    #[serde(skip)]
+    pub broken: Option<Error>,
 }
 
 /// `nonroot`
@@ -223,6 +231,8 @@ pub struct Found {
     pub path: PathBuf,
     /// Whether it is NVIDIA's.
     pub is_toolkits: bool,
+    /// Its text.
+    pub text: String,
     /// What it says, in our keys.
     pub table: toml::Table,
     /// The keys of NVIDIA's that the file sets and that mean nothing here, and why.
@@ -235,7 +245,8 @@ impl Found {
     /// # Errors
     /// [`Code::Config`] when it cannot be read, or is no TOML.
     pub fn open(file: Option<&Path>) -> Result<Option<Self>> {
-        let present = |path: &Path| match std::fs::read_to_string(path) {
+        let read = |path: &Path| TextFile::read(path, MAX_FILE)?.text().map(str::to_owned);
+        let present = |path: &Path| match read(path) {
             Err(error) if file.is_none() && error.kind() == ErrorKind::NotFound => Ok(None),
             read => read
                 .map(Some)
@@ -249,25 +260,53 @@ impl Found {
                 is_toolkits: false,
                 table: table(ours, &text)?,
                 unused: Vec::new(),
+                text,
             }));
         }
         let path = toolkit::file();
         let Some(text) = present(&path)? else { return Ok(None) };
         let (table, unused) = toolkit::ours(&table(&path, &text)?);
-        Ok(Some(Self { path, is_toolkits: true, table, unused }))
+        Ok(Some(Self { path, is_toolkits: true, table, unused, text }))
     }
 }
 
 fn table(path: &Path, text: &str) -> Result<toml::Table> {
-    toml::from_str(text).map_err(|error: toml::de::Error| {
-        unusable(&error).context(format!("{} cannot be used", path.display()))
-    })
+    toml::from_str(text)
+        .map_err(|error| unusable(&place(text, &error)).context(format!("{} cannot be used", path.display())))
 }
 
-fn unusable(error: &toml::de::Error) -> Error {
+fn unusable(why: &str) -> Error {
     Error::new(Code::Config, "the configuration is not understood")
-        .cause(error.message())
-        .fix("`gpurun config` lists the keys")
+        .cause(why)
+        .fix("correct the file; `gpurun config` lists the keys and what they mean")
+}
+
+/// What the parser says, with the line of the text and the key in that line.
+fn place(text: &str, error: &toml::de::Error) -> String {
+    let start = error.span().map_or(0, |span| span.start);
+    let number = text.get(..start).unwrap_or_default().matches('\n').count();
+    let line = text.lines().nth(number).unwrap_or_default();
+    match line.split_once('=') {
+        Some((key, _)) if !line.trim_start().starts_with('#') => {
+            format!("line {}, {}: {}", number + 1, key.trim(), error.message())
+        }
+        _ => format!("line {}: {}", number + 1, error.message()),
+    }
+}
+
+impl Found {
+    /// What the file says.
+    ///
+    /// # Errors
+    /// [`Code::Config`]: an unknown key, or a value that a key cannot have, with the line.
+    pub fn config(&self) -> Result<Config> {
+        let config = if self.is_toolkits {
+            toolkit::check(&self.text).and_then(|()| Config::from_table(self.table.clone()))
+        } else {
+            toml::from_str(&self.text).map_err(|error| unusable(&place(&self.text, &error)))
+        };
+        config.map_err(|error| error.context(format!("{} cannot be used", self.path.display())))
+    }
 }
 
 impl Config {
@@ -280,13 +319,25 @@ impl Config {
         for (key, reason) in &found.unused {
             tracing::debug!("{}: {key} is not used: {reason}", found.path.display());
         }
-        Self::from_table(found.table)
-            .map_err(|error| error.context(format!("{} cannot be used", found.path.display())))
+        found.config()
+    }
+
+    /// The same; where it fails, the defaults with the reason in [`Config::broken`].
+    pub fn load_or_broken(file: Option<&Path>) -> Self {
+        Self::load(file).unwrap_or_else(|error| Self { broken: Some(error), ..Self::default() })
+    }
+
+    /// Fails if the configuration is broken: its defaults are not what the administrator wanted.
+    ///
+    /// # Errors
+    /// [`Code::Config`]
+    pub fn usable(&self) -> Result<()> {
+        self.broken.clone().map_or(Ok(()), Err)
     }
 
     /// What our keys say.
     pub fn from_table(table: toml::Table) -> Result<Self> {
-        table.try_into().map_err(|error| unusable(&error))
+        table.try_into().map_err(|error: toml::de::Error| unusable(error.message()))
     }
 
     /// Who may ask an engine's container for GPUs, and for what.
@@ -310,7 +361,11 @@ impl Config {
     }
 
     /// What the administrator allows.
+    ///
+    /// # Errors
+    /// [`Code::Config`] for a broken configuration, [`Code::BadCapability`] for an unknown capability.
     pub fn policy(&self) -> Result<Policy> {
+        self.usable()?;
         let default = Policy::default();
         let mut policy = Policy {
             disable_require: self.disable_require,
@@ -339,6 +394,51 @@ mod tests {
         assert_eq!(config.driver_root.as_deref(), Some(Path::new("/run/nvidia/driver")));
         let message = ours("drivr-root = \"/\"").unwrap_err().to_string();
         assert!(message.starts_with("error[GPU-0002]") && message.contains("drivr-root"), "{message}");
+    }
+
+    #[test]
+    fn a_wrong_type_names_the_key_and_its_line() {
+        let found = |is_toolkits, text: &str| {
+            let table =
+                if is_toolkits { toolkit::ours(&text.parse().unwrap()).0 } else { text.parse().unwrap() };
+            Found { path: "/x".into(), is_toolkits, text: text.into(), table, unused: Vec::new() }
+        };
+        for (is_toolkits, text, place) in [
+            (false, "# x\ndisable-require = \"yes\"\n", "line 2, disable-require: "),
+            (false, "driver-root = 1", "line 1, driver-root: "),
+            (false, "\nno-such-key = 1", "line 2, no-such-key: "),
+            (
+                true,
+                "# x\ndisable-require = \"yes\"\n",
+                "line 2: disable-require is true or false, and here a string",
+            ),
+            (
+                true,
+                "[nvidia-container-runtime]\n\ndebug = true\n",
+                "line 3: nvidia-container-runtime.debug is a text, and here a boolean",
+            ),
+            (
+                true,
+                "[nvidia-container-runtime]\nruntimes = \"runc\"\n",
+                "line 2: nvidia-container-runtime.runtimes is a list of texts, and here a string",
+            ),
+            (
+                true,
+                "nvidia-container-cli = 5\n",
+                "line 1: nvidia-container-cli is a table, and here a integer",
+            ),
+            (
+                true,
+                "[nvidia-container-runtime]\nlog-level = \"loud\"\n",
+                "line 2: nvidia-container-runtime.log-level is one of ",
+            ),
+        ] {
+            let error = found(is_toolkits, text).config().unwrap_err();
+            assert!(error.cause_line().contains(place), "{text}: {error}");
+            assert!(error.what().contains("/x cannot be used"), "{error}");
+        }
+        let broken = Config { broken: Some(Error::new(Code::Config, "x")), ..Config::default() };
+        assert!(broken.policy().is_err() && broken.usable().is_err());
     }
 
     #[test]

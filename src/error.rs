@@ -192,6 +192,26 @@ impl Error {
         self.0.fix.as_deref().unwrap_or_else(|| self.code().fix())
     }
 
+    /// The failure for an engine that shows it to its user: one line, without the phrases from which engines draw conclusions.
+    ///
+    /// Podman shows only the line that has such a phrase, and exits with 127 or 126 as if the container's command were the
+    /// problem (libpod's getOCIRuntimeError and ExitCode, 4.3 to 5.8). Docker exits with 126 on "permission denied" and adds a
+    /// question about mounts to "not a directory" (moby's setExitCodeFromError). An errno is therefore given by its name.
+    pub fn for_engine(&self) -> String {
+        const PHRASES: [(&str, &str); 7] = [
+            ("No such file or directory (os error 2)", "ENOENT (does not exist)"),
+            ("Permission denied (os error 13)", "EACCES (access denied)"),
+            ("Operation not permitted (os error 1)", "EPERM (not allowed)"),
+            ("Not a directory (os error 20)", "ENOTDIR (a part of the path is a file)"),
+            ("Is a directory (os error 21)", "EISDIR"),
+            ("was not found", "is missing"),
+            ("were not found", "are missing"),
+        ];
+        // Display leaves line feeds in front of `cause:` and `fix:` alone.
+        let line = self.to_string().replace("\n  ", "; ");
+        PHRASES.iter().fold(line, |line, (phrase, name)| line.replace(phrase, name))
+    }
+
     /// The same as an object, for `--json`.
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
@@ -258,6 +278,33 @@ mod tests {
             "error[GPU-0021]: there is no GPU \u{fffd}[31m99\n  cause: the host has 0..7\n  fix: ask for 0"
         );
         assert_eq!(Error::from_json(&error.to_json()).unwrap().to_string(), shown);
+    }
+
+    #[test]
+    fn an_engine_gets_one_line_that_it_does_not_cut() {
+        let of = |errno: rustix::io::Errno| {
+            let error = std::io::Error::from(errno);
+            Error::new(Code::Rootfs, "/usr/bin cannot be made").cause("openat").cause(error).fix("do this")
+        };
+        use rustix::io::Errno;
+        for errno in [Errno::NOENT, Errno::ACCESS, Errno::PERM, Errno::NOTDIR, Errno::ISDIR] {
+            let line = of(errno).for_engine();
+            assert!(line.starts_with("error[GPU-0057]: /usr/bin cannot be made; cause: openat: E"), "{line}");
+            assert!(line.ends_with("; fix: do this") && !line.contains('\n'), "{line}");
+            let lower = line.to_lowercase();
+            for phrase in [
+                "permission denied",
+                "operation not permitted",
+                "no such file",
+                "not found",
+                "not a directory",
+                "is a directory",
+            ] {
+                assert!(!lower.contains(phrase), "{line}");
+            }
+        }
+        let error = Error::new(Code::NvmlMissing, "the driver's libnvidia-ml.so.1 was not found");
+        assert_eq!(error.for_engine(), "error[GPU-0011]: the driver's libnvidia-ml.so.1 is missing");
     }
 
     #[test]

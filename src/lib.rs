@@ -34,4 +34,5 @@ pub mod programs;
 pub mod request;
 pub mod simulated_host;
 pub mod sys;
+pub mod text_file;
 pub mod vocabulary;

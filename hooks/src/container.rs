@@ -57,7 +57,7 @@ impl Container {
         let root = if let Some(root) = state.root {
             ContainerRoot::open(state.bundle.join(root))?
         } else {
-            let (bundle, spec) = Bundle::open(&state.bundle)?;
+            let (bundle, spec) = Bundle::open(&state.bundle, None)?;
             bundle.root(&spec)?
         };
         let failed = || "the container's mounts cannot be read";

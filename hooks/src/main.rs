@@ -33,7 +33,7 @@ fn main() -> ExitCode {
                 {
                     Ok(()) => ExitCode::SUCCESS,
                     Err(error) => {
-                        output::report(&error);
+                        output::report(&error.for_engine());
                         ExitCode::FAILURE
                     }
                 };

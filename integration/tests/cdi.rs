@@ -1037,8 +1037,14 @@ fn documents_are_checked() {
         let ended = some(words, &[]);
         assert!(ended.code != 0 && ended.err.contains(&format!("error[{code}]: ")), "{words:?} {ended:?}");
     }
+    // Hooks that are not wanted are left out.
+    let ended = some(&["--disable-hook=all"], &[]);
+    assert!(!ended.out.contains("hooks:") && ended.out.contains("libcuda.so."), "{ended:?}");
+    assert!(text.contains("hooks:") && ended.err.contains("LD_LIBRARY_PATH"), "{ended:?}");
+    let ended = some(&["--disable-hook", "update-ldcache,enable-cuda-compat"], &[]);
+    assert!(ended.out.contains("- create-symlinks") && !ended.out.contains("- update-ldcache"), "{ended:?}");
     // What is not honoured is said.
-    let flags = "--ldconfig-path=/l --library-search-path=/l --config-search-path=/c --disable-hook=all --enable-hook=chmod \
+    let flags = "--ldconfig-path=/l --library-search-path=/l --config-search-path=/c --enable-hook=chmod \
                  --feature-flag=disable-ipc-discoverer --csv.file=/f --csv.ignore-pattern=x --csv.compat-container-root=/r";
     for flag in flags.split_whitespace() {
         let ended = some(&[flag], &[]);

@@ -67,11 +67,31 @@ impl Etc {
     }
 }
 
+/// gpurun, whose own notes of engines are `notes`/engines.toml.
+fn gpurun(notes: &Path) -> Command {
+    let mut command = Command::new(dist("gpurun"));
+    command.env("GPURUN_CONFIG", notes.join("config.toml"));
+    command
+}
+
+/// The runtime on its own: what is noted for an engine is another test's.
 fn configure(engine: &str, file: &Path, options: &[&str]) -> Ended {
-    run(Command::new(dist("gpurun"))
-        .args(["configure", engine, "--path", RUNTIME, "--file"])
-        .arg(file)
-        .args(options))
+    let notes = tempfile::tempdir().unwrap();
+    configure_with_notes(notes.path(), engine, file, options)
+}
+
+fn configure_with_notes(notes: &Path, engine: &str, file: &Path, options: &[&str]) -> Ended {
+    let command = [&["configure", engine, "--path", RUNTIME, "--file"][..]].concat();
+    let mut ended = run(gpurun(notes).args(command).arg(file).args(options));
+    let is_note = |line: &&str| line.contains("engines.toml");
+    let lines: Vec<&str> = ended.out.lines().filter(|line| !is_note(line)).collect();
+    if options.contains(&"--dry-run") {
+        let end = ended.out.find("engines.toml").and_then(|at| ended.out[..at].rfind("--- a"));
+        ended.out.truncate(end.unwrap_or(ended.out.len()));
+    } else {
+        ended.out = lines.iter().map(|line| format!("{line}\n")).collect();
+    }
+    ended
 }
 
 fn done(ended: &Ended) -> &str {
@@ -409,13 +429,16 @@ fn nvidia_ctk_configures_as_nvidias_does() {
         })
     );
     let drop_in = etc.0.path().join("crio.conf.d/99-nvidia.toml");
+    let main =
+        etc.file("main.conf", "[crio.runtime.runtimes.crun]\nmonitor_path = \"/usr/libexec/crio/conmon\"\n");
+    let main = main.to_str().unwrap();
     let words = [
         "runtime",
         "configure",
         "--runtime",
         "crio",
         "--config",
-        "/x",
+        main,
         "--runtime-path",
         "/r",
         "--config-source=command",
@@ -424,11 +447,21 @@ fn nvidia_ctk_configures_as_nvidias_does() {
     let ended = run(nvidia_ctk(&words).arg(&drop_in));
     assert!(
         ended.code == 0
-            && ended.err.contains("--config is not used")
-            && ended.err.contains("--config-source"),
+            && ended.err.contains("--config-source")
+            && !ended.err.contains("--config is not used"),
         "{ended:?}"
     );
-    assert!(fs::read_to_string(&drop_in).unwrap().contains("[crio.runtime.runtimes.nvidia]"));
+    let text = fs::read_to_string(&drop_in).unwrap();
+    assert!(
+        text.contains("[crio.runtime.runtimes.nvidia]") && text.contains("/usr/libexec/crio/conmon"),
+        "{text}"
+    );
+    // --config alone is the file that is changed, and not one below /etc.
+    let alone = etc.0.path().join("alone.conf");
+    let words_alone = ["runtime", "configure", "--runtime=crio", "--runtime-path=/r", "--config"];
+    assert!(done(&run(nvidia_ctk(&words_alone).arg(&alone))).contains("alone.conf is written"));
+    assert!(fs::read_to_string(&alone).unwrap().contains("[crio.runtime.runtimes.nvidia]"));
+    assert!(!Path::new("/etc/crio/crio.conf.d/99-nvidia.toml").exists());
     let ended = run(nvidia_ctk(&["--quiet"]).args(words).arg(&drop_in));
     assert!(done(&ended).contains("needs no change"));
     let hook = etc.0.path().join("hooks.d/x.json");

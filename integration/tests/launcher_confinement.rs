@@ -38,6 +38,11 @@ import array, os, socket, sys
 how, name = sys.argv[1:]
 address = name if name.startswith("/") else "\0" + name
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM if how == "send" else socket.SOCK_STREAM)
+if how == "pair":
+    # An end of a pair gets a name, and takes leave of the other end.
+    import ctypes
+    s, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ctypes.CDLL(None).connect(s.fileno(), bytes(2), 2)
 s.settimeout(0.7)
 try:
     if how == "listen": s.connect(address)
@@ -91,7 +96,7 @@ impl Drop for Helper {
 }
 
 fn attack(host: &TestHost, caller: Caller, options: &str, how: &str, name: &str) -> Ended {
-    let _helper = Helper::start(how, name);
+    let _helper = Helper::start(if how == "pair" { "send" } else { how }, name);
     run(&mut host.command(caller, options, &debian(), &["python3", "-c", INSIDE, how, name]))
 }
 
@@ -108,7 +113,7 @@ fn no_descriptor_arrives_over_an_abstract_socket() {
     let host = TestHost::new("t4");
     for (caller, user) in IDENTITIES {
         for network in ["", "--network none", "--init"] {
-            for how in ["listen", "connect", "send"] {
+            for how in ["listen", "connect", "send", "pair"] {
                 let ended = attack(&host, caller, &format!("{user} {network}"), how, &unique());
                 assert_eq!(ended.out, "no descriptor\n", "{caller:?} {user} {network} {how}: {ended:?}");
             }
@@ -176,6 +181,14 @@ w.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd])
 got = array.array("i", r.recvmsg(1, 64)[1][0][2])[0]
 os.close(os.open(f"/proc/self/fd/{got}", os.O_RDONLY))
 assert not os.get_inheritable(r.fileno())
+for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+    a, b = socket.socketpair(socket.AF_UNIX, kind)
+    a.send(b"over"); assert b.recv(9) == b"over" and not os.get_inheritable(a.fileno())
+for wrong in ((socket.AF_UNIX, 77), (socket.AF_UNIX, socket.SOCK_DGRAM, 99)):
+    for make in (socket.socket, socket.socketpair):
+        try: make(*wrong)
+        except OSError as error: assert error.errno in (22, 93, 94), error
+        else: raise SystemExit("a socket of no kind")
 # Message queues, memory files, interfaces, signals to its own.
 assert libc.mq_open(b"/queue", os.O_RDWR | os.O_CREAT, 0o600, None) >= 0, ctypes.get_errno()
 m = os.memfd_create("m"); os.close(os.open(f"/proc/self/fd/{m}", os.O_RDWR))

@@ -35,7 +35,7 @@ fn identities() -> impl Iterator<Item = (Caller, &'static str)> {
 }
 
 /// Notes in the volume what the streams are, writes to both by opening them again, and copies the input to the volume.
-const SCRIPT: &str = "for n in 0 1 2; do readlink /proc/$$/fd/$n; done > /notes/streams; \
+const SCRIPT: &str = "all=$(for n in 0 1 2; do readlink /proc/$$/fd/$n; done); echo \"$all\" > /notes/streams; \
                       echo to-stdout > /dev/stdout; echo to-stderr > /dev/stderr; cat > /notes/input; echo $? > /notes/done";
 
 /// The container's streams (`pipe`, or a path), and what the launcher's standard output, standard error and input ended as.
@@ -174,7 +174,7 @@ fn with_t_all_three_are_the_containers_terminal() {
                     caller,
                     &options,
                     &busybox(),
-                    "tty; readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2; echo a > /dev/stdout",
+                    "tty; for n in 0 1 2; do readlink /proc/$$/fd/$n; done; echo a > /dev/stdout",
                 );
                 assert_eq!(out.replace('\r', ""), "/dev/pts/0\n/dev/pts/0\n/dev/pts/0\n/dev/pts/0\na\n");
                 continue;

@@ -44,7 +44,7 @@ fn each_failure_is_one_paragraph_that_says_what_to_do() {
         let Some((before, rest)) = said.split_once("for HOST are in /") else { return said };
         let (places, after) = rest.split_once('\n').expect("a fix");
         assert!(
-            places.contains("/run/containers/0/auth.json") && places.contains(".docker/config.json"),
+            places.contains("run/containers/0/auth.json") && places.contains(".docker/config.json"),
             "{places}"
         );
         format!("{before}for HOST are in FILES\n{after}")

@@ -9,6 +9,7 @@ use rustix::{
     fs::{AtFlags, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid},
 };
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{Read, Write},
     path::{Path, PathBuf},
@@ -22,6 +23,8 @@ const MAX_CONFIG: u64 = 16 << 20;
 #[derive(Debug)]
 pub struct Bundle {
     path: PathBuf,
+    /// The configuration, and the directory that it is in.
+    config: PathBuf,
     directory: OwnedFd,
     mode: Mode,
     owner: (Uid, Gid),
@@ -62,19 +65,28 @@ impl ContainerRoot {
 }
 
 impl Bundle {
-    /// Opens a bundle and reads its configuration.
+    /// Opens a bundle and reads its configuration: its config.json, or `config`, which crun's `--config` names relative to the
+    /// working directory. `config.json` alone is the bundle's (crun's src/create.c).
     ///
     /// # Errors
     /// [`Code::Bundle`] when it is none.
-    pub fn open(path: &Path) -> Result<(Self, Spec)> {
-        let failed = || format!("{} cannot be read", path.join(CONFIG).display());
-        let directory =
-            rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .or_fail(Code::Bundle, failed)?;
+    pub fn open(path: &Path, config: Option<&Path>) -> Result<(Self, Spec)> {
+        let named = config.filter(|config| *config != Path::new(CONFIG));
+        // A link stays one.
+        let named = named.map(|config| config.canonicalize().unwrap_or_else(|_| config.into()));
+        let config = named.unwrap_or_else(|| path.join(CONFIG));
+        let failed = || format!("{} cannot be read", config.display());
+        let parent = config.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let directory = rustix::fs::open(
+            parent.unwrap_or(Path::new(".")),
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .or_fail(Code::Bundle, failed)?;
         // A FIFO in its place must not block us.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file =
-            rustix::fs::openat(&directory, CONFIG, flags, Mode::empty()).or_fail(Code::Bundle, failed)?;
+        let file = rustix::fs::openat(&directory, name_of(&config), flags, Mode::empty())
+            .or_fail(Code::Bundle, failed)?;
         let stat = rustix::fs::fstat(&file).or_fail(Code::Bundle, failed)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Error::new(Code::Bundle, failed()).cause("it is not a regular file"));
@@ -87,6 +99,7 @@ impl Bundle {
         }
         let bundle = Self {
             path: path.into(),
+            config,
             directory,
             mode: Mode::from_raw_mode(stat.st_mode),
             owner: (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid)),
@@ -113,8 +126,9 @@ impl Bundle {
     /// # Errors
     /// [`Code::Bundle`] when it cannot be written; then the old one is there, untouched.
     pub fn replace(&self, spec: &Spec) -> Result<()> {
-        let failed = || format!("{} cannot be replaced", self.path.join(CONFIG).display());
-        let temporary = format!(".{CONFIG}.gpurun-{}", std::process::id());
+        let failed = || format!("{} cannot be replaced", self.config.display());
+        let name = name_of(&self.config);
+        let temporary = format!(".{}.gpurun-{}", name.to_string_lossy(), std::process::id());
         // Left by a process of our number that was killed.
         let _ = rustix::fs::unlinkat(&self.directory, &temporary, AtFlags::empty());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -124,7 +138,7 @@ impl Bundle {
             file.write_all(&spec.to_bytes())?;
             rustix::fs::fchown(&file, Some(self.owner.0), Some(self.owner.1))?;
             rustix::fs::fchmod(&file, self.mode)?;
-            rustix::fs::renameat(&self.directory, &temporary, &self.directory, CONFIG)?;
+            rustix::fs::renameat(&self.directory, &temporary, &self.directory, name)?;
             Ok::<_, std::io::Error>(())
         })();
         if written.is_err() {
@@ -132,6 +146,10 @@ impl Bundle {
         }
         written.or_fail(Code::Bundle, failed)
     }
+}
+
+fn name_of(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or(path.as_os_str())
 }
 
 #[cfg(test)]
@@ -146,7 +164,7 @@ mod tests {
         fs::write(&config, r#"{"root":{"path":"rootfs"}}"#).unwrap();
         fs::set_permissions(&config, fs::Permissions::from_mode(0o640)).unwrap();
         fs::create_dir(dir.path().join("rootfs")).unwrap();
-        let (bundle, mut spec) = Bundle::open(dir.path()).unwrap();
+        let (bundle, mut spec) = Bundle::open(dir.path(), None).unwrap();
         let root = bundle.root(&spec).unwrap();
         assert_eq!((root.path, root.writable), (dir.path().join("rootfs"), true));
         spec.list_mut(&["mounts"]).unwrap();
@@ -160,12 +178,12 @@ mod tests {
     fn what_is_no_bundle_is_a_message() {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join(CONFIG);
-        assert_eq!(Bundle::open(dir.path()).unwrap_err().code(), Code::Bundle);
+        assert_eq!(Bundle::open(dir.path(), None).unwrap_err().code(), Code::Bundle);
         rustix::fs::mknodat(rustix::fs::CWD, &config, FileType::Fifo, Mode::RUSR, 0).unwrap();
-        assert_eq!(Bundle::open(dir.path()).unwrap_err().cause_line(), "it is not a regular file");
+        assert_eq!(Bundle::open(dir.path(), None).unwrap_err().cause_line(), "it is not a regular file");
         fs::remove_file(&config).unwrap();
         fs::write(&config, r#"{"root":{"path":"/"}}"#).unwrap();
-        let (bundle, spec) = Bundle::open(dir.path()).unwrap();
+        let (bundle, spec) = Bundle::open(dir.path(), None).unwrap();
         assert_eq!(bundle.root(&spec).unwrap_err().code(), Code::Rootfs);
         for text in [
             "{}",
@@ -174,10 +192,10 @@ mod tests {
             r#"{"root":{"path":"config.json"}}"#,
         ] {
             fs::write(&config, text).unwrap();
-            let (bundle, spec) = Bundle::open(dir.path()).unwrap();
+            let (bundle, spec) = Bundle::open(dir.path(), None).unwrap();
             assert_eq!(bundle.root(&spec).unwrap_err().code(), Code::Bundle, "{text}");
         }
         File::create(&config).unwrap().set_len(MAX_CONFIG + 1).unwrap();
-        assert_eq!(Bundle::open(dir.path()).unwrap_err().cause_line(), "it is larger than 16 MiB");
+        assert_eq!(Bundle::open(dir.path(), None).unwrap_err().cause_line(), "it is larger than 16 MiB");
     }
 }

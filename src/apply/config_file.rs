@@ -13,6 +13,9 @@ use std::{
 /// Real ones have 1 to 50 kB.
 const MAX: u64 = 4 << 20;
 
+/// What a user does about a file that cannot be changed.
+const AS_ROOT: &str = "run the command as root (sudo), or name a file that you may write";
+
 /// A file that may be there.
 #[derive(Debug)]
 pub struct ConfigFile {
@@ -121,7 +124,9 @@ impl ConfigFile {
     pub fn replace(&self, text: Option<&str>) -> Result<()> {
         let Some(text) = text else { return remove(&self.path) };
         if let Some(dir) = self.path.parent() {
-            fs::create_dir_all(dir).or_fail(Code::Config, || format!("{} cannot be made", dir.display()))?;
+            fs::create_dir_all(dir)
+                .or_fail(Code::Config, || format!("{} cannot be made", dir.display()))
+                .map_err(|error| error.fix(AS_ROOT))?;
         }
         let (mode, owner) = match &self.content {
             Some(content) => (content.mode, Some(content.owner)),
@@ -133,9 +138,9 @@ impl ConfigFile {
 
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).or_fail(Code::Config, || format!("{} cannot be removed", path.display()))
-        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error)
+            .or_fail(Code::Config, || format!("{} cannot be removed", path.display()))
+            .map_err(|error| error.fix(AS_ROOT)),
         _ => Ok(()),
     }
 }
@@ -159,5 +164,7 @@ fn write(path: &Path, text: &str, mode: Mode, owner: Option<(Uid, Gid)>) -> Resu
     if written.is_err() {
         let _ = fs::remove_file(&temporary);
     }
-    written.or_fail(Code::Config, || format!("{} cannot be written", path.display()))
+    written
+        .or_fail(Code::Config, || format!("{} cannot be written", path.display()))
+        .map_err(|error| error.fix(AS_ROOT))
 }

@@ -60,6 +60,15 @@ pub fn clone_of_host(source: &Path, recursive: bool, flags: Flags) -> Result<Own
     Ok(mount)
 }
 
+/// The same, which stays a slave of its former peers on the host.
+pub fn slave_of_host(source: &Path, recursive: bool, flags: Flags) -> Result<OwnedFd> {
+    let how = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
+    let mount = open_tree(CWD, how, source, source)?;
+    crate::sys::mount::restrict_slave(mount.as_fd(), flags, recursive)
+        .or_fail(Code::Mount, || format!("{} cannot be restricted", source.display()))?;
+    Ok(mount)
+}
+
 /// A detached mount of the host's own node, if it is still the device that it was.
 pub fn node_of_host(node: &DeviceNode) -> Result<OwnedFd> {
     let path = node.path.0.display();

@@ -81,6 +81,12 @@ impl Layers {
         Ok(Self { descriptors, paths: Vec::new(), is_mounted: self.is_mounted })
     }
 
+    /// Layers of directories that are open already, topmost first.
+    pub fn of_descriptors(directories: &[OwnedFd]) -> std::io::Result<Self> {
+        let descriptors = directories.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
+        Ok(Self { descriptors, paths: Vec::new(), is_mounted: false })
+    }
+
     /// Where `path` leads, as the mounted overlay would say: its name after all links, and what is there.
     /// `None` if there is nothing, or a link that leads nowhere.
     pub fn find(&self, path: &str) -> Option<(PathBuf, Found)> {

@@ -111,11 +111,9 @@ const CREDENTIALS: &str =
 pub const OPTIONS: &[Foreign] = &[
     // True anyway.
     flag("rm", "").accepts(ANY),
-    flag("no-healthcheck", "").accepts(ANY),
     flag("replace", "").accepts(ANY),
     flag("disable-content-trust", "").accepts(ANY),
     value("expose", "").accepts(ANY),
-    value("stop-signal", "").accepts(ANY),
     value("stop-timeout", "").accepts(ANY),
     value("detach-keys", "").accepts(ANY),
     value("isolation", "leave it out: containers are isolated by the kernel's namespaces").accepts(&["default", "", "process"]),

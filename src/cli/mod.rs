@@ -87,6 +87,11 @@ pub struct Parsed {
     pub request: Result<Request>,
 }
 
+/// A boolean as Docker reads it (Go's strconv.ParseBool).
+pub fn is_true(text: &str) -> Option<bool> {
+    line::boolean(text.as_bytes())
+}
+
 /// Reads the words of `gpurun`, its own name first.
 pub fn parse(words: &[OsString]) -> Parsed {
     let words = words.get(1..).unwrap_or_default();

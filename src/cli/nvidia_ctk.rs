@@ -135,7 +135,7 @@ pub struct CdiGenerate {
         env = "NVIDIA_CTK_CDI_GENERATE_CONFIG_SEARCH_PATHS"
     )]
     pub config_search_path: Vec<PathBuf>,
-    /// Not used: there is one hook
+    /// Leave a hook out: its name, or "all"
     #[arg(
         long,
         alias = "disable-hooks",
@@ -214,7 +214,7 @@ pub struct Configure {
     /// The engine's file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The drop-in that is written for CRI-O
+    /// The drop-in that is written for CRI-O; --config is then the file on which it builds
     #[arg(long, value_name = "FILE")]
     pub drop_in_config: Option<PathBuf>,
     /// Not used: the engine is not run

@@ -79,9 +79,9 @@ pub struct Run {
     /// User: NAME|UID[:GROUP|GID] [default: the image's, or the caller if that is root]
     #[arg(short = 'u', long, value_name = "USER[:GROUP]", help_heading = "User")]
     pub user: Option<String>,
-    /// Another group of the user, by number
-    #[arg(long, value_name = "GID", help_heading = "User")]
-    pub group_add: Vec<u32>,
+    /// Another group of the user, by name or number, or keep-groups: the groups of gpurun's caller
+    #[arg(long, value_name = "GROUP", help_heading = "User")]
+    pub group_add: Vec<String>,
     /// User namespace: host, or keep-id (the caller's own uid and gid)
     #[arg(long, value_name = "MODE", help_heading = "User")]
     pub userns: Option<String>,
@@ -160,6 +160,12 @@ pub struct Run {
     /// Which processes are killed first where memory runs out (-1000 to 1000)
     #[arg(long, value_name = "NUMBER", help_heading = "Limits")]
     pub oom_score_adj: Option<i32>,
+    /// Signal that asks the command to end, where gpurun gets SIGTERM [default: the image's, or SIGTERM]
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// Say nothing about the image's HEALTHCHECK, which is not run
+    #[arg(long, hide = true)]
+    pub no_healthcheck: bool,
     /// Name of the run
     #[arg(long, value_name = "NAME", hide = true)]
     pub name: Option<String>,

@@ -200,3 +200,28 @@ fn the_last_value_of_an_option_counts() {
     assert_eq!(global.log, tracing::level_filters::LevelFilter::INFO);
     assert!(!run.tty);
 }
+
+/// The options of `docker run --help`, Docker 28.5.
+const DOCKER: &str = "add-host annotation attach blkio-weight blkio-weight-device cap-add cap-drop cgroup-parent cgroupns cidfile \
+    cpu-count cpu-percent cpu-period cpu-quota cpu-rt-period cpu-rt-runtime cpu-shares cpus cpuset-cpus \
+    cpuset-mems detach detach-keys device device-cgroup-rule device-read-bps device-read-iops device-write-bps \
+    device-write-iops disable-content-trust dns dns-option dns-search domainname entrypoint env env-file expose \
+    gpus group-add health-cmd health-interval health-retries health-start-interval health-start-period \
+    health-timeout help hostname init interactive io-maxbandwidth io-maxiops ip ip6 ipc isolation kernel-memory \
+    label label-file link link-local-ip log-driver log-opt mac-address memory memory-reservation memory-swap \
+    memory-swappiness mount name network network-alias no-healthcheck oom-kill-disable oom-score-adj pid \
+    pids-limit platform privileged publish publish-all pull quiet read-only restart rm runtime security-opt \
+    shm-size sig-proxy stop-signal stop-timeout storage-opt sysctl tmpfs tty ulimit use-api-socket user userns uts \
+    volume volume-driver volumes-from workdir";
+
+#[test]
+fn every_option_of_docker_is_known() {
+    let command = run_command("run");
+    let known: Vec<&str> = command
+        .get_arguments()
+        .flat_map(|arg| arg.get_long().into_iter().chain(arg.get_all_aliases().into_iter().flatten()))
+        .collect();
+    for option in DOCKER.split_whitespace() {
+        assert!(known.contains(&option), "--{option}");
+    }
+}

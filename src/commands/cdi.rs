@@ -1,6 +1,6 @@
 //! `gpurun cdi`: the document from which engines inject GPUs themselves, and a look at those that are there.
 
-use super::Context;
+use super::{Context, cdi_hooks};
 use crate::{
     apply::{
         cdi::{self, FINGERPRINT, NameStrategy, Options},
@@ -36,7 +36,7 @@ use std::{
 /// Does what was asked for.
 pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
     match command {
-        Cdi::Generate(args) => generate(context, args),
+        Cdi::Generate(args) => generate(context, args, &[]),
         Cdi::Refresh(args) if args.watch => keep_fresh(context, args),
         Cdi::Refresh(args) => refresh(context, args, || context.inventory()).map(|()| 0),
         Cdi::Transform(CdiTransform::Root(args)) => transform_root(args),
@@ -45,15 +45,22 @@ pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
     }
 }
 
-/// Writes the document of the host's GPUs.
-pub fn generate(context: &Context, args: &CdiGenerate) -> Result<u8> {
+/// Writes the document of the host's GPUs, without the hooks that are not wanted.
+pub fn generate(context: &Context, args: &CdiGenerate, disabled_hooks: &[String]) -> Result<u8> {
     let driver = driver(context, &args.document, || context.inventory())?;
-    let content = content(context, driver, &args.document, args.output.as_deref())?;
+    let content = content(context, driver, &args.document, disabled_hooks, args.output.as_deref())?;
     match &args.output {
-        Some(path) => drop(whole_file::write(path, &content, Code::Cdi)?),
+        Some(path) => drop(write(path, &content)?),
         None => output::write(content.as_bytes())?,
     }
     Ok(0)
+}
+
+const WRITABLE: &str = "run the command as root, or name a file that you may write with --output";
+
+/// Replaces a spec if it differs.
+fn write(path: &Path, content: &str) -> Result<bool> {
+    whole_file::write(path, content, Code::Cdi).map_err(|error| error.fix(WRITABLE))
 }
 
 /// What a document is about.
@@ -93,13 +100,20 @@ fn driver(
 }
 
 /// What the document of this host says.
-fn content(context: &Context, driver: Driver, args: &CdiDocument, output: Option<&Path>) -> Result<String> {
+fn content(
+    context: &Context,
+    driver: Driver,
+    args: &CdiDocument,
+    disabled_hooks: &[String],
+    output: Option<&Path>,
+) -> Result<String> {
     let (vendor, class) = kind(args.mode);
     if !names_gpus(args.mode) && (args.no_all_device || !args.device_id.is_empty()) {
         return Err(Error::new(
             Code::Usage,
             "--device-id and --no-all-device choose GPUs, and this mode offers others",
-        ));
+        )
+        .fix("leave them out, or use --mode nvml"));
     }
     let only = match &driver {
         Driver::Nvml(inventory) => chosen(inventory, &args.device_id)?,
@@ -124,7 +138,7 @@ fn content(context: &Context, driver: Driver, args: &CdiDocument, output: Option
             }
         }
     }
-    let (document, warnings) = match driver {
+    let (mut document, mut warnings) = match driver {
         Driver::Nvml(inventory) => of_nvml(context, &inventory, args.mode, &options)?,
         // The GPU of a Tegra has an index, but no UUID that could be had without NVML.
         Driver::Tegra(driver) => {
@@ -134,6 +148,7 @@ fn content(context: &Context, driver: Driver, args: &CdiDocument, output: Option
         // Windows' GPUs are one device, which is all of them.
         Driver::Wsl(driver) => cdi::platform(&plan::platform(driver), &only_device(&[], args)?, &options)?,
     };
+    warnings.extend(cdi_hooks::disable(&mut document, disabled_hooks));
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
@@ -169,7 +184,8 @@ fn only_device(own: &[(NameStrategy, &'static str)], args: &CdiDocument) -> Resu
     let is_unknown = |asked: &&String| *asked != "all" && own.iter().all(|(_, name)| asked != name);
     if let Some(unknown) = args.device_id.iter().find(is_unknown) {
         return Err(Error::new(Code::UnknownGpu, format!("the host has no device {unknown}"))
-            .cause("its driver is not found through NVML, and is one device"));
+            .cause("its driver is not found through NVML, and is one device")
+            .fix("use --device-id all, or leave it out"));
     }
     let mut names: Vec<&'static str> = args
         .device_name_strategy
@@ -194,8 +210,11 @@ fn chosen(inventory: &Inventory, names: &[String]) -> Result<Option<Vec<DeviceId
         return Ok(None);
     }
     let id = |name: &String| {
-        name.parse::<DeviceId>()
-            .map_err(|what| Error::new(Code::BadRequest, "the device cannot be understood").cause(what))
+        name.parse::<DeviceId>().map_err(|what| {
+            Error::new(Code::BadRequest, "the device cannot be understood")
+                .cause(what)
+                .fix("name devices as `gpurun ls` does: --device-id 0,GPU-…,0:1")
+        })
     };
     let ids: Vec<DeviceId> = names.iter().map(id).collect::<Result<_>>()?;
     let selected = plan::named(inventory, &ids, false)?;
@@ -250,7 +269,11 @@ fn refresh(
         && names_gpus(args.document.mode)
         && !plan::has_devices(inventory)
     {
-        let done = if whole_file::remove(&args.output, Code::Cdi)? { "is removed" } else { "is not written" };
+        let done = if whole_file::remove(&args.output, Code::Cdi).map_err(|error| error.fix(WRITABLE))? {
+            "is removed"
+        } else {
+            "is not written"
+        };
         out!("{path} {done}: no GPU of this host can be used, and `gpurun doctor` says why")?;
         return Ok(());
     }
@@ -261,8 +284,8 @@ fn refresh(
         Driver::Tegra(_) => "the driver that Tegra's lists name".into(),
         Driver::Wsl(_) => "Windows' driver".into(),
     };
-    let content = content(context, driver, &args.document, Some(&args.output))?;
-    if whole_file::write(&args.output, &content, Code::Cdi)? {
+    let content = content(context, driver, &args.document, &[], Some(&args.output))?;
+    if write(&args.output, &content)? {
         out!("{path} is written: {about}")?;
     } else {
         out!("{path} is as it should be")?;
@@ -310,16 +333,18 @@ pub fn transform_root(args: &CdiTransformRoot) -> Result<u8> {
     } else {
         std::fs::File::open(&args.input).and_then(|mut file| file.read_to_string(&mut text))
     }
-    .or_fail(Code::Cdi, || format!("{name} cannot be read"))?;
+    .or_fail(Code::Cdi, || format!("{name} cannot be read"))
+    .map_err(|error| error.fix("name a CDI spec that can be read with --input"))?;
     let whose = match args.relative_to {
         RelativeTo::Host => cdi_root::Whose::Host,
         RelativeTo::Container => cdi_root::Whose::Container,
     };
-    let document = cdi_root::transform(&text, &args.from, &args.to, whose)
-        .map_err(|error| error.context(format!("{name} cannot be transformed")))?;
+    let document = cdi_root::transform(&text, &args.from, &args.to, whose).map_err(|error| {
+        error.context(format!("{name} cannot be transformed")).fix("name a CDI spec with --input")
+    })?;
     let content = text_of(&document, None, args.output.as_deref());
     match &args.output {
-        Some(path) => drop(whole_file::write(path, &content, Code::Cdi)?),
+        Some(path) => drop(write(path, &content)?),
         None => output::write(content.as_bytes())?,
     }
     Ok(0)
@@ -333,7 +358,9 @@ fn parts(inventory: &Inventory) -> Result<plan::Parts<'_>> {
 
 /// The hook's program, beside this one.
 fn find_hook() -> Result<PathBuf> {
-    let own = std::env::current_exe().or_fail(Code::Internal, || "/proc/self/exe names no program")?;
+    let own = std::env::current_exe()
+        .or_fail(Code::Internal, || "/proc/self/exe names no program")
+        .map_err(|error| error.fix("mount /proc, or say where the hook is with --hook"))?;
     let hook = own.with_file_name("gpurun-hook");
     if hook.is_file() {
         return Ok(hook);
@@ -356,7 +383,9 @@ fn found(directories: &[PathBuf]) -> Result<Vec<Found>> {
     for directory in directories {
         let entries = match std::fs::read_dir(directory) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            result => result.or_fail(Code::Cdi, || format!("{} cannot be read", directory.display()))?,
+            result => result
+                .or_fail(Code::Cdi, || format!("{} cannot be read", directory.display()))
+                .map_err(|error| error.fix("name directories that can be read with --spec-dir"))?,
         };
         let mut paths: Vec<_> = entries
             .flatten()
@@ -367,7 +396,9 @@ fn found(directories: &[PathBuf]) -> Result<Vec<Found>> {
             .collect();
         paths.sort();
         for path in paths {
-            let text = std::fs::read_to_string(&path).or_fail(Code::Cdi, || "it cannot be read");
+            let text = std::fs::read_to_string(&path)
+                .or_fail(Code::Cdi, || "it cannot be read")
+                .map_err(|error| error.fix("run the command as root, or remove the file"));
             all.push(Found { document: text.and_then(|text| Document::parse(&text)), path });
         }
     }
@@ -385,10 +416,21 @@ fn devices(found: &[Found]) -> BTreeMap<String, Vec<&Path>> {
     devices
 }
 
-/// Prints the devices, one a line, as engines take their names.
+/// Prints the devices, one a line, as engines take their names. Why there is none is written to standard error; 0 in any case,
+/// as with `nvidia-ctk cdi list`.
 pub fn list(directories: &[PathBuf], as_json: bool) -> Result<u8> {
     let found = found(directories)?;
     let devices = devices(&found);
+    if found.is_empty() {
+        output::report(&format_args!(
+            "there is no CDI spec in {}; `gpurun cdi generate --output /etc/cdi/nvidia.yaml` writes one",
+            shown(directories)
+        ));
+    }
+    for (path, error) in found.iter().filter_map(|file| Some((&file.path, file.document.as_ref().err()?))) {
+        let (path, why) = (path.display(), error.what());
+        output::report(&format_args!("{path} is not a CDI spec: {why}; `gpurun cdi validate` says more"));
+    }
     if as_json {
         out!("{:#}", json!(devices))?;
         return Ok(0);

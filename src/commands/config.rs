@@ -11,8 +11,8 @@ use serde_json::json;
 /// Prints it.
 pub fn run(global: &Global) -> Result<u8> {
     let found = Found::open(global.config.as_deref())?;
-    // What it means is checked as well: nobody should read here what no other command accepts.
-    crate::config::Config::load(global.config.as_deref())?.policy()?;
+    // A value that other commands refuse is printed, and then refused here as well.
+    let checked = found.as_ref().map_or(Ok(()), |found| found.config()?.policy().map(drop));
     let rows: Vec<_> =
         SETTINGS.iter().map(|setting| (setting, value(setting, global, found.as_ref()))).collect();
     if global.json {
@@ -27,7 +27,7 @@ pub fn run(global: &Global) -> Result<u8> {
             })
             .collect();
         out!("{:#}", json!(rows))?;
-        return Ok(0);
+        return checked.map(|()| 0);
     }
     for (setting, value) in rows {
         let name = [setting.key, setting.variable, setting.option].into_iter().find(|name| !name.is_empty());
@@ -44,7 +44,7 @@ pub fn run(global: &Global) -> Result<u8> {
             out!("{key}: {reason}")?;
         }
     }
-    Ok(0)
+    checked.map(|()| 0)
 }
 
 /// What was set, and where; `None` where nobody did.

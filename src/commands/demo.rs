@@ -78,6 +78,21 @@ pub fn run(context: Context, args: &Demo) -> Result<u8> {
     Ok(0)
 }
 
+/// What a simulated driver is made of, beside gpurun's own program.
+const STAND_INS: [&str; 3] = ["libsimulated_nvml.so", "libsimulated_cuda.so", "simulated-nvidia-smi"];
+
+fn empty(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 struct Simulated {
     dir: PathBuf,
     temporary: bool,
@@ -91,14 +106,29 @@ impl Simulated {
         })?;
         let description: Description =
             serde_json::from_str(text).or_fail(Code::Internal, || "the description is damaged")?;
+        // What packaging/install leaves out: a simulated driver has no place beside a real one.
+        if let Some(missing) = STAND_INS.into_iter().find(|name| !stand_ins.join(name).exists()) {
+            return Err(Error::new(Code::Usage, "the simulated driver of gpurun demo is not installed")
+                .cause(format!("{} does not exist", stand_ins.join(missing).display()))
+                .fix("run it from the source tree: packaging/build, and dist/gpurun demo; `gpurun doctor` checks this machine"));
+        }
         let dir = match keep {
             Some(dir) => dir.to_path_buf(),
             // With a name that nobody can guess and closed to others: what is loaded from there runs as the caller.
             None => nix::unistd::mkdtemp(&std::env::temp_dir().join("gpurun-demo-XXXXXX"))
                 .or_fail(Code::Internal, || "no temporary directory can be made")?,
         };
+        let is_new = !dir.exists();
+        let was_empty = is_new || std::fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_none());
         let simulated = Self { dir, temporary: keep.is_none() };
-        lay_out(&simulated.dir, &description, stand_ins, DriverFiles::StandIns)?;
+        let laid_out = lay_out(&simulated.dir, &description, stand_ins, DriverFiles::StandIns);
+        if laid_out.is_err() && !simulated.temporary && was_empty {
+            // Nothing half made stays; a directory that was there stays, and is empty again.
+            let _ = if is_new { std::fs::remove_dir_all(&simulated.dir) } else { empty(&simulated.dir) };
+        }
+        laid_out.map_err(|error| {
+            error.fix("name a new or empty directory that you may write: gpurun demo --keep ./simulated-host")
+        })?;
         Ok(simulated)
     }
 }

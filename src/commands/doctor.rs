@@ -2,9 +2,13 @@
 
 use super::{Context, cdi};
 use crate::{
-    apply::container::{cgroup::Layout, landlock},
+    apply::container::{
+        cgroup::Layout,
+        identity::{Caller, check_subordinate_ids},
+        landlock,
+    },
     config::Found,
-    error::{Code, Result},
+    error::{Code, Error, Result},
     inventory::Inventory,
     out,
 };
@@ -15,6 +19,14 @@ struct Check {
     name: &'static str,
     /// `Err` with its code, and what to do.
     result: std::result::Result<String, (String, String, String)>,
+    /// What would make this host better, though nothing is wrong.
+    hint: Option<&'static str>,
+}
+
+impl Check {
+    fn new(name: &'static str, result: std::result::Result<String, (String, String, String)>) -> Self {
+        Self { name, result, hint: None }
+    }
 }
 
 /// Prints every check; 0 if nothing is wrong, 1 otherwise.
@@ -24,61 +36,46 @@ pub fn run(context: &Context, cdi_directories: &[PathBuf]) -> Result<u8> {
     match &inventory {
         Ok(inventory) => {
             let driver = &inventory.driver;
-            checks.push(Check {
-                name: "driver",
-                result: Ok(format!("{}, CUDA up to {}", driver.version, driver.cuda)),
-            });
-            checks.push(Check {
-                name: "driver files",
-                result: Ok(format!("{} in {}", driver.files.len(), driver.root.0.display())),
-            });
+            checks.push(Check::new("driver", Ok(format!("{}, CUDA up to {}", driver.version, driver.cuda))));
+            let files = format!("{} in {}", driver.files.len(), driver.root.0.display());
+            checks.push(Check::new("driver files", Ok(files)));
             let names: Vec<String> =
                 inventory.gpus.iter().map(|gpu| format!("{} {}", gpu.index, gpu.name)).collect();
-            checks.push(Check { name: "GPUs", result: Ok(format!("{}: {}", names.len(), names.join(", "))) });
+            checks.push(Check::new("GPUs", Ok(format!("{}: {}", names.len(), names.join(", ")))));
             let slow: Vec<String> = inventory
                 .gpus
                 .iter()
                 .filter(|gpu| gpu.persistence == Some(false))
                 .map(|gpu| gpu.index.to_string())
                 .collect();
-            checks.push(Check {
-                name: "persistence",
-                result: if slow.is_empty() {
-                    Ok("the driver keeps every GPU initialised".into())
-                } else {
-                    let what = format!(
-                        "GPUs {} are initialised at each start, which takes seconds",
-                        slow.join(", ")
-                    );
-                    Err((
-                        "GPU-0016".into(),
-                        what,
-                        "systemctl enable --now nvidia-persistenced, or nvidia-smi -pm 1".into(),
-                    ))
-                },
-            });
-            checks.extend(inventory.problems.iter().map(|problem| Check {
-                name: "host",
-                result: Err((problem.code.clone(), problem.what.clone(), problem.fix.clone())),
+            checks.push(persistence(&slow));
+            checks.extend(inventory.problems.iter().map(|problem| {
+                Check::new("host", Err((problem.code.clone(), problem.what.clone(), problem.fix.clone())))
             }));
             checks.push(dev_char(inventory));
         }
         Err(error) => {
             let what = format!("{}: {}", error.what(), error.cause_line());
-            checks.push(Check {
-                name: "driver",
-                result: Err((error.code().to_string(), what, error.fix_line().to_owned())),
-            });
+            let result = Err((error.code().to_string(), what, error.fix_line().to_owned()));
+            checks.push(Check::new("driver", result));
         }
     }
     checks.extend(cdi_documents(cdi_directories, &inventory)?);
-    checks.extend([configuration(context)?, user_namespaces(), overlay(), shm(), cgroups(), confinement()]);
+    checks.extend([
+        configuration(context),
+        user_namespaces(),
+        subordinate_ids(),
+        overlay(),
+        shm(),
+        cgroups(),
+        confinement(),
+    ]);
     let bad = checks.iter().filter(|check| check.result.is_err()).count();
     if context.json {
         let all: Vec<_> = checks
             .iter()
             .map(|check| match &check.result {
-                Ok(what) => json!({"check": check.name, "ok": true, "what": what}),
+                Ok(what) => json!({"check": check.name, "ok": true, "what": what, "hint": check.hint}),
                 Err((code, what, fix)) => {
                     json!({"check": check.name, "ok": false, "error": code, "what": what, "fix": fix})
                 }
@@ -88,7 +85,13 @@ pub fn run(context: &Context, cdi_directories: &[PathBuf]) -> Result<u8> {
     } else {
         for check in &checks {
             match &check.result {
-                Ok(what) => out!("ok    {:<16} {what}", check.name)?,
+                Ok(what) => {
+                    let (word, hint) = match check.hint {
+                        Some(hint) => ("hint ", format!("\n      fix: {hint}")),
+                        None => ("ok   ", String::new()),
+                    };
+                    out!("{word} {:<16} {what}{hint}", check.name)?;
+                }
                 Err((code, what, fix)) => {
                     out!("wrong {:<16} [{code}] {what}\n      fix: {fix}", check.name)?;
                 }
@@ -111,26 +114,46 @@ fn cdi_documents(directories: &[PathBuf], inventory: &Result<Inventory>) -> Resu
             0 => format!("none in {}", cdi::shown(directories)),
             count => format!("{count}, nothing is wrong"),
         };
-        return Ok(vec![Check { name, result: Ok(what) }]);
+        return Ok(vec![Check::new(name, Ok(what))]);
     }
-    let wrong = |cdi::Finding { path, what, fix }: cdi::Finding| Check {
-        name,
-        result: Err((Code::Cdi.to_string(), format!("{}: {what}", path.display()), fix.into())),
+    let wrong = |cdi::Finding { path, what, fix }: cdi::Finding| {
+        Check::new(name, Err((Code::Cdi.to_string(), format!("{}: {what}", path.display()), fix.into())))
     };
     Ok(findings.into_iter().map(wrong).collect())
 }
 
-/// Which file holds, and what in it does not.
-fn configuration(context: &Context) -> Result<Check> {
-    let what = match Found::open(context.config_file.as_deref())? {
-        None => "defaults".into(),
-        Some(found) if found.unused.is_empty() => found.path.display().to_string(),
-        Some(found) => {
-            let keys: Vec<&str> = found.unused.iter().map(|(key, _)| *key).collect();
-            format!("{}; to no effect there (gpurun config): {}", found.path.display(), keys.join(", "))
-        }
+/// The driver sets a GPU up for its first user, and forgets it with the last one, unless persistence mode is on.
+fn persistence(slow: &[String]) -> Check {
+    if slow.is_empty() {
+        return Check::new("persistence", Ok("the driver keeps every GPU initialised".into()));
+    }
+    let what = format!(
+        "persistence mode is off: GPUs {} are initialised at each start, which takes seconds",
+        slow.join(", ")
+    );
+    let hint = Some("systemctl enable --now nvidia-persistenced, or nvidia-smi -pm 1");
+    Check { hint, ..Check::new("persistence", Ok(what)) }
+}
+
+/// Which file is in force, and which of its keys have no effect.
+fn configuration(context: &Context) -> Check {
+    let found = Found::open(context.config_file.as_deref());
+    let what = found.and_then(|found| {
+        context.config.policy()?;
+        Ok(match found {
+            None => "defaults".into(),
+            Some(found) if found.unused.is_empty() => found.path.display().to_string(),
+            Some(found) => {
+                let keys: Vec<&str> = found.unused.iter().map(|(key, _)| *key).collect();
+                format!("{}; to no effect there (gpurun config): {}", found.path.display(), keys.join(", "))
+            }
+        })
+    });
+    let wrong = |error: Error| {
+        let what = format!("{}: {}", error.what(), error.cause_line());
+        (error.code().to_string(), what, error.fix_line().to_owned())
     };
-    Ok(Check { name: "configuration", result: Ok(what) })
+    Check::new("configuration", what.map_err(wrong))
 }
 
 /// systemd allows a device to a scope by its number only if /dev/char has a link for it; else `daemon-reload` takes it away.
@@ -140,9 +163,9 @@ fn dev_char(inventory: &Inventory) -> Check {
         .filter(|node| !Path::new(&format!("/dev/char/{}:{}", node.major, node.minor)).exists())
         .map(|node| node.container_path.0.display().to_string())
         .collect();
-    Check {
-        name: "/dev/char",
-        result: if absent.is_empty() {
+    Check::new(
+        "/dev/char",
+        if absent.is_empty() {
             Ok("every device node has its link".into())
         } else {
             let what = format!(
@@ -155,7 +178,7 @@ fn dev_char(inventory: &Inventory) -> Check {
                 "ln -s /dev/NAME /dev/char/MAJOR:MINOR for each, in a udev rule".into(),
             ))
         },
-    }
+    )
 }
 
 fn user_namespaces() -> Check {
@@ -178,7 +201,15 @@ fn user_namespaces() -> Check {
     } else {
         Ok("ordinary users can start containers".into())
     };
-    Check { name: "user namespaces", result }
+    Check::new("user namespaces", result)
+}
+
+/// The ids beside its own that containers of the caller have, where root does not start them.
+fn subordinate_ids() -> Check {
+    let found = Caller::current().and_then(|caller| check_subordinate_ids(&caller));
+    let failed =
+        |error: Error| (error.code().to_string(), error.what().to_owned(), error.fix_line().to_owned());
+    Check::new("subordinate ids", found.map_err(failed))
 }
 
 fn overlay() -> Check {
@@ -191,20 +222,20 @@ fn overlay() -> Check {
     } else {
         missing("GPU-0051", "the kernel has not loaded it", "modprobe overlay")
     };
-    Check { name: "overlayfs", result }
+    Check::new("overlayfs", result)
 }
 
 fn shm() -> Check {
     let system = rustix::system::sysinfo();
     #[allow(clippy::useless_conversion)]
     let half = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit)) / 2;
-    Check { name: "/dev/shm", result: Ok(format!("containers get {} MiB unless told otherwise", half >> 20)) }
+    Check::new("/dev/shm", Ok(format!("containers get {} MiB unless told otherwise", half >> 20)))
 }
 
 fn confinement() -> Check {
     let result = landlock::landlock()
         .map_err(|error| (error.code().to_string(), error.what().to_owned(), error.fix_line().to_owned()));
-    Check { name: "landlock", result }
+    Check::new("landlock", result)
 }
 
 fn cgroups() -> Check {
@@ -214,5 +245,5 @@ fn cgroups() -> Check {
         Layout::Legacy => "v1 alone",
         Layout::Absent => "none: containers start without limits and device rules",
     };
-    Check { name: "cgroups", result: Ok(what.into()) }
+    Check::new("cgroups", Ok(what.into()))
 }

@@ -49,6 +49,7 @@ pub fn keep_state_with_the_user(context: &mut Context) {
 
 /// What the container gets for what it asks; `None` where that is nothing.
 pub fn injection(spec: &Spec, context: &Context) -> Result<Option<Injection>> {
+    context.config.usable()?;
     let Some(request) = DeviceRequest::from_oci(spec, &context.config.accepted())? else { return Ok(None) };
     may_run_as(spec.uid(), context.config.nonroot)?;
     let policy = plan::Policy { privileged: spec.is_bounded_by("CAP_SYS_ADMIN"), ..context.config.policy()? };
@@ -64,7 +65,9 @@ pub fn deliver(
     mounted_by: MountedBy,
 ) -> Result<Vec<Bind>> {
     // The descriptor that was checked, and not the path once more.
-    let image = Layers::mounted(&root.directory).or_fail(Code::Internal, || "no descriptor is left")?;
+    let image = Layers::mounted(&root.directory)
+        .or_fail(Code::Internal, || "no descriptor is left")
+        .map_err(|error| error.fix("raise the limit of open files (ulimit -n) of the engine's service"))?;
     let prepared = loader::prepare(&image, injection)?;
     let destination = Destination {
         root,

@@ -37,9 +37,13 @@ pub fn run(words: &[OsString]) -> u8 {
     };
     result.map_or_else(
         |error| {
-            let code = output::fail(&error, false);
             // runc's exit code for every failure but one of standard output.
-            if matches!(error.code(), Code::Output | Code::OutputClosed) { code } else { 1 }
+            if matches!(error.code(), Code::Output | Code::OutputClosed) {
+                output::fail(&error, false)
+            } else {
+                output::report(&error.for_engine());
+                1
+            }
         },
         |()| 0,
     )
@@ -86,7 +90,7 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let state = state(std::io::stdin().lock())?;
     let context = engine::context(config)?;
-    let (bundle, spec) = Bundle::open(&state.bundle)
+    let (bundle, spec) = Bundle::open(&state.bundle, None)
         .map_err(|error| error.fix("start the container again: its engine makes the bundle"))?;
     let Some(injection) = engine::injection(&spec, &context)? else { return Ok(()) };
     if debug {

@@ -80,7 +80,7 @@ pub fn verify(context: &Context) -> Result<u8> {
 /// Brings images into it.
 pub fn pull(context: &Context, pulling: &Pulling, images: &[String]) -> Result<u8> {
     let store = context.store()?;
-    let pull = context.pull(When::Always, pulling, false);
+    let pull = context.pull(When::Always, pulling, false)?;
     for text in images {
         let image = Image::open(&ImageReference::parse(text)?, &store, &pull)?;
         image.root(&store)?;

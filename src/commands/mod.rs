@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cdi;
+mod cdi_hooks;
 pub mod config;
 pub mod configure;
 pub mod demo;
@@ -52,7 +53,7 @@ pub struct Context {
 impl Context {
     /// What was typed, and where nothing was, the configuration and the defaults.
     pub fn new(global: &Global) -> Result<Self> {
-        let config = Config::load(global.config.as_deref())?;
+        let config = Config::load_or_broken(global.config.as_deref());
         let host = match &global.simulated_host {
             Some(dir) => Host::simulated(dir),
             None => Host::new(
@@ -110,18 +111,26 @@ impl Context {
     }
 
     /// How images of registries are had. `quiet` overrides the kind of progress.
-    pub fn pull(&self, when: When, pulling: &Pulling, quiet: bool) -> Pull {
-        Pull {
+    ///
+    /// # Errors
+    /// [`Code::Config`] for a broken configuration, which may have named mirrors.
+    pub fn pull(&self, when: When, pulling: &Pulling, quiet: bool) -> Result<Pull> {
+        self.config.usable()?;
+        Ok(Pull {
             when,
             platform: pulling.platform.clone().unwrap_or_default(),
             progress: if quiet { Progress::None } else { pulling.progress },
             insecure: self.config.insecure_registries.clone(),
             mirrors: self.config.registry_mirrors.clone(),
-        }
+        })
     }
 
     /// The host's facts, from the snapshot if it is still true.
+    ///
+    /// # Errors
+    /// [`Code::Config`] for a broken configuration, which may have named the driver's root.
     pub fn inventory(&self) -> Result<Inventory> {
+        self.config.usable()?;
         Inventory::current(&self.host, &self.state_dir)
     }
 

@@ -142,11 +142,10 @@ fn everything() -> List {
 }
 
 fn in_root(inventory: &Inventory, path: &HostPath) -> Result<ContainerPath> {
-    inventory
-        .driver
-        .root
-        .container_path(path)
-        .ok_or_else(|| Error::new(Code::Internal, format!("{} is outside the driver root", path.0.display())))
+    inventory.driver.root.container_path(path).ok_or_else(|| {
+        Error::new(Code::Internal, format!("{} is outside the driver root", path.0.display()))
+            .fix("name the root in which the driver is with --root")
+    })
 }
 
 /// Whether what is mounted here is mounted on the host: where nothing tells, it is.
@@ -226,13 +225,15 @@ fn user_namespace(pid: i32) -> Result<Value> {
     let failed = || format!("the container's process {pid} cannot be looked into");
     let namespace = |process: &str| fs::metadata(format!("/proc/{process}/ns/user")).map(|stat| stat.ino());
     let pid = pid.to_string();
-    if namespace(&pid).or_fail(Code::Namespace, failed)?
-        == namespace("self").or_fail(Code::Namespace, failed)?
-    {
+    let with_fix = |error: Error| error.fix("name a process that runs with --pid, and mount /proc");
+    let namespace = |process: &str| namespace(process).or_fail(Code::Namespace, failed).map_err(with_fix);
+    if namespace(&pid)? == namespace("self")? {
         return Ok(json!({}));
     }
     let mappings = |name: &str| -> Result<Value> {
-        let text = fs::read_to_string(format!("/proc/{pid}/{name}")).or_fail(Code::Namespace, failed)?;
+        let text = fs::read_to_string(format!("/proc/{pid}/{name}"))
+            .or_fail(Code::Namespace, failed)
+            .map_err(with_fix)?;
         let mapping = |line: &str| {
             let mut numbers = line.split_whitespace().map_while(|number| number.parse::<u32>().ok());
             Some(json!({"containerID": numbers.next()?, "hostID": numbers.next()?, "size": numbers.next()?}))

@@ -52,12 +52,17 @@ fn runtime_configure(args: &ctk::Configure) -> Result<u8> {
         ctk::Engine::Crio => cli::Engine::Crio,
     };
     let file = match engine {
-        cli::Engine::Crio => Some(args.drop_in_config.clone().unwrap_or_else(|| CRIO_DROP_IN.into())),
+        // --config alone is the file to be changed, and beside --drop-in-config the file on which the drop-in builds.
+        cli::Engine::Crio => {
+            let named = args.drop_in_config.clone().or_else(|| args.config.clone());
+            Some(named.unwrap_or_else(|| CRIO_DROP_IN.into()))
+        }
         cli::Engine::Podman => Some(args.oci_hook_path.clone()),
         cli::Engine::Docker | cli::Engine::Containerd => args.config.clone(),
     };
-    if args.config.is_some() && file != args.config {
-        tracing::warn!("--config is not used: {engine:?} reads drop-ins of its own");
+    let source = args.config.clone().filter(|_| engine == cli::Engine::Crio && file != args.config);
+    if args.config.is_some() && file != args.config && source.is_none() {
+        tracing::warn!("--config is not used: a hook's file stands alone");
     }
     if args.drop_in_config.is_some() && file != args.drop_in_config {
         tracing::warn!("--drop-in-config is not used: the runtime is written into the file that is in force");
@@ -80,6 +85,7 @@ fn runtime_configure(args: &ctk::Configure) -> Result<u8> {
     configure::carry_out(&Order {
         engine,
         file,
+        source,
         wanted: Registration {
             name: args.nvidia_runtime_name.clone(),
             path: configure::absolute(&path)?,
@@ -96,7 +102,9 @@ fn runtime_configure(args: &ctk::Configure) -> Result<u8> {
 fn hook(words: &[OsString]) -> Result<u8> {
     let program = configure::find("gpurun-hook")?;
     let error = std::process::Command::new(&program).args(words).env_clear().exec();
-    Err(error).or_fail(Code::Internal, || format!("{} cannot be run", program.display()))
+    Err(error)
+        .or_fail(Code::Internal, || format!("{} cannot be run", program.display()))
+        .map_err(|error| error.fix("install gpurun-hook again, beside nvidia-ctk"))
 }
 
 fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
@@ -107,7 +115,6 @@ fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
         ("--ldconfig-path", args.ldconfig_path.is_some(), one_hook),
         ("--library-search-path", !args.library_search_path.is_empty(), in_the_root),
         ("--config-search-path", !args.config_search_path.is_empty(), in_the_root),
-        ("--disable-hook", !args.disable_hook.is_empty(), one_hook),
         ("--enable-hook", !args.enable_hook.is_empty(), one_hook),
         ("--feature-flag", !args.feature_flag.is_empty(), "they choose between ways of NVIDIA's toolkit"),
         ("--csv.compat-container-root", args.csv_compat_container_root.is_some(), no_version),
@@ -143,6 +150,7 @@ fn cdi_generate(args: &ctk::CdiGenerate) -> Result<u8> {
                 csv_ignore_pattern: args.csv_ignore_pattern.clone(),
             },
         },
+        &args.disable_hook,
     )
 }
 
@@ -267,7 +275,8 @@ fn set(text: &str, assignments: &[String], separators: &[char]) -> Result<String
                 continue;
             }
             Kind::Flag => {
-                value(typed.parse::<bool>().or_fail(Code::Usage, || format!("{name} is true or false"))?)
+                let flag = typed.parse::<bool>().or_fail(Code::Usage, || format!("{name} is true or false"));
+                value(flag.map_err(|error| error.fix(format!("--set {name}=true")))?)
             }
             Kind::Text => value(typed),
             Kind::List => value(typed.split(separators).filter(|one| !one.is_empty()).collect::<Array>()),

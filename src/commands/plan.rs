@@ -6,13 +6,14 @@ use serde_json::json;
 
 /// Prints it.
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
+    let options = run::Options::read(args)?;
     let store = context.store()?;
     let image = Image::open(
         &run::image_reference(&args.image)?,
         &store,
-        &context.pull(args.pull, &args.pulling, args.quiet),
+        &context.pull(args.pull, &args.pulling, args.quiet)?,
     )?;
-    let injection = run::injection(context, args, &image, &run::environment::environment(args)?)?;
+    let injection = run::injection(context, args, &options, &image, &run::environment::environment(args)?)?;
     if context.json {
         out!(
             "{:#}",

@@ -1,8 +1,10 @@
 //! The keys of NVIDIA's config.toml: which of them mean something here. Where gpurun has no configuration of its own, the
 //! administrator's decisions in that file hold.
 
+use crate::error::{Code, Error, OrFail, Result};
 use std::{fmt::Write, path::PathBuf};
 use toml::{Table, Value};
+use toml_edit::Item;
 
 /// What a key's value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,6 +213,55 @@ pub fn ours(theirs: &Table) -> (Table, Vec<(&'static str, &'static str)>) {
         }
     }
     (table, unused)
+}
+
+/// Checks the type of every key that means something here.
+///
+/// # Errors
+/// [`Code::Config`] with the line, the key and what its value has to be.
+pub fn check(text: &str) -> Result<()> {
+    let failed = |line: usize, what: String| {
+        Err(Error::new(Code::Config, "a value has the wrong type")
+            .cause(format!("line {line}: {what}"))
+            .fix("correct that line; `nvidia-ctk config default` prints every key with a value of its type"))
+    };
+    let document = toml_edit::Document::parse(text).or_fail(Code::Config, || "it is not TOML")?;
+    let line = |item: &Item| {
+        let start = item.span().map_or(0, |span| span.start);
+        text.get(..start).unwrap_or_default().matches('\n').count() + 1
+    };
+    for key in KEYS.iter().filter(|key| !matches!(key.fate, Fate::Nothing(_))) {
+        let mut item = document.as_item();
+        let mut names = key.path.split('.').peekable();
+        let mut so_far = String::new();
+        while let Some(name) = names.next() {
+            let Some(inner) = item.get(name) else { break };
+            so_far = if so_far.is_empty() { name.to_owned() } else { format!("{so_far}.{name}") };
+            item = inner;
+            if names.peek().is_some() && !item.is_table_like() {
+                return failed(line(item), format!("{so_far} is a table, and here a {}", item.type_name()));
+            }
+        }
+        if so_far != key.path {
+            continue;
+        }
+        let (fits, kind) = match key.kind {
+            Kind::Flag => (item.is_bool(), "true or false"),
+            Kind::Text => (item.is_str(), "a text"),
+            Kind::List => (
+                item.as_array().is_some_and(|list| list.iter().all(toml_edit::Value::is_str)),
+                "a list of texts",
+            ),
+        };
+        if !fits {
+            return failed(line(item), format!("{so_far} is {kind}, and here a {}", item.type_name()));
+        }
+        let levels = ["", "panic", "fatal", "error", "warn", "warning", "info", "debug", "trace"];
+        if key.path.ends_with(".log-level") && item.as_str().is_some_and(|level| !levels.contains(&level)) {
+            return failed(line(item), format!("{so_far} is one of {}", levels[1..].join(", ")));
+        }
+    }
+    Ok(())
 }
 
 /// What NVIDIA calls this key of ours.

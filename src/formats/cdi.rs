@@ -189,8 +189,10 @@ impl Document {
     pub fn parse(text: &str) -> Result<Self> {
         let failed = || "this is no CDI document";
         // Straight from YAML each scalar would be a text, too.
-        let value: serde_json::Value = serde_norway::from_str(text).or_fail(Code::Cdi, failed)?;
-        Self::deserialize(value).or_fail(Code::Cdi, failed)
+        let value = serde_norway::from_str::<serde_json::Value>(text).or_fail(Code::Cdi, failed);
+        value
+            .and_then(|value| Self::deserialize(value).or_fail(Code::Cdi, failed))
+            .map_err(|error| error.fix("`gpurun cdi generate` writes one"))
     }
 
     /// The common edits and each device's.

@@ -17,15 +17,20 @@ pub enum Whose {
     Container,
 }
 
+fn with_fix(error: Error) -> Error {
+    error.fix("`gpurun cdi generate` writes one")
+}
+
 /// The document with `to` in the place of `from` wherever a path begins with it.
 ///
 /// # Errors
 /// [`Code::Cdi`] where the text is no document.
 pub fn transform(text: &str, from: &Path, to: &Path, whose: Whose) -> Result<Value> {
     let mut document: Value =
-        serde_norway::from_str(text).or_fail(Code::Cdi, || "this is no CDI document")?;
+        serde_norway::from_str(text).or_fail(Code::Cdi, || "this is no CDI document").map_err(with_fix)?;
     if document.get("cdiVersion").is_none() {
-        return Err(Error::new(Code::Cdi, "this is no CDI document").cause("it has no cdiVersion"));
+        let error = Error::new(Code::Cdi, "this is no CDI document").cause("it has no cdiVersion");
+        return Err(with_fix(error));
     }
     let root = Root { from, to, whose };
     let mut has_two_names = false;

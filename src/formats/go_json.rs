@@ -56,7 +56,7 @@ struct Value<'de, 'a> {
     depth: usize,
 }
 
-impl<'de, 'a> Value<'de, 'a> {
+impl<'de> Value<'de, '_> {
     fn text(&self) -> &'de str {
         self.raws.last().map_or("null", |raw| raw.get())
     }
@@ -219,7 +219,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Elements<'_, A> {
 
 /// Hands an object's entries on, counted.
 struct Entries<'de, 'a> {
-    entries: std::vec::IntoIter<(String, &'de RawValue)>,
+    pairs: std::vec::IntoIter<(String, &'de RawValue)>,
     next: Option<&'de RawValue>,
     left: &'a Cell<usize>,
     depth: usize,
@@ -229,7 +229,7 @@ impl<'de> MapAccess<'de> for Entries<'de, '_> {
     type Error = Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        let Some((key, raw)) = self.entries.next() else { return Ok(None) };
+        let Some((key, raw)) = self.pairs.next() else { return Ok(None) };
         self.next = Some(raw);
         seed.deserialize(key.into_deserializer()).map(Some)
     }
@@ -357,7 +357,7 @@ impl<'de> Deserializer<'de> for Value<'de, '_> {
                 .deserialize_map(Collect { entries: &mut entries, left: self.left })?;
         }
         let Value { depth, left, .. } = self.inside(Vec::new())?;
-        visitor.visit_map(Entries { entries: entries.into_iter(), next: None, left, depth })
+        visitor.visit_map(Entries { pairs: entries.into_iter(), next: None, left, depth })
     }
 
     fn deserialize_struct<V: Visitor<'de>>(

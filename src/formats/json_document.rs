@@ -10,8 +10,13 @@ use serde_json::{Map, Value};
 /// An object, and how it was written.
 #[derive(Debug)]
 pub struct JsonDocument {
+    /// A byte order mark, as Windows' editors write it and as dockerd reads it (moby's getConflictFreeConfiguration).
+    mark: &'static str,
     root: CstRootNode,
 }
+
+/// UTF-8's byte order mark.
+const MARK: &str = "\u{feff}";
 
 impl JsonDocument {
     /// Reads it. An empty text is an empty object.
@@ -19,17 +24,20 @@ impl JsonDocument {
     /// # Errors
     /// [`Code::Config`] with line and column, where it is no JSON object.
     pub fn parse(text: &str) -> Result<Self> {
+        let (mark, text) = text.strip_prefix(MARK).map_or(("", text), |rest| (MARK, rest));
         let text = if text.trim().is_empty() { "{\n}\n" } else { text };
         // The editor's own parser is JSON5's and more; engines read JSON.
-        serde_json::from_str::<Map<String, Value>>(text).or_fail(Code::Config, || "it is no JSON object")?;
-        let root = CstRootNode::parse(text, &ParseOptions::default())
-            .or_fail(Code::Config, || "it is no JSON object")?;
-        Ok(Self { root })
+        let what = || "it is no JSON object";
+        let checked = serde_json::from_str::<Map<String, Value>>(text).or_fail(Code::Config, what);
+        let root = checked
+            .and_then(|_| CstRootNode::parse(text, &ParseOptions::default()).or_fail(Code::Config, what))
+            .map_err(|error| error.fix("correct the file at that place; nothing was changed"))?;
+        Ok(Self { mark, root })
     }
 
     /// The value behind these keys.
     pub fn get(&self, path: &[&str]) -> Option<Value> {
-        let whole: Value = serde_json::from_str(&self.text()).ok()?;
+        let whole: Value = serde_json::from_str(&self.root.to_string()).ok()?;
         path.iter().try_fold(&whole, |value, key| value.get(key)).cloned()
     }
 
@@ -92,7 +100,7 @@ impl JsonDocument {
     /// As it is written; as `before` was written, where it says the same.
     pub fn text_after(&self, before: &str) -> Result<String> {
         let value = |document: &Self| {
-            serde_json::from_str::<Value>(&document.text()).ok().map(|value| value.to_string())
+            serde_json::from_str::<Value>(&document.root.to_string()).ok().map(|value| value.to_string())
         };
         // Their order counts, too: equality of objects does not look at it.
         let is_same = value(self) == value(&Self::parse(before)?);
@@ -101,7 +109,7 @@ impl JsonDocument {
 
     /// As it is written.
     pub fn text(&self) -> String {
-        self.root.to_string()
+        format!("{}{}", self.mark, self.root)
     }
 }
 

@@ -22,6 +22,10 @@ pub struct MountEntry<'a> {
     pub source: &'a str,
 }
 
+/// What a user does about a config.json that is not understood.
+const BY_HAND: &str =
+    "start the container again, for which its engine writes another config.json; by hand, use `runc spec`";
+
 impl Spec {
     /// Reads a config.json.
     ///
@@ -30,8 +34,12 @@ impl Spec {
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         match serde_json::from_slice(bytes) {
             Ok(spec @ Value::Object(_)) => Ok(Self(spec)),
-            Ok(_) => Err(Error::new(Code::Bundle, "the container's config.json is not a JSON object")),
-            Err(error) => Err(error).or_fail(Code::Bundle, || "the container's config.json is not JSON"),
+            Ok(_) => {
+                Err(Error::new(Code::Bundle, "the container's config.json is not a JSON object").fix(BY_HAND))
+            }
+            Err(error) => Err(error)
+                .or_fail(Code::Bundle, || "the container's config.json is not JSON")
+                .map_err(|error| error.fix(BY_HAND)),
         }
     }
 
@@ -204,7 +212,10 @@ impl State {
 }
 
 fn misplaced(path: &[&str], wanted: &str) -> Error {
-    Error::new(Code::Bundle, format!("{} of the container's config.json is not {wanted}", path.join(".")))
+    let key = path.join(".");
+    Error::new(Code::Bundle, format!("{key} of the container's config.json is not {wanted}")).fix(format!(
+        "make {key} {wanted} in config.json, or start the container again if an engine wrote it"
+    ))
 }
 
 #[cfg(test)]

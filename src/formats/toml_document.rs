@@ -21,6 +21,7 @@ impl TomlDocument {
             let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
             Error::new(Code::Config, "it is no TOML")
                 .cause(format!("{} at line {line} column {column}", error.message()))
+                .fix("correct the file at that place; nothing was changed")
         })?;
         Ok(Self { root })
     }
@@ -101,6 +102,31 @@ impl TomlDocument {
             table.remove(last);
             if table.is_empty() && !way.is_empty() {
                 return self.restore(way, before);
+            }
+        }
+        Ok(())
+    }
+
+    /// Renames the keys of the table behind these keys; where there is no table, nothing is done.
+    ///
+    /// # Errors
+    /// [`Code::Config`] where two keys would have one name.
+    pub fn rename_keys(&mut self, path: &[&str], new_name: impl Fn(&str) -> String) -> Result<()> {
+        let root: &mut dyn TableLike = self.root.as_table_mut();
+        let table = path.iter().try_fold(root, |table, key| table.get_mut(key)?.as_table_like_mut());
+        let Some(table) = table else { return Ok(()) };
+        let names: Vec<String> = table.iter().map(|(name, _)| name.to_owned()).collect();
+        for old in names {
+            let new = new_name(&old);
+            if new == old {
+                continue;
+            }
+            if table.contains_key(&new) {
+                return Err(Error::new(Code::Config, format!("`{old}` and `{new}` are the same table"))
+                    .fix(format!("move what `{old}` says to `{new}`")));
+            }
+            if let Some(item) = table.remove(&old) {
+                table.insert(&new, item);
             }
         }
         Ok(())

@@ -1,10 +1,13 @@
 //! Images that Docker keeps, saved through its socket (Docker Engine API).
 //!
-//! HTTP/1.0, which every version of Docker's speaks: an answer is a head and all that follows it until the connection ends. A
-//! stream that was cut shows where it is read: a tar archive has an end, and its parts have digests.
+//! The requests are HTTP/1.0, which every version of Docker supports: an answer is a head and all that follows it until the
+//! connection ends. A stream that was cut is noticed by its reader, because a tar archive has an end and its parts have digests.
 
 use super::{layout::Layout, progress::Unpacking, registry::Progress, store::Store};
-use crate::error::{Code, Error, OrFail, Result};
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    formats::go_json,
+};
 use serde::Deserialize;
 use std::{
     env,
@@ -14,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-/// A daemon that says nothing for so long is gone. It packs a layer while it sends it.
+/// The longest silence of the daemon. It packs a layer while it sends it.
 const SILENCE: Duration = Duration::from_secs(120);
 /// The longest head, and the longest document: that of an image has a few kB.
 const MAX_DOCUMENT: u64 = 8 << 20;
@@ -23,11 +26,11 @@ const MAX_DOCUMENT: u64 = 8 << 20;
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Described {
-    /// What tells images apart; another digest than ours where Docker keeps images in containerd.
+    /// The image's identity for Docker: the digest of its manifest where Docker keeps images in containerd.
     pub id: String,
-    /// Of its files, in bytes.
+    /// The size of its files in bytes.
     #[serde(default)]
-    pub size: u64,
+    pub size: i64,
 }
 
 /// What the daemon knows of an image.
@@ -39,8 +42,13 @@ pub fn describe(name: &str) -> Result<Described> {
     ask(&format!("/images/{name}/json"), name)?
         .take(MAX_DOCUMENT)
         .read_to_end(&mut bytes)
-        .or_fail(Code::Registry, || "Docker's daemon does not answer")?;
-    serde_json::from_slice(&bytes).or_fail(Code::Registry, || "Docker's daemon answers with something else")
+        .or_fail(Code::Registry, || "Docker's daemon does not answer")
+        .map_err(|error| error.fix("check it: `docker version`, `systemctl status docker`"))?;
+    go_json::from_slice(&bytes)
+        .or_fail(Code::Registry, || "Docker's daemon answers with something else")
+        .map_err(|error| {
+            error.fix("check the socket: `docker version` asks it; DOCKER_HOST=unix://PATH names another one")
+        })
 }
 
 /// Has the daemon save the image, into a file of the store that has no name.
@@ -49,7 +57,7 @@ pub fn describe(name: &str) -> Result<Described> {
 /// Those of [`describe`]; [`Code::NoSpace`] where the store has no room for it.
 pub fn save(name: &str, store: &Store, progress: Progress) -> Result<Layout> {
     // Once as it is saved, and once unpacked.
-    let size = describe(name)?.size;
+    let size = u64::try_from(describe(name)?.size).unwrap_or(0);
     store.check_room(size.saturating_mul(2))?;
     let mut file = store.unnamed_file()?;
     let unpacking = Unpacking::start(format!("copying {name} from Docker"), Some(size), progress);
@@ -72,23 +80,30 @@ fn ask(path: &str, name: &str) -> Result<impl Read> {
     stream
         .set_read_timeout(Some(SILENCE))
         .and_then(|()| stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes()))
-        .or_fail(Code::Registry, fail)?;
+        .map_err(|error| unanswered(&fail(), &error))?;
     let mut reader = BufReader::with_capacity(256 << 10, stream);
-    let status = head(&mut reader).or_fail(Code::Registry, fail)?;
+    let status = head(&mut reader).map_err(|error| unanswered(&fail(), &error))?;
     if status == 200 {
         return Ok(reader);
     }
     let mut said = Vec::new();
-    reader.take(64 << 10).read_to_end(&mut said).or_fail(Code::Registry, fail)?;
+    reader.take(64 << 10).read_to_end(&mut said).map_err(|error| unanswered(&fail(), &error))?;
     let said = complaint(&said);
     Err(if status == 404 {
         Error::new(Code::ImageNotFound, format!("Docker has no image {name}"))
             .cause(said)
             .fix("`docker images` lists those that are there; `docker pull` or `docker build` makes more")
     } else {
-        Error::new(Code::Registry, format!("Docker's daemon does not give {name}"))
+        Error::new(Code::Registry, format!("Docker's daemon cannot serve {name}"))
             .cause(format!("{status}: {said}"))
+            .fix(format!("try `docker save {name}`; `journalctl -u docker` says more"))
     })
+}
+
+fn unanswered(what: &str, cause: &dyn std::fmt::Display) -> Error {
+    Error::new(Code::Registry, what)
+        .cause(cause)
+        .fix("see whether `docker images` works, and the daemon's log: journalctl -u docker")
 }
 
 /// The status of an answer, read up to its body.
@@ -115,8 +130,9 @@ fn complaint(body: &[u8]) -> String {
     struct Message {
         message: String,
     }
-    serde_json::from_slice::<Message>(body)
-        .map_or_else(|_| String::from_utf8_lossy(body).chars().take(200).collect(), |error| error.message)
+    let said = go_json::from_slice::<Message>(body)
+        .map_or_else(|_| String::from_utf8_lossy(body).chars().take(200).collect(), |error| error.message);
+    said.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Where the daemon listens: `DOCKER_HOST`, else where a daemon of root's does. Another machine's daemon would mean this user's

@@ -198,8 +198,10 @@ pub struct Defaults {
     pub user: String,
     pub working_dir: String,
     pub labels: BTreeMap<String, String>,
-    pub volumes: BTreeMap<String, IgnoredAny>,
+    pub volumes: BTreeMap<String, Option<IgnoredAny>>,
     pub stop_signal: String,
+    /// Docker's object; of any shape, because it has no effect here.
+    pub healthcheck: serde_json::Value,
 }
 
 /// What the documents of an image come to.

@@ -49,7 +49,10 @@ use layout::{Layout, Version};
 use manifest::{ConfigFile, Defaults, Found};
 use progress::Unpacking;
 use registry::{Progress, Step, When};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    fs::fstat,
+};
 use stack::{Assembly, Stack};
 use std::{
     cell::RefCell,
@@ -83,10 +86,12 @@ pub struct ImageConfig {
     pub working_dir: String,
     /// The author's remarks.
     pub labels: BTreeMap<String, String>,
-    /// Directories whose content should outlive the image's.
+    /// Directories that can be written whatever the root is (VOLUME).
     pub volumes: Vec<String>,
     /// What ends the container: `SIGTERM`, `15`; `None`: SIGTERM.
     pub stop_signal: Option<String>,
+    /// Whether the image has a HEALTHCHECK.
+    pub has_healthcheck: bool,
 }
 
 /// An image that was found, with its configuration; its layers may be unpacked already.
@@ -185,7 +190,8 @@ impl Image {
             ImageReference::OciDir { tag, .. } | ImageReference::OciArchive { tag, .. } => {
                 manifest::from_oci(&layout, tag.as_deref(), &pull.platform)
             }
-            _ => Err(Error::new(Code::Internal, "this kind of image has no documents")),
+            _ => Err(Error::new(Code::Internal, "this kind of image has no documents")
+                .fix("report it: gpurun --version, the command, and this message")),
         };
         let Found { id, config, layers } =
             found.map_err(|error| error.context(format!("{name} cannot be used")))?;
@@ -309,6 +315,23 @@ impl Image {
             .fix("let no `gpurun rmi` or `gpurun prune` run meanwhile"))
     }
 
+    /// Checks that the directories of [`Image::root`], which others open by their paths, are those of the store: a link in its path
+    /// may have been changed meanwhile.
+    ///
+    /// # Errors
+    /// [`Code::Store`] where one is not.
+    pub fn check_opened<'a>(&self, opened: impl Iterator<Item = &'a OwnedFd>) -> Result<()> {
+        let identity = |fd: &OwnedFd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+        for (held, opened) in self.held.borrow().iter().zip(opened) {
+            if identity(held).is_err() || identity(held) != identity(opened) {
+                let what = "the image store was replaced by another directory while the container started";
+                return Err(Error::new(Code::Store, what)
+                    .fix("name a directory in GPURUN_STORE that only you can rename or replace"));
+            }
+        }
+        Ok(())
+    }
+
     fn directory(path: &Path) -> Result<Self> {
         let found = path.canonicalize().ok().filter(|path| path.is_dir()).ok_or_else(|| {
             Error::new(Code::ImageNotFound, format!("there is no directory {}", path.display())).fix(
@@ -330,12 +353,14 @@ impl ImageConfig {
         let file: ConfigFile = manifest::parse(file, "the image's configuration")?;
         // Again at every start: a store may be carried to another machine.
         file.check_platform(platform)?;
-        let Defaults { env, entrypoint, cmd, user, working_dir, labels, volumes, stop_signal } = file.config;
+        let Defaults { env, entrypoint, cmd, user, working_dir, labels, volumes, stop_signal, healthcheck } =
+            file.config;
         let words =
             env.iter().chain(&entrypoint).chain(&cmd).chain([&user, &working_dir]).chain(volumes.keys());
         if words.into_iter().any(|word| word.contains('\0')) {
             return Err(Error::new(Code::ImageBroken, "a word of the image's configuration holds a NUL")
-                .cause("no command line, variable or path can hold one"));
+                .cause("no command line, variable or path can hold one")
+                .fix("rebuild the image without it: look for it with `skopeo inspect --config`"));
         }
         Ok(Self {
             env: env.iter().filter_map(|text| variable(text)).collect(),
@@ -346,6 +371,8 @@ impl ImageConfig {
             labels,
             volumes: volumes.into_keys().collect(),
             stop_signal: Some(stop_signal).filter(|signal| !signal.is_empty()),
+            // NONE turns off the one of a parent image.
+            has_healthcheck: healthcheck["Test"][0].as_str().is_some_and(|kind| kind != "NONE"),
         })
     }
 }
@@ -382,7 +409,8 @@ fn open_layout(reference: &ImageReference, store: &Store, progress: Progress) ->
             Layout::archive(path, store, progress)
         }
         ImageReference::DockerDaemon(name) => docker_daemon::save(name, store, progress),
-        _ => Err(Error::new(Code::Internal, "this kind of image has no files")),
+        _ => Err(Error::new(Code::Internal, "this kind of image has no files")
+            .fix("report it: gpurun --version, the command, and this message")),
     }
 }
 

@@ -5,7 +5,7 @@
 //! of inodes (btrfs, xfs with dynamic ones) report 0 of them, and then only blocks count.
 
 use super::store::full;
-use crate::error::{Code, OrFail, Result};
+use crate::error::{Code, Error, Result};
 use rustix::{
     fd::AsFd,
     fs::{StatVfs, fstatvfs},
@@ -49,8 +49,11 @@ impl Reserve {
             self.files -= files;
             return Ok(());
         }
-        let space =
-            fstatvfs(filesystem).or_fail(Code::Store, || "the store's filesystem cannot be measured")?;
+        let space = fstatvfs(filesystem).map_err(|errno| {
+            Error::new(Code::Store, "the store's filesystem cannot be measured")
+                .cause(errno)
+                .fix("check it with df, or name a directory on another filesystem in GPURUN_STORE")
+        })?;
         let (free, inodes) = room(&space);
         if free < bytes {
             return Err(full().cause("less than a hundredth of it would be free"));

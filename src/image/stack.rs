@@ -21,7 +21,7 @@ use super::{
     tree,
     unpack::{Ownership, is_allowed_xattr},
 };
-use crate::error::{Code, Error, OrFail, Result};
+use crate::error::{Code, Error, Result};
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{
@@ -73,7 +73,11 @@ impl Stack {
 
     /// As it is kept.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec(self).or_fail(Code::Internal, || "a stack of layers cannot be written")
+        serde_json::to_vec(self).map_err(|error| {
+            Error::new(Code::Internal, "a stack of layers cannot be written")
+                .cause(error)
+                .fix("report it: gpurun --version, the command, and this message")
+        })
     }
 
     /// As it was kept; `None` where these bytes are not a stack.
@@ -190,15 +194,14 @@ impl<'a> Assembly<'a> {
     fn each_repair(&self, mut visit: impl FnMut(&[u8], &[Merged], Repair) -> Result<bool>) -> Result<()> {
         let mut walk = Walk { path: Vec::new(), ends: Vec::new(), merged: vec![self.merged_root()] };
         let mut failure = Ok(true);
-        if self.repair(b"", &walk.merged[0]).is_some() {
-            failure = visit(b"", &walk.merged, Repair::Directory(0));
-        }
         for (at, level) in self.levels.iter().enumerate() {
             if !matches!(failure, Ok(true)) {
                 break;
             }
             let _ = level.note.each(|_, path| {
-                let step = walk.go(self, path).and_then(|()| {
+                // The root alone needs no layer: above it lies the one in which gpurun puts its own files.
+                let step = if path.is_empty() { return Some(()) } else { walk.go(self, path) };
+                let step = step.and_then(|()| {
                     let Some(merged) = walk.merged.last() else { return Ok(true) };
                     // Every path is the business of the topmost layer that has the directory.
                     match self.repair(path, merged).filter(|_| merged.chain.first() == Some(&at)) {

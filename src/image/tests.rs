@@ -659,6 +659,7 @@ fn the_configuration_is_read_and_docker_words_are_understood() {
             labels: BTreeMap::from([pair("a", "b")]),
             volumes: vec!["/data".into()],
             stop_signal: Some("SIGINT".into()),
+            has_healthcheck: false,
         }
     );
     let host = maker.open("host:").unwrap();

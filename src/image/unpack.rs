@@ -192,7 +192,9 @@ impl Unpacker<'_> {
             return match entry.kind {
                 Kind::Directory => self.describe_directory(
                     &self.root.try_clone_to_owned().map_err(|error| {
-                        Error::new(Code::Internal, "a descriptor cannot be duplicated").cause(error)
+                        Error::new(Code::Internal, "a descriptor cannot be duplicated")
+                            .cause(error)
+                            .fix("raise the number of open files (ulimit -n)")
                     })?,
                     entry,
                     b"",

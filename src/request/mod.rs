@@ -11,6 +11,7 @@
 mod annotation;
 pub mod capability;
 mod cli;
+pub mod csv;
 mod env;
 mod oci;
 mod requirement;

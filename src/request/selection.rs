@@ -1,7 +1,7 @@
 //! Which GPUs: Docker's grammar of `--gpus`, and the list of `NVIDIA_VISIBLE_DEVICES`, which is also what
 //! `--gpus device=` takes.
 
-use super::{DeviceId, DeviceSelection, GpuFilter, annotation, capability, quoted};
+use super::{DeviceId, DeviceSelection, GpuFilter, annotation, capability, csv, quoted};
 use crate::{
     error::{Code, Error, OrFail, Result},
     vocabulary::{DriverCapability, Version},
@@ -36,7 +36,7 @@ pub(super) fn gpus(text: &str) -> Result<Gpus> {
     let (mut count, mut device, mut capabilities) = (None, None, None);
     let mut filter = GpuFilter::default();
     let mut seen = Vec::new();
-    for field in csv_record(text).map_err(|cause| refuse(cause.into()).fix(GRAMMAR))? {
+    for field in with_whole_lists(csv::record(text).map_err(|cause| refuse(cause.into()).fix(GRAMMAR))?) {
         let (key, value) = match field.split_once(">=") {
             Some((key @ ("arch" | "mem" | "free"), value)) => (key, value),
             _ => field.split_once('=').unwrap_or(("count", &field)),
@@ -47,7 +47,6 @@ pub(super) fn gpus(text: &str) -> Result<Gpus> {
         match key {
             "count" => match parse_count(value) {
                 Some(parsed) => count = Some(parsed),
-                // `--gpus device=0,1` reaches us without the inner quotes that hold the list together.
                 None => {
                     return Err(refuse(format!("{} is neither `all` nor a number of GPUs", quoted(value)))
                         .fix(format!("a list needs quotes of its own: {GRAMMAR}")));
@@ -102,6 +101,27 @@ pub(super) fn gpus(text: &str) -> Result<Gpus> {
     Ok(Gpus { selection, filter, capabilities })
 }
 
+/// A shell takes the inner quotes from `--gpus "device=0,1"`: a field that names neither a key nor a count and stands behind
+/// `device=` belongs to its list, and so does a number. Docker refuses such a text, so it means nothing else.
+fn with_whole_lists(fields: Vec<String>) -> Vec<String> {
+    let mut whole: Vec<String> = Vec::new();
+    let mut in_list = false;
+    for field in fields {
+        let is_name = !field.is_empty() && !field.contains('=') && field != "all" && field != "none";
+        match whole.last_mut() {
+            Some(list) if in_list && is_name => {
+                list.push(',');
+                list.push_str(&field);
+            }
+            _ => {
+                in_list = field.starts_with("device=") && field.len() > "device=".len();
+                whole.push(field);
+            }
+        }
+    }
+    whole
+}
+
 /// `Some(None)` is no GPU, which Docker lets one ask for; `None` is not a count.
 #[allow(clippy::option_option)] // The outer one is this function's failure, the inner one `--gpus 0`.
 fn parse_count(text: &str) -> Option<Option<DeviceSelection>> {
@@ -133,41 +153,6 @@ fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| {
             format!("{} is not a size such as 40GiB (MiB, GiB, TiB, or MB, GB, TB by tens)", quoted(text))
         })
-}
-
-/// The fields of the only record of a CSV text (RFC 4180): a field in double quotes may hold commas, and `""` in it
-/// is one quote.
-fn csv_record(text: &str) -> Result<Vec<String>, &'static str> {
-    if text.is_empty() {
-        return Err("it is empty");
-    }
-    let (mut fields, mut field) = (Vec::new(), String::new());
-    let mut rest = text.chars().peekable();
-    loop {
-        if rest.next_if_eq(&'"').is_some() {
-            loop {
-                match rest.next() {
-                    Some('"') if rest.next_if_eq(&'"').is_some() => field.push('"'),
-                    Some('"') => break,
-                    Some(other) => field.push(other),
-                    None => return Err("a quote is not closed"),
-                }
-            }
-        } else {
-            while let Some(other) = rest.next_if(|&next| next != ',') {
-                if other == '"' {
-                    return Err("a quote stands inside a field and not around it");
-                }
-                field.push(other);
-            }
-        }
-        fields.push(std::mem::take(&mut field));
-        match rest.next() {
-            None => return Ok(fields),
-            Some(',') => {}
-            Some(_) => return Err("a quote is followed by something else than a comma"),
-        }
-    }
 }
 
 /// Reads a list of devices, as `NVIDIA_VISIBLE_DEVICES` holds it; `source` is who says it. `None` is a container
@@ -284,6 +269,8 @@ mod tests {
             ("capabilities=utility", Some(Count(1))),
             ("device=0", Some(Ids(vec![Index(0)]))),
             ("\"device=0,1\"", Some(Ids(vec![Index(0), Index(1)]))),
+            ("device=0,1", Some(Ids(vec![Index(0), Index(1)]))),
+            ("device=0,1,capabilities=gpu", Some(Ids(vec![Index(0), Index(1)]))),
             ("\"device=0,0\"", Some(Ids(vec![Index(0)]))),
             (&format!("\"device=0,{UUID},0:1\",driver=nvidia"), Some(Ids(vec![Index(0), uuid(), Mig(0, 1)]))),
             ("driver=,options=a=b,device=3", Some(Ids(vec![Index(3)]))),
@@ -316,7 +303,6 @@ mod tests {
             ("all,2", 20, "`count` is said twice", GRAMMAR),
             ("device=0,device=1", 20, "`device` is said twice", GRAMMAR),
             ("count=2,device=0", 20, "it both counts GPUs and names them", &list),
-            ("device=0,1", 20, "it both counts GPUs and names them", &list),
             ("some", 20, "`some` is neither `all` nor a number of GPUs", &list),
             ("-2", 20, "`-2` is neither `all` nor a number of GPUs", &list),
             ("99999999999", 20, "`99999999999` is neither `all` nor a number of GPUs", &list),
@@ -436,7 +422,7 @@ mod tests {
         #[test]
         fn a_quoted_csv_field_keeps_what_is_in_it(fields in proptest::collection::vec("[a\",=]{0,6}", 1..4)) {
             let text = fields.iter().map(|f| format!("\"{}\"", f.replace('"', "\"\""))).collect::<Vec<_>>().join(",");
-            prop_assert_eq!(csv_record(&text), Ok(fields));
+            prop_assert_eq!(csv::record(&text), Ok(fields));
         }
     }
 }

@@ -44,6 +44,12 @@ pub fn restrict(mount: BorrowedFd<'_>, flags: Flags, recursive: bool) -> io::Res
     set(mount, &attr, recursive)
 }
 
+/// The same for a mount that goes on hearing of what its peers mount, and sends nothing.
+pub fn restrict_slave(mount: BorrowedFd<'_>, flags: Flags, recursive: bool) -> io::Result<()> {
+    let attr = MountAttr { attr_set: flags.bits(), attr_clr: 0, propagation: libc::MS_SLAVE, userns_fd: 0 };
+    set(mount, &attr, recursive)
+}
+
 /// What of the mounts that are made on one travels to others, or comes from them (mount_namespaces(7), "Shared subtrees").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Propagation {

@@ -97,7 +97,7 @@ fn send(listener: BorrowedFd<'_>, response: libc::seccomp_notif_resp) -> io::Res
 /// Gives the caller a copy of `fd` and answers with its number there.
 ///
 /// # Errors
-/// EMFILE where the caller has no descriptor left, ENOENT where it was killed meanwhile.
+/// EMFILE where the caller is out of descriptors, ENOENT where it was killed meanwhile.
 pub fn answer_with(
     listener: BorrowedFd<'_>,
     call: &Call,
@@ -106,25 +106,59 @@ pub fn answer_with(
 ) -> io::Result<()> {
     /// Linux 5.14: both in one step.
     const SECCOMP_ADDFD_FLAG_SEND: u32 = 1 << 1;
-    let add = |flags| {
-        let request = libc::seccomp_notif_addfd {
-            id: call.id,
-            flags,
-            srcfd: fd.as_raw_fd().cast_unsigned(),
-            newfd: 0,
-            newfd_flags: if close_on_exec { libc::O_CLOEXEC.cast_unsigned() } else { 0 },
-        };
-        // SAFETY: the kernel reads the structure, which lives until the call returns, and takes its own reference to the file.
-        let number = unsafe { libc::ioctl(listener.as_raw_fd(), ADD_FD, &raw const request) };
-        if number >= 0 { Ok(number) } else { Err(io::Error::last_os_error()) }
-    };
-    match add(SECCOMP_ADDFD_FLAG_SEND) {
-        Ok(_) => Ok(()),
+    match add_fd(listener, call, fd, close_on_exec, SECCOMP_ADDFD_FLAG_SEND) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            let number = add(0)?;
+            let number = give(listener, call, fd, close_on_exec)?;
             answer(listener, call, Ok(number.into()))
         }
-        Err(error) => Err(error),
+        result => result.map(drop),
+    }
+}
+
+/// Gives the caller a copy of `fd`, and returns its number there.
+///
+/// # Errors
+/// As for [`answer_with`].
+pub fn give(
+    listener: BorrowedFd<'_>,
+    call: &Call,
+    fd: BorrowedFd<'_>,
+    close_on_exec: bool,
+) -> io::Result<i32> {
+    add_fd(listener, call, fd, close_on_exec, 0)
+}
+
+fn add_fd(
+    listener: BorrowedFd<'_>,
+    call: &Call,
+    fd: BorrowedFd<'_>,
+    close_on_exec: bool,
+    flags: u32,
+) -> io::Result<i32> {
+    let request = libc::seccomp_notif_addfd {
+        id: call.id,
+        flags,
+        srcfd: fd.as_raw_fd().cast_unsigned(),
+        newfd: 0,
+        newfd_flags: if close_on_exec { libc::O_CLOEXEC.cast_unsigned() } else { 0 },
+    };
+    // SAFETY: the kernel reads the structure, which lives until the call returns, and takes its own reference to the file.
+    let number = unsafe { libc::ioctl(listener.as_raw_fd(), ADD_FD, &raw const request) };
+    if number >= 0 { Ok(number) } else { Err(io::Error::last_os_error()) }
+}
+
+/// socketpair(2) of the family AF_UNIX with a type and a protocol that a process asked for.
+///
+/// # Errors
+/// The kernel's.
+pub fn unix_pair(kind: i32, protocol: i32) -> io::Result<[OwnedFd; 2]> {
+    let mut pair = [-1; 2];
+    // SAFETY: the kernel writes two numbers into `pair`; on success these are new descriptors that nothing else owns.
+    unsafe {
+        match libc::socketpair(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC, protocol, pair.as_mut_ptr()) {
+            0 => Ok(pair.map(|fd| OwnedFd::from_raw_fd(fd))),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 }
 
@@ -149,14 +183,17 @@ pub const INTERFACE: usize = 20;
 ///
 /// # Errors
 /// ENODEV where there is no such interface; EINVAL for another request.
-pub fn interface(socket: BorrowedFd<'_>, request: u64, about: &mut [u8; INTERFACE]) -> io::Result<()> {
-    if ![libc::SIOCGIFNAME as u64, libc::SIOCGIFINDEX as u64].contains(&request) {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
+// The requests' own type differs between the C libraries; they have 16 bits.
+#[allow(clippy::cast_possible_truncation)]
+pub fn interface(socket: BorrowedFd<'_>, request: u32, about: &mut [u8; INTERFACE]) -> io::Result<()> {
+    let request = [libc::SIOCGIFNAME, libc::SIOCGIFINDEX]
+        .into_iter()
+        .find(|known| *known as u32 == request)
+        .ok_or(io::Error::from_raw_os_error(libc::EINVAL))?;
     let mut whole = [0_u8; size_of::<libc::ifreq>()];
     whole[..INTERFACE].copy_from_slice(about);
     // SAFETY: both requests read and write one `struct ifreq`, of which `whole` has the size; the kernel minds no alignment.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), request as libc::Ioctl, whole.as_mut_ptr()) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), request as _, whole.as_mut_ptr()) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }

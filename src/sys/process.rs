@@ -154,10 +154,23 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
 /// Gives every signal its default action and blocks none: ignored signals and the mask survive execve(2), and std ignores
 /// SIGPIPE.
 pub fn reset_signals() {
+    /// The size of the kernel's signal mask, which the call insists on.
+    const MASK: usize = 8;
+    // The kernel's own call: the C library keeps 32 and 33 to itself, and a parent may have ignored these as well. All zeroes is the
+    // kernel's `struct sigaction` with SIG_DFL, no flags and an empty mask, on every machine.
+    let default = [0_u64; 8];
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no handler of ours; numbers that cannot be set (SIGKILL, SIGSTOP, libc's own) are
-        // refused with EINVAL, which changes nothing.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the kernel reads the structure, which is smaller than `default`; SIG_DFL installs no handler. Numbers that cannot
+        // be set (SIGKILL, SIGSTOP) are refused with EINVAL, which changes nothing.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<libc::c_void>(),
+                MASK,
+            );
+        }
     }
     // SAFETY: a zeroed sigset_t is made valid by sigemptyset before it is read; both live on this stack.
     unsafe {

@@ -3,13 +3,18 @@
 use super::spec::{Container, Volume};
 use crate::{
     apply::{
-        mount::{HOST_NODE, NOTHING, attach, clone_of_host, new_filesystem, node_of_host, open_tree},
+        mount::{
+            HOST_NODE, NOTHING, attach, clone_of_host, new_filesystem, node_of_host, open_tree, slave_of_host,
+        },
         rootfs::Root,
     },
     error::{Code, Error, OrFail, Result},
     inventory::DeviceNode,
     plan::{DRIVER_DIR, Symlink},
-    sys::mount::{Flags, restrict},
+    sys::{
+        bpf::DeviceKind,
+        mount::{Flags, restrict},
+    },
 };
 use rustix::{
     fd::{AsFd, OwnedFd},
@@ -26,6 +31,8 @@ pub enum Step {
     Mount { filesystem: &'static str, options: Vec<(&'static str, String)>, target: PathBuf, flags: Flags },
     /// A directory or file of the host's.
     Bind { source: PathBuf, target: PathBuf, flags: Flags, recursive: bool },
+    /// The same, where what the host mounts below the source later appears, too (mount_namespaces(7), MS_SLAVE).
+    BindSlave { source: PathBuf, target: PathBuf, flags: Flags, recursive: bool },
     /// A path of the container's own, read-only from here on; nothing where it is absent.
     ReadOnly { target: PathBuf },
     /// A mount of an earlier step, read-only from here on.
@@ -122,9 +129,11 @@ pub fn steps(
     let rootless = !container.privileged;
     let mut mounts = kernel_file_systems(container, rootless, cgroups);
     mounts.extend(devices(container, rootless));
-    mounts.extend(READ_ONLY.map(|path| Step::ReadOnly { target: path.into() }));
-    mounts.extend(MASKED.map(|path| Step::Mask { target: path.into() }));
-    mounts.push(Step::MaskDirectories { targets: thermal_throttles().collect() });
+    if container.masked_paths {
+        mounts.extend(READ_ONLY.map(|path| Step::ReadOnly { target: path.into() }));
+        mounts.extend(MASKED.map(|path| Step::Mask { target: path.into() }));
+        mounts.push(Step::MaskDirectories { targets: thermal_throttles().collect() });
+    }
     let mut image = files(container, host_files);
     let links = container.prepared.symlinks.iter();
     let link = |s: &Symlink| Step::Symlink { link: s.link.0.clone(), target: s.target.clone() };
@@ -133,7 +142,7 @@ pub fn steps(
     image.extend(in_image.into_iter().map(link));
     mounts.extend(driver(container, beside_driver.into_iter().map(link)));
     mounts.extend(covers);
-    let volumes = container.volumes.iter().map(volume).collect();
+    let volumes = container.volumes.iter().map(|one| volume(one, container.all_devices)).collect();
     Steps { image, mounts, volumes }
 }
 
@@ -150,9 +159,16 @@ fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupVi
         flags,
         recursive,
     };
-    let read_only = Flags { read_only: true, ..NOTHING };
+    let read_only = Flags { read_only: !container.all_devices, ..NOTHING };
+    // A new procfs needs rights over the pid namespace that it shows, as a new sysfs over the network's, and a launcher without
+    // root has none over the host's.
+    let proc = if rootless && container.host_pid {
+        bind(Path::new("/proc"), Path::new("/proc"), NOTHING, true)
+    } else {
+        mount("proc", "/proc", NOTHING, &[])
+    };
     let mut steps = vec![
-        mount("proc", "/proc", NOTHING, &[]),
+        proc,
         // Docker's size: programs that write ordinary files into /dev must not fill the host's memory.
         mount("tmpfs", "/dev", DEVICES, &[("mode", "0755"), ("size", "65536k")]),
         mount("devpts", "/dev/pts", DEVICES, &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620")]),
@@ -166,12 +182,9 @@ fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupVi
             steps.push(bind(Path::new("/dev/mqueue"), Path::new("/dev/mqueue"), NOTHING, false));
         }
     } else {
-        steps.push(mount(
-            "tmpfs",
-            "/dev/shm",
-            NOTHING,
-            &[("mode", "1777"), ("size", &container.shm_size.to_string())],
-        ));
+        if let Some(size) = container.shm_size {
+            steps.push(mount("tmpfs", "/dev/shm", NOTHING, &[("mode", "1777"), ("size", &size.to_string())]));
+        }
         steps.push(mount("mqueue", "/dev/mqueue", NOTHING, &[]));
     }
     // A new sysfs needs rights over the network namespace that it shows (sysfs_init_fs_context), and a launcher without
@@ -221,7 +234,22 @@ fn devices(container: &Container, rootless: bool) -> Vec<Step> {
         link("/dev/stderr", "/proc/self/fd/2"),
         link("/dev/ptmx", "pts/ptmx"),
     ];
-    standard.chain(gpus).chain(links).collect()
+    // A GPU's node is the plan's, also where `--privileged` names every device.
+    let taken = |path: &Path| container.injection.devices.iter().any(|node| node.container_path.0 == path);
+    let asked =
+        container.devices.iter().filter(|device| !taken(&device.node.container_path.0)).map(|device| {
+            let (source, target) = (&device.node.path.0, &device.node.container_path.0);
+            match device.kind {
+                DeviceKind::Char if !rootless => Step::Node { node: device.node.clone() },
+                _ => Step::Bind {
+                    source: source.clone(),
+                    target: target.clone(),
+                    flags: HOST_NODE,
+                    recursive: false,
+                },
+            }
+        });
+    standard.chain(gpus).chain(asked).chain(links).collect()
 }
 
 fn files(container: &Container, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step> {
@@ -283,15 +311,19 @@ fn driver(container: &Container, links: impl Iterator<Item = Step>) -> Vec<Step>
     steps
 }
 
-fn volume(volume: &Volume) -> Step {
+fn volume(volume: &Volume, all_devices: bool) -> Step {
     match volume {
-        Volume::Bind { source, target, read_only } => Step::Bind {
-            source: source.clone(),
-            target: target.clone(),
-            // A volume's own programs may be setuid for its users; devices on it are never opened through it.
-            flags: Flags { read_only: *read_only, nosuid: false, nodev: true, noexec: false },
-            recursive: true,
-        },
+        Volume::Bind { source, target, read_only, recursive, receives_mounts } => {
+            // A volume's own programs may be setuid for its users; devices on it are never opened through it, but where the
+            // container has all of them.
+            let flags = Flags { read_only: *read_only, nosuid: false, nodev: !all_devices, noexec: false };
+            let (source, target) = (source.clone(), target.clone());
+            if *receives_mounts {
+                Step::BindSlave { source, target, flags, recursive: *recursive }
+            } else {
+                Step::Bind { source, target, flags, recursive: *recursive }
+            }
+        }
         Volume::Tmpfs { target, size, mode, exec, read_only } => Step::Mount {
             filesystem: "tmpfs",
             target: target.clone(),
@@ -321,11 +353,10 @@ fn perform(root: &Root, step: Step) -> Result<()> {
             attach(&mount, &point, &target)
         }
         Step::Bind { source, target, flags, recursive } => {
-            let mount = clone_of_host(&source, recursive, flags)?;
-            let is_directory =
-                rustix::fs::fstat(&mount).is_ok_and(|s| FileType::from_raw_mode(s.st_mode).is_dir());
-            let point = if is_directory { root.directory(&target)? } else { root.mount_point(&target)? };
-            attach(&mount, &point, &target)
+            attach_host(root, &clone_of_host(&source, recursive, flags)?, &source, &target)
+        }
+        Step::BindSlave { source, target, flags, recursive } => {
+            attach_host(root, &slave_of_host(&source, recursive, flags)?, &source, &target)
         }
         Step::ReadOnly { target } => {
             let Some(own) = existing(root, &target)? else { return Ok(()) };
@@ -369,6 +400,13 @@ fn perform(root: &Root, step: Step) -> Result<()> {
     }
 }
 
+fn attach_host(root: &Root, mount: &OwnedFd, source: &Path, target: &Path) -> Result<()> {
+    let is_directory = rustix::fs::fstat(mount).is_ok_and(|s| FileType::from_raw_mode(s.st_mode).is_dir());
+    check_kind(root, source, target, is_directory)?;
+    let point = if is_directory { root.directory(target)? } else { root.mount_point(target)? };
+    attach(mount, &point, target)
+}
+
 /// An empty directory that stays empty.
 fn empty_directory() -> Result<OwnedFd> {
     new_filesystem("tmpfs", &[("size", "0".into())], Flags { read_only: true, ..NOTHING })
@@ -388,6 +426,27 @@ fn mask_directories(root: &Root, targets: &[PathBuf]) -> Result<()> {
         first.get_or_insert(target);
     }
     Ok(())
+}
+
+/// Refuses to mount a directory on a file, or a file on a directory.
+fn check_kind(root: &Root, source: &Path, target: &Path, is_directory: bool) -> Result<()> {
+    let Some(there) = existing(root, target)? else { return Ok(()) };
+    let covers_directory =
+        rustix::fs::fstat(&there).is_ok_and(|s| FileType::from_raw_mode(s.st_mode).is_dir());
+    if is_directory == covers_directory {
+        return Ok(());
+    }
+    let kind = |is_directory| if is_directory { "a directory" } else { "a file" };
+    let (source, target) = (source.display(), target.display());
+    let what = format!(
+        "{source} is {}, and {target} in the container is {}",
+        kind(is_directory),
+        kind(covers_directory)
+    );
+    Err(Error::new(Code::Volume, what).cause("a mount needs two files, or two directories").fix(format!(
+        "mount it at another path: -v {source}:{target}-2, or name {} on the host",
+        kind(covers_directory)
+    )))
 }
 
 /// What is at `path`; `None` if nothing is, or a kernel without that file.

@@ -6,10 +6,12 @@
 use super::{
     assembly::{self, Steps},
     channel::Channel,
-    handover, host_root,
+    handover, host_proc, host_root,
+    identity::Groups,
+    image_volumes,
     landlock::Confinement,
     layer::Layer,
-    spec::{Container, Process, Rlimit},
+    spec::{Container, Process, Rlimit, Volume},
     stdio, terminal, unix_sockets,
 };
 use crate::{
@@ -70,37 +72,33 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         channel.wait()?;
     }
     rustix::process::umask(Mode::empty());
-    // Here, not with clone3: that takes the launcher's cgroup for the root of the new namespace, not the one it starts in.
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
-        .or_fail(Code::Namespace, || "no cgroup namespace can be made")?;
-    // Nothing that is mounted from here on reaches the host.
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(
-        |errno| {
-            let error = Error::new(Code::Mount, "the container's mounts cannot be made private").cause(errno);
-            match errno {
-                Errno::INVAL => error.fix(
-                    "gpurun is in a chroot whose / is no mount point: mount --bind DIR DIR before chroot DIR",
-                ),
-                _ => error,
-            }
-        },
-    )?;
+    if !container.host_cgroups {
+        // Here, not with clone3: that takes the launcher's cgroup for the root of the new namespace, not the one it starts in.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
+            .or_fail(Code::Namespace, || "no cgroup namespace can be made")?;
+    }
+    // The host's /proc still, which nothing of the image lies over.
+    host_proc::apply(container)?;
+    // Nothing that is mounted from here on reaches the host; what the host mounts comes only where it is asked for.
+    let receives = |volume: &Volume| matches!(volume, Volume::Bind { receives_mounts: true, .. });
+    let propagation = if container.volumes.iter().any(receives) {
+        MountPropagationFlags::DOWNSTREAM
+    } else {
+        MountPropagationFlags::PRIVATE
+    };
+    rustix::mount::mount_change("/", propagation | MountPropagationFlags::REC).map_err(|errno| {
+        let error = Error::new(Code::Mount, "the container's mounts cannot be made private").cause(errno);
+        match errno {
+            Errno::INVAL => error.fix(
+                "gpurun is in a chroot whose / is no mount point: mount --bind DIR DIR before chroot DIR",
+            ),
+            _ => error,
+        }
+    })?;
 
-    let (root, home) = mount_root(container, layers, &steps)?;
+    let root = mount_root(container, layers, &steps)?;
     let own = if process.init || may_change_own_program(process)? { Some(own_program()?) } else { None };
     assembly::assemble(&root, steps.mounts)?;
-    if container.read_only && !container.volumes.iter().any(|volume| volume.target() == home) {
-        // Caches of CUDA, Triton and Hugging Face go there, whatever the root is.
-        let user = &process.user;
-        let options =
-            [("mode", "0700".to_owned()), ("uid", user.uid.to_string()), ("gid", user.gid.to_string())];
-        let memory = mount::new_filesystem(
-            "tmpfs",
-            &options,
-            Flags { nosuid: true, nodev: true, ..Flags::default() },
-        )?;
-        mount::attach(&memory, &root.directory(&home)?, &home)?;
-    }
     // Before the volumes, which a link of the image's may lead over /dev: what lies there then is a stranger's.
     let terminal = if process.tty { Some(terminal::open(&root, process)?) } else { None };
     let null = stdio::open_null(&root)?;
@@ -120,16 +118,18 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     if let Some(name) = &container.hostname {
         rustix::system::sethostname(name.as_bytes()).or_fail(Code::Namespace, failed("sethostname"))?;
     }
+    if let Some(name) = &container.domainname {
+        rustix::system::setdomainname(name.as_bytes()).or_fail(Code::Namespace, failed("setdomainname"))?;
+    }
     if !container.host_network {
         loopback_up()?;
     }
     rustix::process::setsid().or_fail(Code::Internal, failed("setsid"))?;
-    match terminal {
-        Some((_, slave)) => terminal::install(&slave)?,
-        None => {
-            streams.give_to(process.user.uid, process.user.gid);
-            streams.install(&null)?;
-        }
+    if let Some((_, slave)) = terminal {
+        terminal::install(&slave)?;
+    } else {
+        streams.give_to(process.user.uid, process.user.gid);
+        streams.install(&null)?;
     }
     drop(null);
     process.rlimits.iter().try_for_each(set_limit)?;
@@ -138,6 +138,11 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     // The launcher closes the cgroup to foreign devices meanwhile.
     if container.id_map.is_none() {
         channel.wait()?;
+    }
+    let confine = || confine(container, confinement, seccomp.as_deref(), own.as_ref(), channel);
+    if !process.no_new_privileges {
+        // Without no_new_privs that takes CAP_SYS_ADMIN, which goes now.
+        confine()?;
     }
     drop_privileges(process, !container.privileged)?;
     // After the change of user, which clears it: a container dies with its launcher, however that ends.
@@ -150,21 +155,37 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     enter_directory(&process.cwd).or_fail(Code::CannotRun, || {
         format!("the working directory {} cannot be entered", process.cwd.display())
     })?;
+    if process.no_new_privileges {
+        confine()?;
+    }
+    Err(execute(process, own.as_ref(), channel))
+}
+
+/// What its processes cannot do from here on: Landlock, a namespace of Unix sockets, and the system call filter; or no keyring of
+/// the host's where there is no filter.
+fn confine(
+    container: &Container,
+    confinement: Confinement,
+    seccomp: Option<&[u8]>,
+    own: Option<&OwnedFd>,
+    channel: &Channel,
+) -> Result<()> {
     let unix_sockets = if unix_sockets::are_apart(container) { unix_sockets::stop()? } else { None };
     if let Some(listener) = &unix_sockets {
         channel.send_unix_sockets(listener)?;
     }
-    confinement.enter(own.as_ref().map(AsFd::as_fd), unix_sockets.is_some())?;
+    confinement.enter(own.map(AsFd::as_fd), unix_sockets.is_some())?;
     // Its supervisor alone keeps it open.
     drop(unix_sockets);
     match seccomp {
         Some(filter) => {
-            crate::sys::seccomp::install(&filter).or_fail(Code::Seccomp, failed("seccomp"))?;
+            crate::sys::seccomp::install(filter)
+                .or_fail(Code::Seccomp, || "the system call filter cannot be installed")?;
         }
         // The filter lets nobody at the keys.
-        None => process::leave_keyring().or_fail(Code::Internal, failed("keyctl"))?,
+        None => process::leave_keyring().or_fail(Code::Internal, || "the session keyring cannot be left")?,
     }
-    Err(execute(process, &home, own.as_ref(), channel))
+    Ok(())
 }
 
 /// Changes to a directory that the image or a volume may have made a link: one of /proc leads to whatever is open
@@ -174,9 +195,9 @@ fn enter_directory(path: &Path) -> rustix::io::Result<()> {
     rustix::process::fchdir(root.open(path, OFlags::PATH | OFlags::DIRECTORY)?)
 }
 
-/// overlayfs over the image's layers and the one that gpurun adds, at the container's scratch directory; and the user's home.
+/// overlayfs over the image's layers and the one that gpurun adds, at the container's scratch directory; and the image's volumes.
 /// The mount's path is used by nobody but this mount namespace.
-fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(Root, PathBuf)> {
+fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<Root> {
     let (path, scratch) = container.scratch.open_by_path(&container.id)?;
     // On the scratch directory lies a file system in memory, with gpurun's layer and the root's mount point.
     let flags = Flags { nodev: true, ..Flags::default() };
@@ -185,7 +206,8 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
     let added = directory_in(&memory, "layer")?;
     let layer = Layer::new(added, layers, container.privileged)?;
     // Before the mount points: a volume below the home must not make it root's.
-    let home = layer.home(&container.process.user, &container.volumes)?;
+    layer.home(&container.process.user)?;
+    layer.image_volumes(&container.image_volumes)?;
     layer.populate(&steps.image, steps.mounts.iter().chain(&steps.volumes))?;
     directory_in(&memory, "root")?;
 
@@ -195,7 +217,9 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
         host_root::mount(container, &layer.into_directory(), writable, &path.join("root"))?;
         let root = open_host_directory(&path.join("root"))
             .or_fail(Code::Mount, || "the container's root cannot be opened")?;
-        return Ok((Root::new(root), home));
+        let root = Root::new(root);
+        image_volumes::mount(container, &root, &[], &scratch, &memory)?;
+        return Ok(root);
     }
     let lowers = lower_directories(layers, layer).map_err(|errno| no_overlay(container, errno))?;
     let mount = |upper: Option<&OwnedFd>| -> Result<rustix::io::Result<()>> {
@@ -214,7 +238,9 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
     mounted.map_err(|errno| no_overlay(container, errno))?;
     let root = open_host_directory(&path.join("root"))
         .or_fail(Code::Mount, || "the container's root cannot be opened")?;
-    Ok((Root::new(root), home))
+    let root = Root::new(root);
+    image_volumes::mount(container, &root, &lowers, &scratch, &memory)?;
+    Ok(root)
 }
 
 pub fn directory_in(at: impl AsFd, name: &str) -> Result<OwnedFd> {
@@ -307,13 +333,14 @@ fn own_program() -> Result<OwnedFd> {
 }
 
 fn set_limit(limit: &Rlimit) -> Result<()> {
+    let shown = |value: u64| if value == u64::MAX { "unlimited".to_owned() } else { value.to_string() };
     let (_, hard) =
         nix::sys::resource::getrlimit(limit.resource).or_fail(Code::Limit, || "getrlimit failed")?;
     match nix::sys::resource::setrlimit(limit.resource, limit.soft, limit.hard) {
         Ok(()) => Ok(()),
-        Err(errno) if limit.required => Err(Error::new(Code::Limit, format!("the limit {} cannot be {}:{}", limit.name, limit.soft, limit.hard))
+        Err(errno) if limit.required => Err(Error::new(Code::Limit, format!("the limit {} cannot be {}:{}", limit.name, shown(limit.soft), shown(limit.hard)))
             .cause(errno)
-            .fix(format!("the hard limit here is {hard}; ask for at most that, or raise it where gpurun is started (ulimit -H)"))),
+            .fix(format!("the hard limit here is {}; ask for at most that, or raise it where gpurun is started (ulimit -H)", shown(hard)))),
         // Wished for, not asked for: as much as this process may have.
         Err(_) => nix::sys::resource::setrlimit(limit.resource, limit.soft.min(hard), hard)
             .or_fail(Code::Limit, || format!("the limit {} cannot be set", limit.name)),
@@ -353,12 +380,17 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
             }
         }
     }
-    let groups: Vec<Gid> = user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
-    match rustix::thread::set_thread_groups(&groups) {
-        // A user namespace with one id has setgroups(2) denied (user_namespaces(7)): the caller's own groups stay, which
-        // is what opens the devices that he may open.
-        Err(Errno::PERM) if rootless => {}
-        result => result.or_fail(Code::User, || format!("the groups {:?} cannot be set", user.groups))?,
+    if let Groups::Set(groups) = &user.groups {
+        let groups: Vec<Gid> = groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
+        match rustix::thread::set_thread_groups(&groups) {
+            // Root of an enclosing user namespace in which setgroups(2) is denied (user_namespaces(7)).
+            Err(Errno::PERM) if rootless => {}
+            result => result.map_err(|errno| {
+                Error::new(Code::User, format!("the groups {groups:?} cannot be set"))
+                    .cause(errno)
+                    .fix("leave out --group-add, or name groups that exist in this user namespace: /proc/self/gid_map")
+            })?,
+        }
     }
     let keeps = user.uid == 0;
     if keeps {
@@ -375,7 +407,10 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
     ] {
         caps::set(None, set, value).or_fail(Code::Internal, failed("capset"))?;
     }
-    rustix::thread::set_no_new_privs(true).or_fail(Code::Internal, failed("prctl"))
+    if process.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).or_fail(Code::Internal, failed("prctl"))?;
+    }
+    Ok(())
 }
 
 fn capability_set(mask: u64) -> caps::CapsHashSet {
@@ -391,14 +426,14 @@ fn c_string(text: impl AsRef<OsStr>) -> Result<CString> {
 }
 
 /// execve(2), with the command looked up in PATH as a shell does it; by way of gpurun's own file where that is given.
-fn execute(process: &Process, home: &Path, own: Option<&OwnedFd>, channel: &Channel) -> Error {
+fn execute(process: &Process, own: Option<&OwnedFd>, channel: &Channel) -> Error {
     let through_own = |program: &OwnedFd, argv: Vec<CString>, env: &[CString]| {
         let before = if process.init { vec![super::INIT_NAME.into()] } else { handover::words(channel)? };
         let argv: Vec<CString> = before.into_iter().chain(argv).collect();
         Err(process::fexecve(program.as_fd(), &argv, env))
             .or_fail(Code::CannotRun, || "gpurun cannot start itself in the container")
     };
-    let executed: Result<Infallible> = prepare(process, home).and_then(|(argv, env, candidates)| match own {
+    let executed: Result<Infallible> = prepare(process).and_then(|(argv, env, candidates)| match own {
         Some(program) => through_own(program, argv, &env),
         None => Err(run_first(&process.argv[0], &candidates, &argv, &env)),
     });
@@ -410,11 +445,8 @@ fn execute(process: &Process, home: &Path, own: Option<&OwnedFd>, channel: &Chan
 
 type Prepared = (Vec<CString>, Vec<CString>, Vec<CString>);
 
-fn prepare(process: &Process, home: &Path) -> Result<Prepared> {
-    let mut env = process.env.clone();
-    if !env.iter().any(|(name, _)| name == "HOME") {
-        env.push(("HOME".into(), home.display().to_string()));
-    }
+fn prepare(process: &Process) -> Result<Prepared> {
+    let env = &process.env;
     let argv = process.argv.iter().map(c_string).collect::<Result<Vec<_>>>()?;
     let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
     let candidates = candidates(&process.argv[0], path).iter().map(c_string).collect::<Result<Vec<_>>>()?;

@@ -64,6 +64,10 @@ impl Confinement {
     /// # Errors
     /// [`Code::Confinement`] where the host's root would share the host's network without scopes and nobody asked for it.
     pub fn of(container: &Container) -> Result<Self> {
+        if container.all_devices {
+            // `--privileged` asks for none.
+            return Ok(Self { rights: 0, scopes: false });
+        }
         let process = &container.process;
         let facts = Facts {
             is_host_root: container.privileged && process.user.uid == 0,

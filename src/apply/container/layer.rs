@@ -4,17 +4,17 @@
 //! than the write (and ext4 gets slower with each file that was deleted in the last minutes); and a launcher without root could
 //! not write at all where the image's directories belong to somebody else.
 
-use super::{assembly::Step, identity::Identity, spec::Volume};
+use super::{assembly::Step, identity::Identity};
 use crate::{
     apply::rootfs::{Found, Layers},
     error::{Code, Error, OrFail, Result},
 };
 use rustix::{
-    fd::{AsFd, OwnedFd},
-    fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags},
+    fd::OwnedFd,
+    fs::{AtFlags, Gid, Mode, OFlags, Uid, XattrFlags},
     io::Errno,
 };
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// The layer, seen together with the image beneath it.
 #[derive(Debug)]
@@ -49,7 +49,9 @@ impl Layer {
         for step in mounts {
             let (target, directory) = match step {
                 Step::Mount { target, .. } => (target, true),
-                Step::Bind { source, target, .. } => (target, source.is_dir()),
+                Step::Bind { source, target, .. } | Step::BindSlave { source, target, .. } => {
+                    (target, source.is_dir())
+                }
                 _ => continue,
             };
             if !covered.iter().any(|mount| target.starts_with(mount)) && self.find(target).is_none() {
@@ -64,20 +66,33 @@ impl Layer {
         Ok(())
     }
 
-    /// A directory that the user can write: his own, or one that is made for him.
-    pub fn home(&self, user: &Identity, volumes: &[Volume]) -> Result<PathBuf> {
-        let usable = match self.find(&user.home) {
-            // Who mounts something there wants to use it.
-            _ if volumes.iter().any(|volume| volume.target() == user.home) => true,
-            None => true,
-            Some(Found::Directory(merged)) => {
-                user.home != Path::new("/") && merged.first().is_some_and(|top| is_writable(top, user))
+    /// Makes the user's home where the image has none. One that was typed may be anything.
+    pub fn home(&self, user: &Identity) -> Result<()> {
+        let is_plain = !user.home.components().any(|component| component == Component::ParentDir);
+        if user.home.is_absolute() && is_plain {
+            self.new_directory(&user.home, 0o750, (user.uid, user.gid))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the image's volumes where the image has nothing at their paths.
+    pub fn image_volumes(&self, paths: &[PathBuf]) -> Result<()> {
+        for path in paths {
+            match self.find(path) {
+                None => drop(self.directory(path)?),
+                Some(Found::Directory(_)) => {}
+                Some(_) => {
+                    let what = format!("the image's volume {} is not a directory", path.display());
+                    return Err(Error::new(Code::Rootfs, what)
+                        .cause("VOLUME names a file of the image")
+                        .fix(format!(
+                            "mount a file there, which takes its place: -v FILE:{}",
+                            path.display()
+                        )));
+                }
             }
-            Some(_) => false,
-        };
-        let home = if usable { user.home.clone() } else { PathBuf::from("/home").join(&user.name) };
-        self.new_directory(&home, 0o750, (user.uid, user.gid))?;
-        Ok(home)
+        }
+        Ok(())
     }
 
     /// Its directory.
@@ -184,9 +199,13 @@ impl Layer {
             None => {}
             // Without root, a directory of somebody else's cannot be copied up by overlayfs, even where everyone may write.
             Some((resolved, Found::Directory(_))) if !self.owners => {
+                // Its owner here is the container's user.
                 return self
                     .copy(&resolved)
-                    .map(drop)
+                    .and_then(|copy| {
+                        let mode = rustix::fs::fstat(&copy)?.st_mode & 0o7777 | 0o700;
+                        rustix::fs::fchmod(&copy, Mode::from_raw_mode(mode))
+                    })
                     .or_fail(Code::Rootfs, || format!("{} cannot be made writable", path.display()));
             }
             Some(_) => return Ok(()),
@@ -215,18 +234,6 @@ fn clear(parent: &OwnedFd, name: &std::ffi::OsStr) -> rustix::io::Result<()> {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno),
     }
-}
-
-fn is_writable(directory: &impl AsFd, user: &Identity) -> bool {
-    user.uid == 0
-        || rustix::fs::fstat(directory).is_ok_and(|s| {
-            let shift = match s {
-                s if s.st_uid == user.uid => 6,
-                s if s.st_gid == user.gid || user.groups.contains(&s.st_gid) => 3,
-                _ => 0,
-            };
-            FileType::from_raw_mode(s.st_mode).is_dir() && s.st_mode >> shift & 0o3 == 0o3
-        })
 }
 
 #[cfg(test)]
@@ -292,30 +299,6 @@ mod tests {
                 .to_string()
                 .contains("not a directory")
         );
-    }
-
-    #[test]
-    fn a_home_is_the_users_own_or_made_for_him() {
-        let (dir, layer) = tree();
-        let user = |home: &str, uid| Identity {
-            uid,
-            gid: uid,
-            groups: Vec::new(),
-            name: "me".into(),
-            home: home.into(),
-            passwd: None,
-            group: None,
-        };
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: giving a directory away needs root");
-            return;
-        }
-        assert_eq!(layer.home(&user("/nonexistent", 7), &[]).unwrap(), Path::new("/nonexistent"));
-        assert_eq!(dir.path().join("layer/nonexistent").metadata().unwrap().uid(), 7);
-        for home in ["/", "/etc", "/etc/passwd"] {
-            assert_eq!(layer.home(&user(home, 7), &[]).unwrap(), Path::new("/home/me"), "{home}");
-        }
-        assert_eq!(layer.home(&user("/etc", 0), &[]).unwrap(), Path::new("/etc"));
     }
 
     #[test]

@@ -5,8 +5,10 @@ pub mod cgroup;
 mod channel;
 mod enter;
 pub mod handover;
+mod host_proc;
 mod host_root;
 pub mod identity;
+pub mod image_volumes;
 pub mod init;
 pub mod landlock;
 mod layer;
@@ -56,6 +58,11 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
 
     let covers = covers(&container)?;
     let scratch = Scratch::create(&container.scratch, &container.id, container.id_map.clone())?;
+    if let Some(parent) = &container.limits.parent
+        && let Err(error) = scratch.remember_cgroup_parent(parent)
+    {
+        return Err(after(error, scratch.remove()));
+    }
     let mut cgroup = match Cgroup::create(&container.id, &container.limits, container.privileged) {
         Ok(cgroup) => cgroup,
         Err(error) => return Err(after(error, scratch.remove())),
@@ -169,6 +176,7 @@ fn start(
             }
         }
     });
+    let talked = talked.and_then(|terminal| write_pid_file(container, pid).map(|()| terminal));
     match talked {
         Ok((terminal, unix_sockets)) => {
             Ok(Started { pid_one: PidOne::new(pidfd, pid), terminal, unix_sockets })
@@ -187,12 +195,20 @@ fn start(
     }
 }
 
+/// `--pidfile`
+fn write_pid_file(container: &Container, pid: i32) -> Result<()> {
+    let Some(path) = &container.pid_file else { return Ok(()) };
+    crate::apply::whole_file::write(path, &pid.to_string(), Code::Usage)
+        .map(drop)
+        .map_err(|error| error.context("--pidfile").fix("name a file in a directory that you may write"))
+}
+
 fn prepare(container: &Container, pid: i32, cgroup: Option<&mut Cgroup>) -> Result<()> {
     if let Some(map) = &container.id_map {
         user_namespace::write_id_map(pid, map)?;
     }
     if let (Some(cgroup), Some(pid)) = (cgroup, rustix::process::Pid::from_raw(pid)) {
-        if container.privileged {
+        if container.privileged && !container.all_devices {
             cgroup.restrict(&device_rules(container))?;
         }
         cgroup.join(pid)?;
@@ -201,9 +217,11 @@ fn prepare(container: &Container, pid: i32, cgroup: Option<&mut Cgroup>) -> Resu
 }
 
 fn namespaces(container: &Container) -> u64 {
-    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS;
+    let mut flags = libc::CLONE_NEWNS;
     for (wanted, flag) in [
         (container.id_map.is_some(), libc::CLONE_NEWUSER),
+        (!container.host_pid, libc::CLONE_NEWPID),
+        (!container.host_uts, libc::CLONE_NEWUTS),
         (!container.host_ipc, libc::CLONE_NEWIPC),
         (!container.host_network, libc::CLONE_NEWNET),
     ] {
@@ -251,7 +269,9 @@ fn device_rules(container: &Container) -> Vec<DeviceRule> {
         write: false,
         mknod: true,
     });
-    standard.chain(terminals).chain(gpus).map(rule).chain(nodes).collect()
+    let asked =
+        container.devices.iter().map(|device| device.rule).chain(container.device_rules.iter().copied());
+    standard.chain(terminals).chain(gpus).map(rule).chain(nodes).chain(asked).collect()
 }
 
 /// How the container sees its cgroup.
@@ -279,17 +299,27 @@ fn host_files(container: &Container) -> Vec<(PathBuf, Vec<u8>)> {
         .hostname
         .clone()
         .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
-    if container.host_network {
-        for path in ["/etc/resolv.conf", "/etc/hosts"] {
-            if let Ok(content) = std::fs::read(path) {
-                files.push((path.into(), content));
-            }
+    let full_name = match &container.domainname {
+        Some(domain) => format!("{name}.{domain} {name}"),
+        None => name.clone(),
+    };
+    let host = |path: &str| if container.host_network { std::fs::read(path).ok() } else { None };
+    let own = || format!("127.0.0.1 localhost {full_name}\n::1 localhost {full_name}\n").into_bytes();
+    let hosts = if container.host_network { host("/etc/hosts") } else { Some(own()) };
+    if hosts.is_some() || !container.hosts.is_empty() {
+        let mut hosts = hosts.unwrap_or_default();
+        if hosts.last().is_some_and(|last| *last != b'\n') {
+            hosts.push(b'\n');
         }
-    } else {
-        files.push((
-            "/etc/hosts".into(),
-            format!("127.0.0.1 localhost {name}\n::1 localhost {name}\n").into_bytes(),
-        ));
+        for entry in &container.hosts {
+            hosts.extend(format!("{}\t{}\n", entry.address, entry.name).into_bytes());
+        }
+        files.push(("/etc/hosts".into(), hosts));
+    }
+    let resolv = host("/etc/resolv.conf");
+    match &container.dns {
+        Some(dns) => files.push(("/etc/resolv.conf".into(), dns.over(&resolv.unwrap_or_default()))),
+        None => files.extend(resolv.map(|content| ("/etc/resolv.conf".into(), content))),
     }
     files.push(("/etc/hostname".into(), (name + "\n").into_bytes()));
     files

@@ -57,9 +57,12 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
     let mut ended = false;
     while !(ended && outputs.is_empty() && terminal.is_none()) {
         // What a container wrote before its end is there at once.
-        let patience = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let patience =
-            (ended && outputs.iter().all(|flow| !flow.waits_for_destination())).then_some(patience);
+        let patience = if ended && outputs.iter().all(|flow| !flow.waits_for_destination()) {
+            Some(0)
+        } else {
+            (pid_one.is_doubtful() && !ended).then_some(50_000_000)
+        };
+        let patience = patience.map(|tv_nsec| rustix::time::Timespec { tv_sec: 0, tv_nsec });
         let mut ready = Ready::default();
         {
             let mut polled = Polled::default();
@@ -86,6 +89,9 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
             }
             polled.wait(patience, &mut ready)?;
         }
+        if ready.nothing {
+            pid_one.look_again();
+        }
         if ready.signal {
             while let Some(signal) = signals.next() {
                 match (signal, &terminal) {
@@ -100,7 +106,7 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
             // POLLHUP alone: the last process that could ask has ended.
             && ready.unix_socket.is_some_and(|events| events.contains(PollFlags::IN))
         {
-            unix_sockets::supervise(listener, has_user_namespace.then(|| pid_one.as_fd()))?;
+            unix_sockets::supervise(&listener, has_user_namespace.then(|| pid_one.as_fd()))?;
         }
         if let Some(open) = &mut terminal {
             if ready.typed {
@@ -165,6 +171,8 @@ enum What {
 /// Those that happened.
 #[derive(Debug, Default)]
 struct Ready {
+    /// The wait was over first.
+    nothing: bool,
     end: bool,
     signal: bool,
     unix_socket: Option<PollFlags>,
@@ -188,7 +196,7 @@ impl<'a> Polled<'a> {
 
     fn wait(&mut self, patience: Option<rustix::time::Timespec>, ready: &mut Ready) -> Result<()> {
         match rustix::event::poll(&mut self.fds, patience.as_ref()) {
-            Ok(_) => {}
+            Ok(happened) => ready.nothing = happened == 0,
             Err(Errno::INTR) => return Ok(()),
             Err(errno) => return Err(errno).or_fail(Code::Internal, || "poll failed"),
         }
@@ -333,8 +341,7 @@ impl Flow {
         match rustix::io::read(&self.from, rustix::buffer::spare_capacity(&mut self.pending)) {
             Ok(0) => Next::Over,
             Ok(_) if self.never_blocks => self.write(),
-            Ok(_) => Next::Wait,
-            Err(Errno::INTR | Errno::AGAIN) => Next::Wait,
+            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => Next::Wait,
             // A terminal that is gone, a directory.
             Err(_) => Next::Over,
         }

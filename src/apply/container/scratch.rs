@@ -10,10 +10,16 @@ use crate::{
     image::{ScratchDir, tree},
 };
 use rustix::{
-    fs::{FlockOperation, Mode, flock, mkdirat, openat},
+    fs::{FlockOperation, Mode, OFlags, flock, mkdirat, openat},
     io::Errno,
 };
-use std::{ffi::CString, io, os::fd::OwnedFd};
+use std::{
+    ffi::CString,
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::Path,
+};
 
 /// A directory of one container's: `upper` and `work` of its overlay, and the place where its own mount namespace mounts the root.
 #[derive(Debug)]
@@ -24,6 +30,9 @@ pub struct Scratch {
     /// In a launcher without root: whose files may lie here.
     pub(super) id_map: Option<IdMap>,
 }
+
+/// The file of a scratch directory with the container's `--cgroup-parent`. The container does not see it.
+pub const CGROUP_PARENT: &str = "cgroup-parent";
 
 impl Scratch {
     /// Makes the directory `id` beneath `all`.
@@ -45,6 +54,22 @@ impl Scratch {
                 Err(errno) => return Err(failed(&errno)),
             }
         }
+    }
+
+    /// Remembers the cgroup below which the container's is made, for the launcher that removes what this one leaves.
+    ///
+    /// # Errors
+    /// [`Code::Store`] where it cannot be written.
+    pub fn remember_cgroup_parent(&self, parent: &Path) -> Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        openat(&self.lock, CGROUP_PARENT, flags, Mode::RUSR)
+            .map_err(io::Error::from)
+            .and_then(|file| io::Write::write_all(&mut File::from(file), parent.as_os_str().as_bytes()))
+            .or_fail(Code::Store, || "a file of the scratch directory cannot be written")
+            .map_err(|error| {
+                error
+                    .fix("make room on the filesystem (df, df -i), or name another directory in GPURUN_STORE")
+            })
     }
 
     /// Removes the directory. The container must be gone.

@@ -91,12 +91,14 @@ pub struct PidOne {
     pid: i32,
     /// The signal that ended the container because pid 1 had no handler for it.
     ended_by: Option<i32>,
+    /// A signal that pid 1 blocked when it came, and how often it is still looked at.
+    doubtful: Option<(i32, u8)>,
 }
 
 impl PidOne {
     /// `pid` as the launcher sees it.
     pub fn new(pidfd: OwnedFd, pid: i32) -> Self {
-        Self { pidfd, pid, ended_by: None }
+        Self { pidfd, pid, ended_by: None, doubtful: None }
     }
 
     /// Its pid as the launcher sees it, which is the id of its process group as well: it leads a session.
@@ -106,28 +108,63 @@ impl PidOne {
 
     /// Sends a signal, or ends the container where the signal ends a process and pid 1 has no handler for it.
     pub fn signal(&mut self, signal: i32) {
-        if self.would_drop(signal) {
-            self.end(signal);
-        } else {
+        if !self.end_unless_handled(signal) {
             // ESRCH: it has ended, which the next poll reports.
             let _ = process::send_signal(self.pidfd.as_fd(), signal);
         }
     }
 
-    /// Whether the kernel would drop this signal although it ends other processes.
-    pub fn would_drop(&self, signal: i32) -> bool {
+    /// Ends the container where the kernel drops this signal although it ends other processes. Whether it did.
+    ///
+    /// A signal that is blocked now may be so for good, by an init, or for a moment, by posix_spawn(3) or a shell that starts a
+    /// program: then the kernel drops it as soon as it is let through. So it is looked at again: [`PidOne::look_again`].
+    pub fn end_unless_handled(&mut self, signal: i32) -> bool {
+        /// Of 50 ms: a second.
+        const LOOKS: u8 = 20;
+        if !ends_a_process(signal) {
+            return false;
+        }
+        match self.disposition(signal) {
+            Disposition::Unhandled => self.end(signal),
+            Disposition::Blocked => self.doubtful = Some((signal, LOOKS)),
+            Disposition::Handled => {}
+        }
+        self.ended_by.is_some()
+    }
+
+    /// Whether [`PidOne::look_again`] is due, 50 ms from now.
+    pub fn is_doubtful(&self) -> bool {
+        self.doubtful.is_some()
+    }
+
+    /// Ends the container where the signal that was blocked no longer is, and has no handler either.
+    pub fn look_again(&mut self) {
+        if let Some((signal, looks)) = self.doubtful.take() {
+            match self.disposition(signal) {
+                Disposition::Unhandled => self.end(signal),
+                Disposition::Blocked if looks > 0 => self.doubtful = Some((signal, looks - 1)),
+                Disposition::Blocked | Disposition::Handled => {}
+            }
+        }
+    }
+
+    fn disposition(&self, signal: i32) -> Disposition {
         let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", self.pid));
-        let is_unhandled = || is_unhandled(&read("status").unwrap_or_default(), signal);
-        // sigwait(3), with which tini and dumb-init wait, takes the signals out of the mask while it waits. The mask is read
-        // again, because that wait may have ended in between. Where neither file can be read (Yama), the signal is only sent.
-        ends_a_process(signal)
-            && is_unhandled()
-            && waits_for_signals(read("syscall").ok(), read("wchan").ok()) == Some(false)
-            && is_unhandled()
+        let masks = || disposition(&read("status").unwrap_or_default(), signal);
+        match masks() {
+            // sigwait(3), with which tini and dumb-init wait, takes the signals out of the mask while it waits. The mask is read
+            // again, because that wait may have ended in between. Where neither file can be read (Yama), it may be one.
+            Disposition::Unhandled => match waits_for_signals(read("syscall").ok(), read("wchan").ok()) {
+                Some(false) => masks(),
+                Some(true) => Disposition::Handled,
+                None => Disposition::Blocked,
+            },
+            other => other,
+        }
     }
 
     /// Ends the container as if this signal had ended pid 1.
-    pub fn end(&mut self, signal: i32) {
+    fn end(&mut self, signal: i32) {
         self.ended_by.get_or_insert(signal);
         let _ = process::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
     }
@@ -184,15 +221,29 @@ fn waits_for_signals(syscall: Option<String>, wchan: Option<String>) -> Option<b
     }
 }
 
-/// Whether a process with this /proc/PID/status neither catches, ignores nor blocks the signal (proc_pid_status(5)). Inits block
-/// signals and wait for them. A status without these lines is not one to judge by.
-fn is_unhandled(status: &str, signal: i32) -> bool {
-    let mask = |name: &str| {
+/// What a process does with a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disposition {
+    /// Caught or ignored.
+    Handled,
+    /// Blocked, and neither caught nor ignored: inits block signals and wait for them.
+    Blocked,
+    /// The default action, which for pid 1 is none.
+    Unhandled,
+}
+
+/// What a process with this /proc/PID/status does (proc_pid_status(5)). A status without these lines is not one to judge by.
+fn disposition(status: &str, signal: i32) -> Disposition {
+    let has = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|hexadecimal| u64::from_str_radix(hexadecimal.trim(), 16).ok())
+        let mask = line.and_then(|hexadecimal| u64::from_str_radix(hexadecimal.trim(), 16).ok());
+        mask.map(|mask| mask >> (signal - 1) & 1 == 1)
     };
-    let masks: Option<Vec<u64>> = ["SigBlk", "SigIgn", "SigCgt"].map(mask).into_iter().collect();
-    masks.is_some_and(|masks| masks.iter().all(|mask| mask >> (signal - 1) & 1 == 0))
+    match ["SigIgn", "SigCgt", "SigBlk"].map(has) {
+        [Some(false), Some(false), Some(false)] => Disposition::Unhandled,
+        [Some(false), Some(false), Some(true)] => Disposition::Blocked,
+        _ => Disposition::Handled,
+    }
 }
 
 #[cfg(test)]
@@ -217,12 +268,19 @@ mod tests {
             format!("Name:\tx\nSigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\nSigCgt:\t{caught:016x}\n")
         };
         let term = 1 << (libc::SIGTERM - 1);
-        assert!(is_unhandled(&status(0, 0, 0), libc::SIGTERM));
-        assert!(is_unhandled(&status(!term, !term, !term), libc::SIGTERM));
-        for (blocked, ignored, caught) in [(term, 0, 0), (0, term, 0), (0, 0, term)] {
-            assert!(!is_unhandled(&status(blocked, ignored, caught), libc::SIGTERM));
+        for (blocked, ignored, caught, expected) in [
+            (0, 0, 0, Disposition::Unhandled),
+            (!term, !term, !term, Disposition::Unhandled),
+            (term, 0, 0, Disposition::Blocked),
+            (term, term, 0, Disposition::Handled),
+            (0, term, 0, Disposition::Handled),
+            (term, 0, term, Disposition::Handled),
+        ] {
+            assert_eq!(disposition(&status(blocked, ignored, caught), libc::SIGTERM), expected);
         }
-        assert!(is_unhandled(&status(0, 0, 0), 64));
-        assert!(!is_unhandled("", libc::SIGTERM) && !is_unhandled("SigBlk: x", libc::SIGTERM));
+        assert_eq!(disposition(&status(0, 0, 0), 64), Disposition::Unhandled);
+        for broken in ["", "SigBlk: x", "SigBlk:\t0\n"] {
+            assert_eq!(disposition(broken, libc::SIGTERM), Disposition::Handled);
+        }
     }
 }

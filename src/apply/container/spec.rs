@@ -1,8 +1,14 @@
 //! A container as a plain value: everything is decided, nothing is done yet.
 
 use super::{cgroup::Limits, identity::Identity, user_namespace::IdMap};
-use crate::{image::ScratchDir, plan::Injection, vocabulary::EnvVar};
-use std::{ffi::OsString, path::PathBuf};
+use crate::{
+    image::ScratchDir,
+    inventory::DeviceNode,
+    plan::Injection,
+    sys::bpf::{DeviceKind, DeviceRule},
+    vocabulary::EnvVar,
+};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
 /// One container.
 #[derive(Debug)]
@@ -19,16 +25,42 @@ pub struct Container {
     pub process: Process,
     /// uts name; `None` keeps the host's.
     pub hostname: Option<String>,
+    /// NIS domain name; `None` keeps the host's.
+    pub domainname: Option<String>,
+    /// Whether the host's name is shared, so that neither can be set.
+    pub host_uts: bool,
+    /// Whether the host's processes are seen.
+    pub host_pid: bool,
+    /// Whether the host's cgroup namespace is shared.
+    pub host_cgroups: bool,
+    /// Parameters below /proc/sys of the container's own namespaces, with dots, and their values.
+    pub sysctls: Vec<(String, String)>,
+    /// `--add-host`
+    pub hosts: Vec<HostEntry>,
+    /// `--dns` and others; `None` keeps the host's /etc/resolv.conf.
+    pub dns: Option<Dns>,
     /// Whether the host's network is used; otherwise there is only a loopback device.
     pub host_network: bool,
     /// Whether `--network` was typed. Some kernels cannot confine root on the host's network, which then must be asked for.
     pub network_requested: bool,
     /// Whether the host's IPC objects and /dev/shm are used.
     pub host_ipc: bool,
-    /// Size of /dev/shm in bytes.
-    pub shm_size: u64,
+    /// Size of /dev/shm in bytes; `None` is no /dev/shm.
+    pub shm_size: Option<u64>,
     /// `-v`, `--mount`, `--tmpfs`, in the order in which they were given.
     pub volumes: Vec<Volume>,
+    /// Paths that can be written whatever the root is (see [`super::image_volumes`]), outer ones first.
+    pub image_volumes: Vec<PathBuf>,
+    /// `--device`, and every device of the host for `--privileged`.
+    pub devices: Vec<HostDevice>,
+    /// `--device-cgroup-rule`
+    pub device_rules: Vec<DeviceRule>,
+    /// Whether parts of /proc and /sys are hidden or read-only.
+    pub masked_paths: bool,
+    /// `--privileged`: any device opens, and /sys and cgroups can be written.
+    pub all_devices: bool,
+    /// `--pidfile`: where the number of the container's first process is written, as the launcher counts it.
+    pub pid_file: Option<PathBuf>,
     /// Driver and devices.
     pub injection: Injection,
     /// The injection's small files, prepared for this image.
@@ -66,6 +98,10 @@ pub struct Process {
     pub capabilities: u64,
     /// `--security-opt seccomp=unconfined` turns it off.
     pub seccomp: bool,
+    /// Whether no program of the container gives more rights than its caller has.
+    pub no_new_privileges: bool,
+    /// `--oom-score-adj`
+    pub oom_score_adj: Option<i32>,
 }
 
 /// One resource limit.
@@ -83,6 +119,61 @@ pub struct Rlimit {
     pub required: bool,
 }
 
+/// A device of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostDevice {
+    /// Where it is, what it is called in the container, and its numbers.
+    pub node: DeviceNode,
+    /// Character or block device.
+    pub kind: DeviceKind,
+    /// What the container may do with it.
+    pub rule: DeviceRule,
+}
+
+/// A line of /etc/hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostEntry {
+    /// The name.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+/// What of the host's /etc/resolv.conf is replaced; an empty list keeps the host's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dns {
+    /// Name servers.
+    pub servers: Vec<IpAddr>,
+    /// Search domains; a single `.` is none.
+    pub search: Vec<String>,
+    /// Options.
+    pub options: Vec<String>,
+}
+
+impl Dns {
+    /// A resolv.conf(5) with these in place of the ones of the host's.
+    pub fn over(&self, host: &[u8]) -> Vec<u8> {
+        let host = String::from_utf8_lossy(host);
+        let replaced = |line: &str| match line.split_whitespace().next() {
+            Some("nameserver") => !self.servers.is_empty(),
+            Some("search" | "domain") => !self.search.is_empty(),
+            Some("options") => !self.options.is_empty(),
+            _ => false,
+        };
+        let mut lines: Vec<String> = host.lines().filter(|line| !replaced(line)).map(str::to_owned).collect();
+        lines.extend(self.servers.iter().map(|server| format!("nameserver {server}")));
+        let search: Vec<&str> =
+            self.search.iter().map(String::as_str).filter(|domain| *domain != ".").collect();
+        if !search.is_empty() {
+            lines.push(format!("search {}", search.join(" ")));
+        }
+        if !self.options.is_empty() {
+            lines.push(format!("options {}", self.options.join(" ")));
+        }
+        lines.iter().flat_map(|line| [line.as_bytes(), b"\n"]).flatten().copied().collect()
+    }
+}
+
 /// Something the user mounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Volume {
@@ -94,6 +185,10 @@ pub enum Volume {
         target: PathBuf,
         /// `ro`
         read_only: bool,
+        /// Whether what is mounted below the source comes with it.
+        recursive: bool,
+        /// `rslave`: whether what the host mounts there later appears in the container.
+        receives_mounts: bool,
     },
     /// An empty file system in memory.
     Tmpfs {
@@ -115,6 +210,14 @@ impl Volume {
     pub fn target(&self) -> &std::path::Path {
         match self {
             Self::Bind { target, .. } | Self::Tmpfs { target, .. } => target,
+        }
+    }
+
+    /// The path on the host of what the container may write there; `None` where it is read-only or in memory.
+    pub fn writable_source(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::Bind { source, read_only: false, .. } => Some(source),
+            Self::Bind { .. } | Self::Tmpfs { .. } => None,
         }
     }
 }

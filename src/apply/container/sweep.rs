@@ -11,7 +11,7 @@
 
 use super::{
     cgroup,
-    scratch::{Scratch, remove_tree},
+    scratch::{CGROUP_PARENT, Scratch, remove_tree},
     user_namespace::IdMap,
 };
 use crate::{
@@ -25,6 +25,9 @@ use rustix::{
 };
 use std::{
     ffi::{CStr, CString},
+    fs::File,
+    io::Read,
+    path::{Component, PathBuf},
     time::Duration,
 };
 
@@ -99,8 +102,11 @@ fn sweep(all: &ScratchDir, id_map: Option<&IdMap>) {
                 && is_scratch(&directory)
             {
                 // What cannot be removed stays for the next sweeper.
-                let _ = cgroup::Cgroup::remove_stale(&name.to_string_lossy())
-                    .map(|()| remove_tree(&all.directory, &name, id_map));
+                let _ = cgroup::Cgroup::remove_stale(
+                    &name.to_string_lossy(),
+                    cgroup_parent(&directory).as_deref(),
+                )
+                .map(|()| remove_tree(&all.directory, &name, id_map));
             }
         }
         let _ = clean_tmp(&all.temporary);
@@ -132,8 +138,19 @@ fn is_scratch(directory: &OwnedFd) -> bool {
                     .strip_prefix(start.as_bytes())
                     .is_some_and(|rest| rest.starts_with(b"-") || *start == tree::LIFTED)
         });
-        matches!(name, b"." | b"..") || made
+        matches!(name, b"." | b"..") || name == CGROUP_PARENT.as_bytes() || made
     })
+}
+
+/// The `--cgroup-parent` of the container that had this directory.
+fn cgroup_parent(directory: &OwnedFd) -> Option<PathBuf> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(directory, CGROUP_PARENT, flags, Mode::empty()).ok()?;
+    let mut text = String::new();
+    File::from(file).take(4096).read_to_string(&mut text).ok()?;
+    // Written by `Limits::parent`: relative, and without "..".
+    let path = PathBuf::from(text);
+    path.components().all(|part| matches!(part, Component::Normal(_))).then_some(path)
 }
 
 fn is_young(directory: &OwnedFd, name: &CStr) -> bool {

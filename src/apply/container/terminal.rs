@@ -116,8 +116,8 @@ impl Terminal {
             return;
         };
         let foreground = rustix::termios::tcgetpgrp(&self.master).map(|group| group.as_raw_nonzero().get());
-        if foreground == Ok(pid_one.pid()) && pid_one.would_drop(signal) {
-            pid_one.end(signal);
+        if foreground == Ok(pid_one.pid()) {
+            pid_one.end_unless_handled(signal);
         }
     }
 

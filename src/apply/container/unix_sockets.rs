@@ -8,7 +8,8 @@
 //! So a container on the host's network keeps its network devices there, and its Unix sockets elsewhere. A system call filter
 //! stops `socket(AF_UNIX, …)`, and a supervisor answers it with a socket of a network namespace in which there is nothing else.
 //! Names of abstract sockets are then the container's own, as in a container with a network of its own. Sockets with a path work
-//! as before, because a path has no network namespace, and so does socketpair(2), whose sockets have no name.
+//! as before, because a path has no network namespace. Of socketpair(2) only datagram sockets are stopped: those can be given a
+//! name and a new peer later, the others cannot.
 //!
 //! ```text
 //! container: socket(AF_UNIX) ──► kernel ──► supervisor: makes the socket in its namespace ──► kernel ──► descriptor
@@ -39,11 +40,25 @@ use rustix::{
 };
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
-/// AUDIT_ARCH_* and the numbers of socket(2) and ioctl(2), of this machine's own table and of its 32-bit one.
+/// A system call table: its AUDIT_ARCH_*, and the numbers of the calls that are stopped.
+struct Table {
+    arch: u32,
+    socket: u32,
+    socketpair: u32,
+    ioctl: u32,
+}
+
+/// This machine's own table and its 32-bit one.
 #[cfg(target_arch = "x86_64")]
-const TABLES: [(u32, u32, u32); 2] = [(0xc000_003e, 41, 16), (0x4000_0003, 359, 54)];
+const TABLES: [Table; 2] = [
+    Table { arch: 0xc000_003e, socket: 41, socketpair: 53, ioctl: 16 },
+    Table { arch: 0x4000_0003, socket: 359, socketpair: 360, ioctl: 54 },
+];
 #[cfg(target_arch = "aarch64")]
-const TABLES: [(u32, u32, u32); 2] = [(0xc000_00b7, 198, 29), (0x4000_0028, 281, 54)];
+const TABLES: [Table; 2] = [
+    Table { arch: 0xc000_00b7, socket: 198, socketpair: 199, ioctl: 29 },
+    Table { arch: 0x4000_0028, socket: 281, socketpair: 288, ioctl: 54 },
+];
 
 /// Whether a container's Unix sockets are kept apart.
 pub fn are_apart(container: &Container) -> bool {
@@ -63,47 +78,63 @@ pub fn stop() -> Result<Option<OwnedFd>> {
 }
 
 /// Classic BPF, `struct sock_filter` after `struct sock_filter`.
+// The requests' own type differs between the C libraries; they have 16 bits.
+#[allow(clippy::cast_possible_truncation)]
 fn filter() -> Vec<u8> {
     const LOAD: u16 = 0x20;
     const JUMP_EQUAL: u16 = 0x15;
+    const AND: u16 = 0x54;
     const RETURN: u16 = 0x06;
-    const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;
-    const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
     /// Offsets in `struct seccomp_data`: number, architecture, lower halves of the first two arguments.
     const NUMBER: u32 = 0;
     const ARCH: u32 = 4;
     const FIRST: u32 = 16;
     const SECOND: u32 = 24;
-    let [(native, socket, ioctl), (compat, compat_socket, compat_ioctl)] = TABLES;
-    let number = |request: u64| u32::try_from(request).unwrap_or(0);
-    let instructions: [(u16, u8, u8, u32); 16] = [
+    /// Where these begin.
+    const SOCKET: usize = 11;
+    const PAIR: usize = 13;
+    const IOCTL: usize = 17;
+    const STOP: usize = 20;
+    const ALLOW: usize = 21;
+    let [own, compat] = TABLES;
+    // Code, the instructions that follow if it is equal and if not, operand.
+    let instructions: [(u16, usize, usize, u32); 22] = [
         (LOAD, 0, 0, ARCH),
-        (JUMP_EQUAL, 0, 3, native),
+        (JUMP_EQUAL, 2, 6, own.arch),
         (LOAD, 0, 0, NUMBER),
-        (JUMP_EQUAL, 5, 0, socket),
-        (JUMP_EQUAL, 6, 10, ioctl),
-        (JUMP_EQUAL, 0, 9, compat),
+        (JUMP_EQUAL, SOCKET, 4, own.socket),
+        (JUMP_EQUAL, PAIR, 5, own.socketpair),
+        (JUMP_EQUAL, IOCTL, ALLOW, own.ioctl),
+        (JUMP_EQUAL, 7, ALLOW, compat.arch),
         (LOAD, 0, 0, NUMBER),
-        (JUMP_EQUAL, 1, 0, compat_socket),
-        (JUMP_EQUAL, 2, 6, compat_ioctl),
+        (JUMP_EQUAL, SOCKET, 9, compat.socket),
+        (JUMP_EQUAL, PAIR, 10, compat.socketpair),
+        (JUMP_EQUAL, IOCTL, ALLOW, compat.ioctl),
         (LOAD, 0, 0, FIRST),
-        (JUMP_EQUAL, 3, 4, libc::AF_UNIX.unsigned_abs()),
+        (JUMP_EQUAL, STOP, ALLOW, libc::AF_UNIX.unsigned_abs()),
         (LOAD, 0, 0, SECOND),
-        (JUMP_EQUAL, 1, 0, number(libc::SIOCGIFNAME as u64)),
-        (JUMP_EQUAL, 0, 1, number(libc::SIOCGIFINDEX as u64)),
-        (RETURN, 0, 0, NOTIFY),
-        (RETURN, 0, 0, ALLOW),
+        // SOCK_TYPE_MASK of linux/net.h
+        (AND, 0, 0, 0xf),
+        (JUMP_EQUAL, STOP, 16, libc::SOCK_DGRAM.unsigned_abs()),
+        (JUMP_EQUAL, STOP, ALLOW, libc::SOCK_RAW.unsigned_abs()),
+        (LOAD, 0, 0, SECOND),
+        (JUMP_EQUAL, STOP, 19, libc::SIOCGIFNAME as u32),
+        (JUMP_EQUAL, STOP, ALLOW, libc::SIOCGIFINDEX as u32),
+        (RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
+        (RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
-    let bytes = |(code, if_true, if_false, k): (u16, u8, u8, u32)| {
+    let bytes = |(at, (code, if_true, if_false, k)): (usize, (u16, usize, usize, u32))| {
+        // Jumps count from the next instruction; the others have none.
+        let offset = |target: usize| u8::try_from(target.saturating_sub(at + 1)).unwrap_or(0);
         let ([c0, c1], [k0, k1, k2, k3]) = (code.to_ne_bytes(), k.to_ne_bytes());
-        [c0, c1, if_true, if_false, k0, k1, k2, k3]
+        [c0, c1, offset(if_true), offset(if_false), k0, k1, k2, k3]
     };
-    instructions.into_iter().flat_map(bytes).collect()
+    instructions.into_iter().enumerate().flat_map(bytes).collect()
 }
 
 /// In the launcher: starts the supervisor. `user_namespace` is a process in the container's user namespace, where it has one: only
 /// there may an ordinary user make a network namespace.
-pub fn supervise(listener: OwnedFd, user_namespace: Option<BorrowedFd<'_>>) -> Result<()> {
+pub fn supervise(listener: &OwnedFd, user_namespace: Option<BorrowedFd<'_>>) -> Result<()> {
     let launcher = rustix::process::getpid();
     let user_namespace = user_namespace
         .map(|process| process.try_clone_to_owned())
@@ -112,12 +143,12 @@ pub fn supervise(listener: OwnedFd, user_namespace: Option<BorrowedFd<'_>>) -> R
     let child =
         process::fork().or_fail(Code::Internal, || "the supervisor of Unix sockets cannot be started")?;
     if child == 0 {
-        let code = match serve(&listener, user_namespace, launcher) {
+        let code = match serve(listener, user_namespace, launcher) {
             Ok(()) => 0,
             Err(error) => {
                 // The calls that wait fail with ENOSYS when the listener is closed.
-                eprintln!(
-                    "warning: the container has no Unix sockets: no network namespace can be made for them: {error}; raise \
+                tracing::warn!(
+                    "the container has no Unix sockets, because no network namespace can be made for them ({error}): raise \
                      /proc/sys/user/max_net_namespaces, or use --network none"
                 );
                 1
@@ -172,12 +203,17 @@ fn serve(
         // ENOENT: the process was killed meanwhile, here and below.
         let Ok(call) = notify::receive(listener) else { continue };
         let number = call.number.unsigned_abs();
-        if TABLES.iter().any(|(_, socket, _)| *socket == number) {
-            if let Err(error) = make_socket(listener, &call) {
-                let _ = notify::answer(listener, &call, Err(error));
-            }
-        } else {
+        // No number of one table means another of these calls in the other.
+        let answered = if TABLES.iter().any(|table| table.ioctl == number) {
             answer_about_interface(listener, &call, &host);
+            Ok(())
+        } else if TABLES.iter().any(|table| table.socket == number) {
+            make_socket(listener, &call)
+        } else {
+            make_pair(listener, &call)
+        };
+        if let Err(error) = answered {
+            let _ = notify::answer(listener, &call, Err(error));
         }
     }
 }
@@ -195,17 +231,37 @@ fn make_socket(listener: BorrowedFd<'_>, call: &notify::Call) -> io::Result<()> 
     notify::answer_with(listener, call, socket.as_fd(), kind & libc::SOCK_CLOEXEC != 0)
 }
 
+fn make_pair(listener: BorrowedFd<'_>, call: &notify::Call) -> io::Result<()> {
+    let (family, kind, protocol) = (int(call.arguments[0]), int(call.arguments[1]), int(call.arguments[2]));
+    if family != libc::AF_UNIX {
+        return notify::permit(listener, call);
+    }
+    let memory = memory_of(listener, call)?;
+    let mut numbers = Vec::new();
+    for socket in notify::unix_pair(kind, protocol)? {
+        numbers.extend(
+            notify::give(listener, call, socket.as_fd(), kind & libc::SOCK_CLOEXEC != 0)?.to_ne_bytes(),
+        );
+    }
+    memory.write_all_at(&numbers, call.arguments[3]).map_err(|_| Errno::FAULT)?;
+    notify::answer(listener, call, Ok(0))
+}
+
+/// The caller's memory.
+fn memory_of(listener: BorrowedFd<'_>, call: &notify::Call) -> io::Result<File> {
+    let memory = File::options().read(true).write(true).open(format!("/proc/{}/mem", call.thread))?;
+    // Otherwise another process may have got the thread's number.
+    if notify::is_waiting(listener, call) { Ok(memory) } else { Err(Errno::SRCH.into()) }
+}
+
 /// Answers about the host's interfaces where the question was asked through a Unix socket; through any other the kernel answers.
 fn answer_about_interface(listener: BorrowedFd<'_>, call: &notify::Call, host: &OwnedFd) {
     let answered = asked_through_unix_socket(call).unwrap_or(false).then(|| {
-        let memory = File::options().read(true).write(true).open(format!("/proc/{}/mem", call.thread))?;
-        if !notify::is_waiting(listener, call) {
-            return Err(Errno::SRCH.into());
-        }
+        let memory = memory_of(listener, call)?;
         let mut about = [0; notify::INTERFACE];
         let fault = |_| io::Error::from(Errno::FAULT);
         memory.read_exact_at(&mut about, call.arguments[2]).map_err(fault)?;
-        notify::interface(host.as_fd(), u64::from(int(call.arguments[1]).cast_unsigned()), &mut about)?;
+        notify::interface(host.as_fd(), int(call.arguments[1]).cast_unsigned(), &mut about)?;
         memory.write_all_at(&about, call.arguments[2]).map_err(fault)?;
         Ok(0)
     });

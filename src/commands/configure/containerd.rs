@@ -1,6 +1,6 @@
-//! containerd's config.toml, versions 1 to 3 and later (containerd-config.toml(5)).
+//! containerd's config.toml, versions 1 to 4 (containerd-config.toml(5)).
 //!
-//! No drop-in of ours: before 2.1 containerd replaces the whole table of its CRI plugin with that of a file which is imported
+//! gpurun adds no drop-in by itself: before 2.1 containerd replaces the whole table of its CRI plugin with that of a file which is imported
 //! later, so that a drop-in must hold a copy of all of it, and hides from then on what is changed in the file that people know.
 
 use super::{Registration, is_ours};
@@ -12,9 +12,6 @@ use toml_edit::{Item, Table, value};
 
 /// The name of the CRI plugin in version 1, 2, and since 3.
 const PLUGINS: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
-/// Understood by containerd 1.3 and all later ones.
-const NEW_FILE: i64 = 2;
-
 /// The shim of runc and of those that take its place.
 const RUNC: &str = "io.containerd.runc.v2";
 
@@ -50,32 +47,51 @@ pub fn has_name(text: &str, wanted: &Registration) -> bool {
     })
 }
 
+/// How the tables of a file are written.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// The version of a file that names none: that of the file which imports it. `None` for a file that nothing imports.
+    pub version: Option<i64>,
+    /// Whether the whole table of the CRI plugin is needed, because it replaces that of the files before it.
+    pub whole_table: bool,
+}
+
+/// The version that a file names.
+pub fn version(text: &str) -> Result<Option<i64>> {
+    Ok(TomlDocument::parse(text)?.get(&["version"]).and_then(Item::as_integer))
+}
+
 /// The file with the runtime, which is what the default runtime is, but for its program: whether systemd makes its cgroups is
 /// said there. `read` are the other files that containerd reads, in that order.
-pub fn add(text: &str, read: &[String], wanted: &Registration) -> Result<String> {
+pub fn add(text: &str, read: &[String], layout: Layout, wanted: &Registration) -> Result<String> {
     let mut document = TomlDocument::parse(text)?;
-    let read: Vec<_> = read.iter().map(|text| TomlDocument::parse(text)).collect::<Result<_>>()?;
-    let version = |file: &TomlDocument| file.get(&["version"]).and_then(Item::as_integer);
-    let version = match version(&document).or_else(|| read.iter().find_map(version)) {
-        Some(version) => version,
-        None if document.is_empty() => {
-            document.set(&["version"], value(NEW_FILE))?;
-            NEW_FILE
+    let version = match (document.get(&["version"]).and_then(Item::as_integer), layout.version) {
+        (Some(version @ 2..), _) => version,
+        (None, Some(version @ 2..)) => {
+            document.set(&["version"], value(version))?;
+            version
         }
-        None => 1,
-    };
-    let plugin = match version {
-        1 => PLUGINS[0],
-        2 => PLUGINS[1],
-        3.. => PLUGINS[2],
-        _ => {
+        (None | Some(1), _) => {
+            make_version_2(&mut document)?;
+            2
+        }
+        (Some(version), _) => {
             return Err(Error::new(
                 Code::Config,
                 format!("there is no version {version} of containerd's configuration"),
-            ));
+            )
+            .fix("set version = 2 in the file"));
         }
     };
+    let plugin = if version == 2 { PLUGINS[1] } else { PLUGINS[2] };
     let at = |keys: &[&'static str]| -> Vec<&str> { [&["plugins", plugin], keys].concat() };
+    let read: Vec<_> = read.iter().map(|text| TomlDocument::parse(text)).collect::<Result<_>>()?;
+    if layout.whole_table
+        && document.get(&at(&[])).is_none()
+        && let Some(table) = read.iter().rev().find_map(|file| file.get(&at(&[])))
+    {
+        document.set(&at(&[]), copy(table))?;
+    }
     let ours = [at(&["containerd", "runtimes"]).as_slice(), &[&wanted.name]].concat();
     if document.get(&ours).is_none() {
         let files = || std::iter::once(&document).chain(read.iter().rev());
@@ -86,7 +102,7 @@ pub fn add(text: &str, read: &[String], wanted: &Registration) -> Result<String>
         });
         let has_none = files().all(|file| file.get(&at(&["containerd", "runtimes"])).is_none());
         let table = low_level.map_or_else(|| Item::Table(Table::new()), copy);
-        if has_none {
+        if has_none && layout.version.is_none() {
             // A table of runtimes replaces the one that containerd 1 was built with, which has its default.
             document.set(&at(&["containerd", "runtimes", "runc", "runtime_type"]), value(RUNC))?;
         }
@@ -97,10 +113,6 @@ pub fn add(text: &str, read: &[String], wanted: &Registration) -> Result<String>
         document.set(&inside(&["runtime_type"]), value(RUNC))?;
     }
     document.set(&inside(&["options", "BinaryName"]), value(&wanted.path))?;
-    if version == 1 {
-        // The shim of containerd 1.2 and before calls it so.
-        document.set(&inside(&["options", "Runtime"]), value(&wanted.path))?;
-    }
     if wanted.default {
         document.set(&at(&["containerd", "default_runtime_name"]), value(&wanted.name))?;
     }
@@ -110,8 +122,92 @@ pub fn add(text: &str, read: &[String], wanted: &Registration) -> Result<String>
     Ok(document.text())
 }
 
+/// Makes a file of version 1, which is also what names no version, one of version 2. containerd 2 reads version 1, but loses
+/// the tables of its CRI plugin; every release since 1.3 reads version 2, which calls plugins by their full names
+/// (containerd's v1MigratePluginName) and refuses short ones in `disabled_plugins`.
+fn make_version_2(document: &mut TomlDocument) -> Result<()> {
+    document.set(&["version"], value(2))?;
+    for list in ["disabled_plugins", "required_plugins"] {
+        let Some(names) = document.get(&[list]).and_then(Item::as_array) else { continue };
+        let names: Vec<String> =
+            names.iter().filter_map(|name| name.as_str()).map(full_plugin_name).collect();
+        document.set(&[list], value(names.iter().collect::<toml_edit::Array>()))?;
+    }
+    document.rename_keys(&["plugins"], full_plugin_name)
+}
+
+/// The name of a plugin in version 2.
+fn full_plugin_name(name: &str) -> String {
+    let kind = match name {
+        _ if name.contains('.') => return name.to_owned(),
+        "cgroups" => "monitor",
+        "linux" => "runtime",
+        "scheduler" => "gc",
+        "bolt" => "metadata",
+        "task" => return "io.containerd.runtime.v2.task".into(),
+        "opt" | "restart" | "tracing" => "internal",
+        "otlp" => "tracing.processor",
+        "aufs" | "btrfs" | "devmapper" | "native" | "overlayfs" | "zfs" => "snapshotter",
+        _ if name.ends_with("-service") => "service",
+        _ => "grpc",
+    };
+    format!("io.containerd.{kind}.v1.{name}")
+}
+
+/// The low-level runtime that containerd starts by default, by name or path; `None` for runc in PATH. The last of `files` to
+/// name a default counts.
+pub fn low_level(files: &[&str], wanted: &Registration) -> Option<String> {
+    let files: Vec<TomlDocument> = files.iter().filter_map(|text| TomlDocument::parse(text).ok()).collect();
+    PLUGINS.iter().find_map(|plugin| {
+        let at = |keys: &[&str]| {
+            let path = [&["plugins", plugin, "containerd"], keys].concat();
+            let other = |text: &&str| *text != wanted.name && !is_ours(text, wanted);
+            files.iter().rev().find_map(|file| file.text_at(&path).filter(other)).map(str::to_owned)
+        };
+        let name = at(&["default_runtime_name"]).unwrap_or_else(|| "runc".into());
+        // Others are shims of their own, which take no OCI command line.
+        let is_runc = at(&["runtimes", &name, "runtime_type"]).is_none_or(|kind| kind == RUNC);
+        at(&["runtimes", &name, "options", "BinaryName"]).filter(|path| is_runc && !path.is_empty())
+    })
+}
+
+/// What `containerd config dump` says of the runtime: `Err` if it does not have it, and what else is off.
+pub fn check(dump: &str, wanted: &Registration) -> std::result::Result<Vec<String>, String> {
+    let document = TomlDocument::parse(dump).map_err(|error| error.cause_line())?;
+    let mut off = Vec::new();
+    let disabled = document.get(&["disabled_plugins"]).and_then(Item::as_array);
+    for name in disabled.into_iter().flatten().filter_map(|name| name.as_str()) {
+        if PLUGINS.contains(&name) || name == "io.containerd.cri.v1.images" {
+            off.push(format!(
+                "its CRI plugin is disabled, so that Kubernetes cannot use it: take {name:?} out of disabled_plugins"
+            ));
+        }
+    }
+    let plugin = PLUGINS.iter().find(|plugin| {
+        let options = ["plugins", plugin, "containerd", "runtimes", &wanted.name, "options", "BinaryName"];
+        document.text_at(&options) == Some(&wanted.path)
+    });
+    let Some(plugin) = plugin else {
+        // containerd 1.6 prints no table of a plugin that is disabled.
+        let why = format!("it reads no runtime {} with the program {}", wanted.name, wanted.path);
+        return if off.is_empty() { Err(why) } else { Ok(off) };
+    };
+    let default = ["plugins", plugin, "containerd", "default_runtime_name"];
+    if wanted.default && document.text_at(&default) != Some(&wanted.name) {
+        off.push(format!("another file sets default_runtime_name to {:?}", document.text_at(&default)));
+    }
+    let cdi = document.get(&["plugins", plugin, "enable_cdi"]).and_then(Item::as_bool);
+    if wanted.cdi && cdi != Some(true) {
+        off.push("it reads no CDI specs: containerd 1.7 and later do".into());
+    }
+    Ok(off)
+}
+
 /// The file without the runtime.
 pub fn remove(text: &str, before: &str, wanted: &Registration) -> Result<String> {
+    if !has_name(text, wanted) {
+        return TomlDocument::parse(text).map(|_| text.to_owned());
+    }
     let mut document = TomlDocument::parse(text)?;
     let earlier = TomlDocument::parse(before)?;
     for plugin in PLUGINS {
@@ -133,6 +229,17 @@ pub fn remove(text: &str, before: &str, wanted: &Registration) -> Result<String>
     if document.is_only(&[], "version") {
         document.restore(&["version"], &earlier)?;
     }
+    // A file that named no version names one now, and may have been one of version 1.
+    let mut upgraded = TomlDocument::parse(before)?;
+    let version = |file: &TomlDocument| file.get(&["version"]).and_then(Item::as_integer);
+    match (version(&earlier), version(&document)) {
+        (None | Some(1), Some(2)) => make_version_2(&mut upgraded)?,
+        (None, Some(new)) => upgraded.set(&["version"], value(new))?,
+        _ => {}
+    }
+    if document.text_after(&upgraded.text()) == upgraded.text() {
+        return Ok(before.to_owned());
+    }
     Ok(document.text_after(before))
 }
 
@@ -143,10 +250,14 @@ mod tests {
     const WANTED: fn() -> Registration =
         || Registration { default: true, cdi: true, ..Registration::of("gpurun") };
 
+    const MAIN: Layout = Layout { version: None, whole_table: false };
+
     fn added(text: &str, read: &[&str]) -> String {
+        let version = read.first().and_then(|main| version(main).unwrap());
+        let layout = Layout { version, whole_table: false };
         let read: Vec<String> = read.iter().map(ToString::to_string).collect();
-        let added = add(text, &read, &WANTED()).unwrap();
-        assert_eq!(add(&added, &read, &WANTED()).unwrap(), added, "twice is once");
+        let added = add(text, &read, layout, &WANTED()).unwrap();
+        assert_eq!(add(&added, &read, layout, &WANTED()).unwrap(), added, "twice is once");
         assert!(
             has(&added, &WANTED()).unwrap() && has_name(&added, &WANTED()) && has_plugin(&added).unwrap()
         );
@@ -160,8 +271,35 @@ mod tests {
     }
 
     #[test]
-    fn version_1_is_what_names_no_version() {
-        insta::assert_snapshot!(added("disabled_plugins = [\"restart\"]\n# end\n", &[]));
+    fn a_file_without_a_version_becomes_one_of_version_2() {
+        insta::assert_snapshot!(added(
+            "disabled_plugins = [\"restart\", \"cri\"]\nroot = \"/x\" # why\n\n[plugins.cri]\n  # ours\n  enable_selinux = true\n[plugins.opt]\npath = \"/opt\"\n# end\n",
+            &[]
+        ));
+        assert!(added("version = 1\n", &[]).starts_with("version = 2\n"));
+    }
+
+    #[test]
+    fn the_low_level_runtime_is_that_of_the_default() {
+        let crun = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'crun'\n\
+                    [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.crun]\nruntime_type = 'io.containerd.runc.v2'\n\
+                    options.BinaryName = '/usr/libexec/crun'\n";
+        assert_eq!(low_level(&[crun], &WANTED()).as_deref(), Some("/usr/libexec/crun"));
+        assert_eq!(low_level(&["", "["], &WANTED()), None);
+        assert_eq!(low_level(&[&crun.replace("runc.v2", "kata.v2")], &WANTED()), None);
+        assert_eq!(low_level(&[&crun.replace("/usr/libexec/crun", &WANTED().path)], &WANTED()), None);
+    }
+
+    #[test]
+    fn what_containerd_reads_is_checked() {
+        let dump = "version = 3\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n[plugins.'io.containerd.cri.v1.runtime']\nenable_cdi = true\n\
+                    [plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_name = 'runc'\n\
+                    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.gpurun.options]\nBinaryName = '/usr/local/bin/gpurun-runtime'\n";
+        let off = check(dump, &WANTED()).unwrap();
+        assert!(off.len() == 2 && off[0].contains("disabled_plugins") && off[1].contains("runc"), "{off:?}");
+        let without = dump.replace("gpurun.options", "nvidia.options");
+        assert_eq!(check(&without, &WANTED()).unwrap().len(), 1, "a disabled plugin has no tables");
+        assert!(check(&without.replace("disabled", "enabled"), &WANTED()).is_err());
     }
 
     #[test]
@@ -189,13 +327,18 @@ mod tests {
     fn what_the_user_added_to_our_runtime_stays() {
         let edited = added("version = 2\n", &[]).replace("[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.gpurun.options]", "pod_annotations = [\"x\"]\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.gpurun.options]");
         assert!(edited.contains("pod_annotations"));
-        assert_eq!(add(&edited, &[], &WANTED()).unwrap(), edited);
+        assert_eq!(add(&edited, &[], MAIN, &WANTED()).unwrap(), edited);
+    }
+
+    #[test]
+    fn a_file_without_the_runtime_stays_as_it_is() {
+        assert_eq!(remove("version = 4\n", "", &WANTED()).unwrap(), "version = 4\n");
     }
 
     #[test]
     fn a_version_that_does_not_exist_is_refused() {
-        assert!(add("version = -1\n", &[], &WANTED()).is_err());
-        assert!(add("version = 2\nplugins = 1\n", &[], &WANTED()).is_err());
+        assert!(add("version = -1\n", &[], MAIN, &WANTED()).is_err());
+        assert!(add("version = 2\nplugins = 1\n", &[], MAIN, &WANTED()).is_err());
     }
 
     #[test]

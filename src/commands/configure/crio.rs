@@ -16,6 +16,26 @@ pub fn has(text: &str, wanted: &Registration) -> Result<bool> {
     Ok(document.text_at(&at(wanted, "runtime_path")).is_some_and(|path| is_ours(path, wanted)))
 }
 
+/// The low-level runtime that CRI-O starts by default, by name or path; `None` where nothing names one. Of several files the last
+/// to say something counts.
+pub fn low_level(files: &[&str], wanted: &Registration) -> Option<String> {
+    let files: Vec<TomlDocument> = files.iter().filter_map(|text| TomlDocument::parse(text).ok()).collect();
+    let last = |path: &[&str]| {
+        let ours = |text: &&str| *text != wanted.name && !is_ours(text, wanted);
+        files.iter().rev().find_map(|file| file.text_at(path).filter(ours)).map(str::to_owned)
+    };
+    let path = |name: &str| {
+        let entry = |key| last(&[RUNTIMES.as_slice(), &[name, key]].concat());
+        let is_vm = entry("runtime_type").is_some_and(|kind| kind == "vm");
+        entry("runtime_path").filter(|path| !path.is_empty() && !is_vm)
+    };
+    match last(DEFAULT) {
+        // Without a path CRI-O looks for the name in PATH.
+        Some(name) => Some(path(&name).unwrap_or(name)),
+        None => path("crun").or_else(|| path("runc")),
+    }
+}
+
 /// The file with the runtime, which is what the default runtime is in the files that CRI-O reads, but for its path: where conmon
 /// is and which annotations are allowed is said there.
 pub fn add(text: &str, read: &[String], wanted: &Registration) -> Result<String> {
@@ -70,6 +90,15 @@ mod tests {
         assert_eq!(add(&added, &[main.into(), packaged.into()], &wanted).unwrap(), added, "twice is once");
         assert_eq!(add(&added, &[], &wanted).unwrap(), added, "and what was copied stays");
         assert_eq!(remove(&added, "", &wanted).unwrap(), "");
+        let crun = Some("/usr/libexec/crio/crun".to_owned());
+        assert_eq!(low_level(&[main, packaged], &wanted), crun);
+        assert_eq!(low_level(&[main, packaged, &added], &wanted), crun, "also with gpurun as the default");
+        assert_eq!(low_level(&[packaged, main], &wanted), Some("/r".into()));
+        assert_eq!(
+            low_level(&["[crio.runtime]\ndefault_runtime = \"crun\"\n"], &wanted),
+            Some("crun".into())
+        );
+        assert_eq!(low_level(&[""], &wanted), None);
         insta::assert_snapshot!("alone", add("", &[], &Registration::of("gpurun")).unwrap());
     }
 }

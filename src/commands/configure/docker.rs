@@ -13,6 +13,19 @@ pub fn has(text: &str, wanted: &Registration) -> Result<bool> {
     Ok(path.as_ref().and_then(|path| path.as_str()).is_some_and(|path| is_ours(path, wanted)))
 }
 
+/// The low-level runtime that dockerd starts by default, by name or path; `None` for its own runc.
+pub fn low_level(files: &[&str], wanted: &Registration) -> Option<String> {
+    let is_other = |name: &String| *name != wanted.name;
+    files.iter().rev().find_map(|text| {
+        let document = JsonDocument::parse(text).ok()?;
+        let name = document.get(DEFAULT)?.as_str().map(str::to_owned).filter(is_other)?;
+        let entry = document.get(&["runtimes", &name])?;
+        // One with a type is a shim of its own; runc's shim has the program among its options.
+        let path = entry.get("path").or_else(|| entry.get("options")?.get("BinaryName"))?.as_str()?;
+        Some(path.to_owned()).filter(|path| !path.is_empty() && !is_ours(path, wanted))
+    })
+}
+
 /// The file with the runtime.
 pub fn add(text: &str, wanted: &Registration) -> Result<String> {
     let mut document = JsonDocument::parse(text)?;
@@ -66,6 +79,20 @@ mod tests {
         assert_eq!(add(&added, &wanted).unwrap(), added, "twice is once");
         assert!(has(&added, &wanted).unwrap() && !has(USERS, &wanted).unwrap());
         assert_eq!(remove(&added, USERS, &wanted).unwrap(), USERS);
+        let crun = Some("/usr/bin/crun".to_owned());
+        assert_eq!(low_level(&[USERS], &wanted), crun);
+        assert_eq!(low_level(&[USERS, &added], &wanted), crun, "also with gpurun as the default");
+        assert_eq!(low_level(&["{}"], &wanted), None);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_read_as_dockerd_reads_it_and_stays() {
+        let wanted = Registration::of("gpurun");
+        let marked = format!("\u{feff}{USERS}");
+        let added = add(&marked, &wanted).unwrap();
+        assert!(added.starts_with("\u{feff}{") && has(&added, &wanted).unwrap());
+        assert_eq!(add(&added, &wanted).unwrap(), added);
+        assert_eq!(remove(&added, &marked, &wanted).unwrap(), marked);
     }
 
     #[test]

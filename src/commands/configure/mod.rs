@@ -5,6 +5,8 @@
 mod containerd;
 mod crio;
 mod docker;
+mod installed;
+mod low_level;
 mod podman;
 
 use crate::{
@@ -14,6 +16,7 @@ use crate::{
     formats::oci_hook,
     out, output,
 };
+use installed::Containerd;
 use similar::TextDiff;
 use std::{
     os::unix::fs::PermissionsExt,
@@ -40,6 +43,8 @@ pub struct Order {
     pub engine: Engine,
     /// Which of its files, if not the usual one.
     pub file: Option<PathBuf>,
+    /// The main file of a CRI-O whose drop-ins are elsewhere.
+    pub source: Option<PathBuf>,
     /// What it is told. With `hook` its path is that of the prestart hook.
     pub wanted: Registration,
     /// A file of hooks.d in place of a runtime: for Podman and CRI-O.
@@ -67,6 +72,7 @@ pub fn run(args: &Configure) -> Result<u8> {
     carry_out(&Order {
         engine: args.engine,
         file: args.file.clone(),
+        source: None,
         wanted: Registration {
             name: args.name.clone(),
             path: absolute(&path)?,
@@ -81,21 +87,24 @@ pub fn run(args: &Configure) -> Result<u8> {
 
 /// A program that lies beside this one, or in PATH.
 pub fn find(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe().or_fail(Code::Internal, || "/proc/self/exe cannot be read")?;
+    let own = std::env::current_exe()
+        .or_fail(Code::Internal, || "/proc/self/exe cannot be read")
+        .map_err(|error| error.fix("mount /proc, or name the program with --path"))?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = own
         .parent()
         .map(Path::to_owned)
         .into_iter()
         .chain(std::env::split_paths(&path).filter(|dir| dir.is_absolute()));
-    let runs = |file: &PathBuf| {
-        file.metadata().is_ok_and(|stat| stat.is_file() && stat.permissions().mode() & 0o111 != 0)
-    };
-    dirs.map(|dir| dir.join(name)).find(runs).ok_or_else(|| {
+    dirs.map(|dir| dir.join(name)).find(|file| is_executable(file)).ok_or_else(|| {
         Error::new(Code::Usage, format!("{name} was not found"))
             .cause(format!("it is neither beside {} nor in PATH", own.display()))
             .fix("install it, or name it with --path")
     })
+}
+
+fn is_executable(file: &Path) -> bool {
+    file.metadata().is_ok_and(|stat| stat.is_file() && stat.permissions().mode() & 0o111 != 0)
 }
 
 /// A path as an engine needs it, whose working directory is its own.
@@ -124,17 +133,23 @@ pub fn carry_out(order: &Order) -> Result<u8> {
     if wanted.cdi && matches!(order.engine, Engine::Podman | Engine::Crio) {
         tracing::warn!("Podman and CRI-O read CDI documents without being told");
     }
-    let (files, read) = files(order)?;
-    for file in files {
-        change(order, &file, &read)?;
+    let files = files(order)?;
+    for file in &files.change {
+        change(order, file, &files)?;
     }
+    let mut texts = files.read.clone();
+    for file in &files.change {
+        texts.extend(ConfigFile::open(&file.kept(&order.wanted.name))?.text().map(str::to_owned));
+        texts.extend(file.text().map(str::to_owned));
+    }
+    low_level::note(order, &texts.iter().map(String::as_str).collect::<Vec<_>>())?;
     Ok(0)
 }
 
 /// Nothing is written before the file is understood.
 const MEND: &str = "mend the file, or name another one; it is as it was";
 
-fn change(order: &Order, file: &ConfigFile, read: &[String]) -> Result<()> {
+fn change(order: &Order, file: &ConfigFile, files: &Files) -> Result<()> {
     let name = &order.wanted.name;
     let path = file.path().display();
     let in_file = |error: Error| error.context(format!("{path} cannot be used")).fix(MEND);
@@ -143,13 +158,13 @@ fn change(order: &Order, file: &ConfigFile, read: &[String]) -> Result<()> {
     let new = if order.remove {
         removed(order, old, kept.text().unwrap_or_default())
     } else {
-        added(order, old, read)
+        added(order, old, files)
     };
     // A file that was not there before, and in which nothing is left, goes.
     let new = Some(new.map_err(in_file)?).filter(|new| !new.trim().is_empty() || kept.text().is_some());
     if file.text() == new.as_deref() || (file.text().is_none() && order.remove) {
         out!("{path} needs no change")?;
-        return Ok(());
+        return if order.remove { Ok(()) } else { verify(order, files) };
     }
     if order.dry_run {
         let diff = TextDiff::from_lines(old, new.as_deref().unwrap_or_default());
@@ -163,6 +178,12 @@ fn change(order: &Order, file: &ConfigFile, read: &[String]) -> Result<()> {
     file.replace(new.as_deref())?;
     if order.remove {
         file.forget(name)?;
+    } else if let Err(error) = verify(order, files) {
+        file.replace(file.text())?;
+        if kept.text().is_none() {
+            file.forget(name)?;
+        }
+        return Err(error.cause(format!("{path} is as it was")));
     }
     out!("{path} is {}; {}", if new.is_some() { "written" } else { "removed" }, next(order))?;
     Ok(())
@@ -179,13 +200,19 @@ fn has(order: &Order, text: &str) -> Result<bool> {
     }
 }
 
-fn added(order: &Order, text: &str, read: &[String]) -> Result<String> {
+/// Lets the installed containerd read its configuration. Where none is installed, nothing is known of its version.
+fn verify(order: &Order, files: &Files) -> Result<()> {
+    let Some((containerd, root)) = files.containerd.as_ref().zip(files.root.as_ref()) else { return Ok(()) };
+    if order.dry_run { Ok(()) } else { containerd.verify(root, &order.wanted) }
+}
+
+fn added(order: &Order, text: &str, files: &Files) -> Result<String> {
     let wanted = &order.wanted;
     match order.engine {
         _ if order.hook => Ok(oci_hook::prestart(Path::new(&wanted.path))),
         Engine::Docker => docker::add(text, wanted),
-        Engine::Containerd => containerd::add(text, read, wanted),
-        Engine::Crio => crio::add(text, read, wanted),
+        Engine::Containerd => containerd::add(text, &files.read, files.layout, wanted),
+        Engine::Crio => crio::add(text, &files.read, wanted),
         Engine::Podman => podman::add(text, wanted),
     }
 }
@@ -204,14 +231,39 @@ fn removed(order: &Order, text: &str, before: &str) -> Result<String> {
     }
 }
 
-/// The files to be changed, and the text of others that say what they build on, in the order in which the engine reads them.
-fn files(order: &Order) -> Result<(Vec<ConfigFile>, Vec<String>)> {
+/// The files of an engine.
+#[derive(Debug)]
+struct Files {
+    /// Those to be changed.
+    change: Vec<ConfigFile>,
+    /// The text of others that say what these build on, in the order in which the engine reads them.
+    read: Vec<String>,
+    /// How containerd's tables are written.
+    layout: containerd::Layout,
+    /// containerd's main file, from which it reads all others.
+    root: Option<PathBuf>,
+    /// The installed containerd.
+    containerd: Option<Containerd>,
+}
+
+impl Files {
+    fn of(change: Vec<ConfigFile>, read: Vec<String>) -> Self {
+        let layout = containerd::Layout { version: None, whole_table: false };
+        Self { change, read, layout, root: None, containerd: None }
+    }
+}
+
+fn files(order: &Order) -> Result<Files> {
     let path = order.file.clone().map_or_else(|| usual_file(order), Ok)?;
     match order.engine {
-        _ if order.hook => Ok((vec![ConfigFile::open(&path)?], Vec::new())),
+        _ if order.hook => Ok(Files::of(vec![ConfigFile::open(&path)?], Vec::new())),
         Engine::Containerd => containerd_files(order, &path),
-        Engine::Crio => Ok((vec![ConfigFile::open(&path)?], crio_files(&path)?)),
-        Engine::Docker | Engine::Podman => Ok((vec![ConfigFile::open(&path)?], Vec::new())),
+        Engine::Crio => {
+            let read = crio_files(&path, order.source.as_deref())?;
+            Ok(Files::of(vec![ConfigFile::open(&path)?], read))
+        }
+        Engine::Podman => Ok(Files::of(vec![ConfigFile::open(&path)?], podman_files(&path)?)),
+        Engine::Docker => Ok(Files::of(vec![ConfigFile::open(&path)?], Vec::new())),
     }
 }
 
@@ -239,9 +291,11 @@ fn usual_file(order: &Order) -> Result<PathBuf> {
 
 /// Of the main file and those that it imports, the last with a table of the CRI plugin's: that table is the one that counts
 /// before containerd 2.1, and one of those that do since. The main file where none has one. To take the runtime out: all that
-/// have it, since other tools copy the table.
-fn containerd_files(order: &Order, main: &Path) -> Result<(Vec<ConfigFile>, Vec<String>)> {
-    let mut files = vec![ConfigFile::open(main)?];
+/// have it, since other tools copy the table. A drop-in that was named is changed itself.
+fn containerd_files(order: &Order, named: &Path) -> Result<Files> {
+    let installed = Containerd::find();
+    let main = main_of_drop_in(named);
+    let mut files = vec![ConfigFile::open(main.as_deref().unwrap_or(named))?];
     let (mut at, mut chosen) = (0, 0);
     while let Some(file) = files.get(at) {
         let text = file.text().unwrap_or_default();
@@ -261,32 +315,85 @@ fn containerd_files(order: &Order, main: &Path) -> Result<(Vec<ConfigFile>, Vec<
         }
         at += 1;
     }
+    let mut layout = containerd::Layout { version: None, whole_table: false };
+    if main.is_some() {
+        let drop_in = ConfigFile::open(named)?;
+        files.retain(|file| file.path() != drop_in.path());
+        chosen = files.len();
+        let text = files.first().and_then(ConfigFile::text).unwrap_or_default();
+        let version = containerd::version(text)?.or_else(|| version_of_directory(named));
+        layout.version = Some(version.unwrap_or(2));
+        let replaces =
+            installed.as_ref().and_then(Containerd::version).is_some_and(|version| version < (2, 1));
+        layout.whole_table = replaces;
+        files.push(drop_in);
+    }
+    let root = Some(files[0].path().to_owned()).filter(|_| main.is_none() || files[0].text().is_some());
     if order.remove {
         let has =
             |file: &ConfigFile| file.text().is_some_and(|text| containerd::has_name(text, &order.wanted));
-        if files.iter().any(has) {
+        if main.is_some() {
+            files.drain(..chosen);
+        } else if files.iter().any(has) {
             files.retain(has);
         } else {
             files.truncate(1);
         }
-        return Ok((files, Vec::new()));
+        return Ok(Files::of(files, Vec::new()));
     }
     let file = files.remove(chosen);
-    Ok((vec![file], files.iter().filter_map(|file| file.text().map(str::to_owned)).collect()))
+    if chosen > 0 && main.is_none() {
+        // It is imported, so it must have the version of the main file.
+        layout.version = files.first().and_then(|main| containerd::version(main.text()?).ok().flatten());
+    }
+    let read = files.iter().filter_map(|file| file.text().map(str::to_owned)).collect();
+    Ok(Files { root, containerd: installed, layout, ..Files::of(vec![file], read) })
+}
+
+/// The main file of a drop-in, by the usual layout: /etc/containerd/config.toml and conf.d, or config.toml and
+/// config-v3.toml.d side by side, as k3s and RKE2 have it. `None` for what is no drop-in.
+fn main_of_drop_in(path: &Path) -> Option<PathBuf> {
+    Some(drop_ins_of(path)?.with_file_name("config.toml"))
+}
+
+/// k3s writes a main file of version N from the template config-vN.toml.tmpl; without a number it is version 2.
+fn version_of_directory(drop_in: &Path) -> Option<i64> {
+    let name = drop_in.parent()?.file_name()?.to_str()?;
+    match name.strip_prefix("config-v").and_then(|rest| rest.strip_suffix(".toml.d")) {
+        Some(number) => number.parse().ok(),
+        None => (name == "config.toml.d").then_some(2),
+    }
 }
 
 /// CRI-O reads crio.conf, and then the drop-ins in their order.
-fn crio_files(drop_in: &Path) -> Result<Vec<String>> {
-    let Some(dir) = drop_in.parent().filter(|dir| dir.extension().is_some_and(|ending| ending == "d")) else {
-        return Ok(Vec::new());
-    };
-    let mut paths = vec![dir.with_extension("")];
-    paths.extend(matching(&dir.join("*"))?);
-    paths
-        .iter()
-        .filter(|path| path.as_path() != drop_in && path.is_file())
-        .map(|path| Ok(ConfigFile::open(path)?.text().unwrap_or_default().to_owned()))
-        .collect()
+fn crio_files(drop_in: &Path, main: Option<&Path>) -> Result<Vec<String>> {
+    let beside = || drop_ins_of(drop_in).map(|dir| dir.with_extension(""));
+    let mut paths: Vec<PathBuf> = main.map(Path::to_owned).or_else(beside).into_iter().collect();
+    paths.extend(drop_ins(drop_in)?);
+    texts(&paths, drop_in)
+}
+
+/// The directory, if it is one of drop-ins.
+fn drop_ins_of(file: &Path) -> Option<&Path> {
+    file.parent().filter(|dir| dir.extension().is_some_and(|ending| ending == "d"))
+}
+
+/// What lies beside a drop-in, in order.
+fn drop_ins(file: &Path) -> Result<Vec<PathBuf>> {
+    drop_ins_of(file).map_or_else(|| Ok(Vec::new()), |dir| matching(&dir.join("*")))
+}
+
+fn texts(paths: &[PathBuf], without: &Path) -> Result<Vec<String>> {
+    let others = paths.iter().filter(|path| path.as_path() != without && path.is_file());
+    others.map(|path| Ok(ConfigFile::open(path)?.text().unwrap_or_default().to_owned())).collect()
+}
+
+/// Podman reads containers.conf of the distribution, of the host, and then the drop-ins in their order.
+fn podman_files(drop_in: &Path) -> Result<Vec<String>> {
+    let mut paths = vec![PathBuf::from("/usr/share/containers/containers.conf")];
+    paths.extend(drop_ins_of(drop_in).map(|dir| dir.with_extension("")));
+    paths.extend(drop_ins(drop_in)?);
+    texts(&paths, drop_in)
 }
 
 /// The files of a pattern with one `*` in the last name at most, in order.
@@ -321,6 +428,10 @@ fn matching(pattern: &Path) -> Result<Vec<PathBuf>> {
 fn next(order: &Order) -> &'static str {
     match order.engine {
         Engine::Podman => "Podman reads it at its next start of a container",
+        // The user's own file is read by rootless Docker alone.
+        Engine::Docker if !rustix::process::geteuid().is_root() && order.file.is_none() => {
+            "next, for rootless Docker: systemctl --user restart docker; for the system's: sudo gpurun configure docker"
+        }
         // Runtimes are read again on SIGHUP; the CDI switch is not.
         Engine::Docker if !order.wanted.cdi => "next: systemctl reload docker",
         Engine::Docker => "next: systemctl restart docker",

@@ -15,6 +15,23 @@ pub fn has(text: &str, wanted: &Registration) -> Result<bool> {
     }))
 }
 
+/// The low-level runtime that Podman starts by default, by name or path: what the last file names, else crun if it is
+/// installed, which Podman prefers to runc (containers/common, `findRuntime`).
+pub fn low_level(files: &[&str], wanted: &Registration) -> Option<String> {
+    let files: Vec<TomlDocument> = files.iter().filter_map(|text| TomlDocument::parse(text).ok()).collect();
+    let ours = |name: &&str| *name != wanted.name && !is_ours(name, wanted);
+    let installed = || Some("crun").filter(|name| super::low_level::is_in_path(name));
+    let name = files.iter().rev().find_map(|file| file.text_at(DEFAULT).filter(ours)).or_else(installed)?;
+    let paths = |file: &TomlDocument| {
+        let paths = file.get(&["engine", "runtimes", name])?.as_array()?.clone();
+        Some(paths.iter().filter_map(|path| path.as_str().map(str::to_owned)).collect::<Vec<_>>())
+    };
+    let paths = files.iter().rev().find_map(paths).unwrap_or_default();
+    let exists = |path: &String| std::path::Path::new(path).exists();
+    let path = paths.into_iter().find(exists).unwrap_or_else(|| name.to_owned());
+    Some(path).filter(|path| !is_ours(path, wanted))
+}
+
 /// The file with the runtime.
 pub fn add(text: &str, wanted: &Registration) -> Result<String> {
     let mut document = TomlDocument::parse(text)?;

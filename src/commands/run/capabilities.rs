@@ -52,6 +52,9 @@ pub fn capabilities(args: &Run, root: bool) -> Result<u64> {
     if super::namespaces::network(&args.network)? {
         default &= !caps::Capability::CAP_NET_RAW.bitmask();
     }
+    if args.privileged {
+        default = mask(&["ALL".to_owned()])?;
+    }
     let (added, dropped) = (mask(&args.cap_add)?, mask(&args.cap_drop)?);
     // Docker: what is named wins over ALL on the other side.
     let all = |names: &[String]| names.iter().any(|n| n.eq_ignore_ascii_case("all"));
@@ -82,10 +85,11 @@ mod tests {
     #[test]
     fn capabilities_are_dockers() {
         let mask = |words: &[&str], root| capabilities(&run(words), root).unwrap();
-        assert_eq!(mask(&[], true), 0xa804_25fb, "Docker's CapBnd");
+        assert_eq!(mask(&["--network", "none"], true), 0xa804_25fb, "Docker's CapBnd");
+        assert_eq!(mask(&[], true), 0xa804_05fb, "without NET_RAW");
         assert_eq!(mask(&[], false), 0);
         assert_eq!(mask(&["--cap-drop", "all", "--cap-add", "cap_kill"], true), 1 << 5);
-        assert_eq!(mask(&["--cap-add", "SYS_PTRACE", "--cap-drop", "MKNOD"], true), 0xa004_25fb | 1 << 19);
+        assert_eq!(mask(&["--cap-add", "SYS_PTRACE", "--cap-drop", "MKNOD"], true), 0xa004_05fb | 1 << 19);
         assert!(capabilities(&run(&["--cap-add", "FLY"]), true).is_err());
     }
 }

@@ -1,30 +1,34 @@
 //! `-e`, `--env-file` and `--env-host`.
 
-use super::usage;
-use crate::{
-    cli::Run,
-    error::{Code, OrFail, Result},
-    vocabulary::EnvVar,
-};
+use super::{env_file, usage};
+use crate::{cli::Run, error::Result, vocabulary::EnvVar};
 
 /// `-e` and `--env-file`, files first, as Docker orders them.
 pub fn environment(args: &Run) -> Result<Vec<EnvVar>> {
     let mut env = Vec::new();
     for file in &args.env_file {
-        let text = std::fs::read_to_string(file)
-            .or_fail(Code::Usage, || format!("--env-file {} cannot be read", file.display()))
-            .map_err(|error| error.fix("name a file of NAME=VALUE lines that you may read"))?;
-        for line in text.lines() {
-            let line = line.trim_start();
-            if !line.is_empty() && !line.starts_with('#') {
-                env.extend(variable(line)?);
-            }
-        }
+        env.extend(env_file::read(file, |name| std::env::var(name).ok())?);
+    }
+    if args.env_host {
+        // What the container has by itself stays, as with Podman.
+        env.extend(
+            own_variables()
+                .filter(|(name, _)| !["PATH", "HOME", "HOSTNAME", "TERM"].contains(&name.as_str())),
+        );
     }
     for text in &args.env {
-        env.extend(variable(text)?);
+        match text.strip_suffix('*').filter(|prefix| !prefix.contains('=')) {
+            Some(prefix) => env.extend(own_variables().filter(|(name, _)| name.starts_with(prefix))),
+            None => env.extend(variable(text)?),
+        }
     }
     Ok(env)
+}
+
+/// gpurun's own environment, as far as it is text.
+fn own_variables() -> impl Iterator<Item = EnvVar> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// `NAME=VALUE`, or `NAME` for the value that gpurun itself has; nothing if it has none.

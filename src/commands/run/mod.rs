@@ -1,13 +1,17 @@
 //! `gpurun run`: from what was typed to the command's exit code.
 
 mod capabilities;
+mod devices;
+mod env_file;
 pub mod environment;
-pub(crate) mod host_mounts;
+pub mod host_mounts;
 mod limits;
-pub(crate) mod mounts;
+pub mod mounts;
+mod names;
 mod namespaces;
 mod security;
 pub mod sizes;
+mod stop_signal;
 
 use super::Context;
 use crate::{
@@ -15,7 +19,8 @@ use crate::{
         container::{
             self,
             cgroup::Limits,
-            identity::{self, Caller, Identity},
+            identity::{self, Caller, Identity, IdentityRequest},
+            image_volumes,
             spec::{Container, Process, Volume},
         },
         loader,
@@ -27,9 +32,14 @@ use crate::{
     inventory::binfmt,
     plan::{self, Injection},
     request::DeviceRequest,
+    sys::bpf::DeviceRule,
     vocabulary::EnvVar,
 };
-use std::{collections::HashMap, ffi::OsString, path::PathBuf};
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 /// An option that cannot be understood.
 fn usage(what: impl Into<String>) -> Error {
@@ -38,23 +48,160 @@ fn usage(what: impl Into<String>) -> Error {
 
 /// Runs the container; the command's exit code.
 pub fn run(context: &Context, args: &Run) -> Result<u8> {
+    let options = Options::read(args)?;
     let store = context.store()?;
     let reference = image_reference(&args.image)?;
-    let pull = context.pull(args.pull, &args.pulling, args.quiet);
+    let pull = context.pull(args.pull, &args.pulling, args.quiet)?;
     can_run(context, &pull.platform)?;
     let image = Image::open(&reference, &store, &pull)?;
     let user_env = environment::environment(args)?;
     // Whether the host can run the image is known before a layer is fetched or unpacked.
-    let injection = injection(context, args, &image, &user_env)?;
+    let injection = injection(context, args, &options, &image, &user_env)?;
+    warn_of_what_is_left_behind(&user_env);
     for warning in &injection.warnings {
         tracing::warn!("{warning}");
+    }
+    if image.config().has_healthcheck && !args.no_healthcheck {
+        tracing::warn!(
+            "the image has a HEALTHCHECK, and gpurun does not run it yet; --no-healthcheck silences this"
+        );
     }
     let mut volumes = if reference == ImageReference::Host { host_file_systems()? } else { Vec::new() };
     volumes.extend(mounts::volumes(args)?);
     let layers = Layers::open(image.root(&store)?)?;
+    image.check_opened(layers.lowers().map(|(_, opened)| opened))?;
     let container =
-        container(context, args, &image, user_env, volumes, injection, &layers, store.scratch()?)?;
-    container::run(container, layers)
+        container(context, args, options, &image, user_env, volumes, injection, &layers, store.scratch()?)?;
+    let id_file = args.cidfile.as_deref().map(|path| IdFile::create(path, &container.id)).transpose()?;
+    let result = container::run(container, layers);
+    if result.is_err() {
+        id_file.map_or(Ok(()), IdFile::remove)?;
+    }
+    result
+}
+
+/// What was typed, understood, before anything is fetched or made.
+#[derive(Debug)]
+pub struct Options {
+    namespaces: namespaces::Namespaces,
+    security: security::Security,
+    devices: devices::Devices,
+    device_rules: Vec<DeviceRule>,
+    limits: Limits,
+    gpus: Option<String>,
+}
+
+impl Options {
+    /// Reads the options that do not depend on the image.
+    ///
+    /// # Errors
+    /// [`Code::Usage`] and others, with what to write instead.
+    pub fn read(args: &Run) -> Result<Self> {
+        names::check(args)?;
+        if let Some(name) = args.runtime.as_deref().filter(|name| !RUNTIMES.contains(name)) {
+            return Err(usage(format!("--runtime {name} cannot be served: gpurun is the runtime"))
+                .fix(format!("leave it out; to run a container with {name} use Docker or Podman")));
+        }
+        if let Some(score) = args.oom_score_adj.filter(|score| !(-1000..=1000).contains(score)) {
+            return Err(usage(format!("--oom-score-adj {score} is out of range"))
+                .fix("write a number from -1000 to 1000"));
+        }
+        let devices = devices::devices(args)?;
+        Ok(Self {
+            namespaces: namespaces::namespaces(args)?,
+            security: security::security(args)?,
+            gpus: gpus(args, &devices.gpus)?,
+            devices,
+            device_rules: devices::rules(args)?,
+            limits: limits::limits(args)?,
+        })
+    }
+}
+
+/// Names of runtimes whose containers are like gpurun's.
+const RUNTIMES: [&str; 8] = [
+    "nvidia",
+    "nvidia-container-runtime",
+    "gpurun",
+    "gpurun-runtime",
+    "runc",
+    "crun",
+    "io.containerd.runc.v2",
+    "",
+];
+
+/// `--gpus`, `--nv` and the CDI names of `--device`, as `--gpus` says it.
+fn gpus(args: &Run, cdi: &[String]) -> Result<Option<String>> {
+    let named = if cdi.iter().any(|name| name == "all") {
+        Some("all".to_owned())
+    } else {
+        (!cdi.is_empty()).then(|| format!("\"device={}\"", cdi.join(",")))
+    };
+    match (&args.gpus, named) {
+        (None, None) => Ok(args.nv.then(|| "all".to_owned())),
+        (None, Some(named)) => Ok(Some(named)),
+        (Some(typed), None) => Ok(Some(typed.clone())),
+        (Some(typed), Some(_)) if typed == "all" => Ok(Some(typed.clone())),
+        (Some(typed), Some(_)) => {
+            Err(usage(format!("--gpus {typed} and --device nvidia.com/gpu=… both ask for GPUs"))
+                .fix("leave one of them out"))
+        }
+    }
+}
+
+/// A job of MPI or Slurm tells each of its processes its rank by variables, which a container does not get by itself: without
+/// them every process takes itself for the only one.
+fn warn_of_what_is_left_behind(user_env: &[EnvVar]) {
+    const RANKS: [(&str, &str); 6] = [
+        ("OMPI_COMM_WORLD_RANK", "OMPI_*"),
+        ("PMIX_RANK", "PMIX_*"),
+        ("PMI_RANK", "PMI_*"),
+        ("MPI_LOCALRANKID", "MPI_*"),
+        ("SLURM_PROCID", "SLURM_*"),
+        ("FLUX_TASK_RANK", "FLUX_*"),
+    ];
+    let left: Vec<&str> = RANKS
+        .into_iter()
+        .filter(|(name, _)| {
+            std::env::var_os(name).is_some() && !user_env.iter().any(|(typed, _)| typed == name)
+        })
+        .map(|(_, pattern)| pattern)
+        .collect();
+    if !left.is_empty() {
+        let options: Vec<String> = left.iter().map(|pattern| format!("-e '{pattern}'")).collect();
+        tracing::warn!(
+            "this process is one of a parallel job, and its rank does not reach the container; pass it: {}",
+            options.join(" ")
+        );
+    }
+}
+
+/// `--cidfile`
+#[derive(Debug)]
+struct IdFile(PathBuf);
+
+impl IdFile {
+    /// Writes a new file, as Docker does: one that is there may be of a container that runs.
+    fn create(path: &Path, id: &str) -> Result<Self> {
+        let write = || {
+            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(path)?;
+            std::io::Write::write_all(&mut file, id.as_bytes())
+        };
+        write().or_fail(Code::Usage, || format!("--cidfile {} cannot be made", path.display())).map_err(
+            |error| {
+                error.fix(format!(
+                    "name a new file in a directory that you may write; rm {0} if nothing runs by it",
+                    path.display()
+                ))
+            },
+        )?;
+        Ok(Self(path.to_owned()))
+    }
+
+    fn remove(self) -> Result<()> {
+        std::fs::remove_file(&self.0)
+            .or_fail(Code::Usage, || format!("--cidfile {} cannot be removed", self.0.display()))
+    }
 }
 
 /// The image that was typed.
@@ -84,9 +231,25 @@ fn can_run(context: &Context, platform: &Platform) -> Result<()> {
 }
 
 /// What the container gets of the driver; nothing, and no look at the host, where no GPU was asked for.
-pub fn injection(context: &Context, args: &Run, image: &Image, user_env: &[EnvVar]) -> Result<Injection> {
+pub fn injection(
+    context: &Context,
+    args: &Run,
+    options: &Options,
+    image: &Image,
+    user_env: &[EnvVar],
+) -> Result<Injection> {
+    /// The variable that asks for GPUs.
+    const VISIBLE: &str = "NVIDIA_VISIBLE_DEVICES";
     let config = image.config();
-    let Some(request) = DeviceRequest::from_cli(args.gpus.as_deref(), user_env, &config.env, &config.labels)?
+    let mut user_env = user_env.to_vec();
+    // Who names NVIDIA's runtime lets the image ask.
+    if args.runtime.as_deref().is_some_and(|name| name.starts_with("nvidia"))
+        && !user_env.iter().any(|(name, _)| name == VISIBLE)
+    {
+        user_env.extend(config.env.iter().find(|(name, _)| name == VISIBLE).cloned());
+    }
+    let Some(request) =
+        DeviceRequest::from_cli(options.gpus.as_deref(), &user_env, &config.env, &config.labels)?
     else {
         return Ok(Injection::default());
     };
@@ -97,9 +260,12 @@ pub fn injection(context: &Context, args: &Run, image: &Image, user_env: &[EnvVa
     context.plan(&request, &policy)
 }
 
+// One call site, and each is what its step made.
+#[allow(clippy::too_many_arguments)]
 fn container(
     context: &Context,
     args: &Run,
+    options: Options,
     image: &Image,
     user_env: Vec<EnvVar>,
     volumes: Vec<Volume>,
@@ -108,40 +274,52 @@ fn container(
     scratch: ScratchDir,
 ) -> Result<Container> {
     let config = image.config();
-    let host_network = namespaces::network(&args.network)?;
-    let ipc = namespaces::ipc(args.ipc.as_deref())?;
-    let caller = Caller::current();
-    let mut user = if image.root_is_caller() {
-        as_podman_does(
-            identity::resolve(
-                &config.user,
-                args.user.as_deref(),
-                &Caller { uid: 0, gid: 0, ..caller },
-                layers,
-            )?,
-            &caller,
-        )?
-    } else {
-        identity::resolve(&config.user, args.user.as_deref(), &caller, layers)?
+    let Options { namespaces, security, devices, device_rules, limits, gpus: _ } = options;
+    let caller = Caller::current()?;
+    let own_ids = format!("{}:{}", caller.uid, caller.gid);
+    let typed_home = user_env.iter().rev().find(|(name, _)| name == "HOME").map(|(_, value)| value.as_str());
+    let request = IdentityRequest {
+        image_user: &config.user,
+        user: args.user.as_deref().or_else(|| namespaces.keep_id.then_some(own_ids.as_str())),
+        group_add: &args.group_add,
+        home: typed_home,
+        image_env: &config.env,
+        layers,
+        volumes: &volumes,
+        read_only: args.read_only,
+        injection: &injection,
     };
-    user.groups.extend(args.group_add.iter().chain(&injection.groups));
+    let (user, id_map) = Identity::resolve(&request, &caller, image.root_is_caller())?;
+    mounts::check_targets(&volumes, layers)?;
+    if image.root_is_caller() {
+        check_owners_as_in_podman(&user, &caller)?;
+    }
+    let declared: Vec<String> = mounts::anonymous(args)?
+        .into_iter()
+        .map(|path| path.to_string_lossy().into_owned())
+        .chain(config.volumes.iter().cloned())
+        .collect();
+    let image_volumes = image_volumes::paths(&declared, &user.home, args.read_only, &volumes)?;
     let rootless = caller.euid != 0;
     let argv = command(args, &config.entrypoint, &config.cmd).ok_or_else(|| {
         Error::new(Code::Usage, "the image has no command of its own").fix("name one after the image")
     })?;
     let cwd =
         args.workdir.clone().or_else(|| Some(PathBuf::from(&config.working_dir)).filter(|d| d.is_absolute()));
-    let limits = Limits {
-        memory: args.resources.memory.as_deref().map(|m| sizes::size("--memory", m)).transpose()?,
-        cpus: args.resources.cpus,
-        pids: args.resources.pids_limit.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0),
-    };
     if args.tty && args.interactive && !rustix::termios::isatty(rustix::stdio::stdin()) {
         return Err(
             Error::new(Code::Usage, "-i -t needs a terminal, and standard input is none").fix("leave out -t")
         );
     }
-    let hostname = args.hostname.clone().or_else(|| (!host_network).then(|| "gpurun".to_owned()));
+    let own_name = !namespaces.host_network && !namespaces.host_uts;
+    let hostname = args.hostname.clone().or_else(|| own_name.then(|| "gpurun".to_owned()));
+    let stop_signal = match (&args.stop_signal, &config.stop_signal) {
+        (Some(typed), _) => Some(stop_signal::number(typed).ok_or_else(|| {
+            usage(format!("--stop-signal {typed:?} is not a signal"))
+                .fix("write its name or number: SIGTERM, TERM, 15")
+        })?),
+        (None, images) => images.as_deref().and_then(stop_signal::number),
+    };
     let host_name =
         hostname.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
     if !rootless {
@@ -153,27 +331,46 @@ fn container(
         scratch,
         state_dir: context.state_dir.clone(),
         hostname,
-        host_network,
+        domainname: args.domainname.clone(),
+        host_uts: namespaces.host_uts,
+        host_pid: namespaces.host_pid,
+        host_cgroups: namespaces.host_cgroups,
+        sysctls: namespaces.sysctls,
+        hosts: names::hosts(args, namespaces.host_network)?,
+        dns: names::dns(args)?,
+        host_network: namespaces.host_network,
         network_requested: !args.network.is_empty(),
-        host_ipc: ipc == namespaces::Ipc::Host,
-        shm_size: shm_size(context, args, &limits)?,
+        host_ipc: namespaces.ipc == namespaces::Ipc::Host,
+        shm_size: match namespaces.ipc {
+            namespaces::Ipc::WithoutShm => None,
+            namespaces::Ipc::Private | namespaces::Ipc::Host => Some(shm_size(context, args, &limits)?),
+        },
+        devices: devices.nodes,
+        device_rules,
+        masked_paths: security.masked_paths,
+        all_devices: security.privileged,
+        pid_file: args.pidfile.clone(),
         volumes,
+        image_volumes,
         prepared: loader::prepare(layers, &injection)?,
         limits,
         privileged: Store::ownership() == Ownership::Image,
-        id_map: rootless.then(|| identity::id_map(&user, &caller)),
+        id_map,
         process: Process {
-            env: process_environment(&host_name, &config.env, &injection.env, user_env, args.tty),
+            env: process_environment(&host_name, &config.env, &injection.env, user_env, &user.home, args.tty),
             argv,
             cwd: cwd.unwrap_or_else(|| "/".into()),
-            capabilities: capabilities::capabilities(args, user.uid == 0)?,
+            // A user without root may still get some by a program's file, where that is allowed.
+            capabilities: capabilities::capabilities(args, user.uid == 0 || !security.no_new_privileges)?,
             user,
             tty: args.tty,
-            interactive: args.interactive,
+            interactive: args.interactive || names::attaches_stdin(args),
             init: args.init,
-            stop_signal: None,
+            stop_signal,
             rlimits: limits::rlimits(&args.ulimit)?,
-            seccomp: security::seccomp(&args.security_opt)?,
+            seccomp: security.seccomp,
+            no_new_privileges: security.no_new_privileges,
+            oom_score_adj: args.oom_score_adj,
         },
         injection,
     })
@@ -196,7 +393,7 @@ fn command(args: &Run, entrypoint: &[String], cmd: &[String]) -> Option<Vec<OsSt
 
 /// In an ordinary user's Podman the caller owns what is root's in the image, and his subordinate ids the rest. A container has
 /// the same owners where its root is the caller, with Podman's ids beside.
-fn as_podman_does(user: Identity, caller: &Caller) -> Result<Identity> {
+fn check_owners_as_in_podman(user: &Identity, caller: &Caller) -> Result<()> {
     let refused = |cause: String| {
         Error::new(Code::User, "the owners of the image's files would be wrong")
             .cause("it lies in your Podman, where files of the image's root are yours")
@@ -208,12 +405,12 @@ fn as_podman_does(user: Identity, caller: &Caller) -> Result<Identity> {
             "-u 0; or have the image in gpurun's own store: podman save --format oci-archive, and run oci-archive:FILE",
         ));
     }
-    if !identity::ids_are_podmans(caller) {
+    if !identity::are_as_podman_maps_them(caller) {
         return Err(refused("/etc/subuid or /etc/subgid has several ranges for you, or a short one".into()).fix(
             "give one range of 65536 ids; or have the image in gpurun's own store: podman save --format oci-archive",
         ));
     }
-    Ok(user)
+    Ok(())
 }
 
 /// The image's variables, the driver's, the user's: the last word is the user's.
@@ -222,6 +419,7 @@ fn process_environment(
     image: &[EnvVar],
     driver: &[EnvVar],
     user: Vec<EnvVar>,
+    home: &Path,
     tty: bool,
 ) -> Vec<EnvVar> {
     let host_name = ("HOSTNAME".to_owned(), host_name.to_owned());
@@ -230,8 +428,14 @@ fn process_environment(
     let mut all: Vec<EnvVar> = Vec::new();
     // An image may name a million.
     let mut places: HashMap<String, usize> = HashMap::new();
-    for (name, value) in
-        [path, host_name].into_iter().chain(terminal).chain(image.iter().chain(driver).cloned()).chain(user)
+    // Decided already, from what the user typed and the image says.
+    let home = ("HOME".to_owned(), home.to_string_lossy().into_owned());
+    for (name, value) in [path, host_name]
+        .into_iter()
+        .chain(terminal)
+        .chain(image.iter().chain(driver).cloned())
+        .chain(user)
+        .chain([home])
     {
         if let Some(&place) = places.get(&name) {
             all[place].1 = value;
@@ -277,7 +481,13 @@ fn host_file_systems() -> Result<Vec<Volume>> {
         .into_iter()
         // What the caller cannot reach on the host he does not get in the container.
         .filter(|path| std::fs::metadata(path).is_ok())
-        .map(|path| Volume::Bind { source: path.clone(), target: path, read_only: true })
+        .map(|path| Volume::Bind {
+            source: path.clone(),
+            target: path,
+            read_only: true,
+            recursive: true,
+            receives_mounts: false,
+        })
         .collect())
 }
 

@@ -1,22 +1,68 @@
-//! `-v`, `--mount` and `--tmpfs`.
+//! `-v`, `--mount`, `--bind` and `--tmpfs`.
 
 use super::{sizes::size, usage};
 use crate::{
-    apply::container::spec::Volume,
-    cli::Run,
+    apply::{
+        container::spec::Volume,
+        rootfs::{Found, Layers},
+    },
+    cli::{Run, is_true},
     error::{Code, Error, Result},
+    request::csv,
 };
 use std::path::{Path, PathBuf};
 
-/// `--tmpfs`, `-v` and `--mount`. Targets are absolute; sources that are not are beneath the working directory.
+/// Every mount that was typed, outer ones first. Targets are absolute.
+///
+/// # Errors
+/// [`Code::Usage`] for what is not understood or needs a volume that outlives the container, [`Code::Volume`] for a source that
+/// does not exist.
 pub fn volumes(args: &Run) -> Result<Vec<Volume>> {
     let tmpfs = args.tmpfs.iter().map(|text| tmpfs(text));
-    let volume = args.volume.iter().map(|text| volume(text));
-    let mount = args.mount.iter().map(|text| mount(text));
-    let mut all = tmpfs.chain(volume).chain(mount).collect::<Result<Vec<_>>>()?;
+    let volume = args.volume.iter().filter(|text| text.contains(':')).map(|text| volume(text));
+    let bind = args.bind.iter().flat_map(|list| list.split(',')).map(bind);
+    let mount = args.mount.iter().filter_map(|text| mount(text).transpose());
+    let mut all = tmpfs.chain(volume).chain(bind).chain(mount).collect::<Result<Vec<_>>>()?;
     // Outer mounts first, whatever the order in which they were typed; the same depth keeps its order.
     all.sort_by_key(|volume| volume.target().components().count());
     Ok(all)
+}
+
+/// The directories of `-v TARGET` and of `--mount type=volume` without a source: empty, or with what the image has there, and
+/// gone with the container, as Docker's anonymous volumes with `--rm`.
+pub fn anonymous(args: &Run) -> Result<Vec<PathBuf>> {
+    let short = args.volume.iter().filter(|text| !text.contains(':')).map(|text| target("-v", text));
+    let long = args.mount.iter().filter_map(|text| match Fields::parse(text) {
+        Ok(fields) if fields.kind == "volume" && fields.source.is_none() => Some(fields.target()),
+        // Reported by `volumes`.
+        _ => None,
+    });
+    short.chain(long).collect()
+}
+
+/// Refuses a file over one of the image's directories, and the reverse.
+///
+/// # Errors
+/// [`Code::Volume`], which names both.
+pub fn check_targets(volumes: &[Volume], layers: &Layers) -> Result<()> {
+    for volume in volumes {
+        let Volume::Bind { source, target, .. } = volume else { continue };
+        let is_directory = source.is_dir();
+        let (here, there) = match layers.find(&target.to_string_lossy()) {
+            Some((_, Found::Directory(_))) if !is_directory => ("a file", "a directory"),
+            Some((_, Found::File(_) | Found::Other)) if is_directory => ("a directory", "a file"),
+            _ => continue,
+        };
+        let (source, target) = (source.display(), target.display());
+        return Err(Error::new(Code::Volume, format!("{source} cannot be mounted on {target}"))
+            .cause(format!("{source} is {here} on the host, and {target} is {there} in the image"))
+            .fix(if is_directory {
+                format!("mount the directory elsewhere, or one file of it: -v {source}/FILE:{target}")
+            } else {
+                format!("name a file in the directory: -v {source}:{target}/NAME")
+            }));
+    }
+    Ok(())
 }
 
 fn target(option: &str, text: &str) -> Result<PathBuf> {
@@ -31,12 +77,21 @@ fn target(option: &str, text: &str) -> Result<PathBuf> {
     Ok(path.components().collect())
 }
 
+/// A path of the host. As with Docker, a path begins with `/`, `.` or `~`, and anything else is the name of a volume.
 fn source(option: &str, text: &str) -> Result<PathBuf> {
-    let path = std::path::absolute(text)
-        .map_err(|error| usage(format!("{option}: the source {text:?} is not a path")).cause(error))?;
-    if !text.contains('/') && text != "." && text != ".." {
-        return Err(usage(format!("{option}: {text:?} is the name of a volume, and gpurun keeps none"))
-            .fix(format!("mount a directory: ./{text} or an absolute path")));
+    let path = std::path::absolute(text).map_err(|error| {
+        usage(format!("{option}: the source {text:?} is not a path"))
+            .cause(error)
+            .fix("write an absolute path")
+    })?;
+    if !text.starts_with(['/', '.']) {
+        let error =
+            usage(format!("{option}: {text:?} is the name of a volume, and gpurun keeps no volumes yet"));
+        return Err(if path.exists() {
+            error.fix(format!("to mount the directory write ./{text}"))
+        } else {
+            error.fix(format!("mount a directory: mkdir -p ./{text}, and {option} ./{text}:…"))
+        });
     }
     if std::fs::symlink_metadata(&path).is_err() {
         return Err(Error::new(Code::Volume, format!("{} does not exist on the host", path.display()))
@@ -48,61 +103,179 @@ fn source(option: &str, text: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// A bind mount with Docker's defaults.
+fn bind_of(source: PathBuf, target: PathBuf) -> Bind {
+    Bind { source, target, read_only: false, recursive: true, receives_mounts: false }
+}
+
+struct Bind {
+    source: PathBuf,
+    target: PathBuf,
+    read_only: bool,
+    recursive: bool,
+    receives_mounts: bool,
+}
+
+impl Bind {
+    /// One of the words behind the target of `-v`. `false` where it is unknown.
+    fn set(&mut self, option: &str) -> bool {
+        match option {
+            "ro" | "readonly" => self.read_only = true,
+            "rslave" | "slave" => self.receives_mounts = true,
+            // SELinux labels, consistency hints and copying into new volumes: there is nothing to do for a bind mount here.
+            "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" | "default" | "nocopy" | "rprivate"
+            | "private" | "rbind" | "exec" | "suid" | "" => {}
+            "bind" => self.recursive = false,
+            _ => return false,
+        }
+        true
+    }
+
+    fn volume(self) -> Volume {
+        let Self { source, target, read_only, recursive, receives_mounts } = self;
+        Volume::Bind { source, target, read_only, recursive, receives_mounts }
+    }
+}
+
+const PROPAGATION: &str = "mounts that are made in a container never reach the host: write rslave, which lets those of the host reach \
+                           the container";
+
 fn volume(text: &str) -> Result<Volume> {
     let fields: Vec<&str> = text.split(':').collect();
     let ([from, to] | [from, to, _]) = fields.as_slice() else {
         return Err(usage(format!("-v {text:?} is not SOURCE:TARGET[:OPTIONS]"))
             .fix("write -v /data:/data or -v /data:/data:ro"));
     };
-    let mut read_only = false;
+    let mut bind = bind_of(source("-v", from)?, target("-v", to)?);
     for option in fields.get(2).into_iter().flat_map(|options| options.split(',')) {
-        match option {
-            "ro" => read_only = true,
-            // SELinux labels and consistency hints: there is nothing to do for them here; propagation is always private.
-            "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" | "rprivate" | "private" => {}
-            other => {
-                return Err(
-                    usage(format!("-v {text:?} has the option {other:?}")).fix("options are ro, rw, z, Z")
-                );
-            }
+        if !bind.set(option) {
+            return Err(usage(format!("-v {text:?} has the option {option:?}")).fix(match option {
+                "shared" | "rshared" => PROPAGATION,
+                "U" => "give the directory to the user yourself: chown -R UID:GID SOURCE",
+                "O" => "copy the directory, or mount it read-only: -v SOURCE:TARGET:ro",
+                _ => "options are ro, rw, z, Z, rslave, rprivate, nocopy, cached, delegated, consistent",
+            }));
         }
     }
-    Ok(Volume::Bind { source: source("-v", from)?, target: target("-v", to)?, read_only })
+    Ok(bind.volume())
 }
 
-fn mount(text: &str) -> Result<Volume> {
-    let bad = |what: &str| {
-        usage(format!("--mount {text:?}: {what}"))
-            .fix("write type=bind,source=/data,target=/data[,readonly] or type=tmpfs,target=/x")
-    };
-    let (mut kind, mut from, mut to, mut read_only, mut bytes, mut mode) =
-        ("volume", None, None, false, None, 0o1777);
-    for field in text.split(',') {
-        let (key, value) = field.split_once('=').map_or((field, None), |(key, value)| (key, Some(value)));
-        match (key, value) {
-            ("type", Some(value)) => kind = value,
-            ("source" | "src", Some(value)) => from = Some(value),
-            ("target" | "dst" | "destination", Some(value)) => to = Some(value),
-            ("readonly" | "ro", None | Some("true" | "1")) => read_only = true,
-            ("readonly" | "ro", Some("false" | "0")) => read_only = false,
-            ("tmpfs-size", Some(value)) => bytes = Some(size("--mount tmpfs-size", value)?),
-            ("tmpfs-mode", Some(value)) => {
-                mode = octal(value).ok_or_else(|| bad("tmpfs-mode is not octal"))?;
-            }
-            ("bind-propagation", Some("rprivate" | "private")) | ("consistency", _) => {}
-            _ => return Err(bad(&format!("{field:?} is not known"))),
-        }
+/// Apptainer's `SOURCE[:TARGET[:ro]]`.
+fn bind(text: &str) -> Result<Volume> {
+    let (from, rest) = text.split_once(':').unwrap_or((text, text));
+    let (to, options) = rest.split_once(':').unwrap_or((rest, "rw"));
+    let path = source("--bind", from)?;
+    let to = if rest == text { path.clone() } else { target("--bind", to)? };
+    let mut bind = bind_of(path, to);
+    if !bind.set(options) {
+        return Err(usage(format!("--bind {text:?} has the option {options:?}")).fix("options are ro and rw"));
     }
-    let to = target("--mount", to.ok_or_else(|| bad("there is no target"))?)?;
-    match kind {
-        "bind" => Ok(Volume::Bind {
-            source: source("--mount", from.ok_or_else(|| bad("there is no source"))?)?,
+    Ok(bind.volume())
+}
+
+/// The fields of `--mount` (docker/cli, opts/mount.go).
+struct Fields<'a> {
+    text: &'a str,
+    kind: String,
+    source: Option<String>,
+    target: Option<String>,
+    read_only: bool,
+    recursive: bool,
+    receives_mounts: bool,
+    bytes: Option<u64>,
+    mode: u32,
+}
+
+impl<'a> Fields<'a> {
+    fn bad(text: &str, what: &str) -> Error {
+        usage(format!("--mount {text:?}: {what}")).fix(
+            "write type=bind,source=/data,target=/data[,readonly] or type=tmpfs,target=/x[,tmpfs-size=1g]",
+        )
+    }
+
+    fn parse(text: &'a str) -> Result<Self> {
+        let mut fields = Self {
+            text,
+            kind: "volume".into(),
+            source: None,
+            target: None,
+            read_only: false,
+            recursive: true,
+            receives_mounts: false,
+            bytes: None,
+            mode: 0o1777,
+        };
+        for field in csv::record(text).map_err(|why| Self::bad(text, why))? {
+            let (key, value) =
+                field.split_once('=').map_or((field.as_str(), None), |(key, value)| (key, Some(value)));
+            fields.set(&key.to_ascii_lowercase(), value, &field)?;
+        }
+        Ok(fields)
+    }
+
+    fn set(&mut self, key: &str, value: Option<&str>, field: &str) -> Result<()> {
+        let text = self.text;
+        let unknown = || Self::bad(text, &format!("{field:?} is not known"));
+        let boolean = |value: Option<&str>| value.map_or(Some(true), is_true).ok_or_else(unknown);
+        match (key, value) {
+            ("type", Some(value)) => self.kind = value.to_ascii_lowercase(),
+            ("source" | "src", Some(value)) => self.source = Some(value.to_owned()),
+            ("target" | "dst" | "destination", Some(value)) => self.target = Some(value.to_owned()),
+            ("readonly" | "ro", value) => self.read_only = boolean(value)?,
+            ("rw", value) => self.read_only = !boolean(value)?,
+            ("bind-nonrecursive", value) => self.recursive = !boolean(value)?,
+            ("bind-recursive", Some("disabled")) => self.recursive = false,
+            ("bind-recursive", Some("enabled" | "readonly")) => self.recursive = true,
+            ("bind-propagation", Some("rslave" | "slave")) => self.receives_mounts = true,
+            ("bind-propagation", Some("rshared" | "shared")) => {
+                return Err(usage(format!("--mount {text:?}: {field:?} cannot be served")).fix(PROPAGATION));
+            }
+            ("tmpfs-size", Some(value)) => self.bytes = Some(size("--mount tmpfs-size", value)?),
+            ("tmpfs-mode", Some(value)) => {
+                self.mode = octal(value).ok_or_else(|| Self::bad(text, "tmpfs-mode is not octal"))?;
+            }
+            ("bind-propagation", Some("rprivate" | "private"))
+            | ("consistency" | "relabel", Some(_))
+            | ("volume-nocopy" | "volume-label" | "z" | "shared", _) => {}
+            _ => return Err(unknown()),
+        }
+        Ok(())
+    }
+
+    fn target(&self) -> Result<PathBuf> {
+        target("--mount", self.target.as_deref().ok_or_else(|| Self::bad(self.text, "there is no target"))?)
+    }
+}
+
+/// `None` is an anonymous volume.
+fn mount(text: &str) -> Result<Option<Volume>> {
+    let fields = Fields::parse(text)?;
+    let to = fields.target()?;
+    match (fields.kind.as_str(), &fields.source) {
+        ("bind", Some(from)) => Ok(Some(Volume::Bind {
+            source: source("--mount", from)?,
             target: to,
-            read_only,
-        }),
-        "tmpfs" => Ok(Volume::Tmpfs { target: to, size: bytes, mode, exec: true, read_only }),
-        "volume" => Err(bad("gpurun keeps no volumes")),
-        other => Err(bad(&format!("the type {other:?} is not known"))),
+            read_only: fields.read_only,
+            recursive: fields.recursive,
+            receives_mounts: fields.receives_mounts,
+        })),
+        ("bind", None) => Err(Fields::bad(text, "there is no source")),
+        ("tmpfs", None) => Ok(Some(Volume::Tmpfs {
+            target: to,
+            size: fields.bytes,
+            mode: fields.mode,
+            exec: true,
+            read_only: fields.read_only,
+        })),
+        ("tmpfs", Some(_)) => Err(Fields::bad(text, "a tmpfs has no source")),
+        ("volume", None) => Ok(None),
+        ("volume", Some(name)) => {
+            Err(usage(format!("--mount {text:?}: gpurun keeps no volumes yet")).fix(format!(
+                "mount a directory: mkdir -p ./{name}, and type=bind,source=./{name},target={}",
+                to.display()
+            )))
+        }
+        (other, _) => Err(Fields::bad(text, &format!("the type {other:?} cannot be served"))),
     }
 }
 
@@ -136,7 +309,7 @@ fn octal(text: &str) -> Option<u32> {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let text = crate::fuzz_targets::text(bytes);
-    let _ = (volume(text), mount(text), tmpfs(text));
+    let _ = (volume(text), mount(text), tmpfs(text), bind(text));
 }
 
 #[cfg(test)]
@@ -161,6 +334,8 @@ mod tests {
             source: dir.path().into(),
             target: target.into(),
             read_only,
+            recursive: true,
+            receives_mounts: false,
         };
         let tmpfs = Volume::Tmpfs {
             target: "/t".into(),
@@ -177,20 +352,63 @@ mod tests {
             ("-v", "/tmp:/"),
             ("-v", "/tmp:/../x"),
             ("-v", "/tmp:/x:shared"),
-            ("-v", "/tmp"),
+            ("-v", "relative/dir:/x"),
+            ("-v", "/tmp:/x:U"),
+            ("-v", "/"),
+            ("--mount", "type=volume,source=vol,target=/x"),
+            ("--mount", "type=tmpfs,source=/x,target=/x"),
+            ("--mount", "type=bind,source=/tmp,target=/x,readonly=maybe"),
+            ("--mount", "type=bind,source=/tmp,target=/x,bind-propagation=rshared"),
+            ("--mount", "type=bind,\"source=/tmp,target=/x"),
             ("--mount", "type=bind,target=/x"),
             ("--mount", "type=nfs,target=/x"),
             ("--tmpfs", "/x:size=huge"),
         ] {
-            let error = volumes(&run(&[option, text])).unwrap_err();
+            let args = run(&[option, text]);
+            let error = volumes(&args).and_then(|_| anonymous(&args)).unwrap_err();
             assert!(!error.fix_line().is_empty(), "{option} {text}: {error}");
         }
+    }
+
+    #[test]
+    fn modes_and_quotes_are_dockers() {
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("a,b");
+        std::fs::create_dir(&odd).unwrap();
+        let path = dir.path().display();
+        let of = |option: &str, text: &str| volumes(&run(&[option, text])).unwrap().remove(0);
+        let quoted = format!("type=bind,\"source={}\",target=/mnt,ro=1", odd.display());
+        assert!(
+            matches!(of("--mount", &quoted), Volume::Bind { source, read_only: true, .. } if source == odd),
+            "a field in quotes holds commas"
+        );
+        for (mode, read_only, receives_mounts) in [
+            ("ro,z", true, false),
+            ("rslave", false, true),
+            ("ro,rslave,Z", true, true),
+            ("rprivate,nocopy,delegated", false, false),
+        ] {
+            let Volume::Bind { read_only: ro, receives_mounts: slave, .. } =
+                of("-v", &format!("{path}:/x:{mode}"))
+            else {
+                panic!("it is a bind mount");
+            };
+            assert_eq!((ro, slave), (read_only, receives_mounts), "{mode}");
+        }
+        let shallow = format!("type=bind,source={path},target=/x,bind-recursive=disabled,readonly=false");
+        assert!(matches!(of("--mount", &shallow), Volume::Bind { recursive: false, read_only: false, .. }));
+        assert!(
+            matches!(of("--bind", &path.to_string()), Volume::Bind { source, target, .. } if source == target)
+        );
+        let args = run(&["-v", "/anon", "--mount", "target=/other", "--mount", "type=volume,dst=/third"]);
+        assert_eq!(anonymous(&args).unwrap(), ["/anon", "/other", "/third"].map(PathBuf::from));
+        assert!(volumes(&args).unwrap().is_empty());
     }
 
     proptest! {
         #[test]
         fn any_text_is_a_mount_or_an_error(text in ".{0,40}") {
-            let _ = (volume(&text), mount(&text), tmpfs(&text));
+            let _ = (volume(&text), mount(&text), tmpfs(&text), bind(&text));
         }
     }
 }

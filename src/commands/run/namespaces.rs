@@ -1,35 +1,219 @@
-//! `--network`, `--ipc`: which of the host's namespaces the container shares.
+//! Which of the host's namespaces the container shares: `--network`, `--ipc`, `--pid`, `--uts`, `--cgroupns`, `--userns`; and
+//! `--sysctl`, whose parameters belong to them.
 
 use super::usage;
-use crate::error::Result;
+use crate::{cli::Run, error::Result};
+
+/// The namespaces and their names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespaces {
+    /// The host's network; otherwise a loopback device alone.
+    pub host_network: bool,
+    /// IPC objects and /dev/shm.
+    pub ipc: Ipc,
+    /// The host's processes.
+    pub host_pid: bool,
+    /// The host's name.
+    pub host_uts: bool,
+    /// The host's view of cgroups.
+    pub host_cgroups: bool,
+    /// `--userns keep-id`: the user is the caller by number.
+    pub keep_id: bool,
+    /// Parameters below /proc/sys, with dots, and their values.
+    pub sysctls: Vec<(String, String)>,
+}
 
 /// `--ipc`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ipc {
     /// Its own IPC objects and /dev/shm.
     Private,
+    /// Its own IPC objects, and no /dev/shm.
+    WithoutShm,
     /// The host's.
     Host,
 }
 
-/// Whether the container has the host's network; otherwise a loopback device alone.
+/// Reads the options.
+///
+/// # Errors
+/// [`crate::error::Code::Usage`] for modes that need another container or a network, with what to do instead.
+pub fn namespaces(args: &Run) -> Result<Namespaces> {
+    let mut namespaces = Namespaces {
+        host_network: network(&args.network)?,
+        ipc: ipc(args.ipc.as_deref())?,
+        host_pid: is_host(
+            "pid",
+            args.pid.as_deref(),
+            "leave it out for processes of its own, or write --pid host",
+        )?,
+        host_uts: is_host(
+            "uts",
+            args.uts.as_deref(),
+            "leave it out for a name of its own, or write --uts host",
+        )?,
+        host_cgroups: is_host(
+            "cgroupns",
+            args.cgroupns.as_deref(),
+            "write --cgroupns private or --cgroupns host",
+        )?,
+        keep_id: keeps_id(args.userns.as_deref())?,
+        sysctls: Vec::new(),
+    };
+    if namespaces.host_uts && (args.hostname.is_some() || args.domainname.is_some()) {
+        return Err(usage("--uts host keeps the host's name, and --hostname or --domainname sets another")
+            .fix("leave one of them out"));
+    }
+    namespaces.sysctls = args.sysctl.iter().map(|text| sysctl(text, &namespaces)).collect::<Result<_>>()?;
+    Ok(namespaces)
+}
+
+/// Whether the container has the host's network.
 pub fn network(typed: &[String]) -> Result<bool> {
     match typed {
         [] => Ok(true),
         [one] if one == "host" => Ok(true),
         [one] if one == "none" => Ok(false),
         other => Err(usage(format!("--network {}: gpurun makes no networks", other.join(" --network "))).fix(
-            "write --network host (the default: every port of the container is a port of the host) or --network none (a loopback \
-             device alone)",
+            "choose from host (the default: every port of the container is a port of the host) and none (a loopback device alone)",
         )),
     }
 }
 
-/// Reads `--ipc`.
-pub fn ipc(typed: Option<&str>) -> Result<Ipc> {
+fn ipc(typed: Option<&str>) -> Result<Ipc> {
     match typed.unwrap_or("private") {
         "private" | "shareable" | "" => Ok(Ipc::Private),
+        "none" => Ok(Ipc::WithoutShm),
         "host" => Ok(Ipc::Host),
-        other => Err(usage(format!("--ipc {other} is not possible")).fix("write --ipc host for the host's")),
+        other => Err(usage(format!("--ipc {other} cannot be served"))
+            .fix("start both containers with --ipc host, which share the host's /dev/shm; choose from private, host, none")),
+    }
+}
+
+/// For the namespaces that are private or the host's.
+fn is_host(option: &str, typed: Option<&str>, fix: &str) -> Result<bool> {
+    match typed {
+        None | Some("" | "private") => Ok(false),
+        Some("host") => Ok(true),
+        Some(other) => Err(usage(format!("--{option} {other} cannot be served")).fix(fix)),
+    }
+}
+
+fn keeps_id(typed: Option<&str>) -> Result<bool> {
+    match typed {
+        // Of root's container the host's is the default; an ordinary user's needs one, as with Podman.
+        None | Some("" | "host") => Ok(false),
+        Some("keep-id") => Ok(true),
+        Some(other) => Err(usage(format!("--userns {other} cannot be served")).fix(
+            "choose from host and keep-id (the caller's own uid and gid); -u UID:GID chooses any other user",
+        )),
+    }
+}
+
+/// `NAME=VALUE` of a parameter that belongs to a namespace of the container's, by runc's list
+/// (libcontainer/configs/validate).
+fn sysctl(text: &str, namespaces: &Namespaces) -> Result<(String, String)> {
+    const IPC: [&str; 8] =
+        ["msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"];
+    let Some((name, value)) = text.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+        return Err(usage(format!("--sysctl {text:?} does not set a parameter"))
+            .fix("write --sysctl NAME=VALUE: --sysctl kernel.shmmax=68719476736"));
+    };
+    // sysctl(8): where a slash stands before a dot, slashes separate and dots belong to names.
+    let name = match (name.find('/'), name.find('.')) {
+        (Some(slash), dot) if dot.is_none_or(|dot| slash < dot) => {
+            name.replace('.', "\0").replace('/', ".").replace('\0', "/")
+        }
+        _ => name.to_owned(),
+    };
+    let refused =
+        |why: &str, fix: &str| Err(usage(format!("--sysctl {name} cannot be set")).cause(why).fix(fix));
+    if name.split(['.', '/']).any(str::is_empty) || value.contains('\0') {
+        return refused("it is not the name of a parameter", "`sysctl -a` lists the names");
+    }
+    if IPC.iter().any(|known| name.strip_prefix("kernel.") == Some(known)) || name.starts_with("fs.mqueue.") {
+        return match namespaces.ipc {
+            Ipc::Host => refused(
+                "the container has the host's IPC objects",
+                "leave out --ipc host, or set it on the host: sysctl -w",
+            ),
+            Ipc::Private | Ipc::WithoutShm => Ok((name, value.to_owned())),
+        };
+    }
+    if name.starts_with("net.") {
+        return if namespaces.host_network {
+            refused(
+                "the container has the host's network",
+                "add --network none, or set it on the host: sysctl -w",
+            )
+        } else {
+            Ok((name, value.to_owned()))
+        };
+    }
+    if name == "kernel.domainname" && !namespaces.host_uts {
+        return Ok((name, value.to_owned()));
+    }
+    refused("it belongs to the whole host and to no container", "set it on the host: sysctl -w NAME=VALUE")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::run::tests::run;
+
+    fn refused(words: &[&str]) -> String {
+        let error = namespaces(&run(words)).unwrap_err();
+        assert!(!error.fix_line().is_empty(), "{error}");
+        error.to_string()
+    }
+
+    #[test]
+    fn modes_are_dockers() {
+        let of = |words: &[&str]| namespaces(&run(words)).unwrap();
+        let default = of(&[]);
+        assert!(
+            default.host_network && default.ipc == Ipc::Private && !default.host_pid && !default.host_uts
+        );
+        assert!(!of(&["--net=none"]).host_network);
+        assert_eq!(of(&["--ipc", "shareable"]).ipc, Ipc::Private);
+        assert_eq!(of(&["--ipc=none"]).ipc, Ipc::WithoutShm);
+        assert!(of(&["--pid=host", "--uts=host", "--cgroupns", "host"]).host_pid);
+        assert!(of(&["--userns", "keep-id"]).keep_id && !of(&["--userns=host"]).keep_id);
+        for words in [
+            &["--network", "mynet"] as &[_],
+            &["--network", "host", "--network", "none"],
+            &["--ipc", "container:abc"],
+            &["--pid", "container:abc"],
+            &["--userns", "auto"],
+            &["--cgroupns", "x"],
+            &["--uts", "host", "-h", "x"],
+        ] {
+            refused(words);
+        }
+        assert!(refused(&["--network", "mynet"]).contains("choose from host"));
+    }
+
+    #[test]
+    fn parameters_of_the_containers_own_namespaces_can_be_set() {
+        let of = |words: &[&str]| namespaces(&run(words)).unwrap().sysctls;
+        let own = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+        assert_eq!(of(&["--sysctl", "kernel.shmmax=1"]), own("kernel.shmmax", "1"));
+        assert_eq!(of(&["--sysctl", "kernel/sem=1 2 3 4"]), own("kernel.sem", "1 2 3 4"));
+        assert_eq!(
+            of(&["--sysctl", "net.core.somaxconn=9", "--network=none"]),
+            own("net.core.somaxconn", "9")
+        );
+        let name = of(&["--sysctl", "net/ipv4/conf/eth0.1/forwarding=1", "--network=none"]).remove(0).0;
+        assert_eq!(name, "net.ipv4.conf.eth0/1.forwarding");
+        for (words, why) in [
+            (&["--sysctl", "net.core.somaxconn=9"] as &[_], "host's network"),
+            (&["--sysctl", "kernel.shmmax=1", "--ipc", "host"], "host's IPC"),
+            (&["--sysctl", "vm.overcommit_memory=1"], "whole host"),
+            (&["--sysctl", "kernel..x=1"], "not the name"),
+            (&["--sysctl", "kernel.shmmax"], "does not set"),
+            (&["--sysctl", "net.../x=1", "--network=none"], "not the name"),
+        ] {
+            assert!(refused(words).contains(why), "{words:?}");
+        }
     }
 }

@@ -1,12 +1,17 @@
 //! The low-level runtime's own log, in which engines look for the reason of a failure. Its lines are logrus', Go's logger.
+//!
+//! A failure is one line there (`Error::for_engine`). On a terminal, where a person called the runtime, it is a paragraph.
 
 use super::args::RuntimeArgs;
-use crate::config::{Config, LogLevel};
+use crate::{
+    config::{Config, LogLevel},
+    error::Error,
+};
 use serde_json::{Value, json};
 use std::{
     fmt::Write as _,
     fs::File,
-    io::Write,
+    io::{IsTerminal, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -58,10 +63,21 @@ impl<'a> Log<'a> {
         self.file = file.map(|file| (file, least));
     }
 
+    /// Writes a failure.
+    pub fn write_error(&self, level: Level, error: &Error) {
+        let line = error.for_engine();
+        let shown = if std::io::stderr().is_terminal() { error.to_string() } else { line.clone() };
+        self.record(level, &line, &shown);
+    }
+
     /// Writes one message to where `--log` says, and to standard error where it says nothing. An error goes there in any case.
     ///
     /// A container's own output begins on the same standard error, so nothing else is said there.
     pub fn write(&self, level: Level, message: &str) {
+        self.record(level, message, message);
+    }
+
+    fn record(&self, level: Level, message: &str, shown: &str) {
         if let Some((file, _)) = self.file.as_ref().filter(|(_, least)| level <= *least) {
             append(file, &line(false, level, message, SystemTime::now()));
         }
@@ -69,7 +85,7 @@ impl<'a> Log<'a> {
             return;
         }
         if level == Level::Error || (self.args.log.is_none() && level == Level::Warning) {
-            let _ = writeln!(std::io::stderr(), "{message}");
+            let _ = writeln!(std::io::stderr(), "{shown}");
         }
         if let Some(file) = &self.args.log {
             append(file, &line(self.args.log_json, level, message, SystemTime::now()));

@@ -3,6 +3,7 @@
 
 pub mod args;
 mod log;
+mod low_level;
 
 use super::{
     Context,
@@ -14,19 +15,14 @@ use crate::{
         delivery::{self, MountedBy},
         dev_char, oci_spec,
     },
-    config::Config,
+    config::{Config, engines::EngineRuntimes},
     error::{Code, Error, OrFail, Result},
     plan::DRIVER_DIR,
 };
-use args::RuntimeArgs;
+use args::{Dialect, NewContainer, RuntimeArgs};
 use log::{Level, Log};
 use rustix::fs::{Mode, OFlags};
-use std::{
-    ffi::OsString,
-    os::unix::{fs::MetadataExt, process::CommandExt},
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{ffi::OsString, os::unix::process::CommandExt, path::Path, process::Command};
 
 /// The names under which gpurun is this program. NVIDIA's toolkit has the last two for modes of its own; here there is one way.
 pub const NAMES: [&str; 4] = [
@@ -42,7 +38,7 @@ pub fn run(words: &[OsString]) -> u8 {
     let mut log = Log::new(&args);
     let Err(error) = become_runtime(&args, words, &mut log);
     // Engines show what the log says; a person who calls the runtime sees standard error.
-    log.write(Level::Error, &error.to_string());
+    log.write_error(Level::Error, &error);
     1
 }
 
@@ -55,17 +51,26 @@ fn become_runtime(args: &RuntimeArgs, words: &[OsString], log: &mut Log) -> Resu
         Err(_) => &default,
     };
     log.configure(config);
-    let runtime = low_level_runtime(config)?;
-    if args.makes_container {
-        make_gpu_container(args, &context?, log)?;
+    let engines = EngineRuntimes::load();
+    let noted = engines.as_ref().cloned().unwrap_or_default();
+    let runtime = low_level::find(config, &noted, args.root.as_deref())?;
+    if let Some(new) = args.new_container(words, Dialect::of(&runtime)) {
+        engines?;
+        make_gpu_container(args, &new, &context?, log)?;
     }
     let error = Command::new(&runtime).arg0(&runtime).args(words).exec();
-    Err(error).or_fail(Code::NoRuntime, || format!("{} cannot be run", runtime.display()))
+    Err(error).or_fail(Code::NoRuntime, || format!("{} cannot be run", runtime.display())).map_err(|error| {
+        error.fix("install runc or crun again, or name another in `runtimes` of /etc/gpurun/config.toml")
+    })
 }
 
 /// Gives the container what it asks for; one that asks for nothing is not touched.
-fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Result<()> {
-    let (bundle, mut spec) = Bundle::open(&args.bundle).map_err(by_hand)?;
+fn make_gpu_container(args: &RuntimeArgs, new: &NewContainer, context: &Context, log: &Log) -> Result<()> {
+    let (bundle, mut spec) = match Bundle::open(&new.bundle, new.config.as_deref()) {
+        // An option that is unknown here may be why: the low-level runtime knows, and refuses the bundle or the option.
+        Err(_) if new.has_unknown_option => return Ok(()),
+        opened => opened.map_err(by_hand)?,
+    };
     let Some(injection) = injection(&spec, context)? else { return Ok(()) };
     for warning in &injection.warnings {
         log.write(Level::Warning, warning);
@@ -73,7 +78,7 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Resul
     if args.systemd_cgroup && !in_user_namespace() {
         // The container has its devices in any case, until systemd is told to reload.
         if let Err(error) = dev_char::link_all(Path::new("/dev/char"), &injection.devices) {
-            log.write(Level::Warning, &error.to_string());
+            log.write_error(Level::Warning, &error);
         }
     }
     let mounted_by =
@@ -96,7 +101,7 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Resul
         let shm = oci_spec::engines_shm(&spec)
             .and_then(|source| rustix::fs::open(source, flags, Mode::empty()).ok());
         if let Err(error) = shm.map_or(Ok(()), |shm| delivery::grow_shm(&shm, size)) {
-            log.write(Level::Warning, &error.to_string());
+            log.write_error(Level::Warning, &error);
         }
     }
     bundle.replace(&spec)?;
@@ -109,70 +114,4 @@ fn make_gpu_container(args: &RuntimeArgs, context: &Context, log: &Log) -> Resul
 
 fn by_hand(error: Error) -> Error {
     error.fix("engines make bundles: start the container again; by hand, `runc spec` writes a config.json")
-}
-
-/// Those that are tried where the configuration names none.
-const RUNTIMES: [&str; 2] = ["runc", "crun"];
-/// Where they are looked for behind PATH: engines start their runtimes with any, or with none.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// The first of the configured runtimes that is there, by its path.
-fn low_level_runtime(config: &Config) -> Result<PathBuf> {
-    let configured = config.runtimes.as_ref().map(|names| names.iter().map(PathBuf::from).collect());
-    let names: Vec<PathBuf> = configured.unwrap_or_else(|| RUNTIMES.map(PathBuf::from).into());
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    // A relative entry is a directory of whoever is served.
-    let directories: Vec<PathBuf> = std::env::split_paths(&path)
-        .chain(std::env::split_paths(PATH))
-        .filter(|dir| dir.is_absolute())
-        .collect();
-    let own = identity(Path::new("/proc/self/exe"));
-    let is_runtime = |path: &PathBuf| {
-        // A wrapper that is called runc would call itself for ever.
-        identity(path).is_some_and(|identity| Some(identity) != own)
-            && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
-    };
-    let mut candidates = names.iter().flat_map(|name| {
-        let absolute = name.is_absolute().then(|| name.clone());
-        let is_name = name.components().count() == 1 && !name.is_absolute();
-        let in_path = directories.iter().filter(move |_| is_name).map(move |directory| directory.join(name));
-        absolute.into_iter().chain(in_path)
-    });
-    candidates.find(is_runtime).ok_or_else(|| {
-        let names: Vec<_> = names.iter().map(|name| name.display().to_string()).collect();
-        Error::new(Code::NoRuntime, format!("none of the low-level runtimes {} is there", names.join(", ")))
-            .cause(format!("names are looked for in {}:{PATH}", path.to_string_lossy()))
-            .fix("install runc or crun, or name another by its path: runtimes = [\"/usr/bin/runc\"] in gpurun's configuration")
-    })
-}
-
-/// Device and inode of a regular file, links followed.
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file).map(|file| (file.dev(), file.ino()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(runtimes: &[&str]) -> Config {
-        Config { runtimes: Some(runtimes.iter().map(ToString::to_string).collect()), ..Config::default() }
-    }
-
-    #[test]
-    fn the_first_runtime_that_is_there_and_not_ourselves() {
-        let own = std::fs::canonicalize("/proc/self/exe").unwrap();
-        let own = own.to_str().unwrap();
-        for (names, found) in [
-            (&["/bin/sh"][..], Some("/bin/sh")),
-            (&["/nowhere/runc", "/etc", "/etc/passwd", "/bin/sh"], Some("/bin/sh")),
-            (&[own, "/proc/self/exe", "/bin/sh"], Some("/bin/sh")),
-            (&["bin/sh", "../bin/sh", "", "."], None),
-        ] {
-            assert_eq!(low_level_runtime(&config(names)).ok().as_deref(), found.map(Path::new), "{names:?}");
-        }
-        assert!(low_level_runtime(&config(&["sh"])).unwrap().ends_with("sh"), "by name");
-        let error = low_level_runtime(&config(&["no-such-runtime"])).unwrap_err();
-        assert!(error.what().contains("no-such-runtime"), "{error}");
-    }
 }

@@ -8,7 +8,7 @@
 //! * User names, backslashes, percent signs and non-ASCII letters in the host are refused.
 
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     net::{IpAddr, Ipv6Addr},
 };
 
@@ -210,7 +210,7 @@ fn path_and_query(text: &str) -> String {
         if matches!(byte, b'!'..=b'~') && !b"\"<>\\^`{|}".contains(&byte) {
             encoded.push(char::from(byte));
         } else {
-            encoded.push_str(&format!("%{byte:02X}"));
+            let _ = write!(encoded, "%{byte:02X}");
         }
     }
     encoded

@@ -44,12 +44,11 @@ fn parameters(mut text: &str) -> BTreeMap<String, String> {
     while let Some((name, rest)) = text.split_once('=') {
         let name = name.trim_matches([' ', '\t', ',']).to_ascii_lowercase();
         let rest = rest.trim_start();
-        let (value, after) = match rest.strip_prefix('"') {
-            Some(quoted) => unquote(quoted),
-            None => {
-                let (value, after) = rest.split_once(',').unwrap_or((rest, ""));
-                (value.trim().to_owned(), after)
-            }
+        let (value, after) = if let Some(quoted) = rest.strip_prefix('"') {
+            unquote(quoted)
+        } else {
+            let (value, after) = rest.split_once(',').unwrap_or((rest, ""));
+            (value.trim().to_owned(), after)
         };
         // Of two, the first counts: a second one could only have been added on the way.
         found.entry(name).or_insert(value);

@@ -152,7 +152,7 @@ impl<'a> Client<'a> {
             let error = Error::new(Code::ImageBroken, what)
                 .cause(format!("a document of an image has at most {MAX_DOCUMENT} bytes"))
                 .fix(
-                    "have the image built again with fewer labels and a shorter history, or pull another tag",
+                    "have the image built again (`docker build`) with fewer labels and a shorter history, or pull another tag",
                 );
             return Err(Failure::lasting(error));
         }
@@ -202,7 +202,7 @@ fn media_type(bytes: &[u8], registry: Option<&str>) -> Result<String> {
     }
     let typed: Typed = crate::image::manifest::parse(bytes, "the image's manifest")?;
     let known = |kind: &&str| INDEXES.contains(kind) || MANIFESTS.contains(kind);
-    let named = [Some(typed.media_type.as_str()), registry].into_iter().flatten();
+    let mut named = [Some(typed.media_type.as_str()), registry].into_iter().flatten();
     if let Some(kind) = named.clone().find(known) {
         return Ok(kind.to_owned());
     }
@@ -215,13 +215,27 @@ fn media_type(bytes: &[u8], registry: Option<&str>) -> Result<String> {
     if let Some(guess) = guess.filter(|_| typed.media_type.is_empty()) {
         return Ok((*guess).to_owned());
     }
-    let kind = named.filter(|kind| !kind.is_empty()).next().unwrap_or_default();
+    let kind = named.find(|kind| !kind.is_empty()).unwrap_or_default();
     if typed.schema_version == 1 {
         return Err(Error::new(Code::ImageBroken, "the image has a manifest of Docker's first version")
             .cause("its parts have no digests that could be checked; Docker 28 refuses it as well")
             .fix("push the image again with a current tool: `skopeo copy --format v2s2 docker://IMAGE docker://IMAGE`"));
     }
     Err(not_an_image(kind))
+}
+
+/// The refusal of a server that the registry redirected to. It knows nothing of logins.
+fn store_denied(answer: Answer, base: &Address, name: &RegistryName) -> Failure {
+    let (registry, store) = (base.origin().host(), answer.from.origin().host());
+    let what = format!("{store}, to which {registry} redirects, denied access to {name}");
+    let cause = status_line(answer.response);
+    Failure::lasting(
+        Error::new(Code::NotAuthorised, what)
+            .cause(format!("{cause}: credentials for {registry} are not sent to {store}"))
+            .fix(format!(
+                "pull again, because such redirects expire; if it stays, the administrator of {registry} corrects its storage backend"
+            )),
+    )
 }
 
 impl Endpoint {
@@ -304,7 +318,7 @@ impl Endpoint {
         match answer.response.status() {
             code if code.is_success() => Ok(answer.response),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if answer.left => {
-                Err(self.store_denied(answer, base, name))
+                Err(store_denied(answer, base, name))
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let who = login_name(base);
@@ -321,20 +335,6 @@ impl Endpoint {
             (Some(_), true) => format!("the credentials that were sent are {}", self.credentials.found),
             (Some(_), false) => format!("it did not ask for the credentials: {}", self.credentials.found),
         }
-    }
-
-    /// The refusal of a server that the registry redirected to. It knows nothing of logins.
-    fn store_denied(&self, answer: Answer, base: &Address, name: &RegistryName) -> Failure {
-        let (registry, store) = (base.origin().host(), answer.from.origin().host());
-        let what = format!("{store}, to which {registry} redirects, denied access to {name}");
-        let cause = status_line(answer.response);
-        Failure::lasting(
-            Error::new(Code::NotAuthorised, what)
-                .cause(format!("{cause}: credentials for {registry} are not sent to {store}"))
-                .fix(format!(
-                    "pull again, because such redirects expire; if it stays, the administrator of {registry} corrects its storage backend"
-                )),
-        )
     }
 
     /// An answer, and the base that gave it.

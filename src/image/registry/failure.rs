@@ -177,7 +177,8 @@ fn complaint(body: Body) -> String {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Errors {
-        errors: Vec<One>,
+        #[serde(rename = "errors")]
+        all: Vec<One>,
         // Token services, and others that follow RFC 6749.
         details: String,
         error_description: String,
@@ -191,9 +192,8 @@ fn complaint(body: Body) -> String {
     let mut bytes = Vec::new();
     let reader = super::http::Paced::new(body.into_reader()).for_seconds(10);
     let _ = reader.take(64 << 10).read_to_end(&mut bytes);
-    let Errors { errors, details, error_description, message } =
-        go_json::from_slice(&bytes).unwrap_or_default();
-    let all = errors.into_iter().map(|one| one.message).chain([details, error_description, message]);
+    let Errors { all, details, error_description, message } = go_json::from_slice(&bytes).unwrap_or_default();
+    let all = all.into_iter().map(|one| one.message).chain([details, error_description, message]);
     let words: Vec<String> = all
         .map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "))
         .filter(|text| !text.is_empty())

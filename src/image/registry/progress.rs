@@ -14,6 +14,7 @@ use crate::image::Digest;
 use indicatif::{DecimalBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::{
+    fmt::Write as _,
     io::{IsTerminal, Write},
     sync::{Condvar, Mutex, PoisonError},
     thread,
@@ -111,7 +112,8 @@ impl<'a> Board<'a> {
         }
         let mut line = format!("gpurun: pulling {}", self.image);
         if now.total_layers > 0 {
-            line += &format!(
+            let _ = write!(
+                line,
                 ": {} of {} layers, {} of {}",
                 now.layers,
                 now.total_layers,
@@ -120,7 +122,7 @@ impl<'a> Board<'a> {
             );
         }
         if let Some((seconds, what)) = waiting {
-            line += &format!("; waiting for {what} ({seconds} s)");
+            let _ = write!(line, "; waiting for {what} ({seconds} s)");
         }
         print(&line);
     }

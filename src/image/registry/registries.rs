@@ -1,8 +1,7 @@
-//! Where an image is fetched from, by the files that Podman users have (containers-registries.conf(5), version 2, and what
-//! version 1 forbids): other places, mirrors, registries that are blocked or need no certificate.
+//! The places that an image is fetched from, by the configuration of Podman users (containers-registries.conf(5), version 2, and the
+//! lists of version 1): other locations, mirrors, blocked registries, registries that need no certificate.
 //!
-//! Not read: the registries in which Podman looks for names without one, and its short names. Here such a name is Docker Hub's,
-//! as with Docker, and nobody is asked in turn.
+//! `unqualified-search-registries` and short names are not read: a name without a host is Docker Hub's, as in Docker.
 
 use crate::{
     error::{Code, Error, OrFail, Result},
@@ -89,9 +88,12 @@ pub fn find(name: &RegistryName) -> Result<Places> {
         let fail = || format!("{} cannot be used", path.display());
         let text = match std::fs::read_to_string(&path) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
-            read => read.or_fail(Code::Config, fail)?,
+            read => read.or_fail(Code::Config, fail).map_err(|error| {
+                error.fix(format!("correct {}, or let yourself read it: chmod", path.display()))
+            })?,
         };
-        let registries = parse(&text).map_err(|error| error.context(fail()))?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let registries = parse(text).map_err(|error| error.context(fail()))?;
         // Of two that speak of the same names the later one counts, whole.
         all.extend(registries.into_iter().map(|one| (one.prefix.clone(), one)));
     }
@@ -129,7 +131,7 @@ fn parse(text: &str) -> Result<Vec<Registry>> {
     let File { mut registry, mut registries } = toml::from_str(text).map_err(|error: toml::de::Error| {
         Error::new(Code::Config, "it is not what containers-registries.conf(5) describes")
             .cause(error.message())
-            .fix("correct it: Podman reads it, too")
+            .fix("correct the file, which Podman reads as well: containers-registries.conf(5) describes it")
     })?;
     for (kind, blocked) in [("block", true), ("insecure", false)] {
         let listed = registries.remove(kind).unwrap_or_default().registries;
@@ -158,8 +160,9 @@ fn parse(text: &str) -> Result<Vec<Registry>> {
                 && !one.blocked
                 && !one.insecure
         {
-            return Err(Error::new(Code::Config, "a [[registry]] has neither prefix nor location")
-                .fix("correct it: Podman reads it, too"));
+            return Err(Error::new(Code::Config, "a [[registry]] has neither prefix nor location").fix(
+                "correct the file, which Podman reads as well: containers-registries.conf(5) describes it",
+            ));
         }
     }
     Ok(registry)
@@ -198,7 +201,9 @@ fn places(name: &RegistryName, all: &[Registry]) -> Result<Places> {
             format!("{name} may not be fetched: {} is blocked", registry.prefix),
         )
         .cause("registries.conf says so (/etc/containers, ~/.config/containers, and their registries.conf.d)")
-        .fix("name another registry; or ask who wrote it to take `blocked = true` out"));
+        .fix(
+            "name another registry; or ask the administrator to remove `blocked = true` from registries.conf",
+        ));
     }
     let there = |location: &str, insecure: bool| -> Result<Place> {
         if location.is_empty() {
@@ -212,7 +217,7 @@ fn places(name: &RegistryName, all: &[Registry]) -> Result<Places> {
             }
             _ => Err(Error::new(Code::Config, format!("registries.conf leads {name} to {moved:?}"))
                 .cause("that is no image of a registry: HOST/REPOSITORY")
-                .fix("correct location and prefix: Podman reads them, too")),
+                .fix("correct location and prefix in registries.conf, which Podman reads as well")),
         }
     };
     let applies = |mirror: &&Mirror| match mirror.when {

@@ -2,7 +2,7 @@
 
 use super::{BLOBS, Digest, IMAGES, Store, Version, damaged, marker::is_hex, short};
 use crate::{
-    error::{Code, Error, OrFail, Result},
+    error::{Code, Error, Result},
     image::{layer::Layer, manifest},
 };
 use rustix::{
@@ -157,8 +157,8 @@ impl Store {
 
     /// Keeps what a name stands for.
     pub fn put_record(&self, record: &Record) -> Result<()> {
-        let bytes =
-            serde_json::to_vec(record).or_fail(Code::Internal, || "an image's record cannot be written")?;
+        let bytes = serde_json::to_vec(record)
+            .map_err(|error| damaged("an image's record cannot be written", error))?;
         self.replace(&record_path(&record.name), &bytes)
     }
 

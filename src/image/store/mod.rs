@@ -25,7 +25,7 @@ pub use images::{Record, StoredImage};
 pub use layers::Pruned;
 
 use super::{Digest, ScratchDir, layout::Version, reserve::Reserve, tree, unpack::Ownership};
-use crate::error::{Code, Error, OrFail, Result};
+use crate::error::{Code, Error, Result};
 use rustix::{
     fd::OwnedFd,
     fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, openat, renameat, statat},
@@ -304,5 +304,5 @@ fn short(diff_id: &Digest) -> &str {
 }
 
 fn c_string(text: &str) -> Result<CString> {
-    CString::new(text).or_fail(Code::Internal, || "a name of the store holds a NUL")
+    CString::new(text).map_err(|error| damaged("a name in it holds a NUL", error))
 }

@@ -25,12 +25,17 @@ pub struct Header<'a> {
 impl<'a> Header<'a> {
     /// Checks the checksum. Writers disagree whether bytes above 127 count as negative (old Solaris, SunOS), so both sums do.
     pub fn new(block: &'a [u8; BLOCK]) -> Result<Self> {
-        let blank = |at: usize, byte: u8| if (148..156).contains(&at) { b' ' } else { byte };
-        let bytes = || block.iter().enumerate().map(|(at, &byte)| blank(at, byte));
-        let unsigned: i64 = bytes().map(i64::from).sum();
-        let signed: i64 = bytes().map(|byte| i64::from(byte.cast_signed())).sum();
+        let parts = [&block[..148], &block[156..]];
+        // The field itself counts as blanks.
+        let blanks = 8 * i64::from(b' ');
+        let unsigned =
+            || parts.iter().flat_map(|part| part.iter()).map(|&byte| i64::from(byte)).sum::<i64>() + blanks;
+        let signed = || {
+            parts.iter().flat_map(|part| part.iter()).map(|&byte| i64::from(byte.cast_signed())).sum::<i64>()
+                + blanks
+        };
         let promised = octal(&block[148..156]);
-        if promised != Some(unsigned) && promised != Some(signed) {
+        if promised != Some(unsigned()) && promised != Some(signed()) {
             return Err(broken("a header's checksum is wrong"));
         }
         let format = match (&block[257..263], &block[263..265], &block[508..512]) {

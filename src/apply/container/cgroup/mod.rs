@@ -7,10 +7,15 @@
 //! A directory is `gpurun/ID` below the highest cgroup, from the hierarchy's root down to our own, that we may write:
 //! for root the hierarchy's root, as Docker's `cgroupfs` driver has it; for a user what systemd delegated to him.
 
+mod limits;
+
+pub use limits::{CpuQuota, Limits, Swap};
+
 use crate::{
     error::{Code, Error, OrFail, Result},
     sys::bpf::{DeviceKind, DeviceRule, restrict_devices},
 };
+use limits::{Controller, Setting};
 use rustix::{
     fs::{Access, access, statfs},
     io::Errno,
@@ -33,17 +38,6 @@ const DIRECTORY: &str = "gpurun";
 
 /// Where the launcher moves when it must leave the cgroup that the container's is made in.
 const LAUNCHER: &str = "gpurun-launcher";
-
-/// What a container may use of the machine; `None` is no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Limits {
-    /// Bytes of memory; as much again of swap, as Docker has it.
-    pub memory: Option<u64>,
-    /// Processors' worth of time; 1.5 is one and a half.
-    pub cpus: Option<f64>,
-    /// Processes and threads.
-    pub pids: Option<u64>,
-}
 
 /// Which hierarchies a host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,84 +87,11 @@ fn is_mounted(path: &Path, file_system: i64) -> bool {
 }
 
 /// The v1 hierarchies that we may have joined; `cpu` may be a link to `cpu,cpuacct`.
-const LEGACY: [&str; 4] = ["memory", "cpu", "pids", "devices"];
+const LEGACY: [&str; 6] = ["memory", "cpu", "cpuset", "blkio", "pids", "devices"];
 
 /// Where the v1 hierarchy of a controller is mounted.
 pub fn legacy_mount(controller: &str) -> Option<PathBuf> {
     Some(Path::new(MOUNTS).join(controller)).filter(|path| is_mounted(path, CGROUP_SUPER_MAGIC))
-}
-
-/// One kind of limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Controller {
-    Memory,
-    Cpu,
-    Pids,
-}
-
-/// A file of a cgroup, and what is written there.
-struct Setting {
-    file: &'static str,
-    value: String,
-    /// Absent on a kernel that does not account swap; the limit on memory holds without it.
-    may_be_absent: bool,
-}
-
-fn setting(file: &'static str, value: &impl ToString) -> Setting {
-    Setting { file, value: value.to_string(), may_be_absent: false }
-}
-
-impl Controller {
-    const ALL: [Self; 3] = [Self::Memory, Self::Cpu, Self::Pids];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Cpu => "cpu",
-            Self::Pids => "pids",
-        }
-    }
-
-    fn option(self) -> &'static str {
-        match self {
-            Self::Memory => "--memory",
-            Self::Cpu => "--cpus",
-            Self::Pids => "--pids-limit",
-        }
-    }
-
-    /// What `limits` want of this controller in cgroup v2 (else v1); empty where they want nothing. In this order: v1
-    /// refuses a limit on memory and swap that is below the one on memory.
-    fn settings(self, limits: &Limits, unified: bool) -> Vec<Setting> {
-        /// Microseconds, the kernel's default and Docker's.
-        const PERIOD: u32 = 100_000;
-        let quota = |cpus: f64| format!("{:.0}", cpus * f64::from(PERIOD));
-        match (self, unified) {
-            (Self::Memory, true) => limits.memory.map_or_else(Vec::new, |bytes| {
-                // v2 counts swap alone.
-                let swap = Setting { may_be_absent: true, ..setting("memory.swap.max", &bytes) };
-                vec![setting("memory.max", &bytes), swap]
-            }),
-            (Self::Memory, false) => limits.memory.map_or_else(Vec::new, |bytes| {
-                // v1 counts memory and swap together.
-                let both = setting("memory.memsw.limit_in_bytes", &bytes.saturating_mul(2));
-                vec![setting("memory.limit_in_bytes", &bytes), Setting { may_be_absent: true, ..both }]
-            }),
-            (Self::Cpu, true) => limits
-                .cpus
-                .map(|cpus| setting("cpu.max", &format!("{} {PERIOD}", quota(cpus))))
-                .into_iter()
-                .collect(),
-            (Self::Cpu, false) => limits.cpus.map_or_else(Vec::new, |cpus| {
-                vec![setting("cpu.cfs_period_us", &PERIOD), setting("cpu.cfs_quota_us", &quota(cpus))]
-            }),
-            (Self::Pids, _) => limits.pids.map(|pids| setting("pids.max", &pids)).into_iter().collect(),
-        }
-    }
-
-    fn failed(self, cause: impl std::fmt::Display) -> Error {
-        Error::new(Code::Limit, format!("the limit of {} cannot be set", self.option())).cause(cause)
-    }
 }
 
 /// One container's cgroup. Nothing happens when it is dropped: a copy of it lives in the container's first process.
@@ -194,10 +115,6 @@ impl Cgroup {
     /// behind then.
     pub fn create(id: &str, limits: &Limits, restricted: bool) -> Result<Option<Self>> {
         let directory = directory(id)?;
-        if limits.cpus.is_some_and(|cpus| !(cpus.is_finite() && cpus >= 0.01)) {
-            // The kernel's least quota is a millisecond in 100.
-            return Err(Controller::Cpu.failed("the kernel takes 0.01 processors or more"));
-        }
         let mut cgroup = Self { layout: Layout::current(), directory, unified: None, legacy: Vec::new() };
         match cgroup.fill(limits) {
             Ok(()) if cgroup.unified.is_none() && cgroup.legacy.is_empty() && !restricted => Ok(None),
@@ -214,26 +131,50 @@ impl Cgroup {
         let directory = &self.directory.clone();
         let own = Place::read();
         let mut left: Vec<Controller> = Controller::ALL.into();
-        left.retain(|controller| !controller.settings(limits, true).is_empty());
+        left.retain(|controller| controller.is_limited(limits));
 
-        let start = self.layout.unified().and_then(|mount| own.highest_writable(&mount, None));
+        let parent = limits.parent.as_deref();
+        let start = |mount: &Path, controller: Option<&str>| match parent {
+            None => Ok(own.highest_writable(mount, controller)),
+            Some(parent) => below(mount, parent).map(Some),
+        };
+        let start_of = |controller: &str| match legacy_mount(controller) {
+            Some(mount) => start(&mount, Some(controller)),
+            None => Ok(None),
+        };
+        let start = match self.layout.unified() {
+            Some(mount) => start(&mount, None)?,
+            None => None,
+        };
         if let Some(start) = &start {
             let offered = read(&start.join("cgroup.controllers"));
-            let (here, elsewhere): (Vec<_>, Vec<_>) =
-                left.into_iter().partition(|one| offered.split_whitespace().any(|name| name == one.name()));
+            let (here, elsewhere): (Vec<_>, Vec<_>) = left
+                .into_iter()
+                .partition(|one| offered.split_whitespace().any(|name| name == one.name(true)));
             left = elsewhere;
             self.fill_unified(start, directory, &here, limits)?;
         }
         for controller in left {
-            let name = controller.name();
-            let start = legacy_mount(name)
-                .and_then(|mount| own.highest_writable(&mount, Some(name)))
-                .ok_or_else(|| not_delegated(controller, start.as_deref()))?;
+            let settings = controller.settings(limits, false);
+            if settings.is_empty() {
+                tracing::warn!(
+                    "{} has no effect: the cgroups of this host are of version 1",
+                    controller.options(limits)
+                );
+                continue;
+            }
+            let start = start_of(controller.name(false))?
+                .ok_or_else(|| not_delegated(controller, limits, start.as_deref()))?;
             let path = start.join(directory);
             fs::create_dir_all(&path)
-                .map_err(|error| controller.failed(format!("mkdir {}: {error}", path.display())))?;
+                .map_err(|error| controller.failed(limits, format!("mkdir {}: {error}", path.display())))?;
             self.legacy.push(path.clone());
-            set(&path, controller, &controller.settings(limits, false))?;
+            if controller == Controller::Cpuset {
+                inherit_processors(&start.join(DIRECTORY))
+                    .and_then(|()| inherit_processors(&path))
+                    .map_err(|error| controller.failed(limits, error))?;
+            }
+            set(&path, controller, limits, &settings)?;
         }
         Ok(())
     }
@@ -253,10 +194,17 @@ impl Cgroup {
             let _ = fs::remove_dir(&path);
         })?;
         self.unified = Some((path.clone(), open.into()));
-        enable(start, controllers)?;
-        enable(&start.join(DIRECTORY), controllers)?;
+        enable(start, controllers, limits)?;
+        enable(&start.join(DIRECTORY), controllers, limits)?;
         for controller in controllers {
-            set(&path, *controller, &controller.settings(limits, true))?;
+            let settings = controller.settings(limits, true);
+            if settings.is_empty() {
+                tracing::warn!(
+                    "{} has no effect: the cgroups of this host are of version 2",
+                    controller.options(limits)
+                );
+            }
+            set(&path, *controller, limits, &settings)?;
         }
         Ok(())
     }
@@ -338,13 +286,19 @@ impl Cgroup {
     }
 
     /// [`Cgroup::remove`] for a container whose launcher was killed.
-    pub fn remove_stale(id: &str) -> Result<()> {
+    ///
+    /// `parent` is what it was made below, where that was asked for.
+    pub fn remove_stale(id: &str, parent: Option<&Path>) -> Result<()> {
         let directory = directory(id)?;
         let own = Place::read();
         let unified = Layout::current().unified().map(|mount| (mount, None));
         let legacy = LEGACY.iter().filter_map(|&name| Some((legacy_mount(name)?, Some(name))));
         for (mount, controller) in unified.into_iter().chain(legacy) {
-            if let Some(start) = own.highest_writable(&mount, controller) {
+            let start = match parent {
+                None => own.highest_writable(&mount, controller),
+                Some(parent) => Some(mount.join(parent)),
+            };
+            if let Some(start) = start {
                 remove(&start.join(&directory))?;
             }
         }
@@ -419,16 +373,15 @@ impl Place {
     }
 }
 
-fn not_delegated(controller: Controller, start: Option<&Path>) -> Error {
-    let name = controller.name();
-    let error =
-        match start {
-            Some(start) => controller
-                .failed(format!("the cgroup {} does not offer the {name} controller", start.display())),
-            None => controller
-                .failed(format!("there is no cgroup with the {name} controller that gpurun may write")),
-        };
-    let option = controller.option();
+fn not_delegated(controller: Controller, limits: &Limits, start: Option<&Path>) -> Error {
+    let name = controller.name(start.is_some());
+    let error = match start {
+        Some(start) => controller
+            .failed(limits, format!("the cgroup {} does not offer the {name} controller", start.display())),
+        None => controller
+            .failed(limits, format!("there is no cgroup with the {name} controller that gpurun may write")),
+    };
+    let option = controller.options(limits);
     if rustix::process::geteuid().is_root() {
         error.fix(format!(
             "mount cgroup2 at {MOUNTS}, writable and with the {name} controller, or leave {option} out"
@@ -441,18 +394,18 @@ fn not_delegated(controller: Controller, start: Option<&Path>) -> Error {
 }
 
 /// Lets children of the cgroup v2 `path` have these controllers.
-fn enable(path: &Path, controllers: &[Controller]) -> Result<()> {
+fn enable(path: &Path, controllers: &[Controller], limits: &Limits) -> Result<()> {
     let control = path.join("cgroup.subtree_control");
     let already = read(&control);
     let missing: Vec<_> = controllers
         .iter()
-        .filter(|one| !already.split_whitespace().any(|name| name == one.name()))
-        .map(|one| format!("+{}", one.name()))
+        .filter(|one| !already.split_whitespace().any(|name| name == one.name(true)))
+        .map(|one| format!("+{}", one.name(true)))
         .collect();
     let Some(first) = controllers.first().filter(|_| !missing.is_empty()) else {
         return Ok(());
     };
-    let failed = |error| first.failed(format!("write {missing:?} to {}: {error}", control.display()));
+    let failed = |error| first.failed(limits, format!("write {missing:?} to {}: {error}", control.display()));
     match write(&control, &missing.join(" ")) {
         // A cgroup with processes of its own cannot limit its children (cgroup-v2.rst, "No Internal Process Constraint").
         Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
@@ -490,16 +443,54 @@ fn make(path: &Path) -> Result<()> {
     made.or_fail(Code::Cgroup, || format!("the cgroup {} cannot be made", path.display()))
 }
 
-fn set(path: &Path, controller: Controller, settings: &[Setting]) -> Result<()> {
-    for Setting { file, value, may_be_absent } in settings {
+fn set(path: &Path, controller: Controller, limits: &Limits, settings: &[Setting]) -> Result<()> {
+    for Setting { file, value, option, may_be_absent } in settings {
         match write(&path.join(file), value) {
-            Err(error) if *may_be_absent && error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if *may_be_absent && error.kind() == io::ErrorKind::NotFound => {
+                if let Some(option) = option {
+                    tracing::warn!("{option} has no effect: this kernel has no {file}");
+                }
+            }
             Err(error) => {
-                return Err(
-                    controller.failed(format!("write {value} to {}: {error}", path.join(file).display()))
-                );
+                return Err(controller
+                    .failed(limits, format!("write {value} to {}: {error}", path.join(file).display())));
             }
             Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Makes `parent` in a hierarchy, and gives the controllers of v2 to everything on the way. A slice's name holds those above it
+/// (systemd.slice(5)): `a-b.slice` is `a.slice/a-b.slice`.
+fn below(mount: &Path, parent: &Path) -> Result<PathBuf> {
+    let path = mount.join(parent);
+    fs::create_dir_all(&path).map_err(|error| {
+        Error::new(Code::Cgroup, format!("the cgroup {} of --cgroup-parent cannot be made", path.display()))
+            .cause(error)
+            .fix("name a cgroup below which gpurun may make others, or leave --cgroup-parent out")
+    })?;
+    if is_mounted(mount, CGROUP2_SUPER_MAGIC) {
+        let mut at = mount.to_owned();
+        for part in parent {
+            let offered = read(&at.join("cgroup.controllers"));
+            for controller in offered.split_whitespace() {
+                // Those that are wanted and cannot be had are reported where they are set.
+                let _ = write(&at.join("cgroup.subtree_control"), &format!("+{controller}"));
+            }
+            at.push(part);
+        }
+    }
+    Ok(path)
+}
+
+/// A new cgroup of the v1 hierarchy for processors and memory nodes has none, and nothing can be put into it
+/// (cgroup-v1/cpusets.rst).
+fn inherit_processors(path: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let (own, parent) = (path.join(file), path.join("..").join(file));
+        if fs::read_to_string(&own)?.trim().is_empty() {
+            write(&own, fs::read_to_string(parent)?.trim())?;
         }
     }
     Ok(())
@@ -577,287 +568,4 @@ fn kill(path: &Path) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
-    use std::process::{Child, Command, Output, Stdio};
-
-    /// Whether the kernel lets this process make cgroups; says so where not.
-    fn root(test: &str) -> bool {
-        let root = rustix::process::geteuid().is_root() && Layout::current() != Layout::Absent;
-        if !root {
-            eprintln!("{test}: skipped, making cgroups needs root and a cgroup hierarchy");
-        }
-        root
-    }
-
-    fn id(test: &str) -> String {
-        format!("test-{test}-{}", std::process::id())
-    }
-
-    /// A shell that runs `script` once it is in the cgroup.
-    fn start(cgroup: &Cgroup, script: &str) -> Child {
-        let mut shell = Command::new("sh")
-            .args(["-c", &format!("read -r go; {script}")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        if let Some((path, _)) = &cgroup.unified {
-            write(&path.join("cgroup.procs"), &shell.id().to_string()).unwrap();
-        }
-        cgroup.join(Pid::from_child(&shell)).unwrap();
-        shell.stdin.take().unwrap().write_all(b"go\n").unwrap();
-        shell
-    }
-
-    fn run(cgroup: &Cgroup, script: &str) -> Output {
-        start(cgroup, script).wait_with_output().unwrap()
-    }
-
-    fn paths(cgroup: &Cgroup) -> Vec<PathBuf> {
-        cgroup.unified.iter().map(|(path, _)| path.clone()).chain(cgroup.legacy.clone()).collect()
-    }
-
-    #[test]
-    fn a_memory_limit_kills_what_exceeds_it() {
-        if !root("memory") {
-            return;
-        }
-        let limits = Limits { memory: Some(48 << 20), ..Limits::default() };
-        let cgroup = Cgroup::create(&id("memory"), &limits, false).unwrap().unwrap();
-        let allocate = |size| format!("dd if=/dev/zero of=/dev/null bs={size} count=1; echo survived: $?");
-        let said = |output: Output| String::from_utf8(output.stdout).unwrap();
-        assert_eq!(said(run(&cgroup, &allocate("8M"))), "survived: 0\n");
-        assert_eq!(said(run(&cgroup, &allocate("200M"))), "survived: 137\n");
-        cgroup.remove().unwrap();
-    }
-
-    #[test]
-    fn a_limit_of_processes_stops_a_fork() {
-        if !root("pids") {
-            return;
-        }
-        let limits = Limits { pids: Some(3), ..Limits::default() };
-        let cgroup = Cgroup::create(&id("pids"), &limits, false).unwrap().unwrap();
-        assert!(run(&cgroup, "sleep 0 & sleep 0 & wait").status.success());
-        assert!(!run(&cgroup, "sleep 1 & sleep 1 & sleep 1 & wait").status.success());
-        cgroup.remove().unwrap();
-    }
-
-    #[test]
-    fn a_limit_of_processors_is_written_as_a_quota() {
-        if !root("cpus") {
-            return;
-        }
-        let limits = Limits { cpus: Some(1.5), ..Limits::default() };
-        let cgroup = Cgroup::create(&id("cpus"), &limits, false).unwrap().unwrap();
-        let written: Vec<String> = paths(&cgroup)
-            .iter()
-            .flat_map(|path| {
-                ["cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"].map(|file| read(&path.join(file)))
-            })
-            .filter(|text| !text.is_empty())
-            .collect();
-        assert!(written == ["150000 100000\n"] || written == ["150000\n", "100000\n"], "{written:?}");
-        cgroup.remove().unwrap();
-        for nonsense in [0.0, -1.0, f64::NAN, f64::INFINITY, 0.001] {
-            let limits = Limits { cpus: Some(nonsense), ..Limits::default() };
-            assert_eq!(Cgroup::create(&id("cpus"), &limits, false).unwrap_err().code(), Code::Limit);
-        }
-    }
-
-    #[test]
-    fn only_the_devices_of_the_rules_open() {
-        if !root("devices") {
-            return;
-        }
-        let directory = tempfile::tempdir_in("/dev").unwrap();
-        let node = |name: &str, minor| {
-            let path = directory.path().join(name);
-            let mode = Mode::RUSR | Mode::WUSR;
-            mknodat(CWD, &path, FileType::CharacterDevice, mode, makedev(1, minor)).unwrap();
-            path.display().to_string()
-        };
-        let (null, zero) = (node("null", 3), node("zero", 5));
-        let read_zero = DeviceRule {
-            kind: DeviceKind::Char,
-            major: Some(1),
-            minor: Some(5),
-            read: true,
-            write: false,
-            mknod: false,
-        };
-        let mut cgroup = Cgroup::create(&id("devices"), &Limits::default(), true).unwrap().unwrap();
-        cgroup.restrict(&[read_zero]).unwrap();
-        assert!(cgroup.dir_fd().is_some() || cgroup.layout == Layout::Legacy);
-        let works = |script: &str| run(&cgroup, script).status.success();
-        assert!(works(&format!(": < {zero}")));
-        assert!(!works(&format!(": > {zero}")));
-        assert!(!works(&format!(": < {null}")));
-        assert!(!works(&format!("mknod {}/full c 1 7", directory.path().display())));
-        cgroup.remove().unwrap();
-        let bare = Cgroup::create(&id("devices"), &Limits::default(), false).unwrap().unwrap();
-        assert!(run(&bare, &format!(": < {null}")).status.success());
-        bare.remove().unwrap();
-    }
-
-    #[test]
-    fn v1_hierarchies_restrict_devices_where_there_is_no_v2() {
-        if !root("devices of v1") {
-            return;
-        }
-        if legacy_mount("devices").is_none() {
-            eprintln!("devices of v1: skipped, no such hierarchy is mounted");
-            return;
-        }
-        let directory = directory(&id("legacy")).unwrap();
-        let mut cgroup = Cgroup { layout: Layout::Legacy, directory, unified: None, legacy: Vec::new() };
-        let mut rules = [DeviceRule {
-            kind: DeviceKind::All,
-            major: Some(1),
-            minor: None,
-            read: true,
-            write: false,
-            mknod: false,
-        }; 2];
-        rules[1].read = false;
-        cgroup.restrict(&rules).unwrap();
-        assert_eq!(read(&cgroup.legacy[0].join("devices.list")), "c 1:* r\nb 1:* r\n");
-        assert!(run(&cgroup, ": < /dev/zero").status.success());
-        assert!(!run(&cgroup, ": > /dev/zero").status.success());
-        // v1 has no cgroup.kill.
-        let mut shell = start(&cgroup, "exec sleep 1000");
-        cgroup.remove().unwrap();
-        assert!(!shell.wait().unwrap().success());
-    }
-
-    #[test]
-    fn what_a_killed_launcher_left_is_killed_and_removed() {
-        if !root("stale") {
-            return;
-        }
-        let id = id("stale");
-        let limits = Limits { pids: Some(100), memory: Some(1 << 30), ..Limits::default() };
-        let cgroup = Cgroup::create(&id, &limits, false).unwrap().unwrap();
-        let again = Cgroup::create(&id, &limits, false).unwrap_err();
-        assert_eq!(again.code(), Code::Cgroup, "an id is used once");
-        let mut shell = start(&cgroup, "echo ready; sleep 1000 & sleep 1000");
-        std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
-        let paths = paths(&cgroup);
-        for path in &paths {
-            fs::create_dir_all(path.join("made/inside")).unwrap();
-        }
-        drop(cgroup);
-        assert!(paths.iter().all(|path| path.exists()));
-        Cgroup::remove_stale(&id).unwrap();
-        assert!(!paths.iter().any(|path| path.exists()), "{paths:?}");
-        assert!(!shell.wait().unwrap().success());
-        Cgroup::remove_stale(&id).unwrap();
-    }
-
-    #[test]
-    fn a_failure_leaves_nothing_behind() {
-        if !root("failure") {
-            return;
-        }
-        let id = id("failure");
-        // The kernel takes no such number of processes.
-        let limits = Limits { pids: Some(u64::MAX), memory: Some(1 << 30), ..Limits::default() };
-        let error = Cgroup::create(&id, &limits, false).unwrap_err();
-        assert_eq!(error.code(), Code::Limit);
-        assert!(error.what().contains("--pids-limit"), "{error}");
-        let mut mounts =
-            Layout::current().unified().into_iter().chain(LEGACY.into_iter().filter_map(legacy_mount));
-        assert!(mounts.all(|mount| !mount.join(directory(&id).unwrap()).exists()));
-    }
-
-    #[test]
-    fn a_user_without_a_cgroup_runs_without_but_not_with_a_limit() {
-        let delegated =
-            Layout::current().unified().and_then(|mount| Place::read().highest_writable(&mount, None));
-        if rustix::process::geteuid().is_root() || delegated.is_some() {
-            eprintln!("user: skipped, this is root or a user with a cgroup of his own");
-            return;
-        }
-        let id = id("user");
-        assert!(Cgroup::create(&id, &Limits::default(), false).unwrap().is_none());
-        let limits = Limits { memory: Some(1 << 30), ..Limits::default() };
-        let error = Cgroup::create(&id, &limits, false).unwrap_err();
-        assert_eq!(error.code(), Code::Limit);
-        assert!(error.fix_line().contains("Delegate=yes"), "{error}");
-        Cgroup::remove_stale(&id).unwrap();
-    }
-
-    #[test]
-    fn the_launcher_steps_aside_only_where_it_is_alone() {
-        let Some(mount) = Layout::current().unified().filter(|_| root("aside")) else { return };
-        let path = mount.join(id("aside"));
-        fs::create_dir(&path).unwrap();
-        let procs = path.join("cgroup.procs");
-        let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
-        write(&procs, &other.id().to_string()).unwrap();
-        assert!(step_aside(&path, getpid()).unwrap_err().to_string().contains("other processes"));
-        assert!(!path.join(LAUNCHER).exists());
-        step_aside(&path, Pid::from_child(&other)).unwrap();
-        assert_eq!(read(&procs), "");
-        assert_eq!(read(&path.join(LAUNCHER).join("cgroup.procs")), format!("{}\n", other.id()));
-        other.kill().unwrap();
-        other.wait().unwrap();
-        remove(&path).unwrap();
-    }
-
-    #[test]
-    fn ids_are_plain_names() {
-        for id in ["", "..", "a/b", "a\0", ".hidden"] {
-            assert!(Cgroup::remove_stale(id).is_err(), "{id:?}");
-        }
-    }
-
-    #[test]
-    fn our_own_place_is_found_by_hierarchy() {
-        let own = Place(
-            "12:cpu,cpuacct:/a\n3:name=systemd:/s:x\n2:cpu,cpuset:/no\n0::/user.slice/x.scope\n".into(),
-        );
-        assert_eq!(own.path(Some("cpu")), Some("/a"));
-        assert_eq!(own.path(Some("name=systemd")), Some("/s:x"));
-        assert_eq!(own.path(None), Some("/user.slice/x.scope"));
-        assert_eq!(own.path(Some("memory")), None);
-        assert_eq!(Place(String::new()).path(None), None);
-    }
-
-    #[test]
-    fn the_start_is_the_highest_cgroup_that_is_ours() {
-        let mount = tempfile::tempdir().unwrap();
-        let own = Place("0::/user/service/scope\n".into());
-        let start = || own.highest_writable(mount.path(), None);
-        assert_eq!(start(), None);
-        // No cgroup.procs that may be written above it: `service` is what was delegated.
-        fs::create_dir_all(mount.path().join("user/service/scope")).unwrap();
-        fs::write(mount.path().join("user/service/scope/cgroup.procs"), "").unwrap();
-        assert_eq!(start(), Some(mount.path().join("user/service/scope")));
-        fs::write(mount.path().join("user/service/cgroup.procs"), "").unwrap();
-        assert_eq!(start(), Some(mount.path().join("user/service")));
-        let outside = Place("0::/../service\n".into());
-        assert_eq!(outside.highest_writable(&mount.path().join("user"), None), None);
-    }
-
-    #[test]
-    fn v2_gets_the_values_that_docker_writes() {
-        let limits = Limits { memory: Some(4096), cpus: Some(0.5), pids: Some(7) };
-        let written: Vec<(&str, String)> = Controller::ALL
-            .iter()
-            .flat_map(|controller| controller.settings(&limits, true))
-            .map(|setting| (setting.file, setting.value))
-            .collect();
-        let expected = [
-            ("memory.max", "4096"),
-            ("memory.swap.max", "4096"),
-            ("cpu.max", "50000 100000"),
-            ("pids.max", "7"),
-        ];
-        assert_eq!(written, expected.map(|(file, value)| (file, value.to_owned())));
-        assert!(Controller::ALL.iter().all(|one| one.settings(&Limits::default(), true).is_empty()));
-    }
-}
+mod tests;
