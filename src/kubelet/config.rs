@@ -358,7 +358,7 @@ impl Options {
             watched: Watched::new(&flags.disable_healthchecks, &flags.enable_healthchecks),
             dra: flags.dra.unwrap_or(false),
             timestamp: !flags.no_timestamp.or(file.no_timestamp).unwrap_or(false),
-            machine_type_file: flags.machine_type_file.or(file.machine_type_file),
+            machine_type_file: flags.machine_type_file.or(file.machine_type),
         }
         .of_claims()
     }

@@ -2,8 +2,11 @@
 
 use crate::{authority, config::file::File, dra};
 
-/// Every target of this crate: a name, which is also the directory of its seeds, and the function.
-pub const TARGETS: &[(&str, fn(&[u8]))] =
+/// A name, which is also the directory of its seeds, and the function.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target of this crate.
+pub const TARGETS: &[Target] =
     &[("dra_checkpoint", dra::fuzz), ("http2_frames", authority::fuzz), ("plugin_config", plugin_config)];
 
 fn plugin_config(bytes: &[u8]) {

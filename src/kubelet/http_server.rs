@@ -181,7 +181,7 @@ mod tests {
         let addresses = |clients: &Clients| clients.0.iter().map(|client| client.address).collect::<Vec<_>>();
         // Few of one address, which does not cost others their places.
         let mut clients = Clients(
-            (0..MOST_OF_ADDRESS + 1).map(|number| client(usize::from(number > 0), number == 1)).collect(),
+            (0..=MOST_OF_ADDRESS).map(|number| client(usize::from(number > 0), number == 1)).collect(),
         );
         clients.make_place(address(1));
         assert_eq!(clients.0.len(), MOST_OF_ADDRESS);

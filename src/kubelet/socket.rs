@@ -52,9 +52,9 @@ impl Socket {
         let first = path.with_file_name(format!(".{random:08x}"));
         let listener = UnixListener::bind(&first).or_fail(Code::Config, failed).map_err(fix)?;
         let inode = open(&first, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
-        let inode = inode.and_then(|inode| rename(&first, path).map(|()| inode)).map_err(|errno| {
+        let inode = inode.and_then(|inode| rename(&first, path).map(|()| inode));
+        let inode = inode.inspect_err(|_| {
             let _ = unlink(&first);
-            errno
         });
         let inode = inode.or_fail(Code::Config, failed).map_err(fix)?;
         Ok((listener, Self { path: path.into(), inode }))

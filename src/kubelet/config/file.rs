@@ -34,7 +34,7 @@ pub struct File {
     pub cdi_annotation_prefix: Option<String>,
     pub hook: Option<PathBuf>,
     pub no_timestamp: Option<bool>,
-    pub machine_type_file: Option<PathBuf>,
+    pub machine_type: Option<PathBuf>,
     pub sharing: Sharing,
     pub imex_channel_ids: Option<Vec<u32>>,
     pub imex_required: Option<bool>,
@@ -67,15 +67,15 @@ impl File {
         file.plugin(&mut plugin)?;
         let mut discovery = flags.section("gfd", false)?;
         file.no_timestamp = discovery.switch("noTimestamp")?;
-        file.machine_type_file = discovery.path("machineTypeFile")?;
+        file.machine_type = discovery.path("machineTypeFile")?;
         let mut sharing = top.section("sharing", false)?;
         file.sharing(&mut sharing, &mut ignored)?;
         let mut imex = top.section("imex", false)?;
         file.imex_required = imex.switch("required")?;
         file.imex_channel_ids = channel_ids(&mut imex)?;
-        [top, flags, plugin, discovery, sharing, imex]
-            .into_iter()
-            .for_each(|section| section.ignored(&mut ignored));
+        for section in [top, flags, plugin, discovery, sharing, imex] {
+            section.ignored(&mut ignored);
+        }
         let ignored = ignored.iter().map(|place| format!("{place} in the configuration file has no effect"));
         file.warnings.extend(ignored);
         Ok(file)

@@ -284,7 +284,7 @@ mod tests {
             ["*c"; 100].join(",")
         );
         for text in ["[", "a: *b", "{? {a: b} : c}", ".inf", "<<: 5", &"[".repeat(100_000), &bomb] {
-            assert!(parse(text).is_err(), "{:.40}", text);
+            assert!(parse(text).is_err(), "{text:.40}");
         }
     }
 }

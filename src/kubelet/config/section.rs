@@ -138,7 +138,7 @@ impl Section {
 pub fn choice<T: ValueEnum>(place: &str, word: &str) -> Result<T> {
     T::from_str(word, false).map_err(|_| {
         let known: Vec<_> = T::value_variants().iter().filter_map(ValueEnum::to_possible_value).collect();
-        let known: Vec<_> = known.iter().map(|value| value.get_name()).collect();
+        let known: Vec<_> = known.iter().map(clap::builder::PossibleValue::get_name).collect();
         Error::new(Code::Config, format!("{place} is {word:?}"))
             .cause(format!("it can be {}", known.join(", ")))
             .fix(format!("write one of these words at {place}"))

@@ -14,7 +14,8 @@ use tokio::task::JoinHandle;
 
 /// A resource that is served and registered. It ends when it is dropped.
 pub(super) struct Running {
-    tasks: [JoinHandle<()>; 2],
+    serving: JoinHandle<()>,
+    registering: JoinHandle<()>,
     socket: Socket,
     /// Another plugin has the socket's name, and the log says which.
     pub(super) is_aside: bool,
@@ -22,14 +23,22 @@ pub(super) struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.serving.abort();
+        self.registering.abort();
+    }
+}
+
+impl Running {
+    /// The socket's name in the kubelet's directory.
+    fn endpoint(&self) -> String {
+        self.socket.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
 
 impl Plugin {
     pub(super) async fn notice(&mut self, what: Noticed) {
         match what {
-            Noticed::Kubelet => self.servers.clear(),
+            Noticed::Kubelet => self.register_again(),
             Noticed::Socket(name) => {
                 let is_it = |running: &Running| running.socket.path().file_name() == Some(name.as_os_str());
                 let Some(resource) =
@@ -98,15 +107,33 @@ impl Plugin {
             metrics: Arc::clone(&self.metrics),
         });
         let serving = tokio::spawn(async move { match grpc::serve(listener, service).await {} });
+        let registering = self.register(name, endpoint);
+        Ok(Running { serving, registering, socket, is_aside: false })
+    }
+
+    /// A kubelet knows no resource when it starts. One that was registered a moment ago may be in use already, so a socket that
+    /// is there stays.
+    fn register_again(&mut self) {
+        self.servers.retain(|_, running| running.socket.standing() != Standing::Gone);
+        let own = self.servers.iter().filter(|(_, running)| running.socket.standing() == Standing::Ours);
+        let own: Vec<_> = own.map(|(name, running)| (name.clone(), running.endpoint())).collect();
+        for (name, endpoint) in own {
+            let registering = self.register(&name, &endpoint);
+            if let Some(running) = self.servers.get_mut(&name) {
+                std::mem::replace(&mut running.registering, registering).abort();
+            }
+        }
+    }
+
+    fn register(&self, name: &str, endpoint: &str) -> JoinHandle<()> {
         let (kubelet, name, endpoint) =
             (self.options.kubelet_socket.clone(), name.to_owned(), endpoint.to_owned());
         let metrics = Arc::clone(&self.metrics);
-        let registering = tokio::spawn(async move {
+        tokio::spawn(async move {
             if let Some(kubelet) = kubelet {
                 metrics.registration();
                 registration::register(&kubelet, &name, &endpoint).await;
             }
-        });
-        Ok(Running { tasks: [serving, registering], socket, is_aside: false })
+        })
     }
 }
