@@ -72,7 +72,9 @@ pub(super) fn gpus(text: &str) -> Result<Gpus> {
                 filter.arch =
                     Some(value.parse::<Version>().map_err(|cause| refuse(cause).fix("write arch>=9.0"))?);
             }
-            "mem" => filter.memory = Some(bytes(value).map_err(&refuse)?),
+            "mem" => {
+                filter.memory = Some(bytes(value).map_err(|cause| refuse(cause).fix("write mem>=40GiB"))?)
+            }
             "free" => {
                 return Err(refuse(
                     "`free>=` asks for the memory that is free now, which this version does not measure"
@@ -315,7 +317,12 @@ mod tests {
                 "the keys are count, device, capabilities, driver, options, and the conditions arch>= and mem>=",
             ),
             ("arch>=x", 20, "\"x\" is not a version such as 12.4", "write arch>=9.0"),
-            ("mem>=40", 20, "`40` is not a size such as 40GiB (MiB, GiB, TiB, or MB, GB, TB by tens)", ""),
+            (
+                "mem>=40",
+                20,
+                "`40` is not a size such as 40GiB (MiB, GiB, TiB, or MB, GB, TB by tens)",
+                "write mem>=40GiB",
+            ),
             (
                 "2,free>=20GiB",
                 20,
