@@ -282,11 +282,11 @@ mod tests {
 
     #[test]
     fn an_engine_gets_one_line_that_it_does_not_cut() {
-        let of = |errno: rustix::io::Errno| {
+        use rustix::io::Errno;
+        let of = |errno: Errno| {
             let error = std::io::Error::from(errno);
             Error::new(Code::Rootfs, "/usr/bin cannot be made").cause("openat").cause(error).fix("do this")
         };
-        use rustix::io::Errno;
         for errno in [Errno::NOENT, Errno::ACCESS, Errno::PERM, Errno::NOTDIR, Errno::ISDIR] {
             let line = of(errno).for_engine();
             assert!(line.starts_with("error[GPU-0057]: /usr/bin cannot be made; cause: openat: E"), "{line}");

@@ -111,9 +111,9 @@ pub fn replay(target: Target) -> usize {
     paths.sort_unstable();
     for path in &paths {
         let input = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        // A panic of the target is reported beneath the name of its input.
-        println!("{}", path.display());
-        target.1(&input);
+        // A panic of the target is reported with the name of its input.
+        let ended = std::panic::catch_unwind(|| target.1(&input));
+        assert!(ended.is_ok(), "the input {} made the target {} panic", path.display(), target.0);
     }
     paths.len()
 }

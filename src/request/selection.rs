@@ -73,7 +73,7 @@ pub(super) fn gpus(text: &str) -> Result<Gpus> {
                     Some(value.parse::<Version>().map_err(|cause| refuse(cause).fix("write arch>=9.0"))?);
             }
             "mem" => {
-                filter.memory = Some(bytes(value).map_err(|cause| refuse(cause).fix("write mem>=40GiB"))?)
+                filter.memory = Some(bytes(value).map_err(|cause| refuse(cause).fix("write mem>=40GiB"))?);
             }
             "free" => {
                 return Err(refuse(
