@@ -3,13 +3,16 @@
 use gpurun::{
     apply::{
         bundle::{Bundle, ContainerRoot},
-        loader::Prepared,
+        host_object::open_tree,
+        loader::SmallFile,
         mount::{self, NOTHING},
-        rootfs::{Layers, Root},
+        placement::{self, DriverMount},
+        rootfs::{Layers, Mounts, Place, Root},
     },
     error::{Code, Error, OrFail, Result},
-    formats::{mountinfo, oci::State},
-    plan::{DRIVER_DIR, Symlink},
+    formats::oci::State,
+    output,
+    plan::{Injection, Symlink},
     sys::mount::{Flags, restrict},
 };
 use rustix::{
@@ -26,9 +29,6 @@ use std::{
 
 /// A state has some hundred bytes and the engine's annotations.
 const MAX_STATE: u64 = 16 << 20;
-/// Where engines mount a new file system for the container, to which a hook may write; a volume can lie there in its place.
-const OWN_MOUNTS: [&str; 2] = [DRIVER_DIR, "/dev"];
-
 /// A container that is made and not yet started.
 #[derive(Debug)]
 pub struct Container {
@@ -38,8 +38,8 @@ pub struct Container {
     whole: Root,
     /// The same without: volumes are the host's or another container's.
     root: Root,
-    /// Those of [`OWN_MOUNTS`] that there are, likewise.
-    mounts: Vec<(&'static Path, Root)>,
+    /// What is mounted in it.
+    mounts: Mounts,
 }
 
 impl Container {
@@ -63,38 +63,13 @@ impl Container {
         let failed = || "the container's mounts cannot be read";
         let path = std::fs::canonicalize(&root.path).or_fail(Code::Mount, failed)?;
         let table = std::fs::read("/proc/self/mountinfo").or_fail(Code::Mount, failed)?;
-        Self::beneath(&root.directory, &path, &table)
-    }
-
-    /// The container with this root, which is at `path` in the namespace whose mounts `table` has.
-    fn beneath(root: &OwnedFd, path: &Path, table: &[u8]) -> Result<Self> {
-        let copy = || root.try_clone().or_fail(Code::Internal, || "no descriptor is left");
-        let image = Layers::mounted(root).or_fail(Code::Internal, || "no descriptor is left")?;
-        let whole = Root::new(copy()?);
-        // Before the root is changed the host's mounts are there, too: a volume comes from one of them.
-        let is_new = |directory: &OwnedFd| {
-            rustix::fs::fstat(directory).is_ok_and(|stat| {
-                let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
-                mountinfo::mount_points(table, device).all(|point| point.starts_with(path))
-            })
-        };
-        let mounted = |mount: &'static str| {
-            // A link of the image's could lead to a volume.
-            let directory = whole.plain_directory(Path::new(mount)).ok().filter(is_new)?;
-            Some((Path::new(mount), Root::without_mounts(directory)))
-        };
-        let mounts = OWN_MOUNTS.into_iter().filter_map(mounted).collect();
-        Ok(Self { image, root: Root::without_mounts(copy()?), mounts, whole })
-    }
-
-    /// The file system on which a path is, and the path there.
-    fn place(&self, path: &Path) -> (&Root, PathBuf) {
-        for (mount, root) in &self.mounts {
-            if let Ok(below) = path.strip_prefix(mount) {
-                return (root, Path::new("/").join(below));
-            }
-        }
-        (&self.root, path.into())
+        let copy = || root.directory.try_clone().or_fail(Code::Internal, || "out of descriptors");
+        Ok(Self {
+            image: Layers::mounted(&root.directory).or_fail(Code::Internal, || "out of descriptors")?,
+            whole: Root::new(copy()?),
+            root: Root::without_mounts(copy()?),
+            mounts: Mounts::of_namespace(&table, &path, Path::new("/")),
+        })
     }
 
     /// Looks at what is at a path of the container. A device node may be a mount, where none can be made.
@@ -104,16 +79,19 @@ impl Container {
 
     /// Opens what is at a path of the container to change it: nothing on a volume.
     pub fn open(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
-        let (root, path) = self.place(path);
-        root.open(&path, OFlags::PATH)
+        match self.mounts.place(&self.image, path) {
+            Place::Root { path } => self.root.open(&path, OFlags::PATH),
+            Place::Memory { path, .. } => self.whole.open(&path, OFlags::PATH),
+            Place::Volume { .. } => Err(Errno::XDEV),
+            Place::Nowhere => Err(Errno::NOENT),
+        }
     }
 
-    /// Makes a link.
+    /// Makes a link, if it has a place. One beside a device node is made where the container has the node.
     pub fn link(&self, link: &Symlink) -> Result<()> {
         let path = normal(&link.link.0)?;
         let target = &link.target;
         if path.starts_with("/dev") {
-            // One beside a device node, which this container has or has not.
             let mut node = path.parent().unwrap_or(&path).to_path_buf();
             for part in target.components() {
                 if part == Component::ParentDir {
@@ -122,31 +100,82 @@ impl Container {
                     node.push(part);
                 }
             }
-            // With `-v /dev:/dev` the links are the host's, too.
-            if self.look(&node).is_err() || self.open(Path::new("/dev")).err() == Some(Errno::XDEV) {
+            if self.look(&node).is_err() {
                 return Ok(());
             }
         }
-        let (root, path) = self.place(&path);
-        root.symlink(&path, target)
+        let made = match self.mounts.place_of_entry(&self.image, &path) {
+            Place::Root { path } => self.root.symlink(&path, target),
+            Place::Memory { path, is_mount_point: false } => self.whole.symlink(&path, target),
+            // With `-v /dev:/dev` the links are the host's, too.
+            _ if path.starts_with("/dev") => return Ok(()),
+            _ => Err(on_a_volume(&path)),
+        };
+        // What a spec lists are names beside the one that the loader's cache has.
+        if let Err(error) = made {
+            note(&error);
+        }
+        Ok(())
     }
 
-    /// Writes a file.
-    pub fn write(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
-        let path = normal(path)?;
-        let (root, path) = self.place(&path);
-        root.write(&path, content, mode)
+    /// Writes a file, if it has a place. One that only helps is left out otherwise.
+    pub fn write(&self, file: &SmallFile) -> Result<()> {
+        let path = normal(&file.path)?;
+        let written = match self.mounts.place_of_entry(&self.image, &path) {
+            Place::Root { path } => self.root.write(&path, &file.content, file.mode),
+            Place::Memory { path, is_mount_point: false } => {
+                self.whole.write(&path, &file.content, file.mode)
+            }
+            _ => Err(on_a_volume(&path)),
+        };
+        match written {
+            Err(error) if !file.is_needed => note(&error),
+            result => result?,
+        }
+        Ok(())
     }
 
-    /// Writes and links what the loader needs.
-    pub fn lay(&self, prepared: &Prepared) -> Result<()> {
-        prepared.files.iter().try_for_each(|(path, content, mode)| self.write(path, content, *mode))?;
-        prepared.symlinks.iter().try_for_each(|link| self.link(link))
+    /// Places what the loader needs, and the injection's links.
+    pub fn lay(&self, injection: &Injection) -> Result<PathBuf> {
+        let placement = placement::place(&self.image, &self.mounts, injection, DriverMount::Done)?;
+        for note in &placement.notes {
+            output::report(&format_args!("gpurun-hook: {note}"));
+        }
+        // The driver's mount points are below it: runc before 1.1.14 makes them by name (CVE-2024-45310).
+        let above = placement.driver_dir.parent().unwrap_or(&placement.driver_dir);
+        if let Place::Volume { path, .. } = self.mounts.place(&self.image, above) {
+            let path = path.display();
+            output::report(&format_args!(
+                "gpurun-hook: a volume is over {path}: the engine has made the driver's mount points on it"
+            ));
+        }
+        placement.files.iter().chain(&placement.covers).try_for_each(|file| self.write(file))?;
+        for link in &placement.symlinks {
+            if link.link.0.starts_with(&placement.driver_dir) {
+                self.link_driver(link)?;
+            } else {
+                self.link(link)?;
+            }
+        }
+        Ok(placement.driver_dir)
+    }
+
+    /// Makes a link by which a library of the driver is loaded: without it a program computes on the processor.
+    fn link_driver(&self, link: &Symlink) -> Result<()> {
+        let path = normal(&link.link.0)?;
+        match self.mounts.place_of_entry(&self.image, &path) {
+            Place::Root { path } => self.root.symlink(&path, &link.target),
+            Place::Memory { path, .. } => self.whole.symlink(&path, &link.target),
+            Place::Volume { .. } | Place::Nowhere => Err(on_a_volume(&path)),
+        }
     }
 
     /// Makes the new file system that an engine mounted at `path` read-only from here on, if there is one and if we may.
     pub fn seal(&self, path: &Path) {
-        if let Some((_, directory)) = self.mounts.iter().find(|(mount, _)| *mount == path) {
+        let Place::Memory { path, is_mount_point: true } = self.mounts.place(&self.image, path) else {
+            return;
+        };
+        if let Ok(directory) = self.whole.open(&path, OFlags::PATH | OFlags::DIRECTORY) {
             let read_only = Flags { read_only: true, ..Default::default() };
             let _ = restrict(directory.as_fd(), read_only, false);
         }
@@ -178,7 +207,7 @@ fn covered(point: &OwnedFd, directory: &OwnedFd, content: &[u8], shown: &Path) -
     Root::new(copy).write(Path::new("/content"), content, 0o444)?;
     // Kernels before 6.15 clone a mount only where it is mounted, so it is, for a moment.
     mount::attach(&tmpfs, directory, shown)?;
-    let file = mount::open_tree(&tmpfs, OpenTreeFlags::empty(), "content", shown);
+    let file = open_tree(&tmpfs, OpenTreeFlags::empty(), "content", shown);
     // In the container's mount namespace `/` is the host's until pivot_root, and so is this /proc.
     rustix::mount::unmount(format!("/proc/self/fd/{}", tmpfs.as_raw_fd()), UnmountFlags::DETACH)
         .or_fail(Code::Mount, || "a mount of the hook's own cannot be taken away")?;
@@ -188,6 +217,20 @@ fn covered(point: &OwnedFd, directory: &OwnedFd, content: &[u8], shown: &Path) -
     mount::attach(&file, point, shown)
 }
 
+fn on_a_volume(path: &Path) -> Error {
+    Error::new(
+        Code::Rootfs,
+        format!("{} of the container is on a volume, or a file is in its way", path.display()),
+    )
+    .cause("what is mounted there may be the host's, or another container's, and is not written to")
+    .fix(format!("mount the volume at another place than a directory of {}", path.display()))
+}
+
+/// Says what was left out. runc and crun show a hook's standard error where the hook fails, and log it where they are asked to.
+pub fn note(error: &Error) {
+    output::report(&format_args!("gpurun-hook: {}; {}", error.what(), error.cause_line()));
+}
+
 /// A path without `..`, which would be taken off the name before a link is followed: documents have none.
 fn normal(path: &Path) -> Result<PathBuf> {
     let is_plain =
@@ -195,8 +238,9 @@ fn normal(path: &Path) -> Result<PathBuf> {
     if path.is_absolute() && path.components().all(is_plain) {
         return Ok(path.into());
     }
-    Err(Error::new(Code::Usage, format!("{} is not a path in a container", path.display()))
-        .fix("write the CDI document anew; paths in it are absolute and have no `..`"))
+    Err(Error::new(Code::Usage, format!("{} is not a path in a container", path.display())).fix(
+        "write the CDI spec again with `gpurun cdi generate`; paths in it are absolute and have no `..`",
+    ))
 }
 
 /// The content of a host's file of procfs; `None` where there is none.

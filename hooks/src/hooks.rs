@@ -1,15 +1,15 @@
 //! What each hook does.
 
 use crate::{
-    container::{Container, character_device, proc_file},
+    container::{Container, character_device, note, proc_file},
     words::Words,
 };
 use gpurun::{
-    apply::loader::{self, COMPAT_DIR, LD_SO_CACHE, MAX_CACHE},
+    apply::loader::{self, COMPAT_DIR, LD_SO_CACHE, MAX_CACHE, SmallFile},
     error::{Code, Error, OrFail, Result},
     formats::ldcache,
     inventory::{ContainerPath, elf},
-    plan::{CachedLibrary, DRIVER_DIR, ForwardCompat, Injection, Symlink, device, driver},
+    plan::{CachedLibrary, ForwardCompat, Injection, Symlink, device, driver},
     vocabulary::Version,
 };
 use rustix::io::Errno;
@@ -51,10 +51,14 @@ fn all(container: &Container, words: &Words) -> Result<()> {
         forward_compat: host(words)?,
         ..Injection::default()
     };
-    container.lay(&loader::prepare(&container.image, &injection)?)?;
-    update_application_profile(container, words)?;
-    disable_device_node_modification(container, words)?;
-    container.seal(Path::new(DRIVER_DIR));
+    let driver_dir = container.lay(&injection)?;
+    // Both only help.
+    for helps in [update_application_profile, disable_device_node_modification] {
+        if let Err(error) = helps(container, words) {
+            note(&error);
+        }
+    }
+    container.seal(&driver_dir);
     Ok(())
 }
 
@@ -68,7 +72,8 @@ fn links(words: &Words) -> Result<Vec<Symlink>> {
         Some((target, link)) if !target.is_empty() => {
             Ok(Symlink { link: ContainerPath(link.into()), target: target.into() })
         }
-        _ => Err(Error::new(Code::Usage, format!("--link {pair} is not TARGET::LINK"))),
+        _ => Err(Error::new(Code::Usage, format!("--link {pair} is not TARGET::LINK"))
+            .fix("write the CDI spec again with `gpurun cdi generate`")),
     };
     words.all("link").map(link).collect()
 }
@@ -86,7 +91,12 @@ fn enable_cuda_compat(container: &Container, words: &Words) -> Result<()> {
         None if container.image.exists(COMPAT_CONF) => String::new(),
         None => return Ok(()),
     };
-    container.write(Path::new(COMPAT_CONF), listed.as_bytes(), 0o644)
+    container.write(&SmallFile {
+        path: COMPAT_CONF.into(),
+        content: listed.into_bytes(),
+        mode: 0o644,
+        is_needed: false,
+    })
 }
 
 /// What an image's libraries are compared with. Where the document does not say the host's CUDA, a library that names no
@@ -147,7 +157,7 @@ fn update_ldcache(container: &Container, words: &Words) -> Result<()> {
     // Where the loader looks by itself, ldconfig does, too.
     let new = folders.iter().filter(|folder| !known.contains(Path::new(folder)));
     let library_dirs = new.map(|folder| ContainerPath((*folder).into())).collect();
-    container.lay(&loader::prepare(image, &Injection { libraries, library_dirs, ..Injection::default() })?)
+    container.lay(&Injection { libraries, library_dirs, ..Injection::default() }).map(drop)
 }
 
 /// The driver's libraries make and change device nodes where the driver's parameters say so; in a container they must not.
@@ -170,7 +180,12 @@ fn update_application_profile(container: &Container, _: &Words) -> Result<()> {
         node.as_ref().and_then(character_device).is_some_and(|numbers| is_gpu(numbers, *minor))
     });
     match device::profile(minors) {
-        Some(file) => container.write(&file.path.0, file.content.as_bytes(), 0o444),
+        Some(file) => container.write(&SmallFile {
+            path: file.path.0,
+            content: file.content.into_bytes(),
+            mode: 0o444,
+            is_needed: false,
+        }),
         None => Ok(()),
     }
 }
@@ -187,7 +202,8 @@ fn chmod(container: &Container, words: &Words) -> Result<()> {
     for path in words.all("path") {
         let failed = || format!("the mode of {path} cannot be changed");
         let found = match container.open(Path::new(path)) {
-            Err(Errno::NOENT) => continue,
+            // A directory of a volume has the mode that its owner gave it.
+            Err(Errno::NOENT | Errno::XDEV) => continue,
             result => result.or_fail(Code::Rootfs, failed)?,
         };
         // A descriptor of a path alone has a mode to change through its name in /proc alone.

@@ -12,6 +12,9 @@ fn busybox() -> String {
     rootfs("busybox")
 }
 
+/// Becomes a program without any handler, and says so only then: BusyBox's shell ignores SIGQUIT until it has become another.
+const SLEEP: &str = "(while ! grep -q sleep /proc/$$/comm; do :; done; echo ready) & exec sleep 1000";
+
 /// Waits for the five bytes of "ready".
 fn started(command: &mut Command) -> Child {
     let mut child = command.spawn_piped();
@@ -50,8 +53,7 @@ fn a_signal_without_a_handler_ends_the_container() {
     for caller in Caller::EACH {
         for options in ["", "-t", "--init", "-u 0"] {
             for (signal, code) in ENDING {
-                let script = "echo ready; exec sleep 1000";
-                let child = started(&mut host.command(caller, options, &busybox(), &["sh", "-c", script]));
+                let child = started(&mut host.command(caller, options, &busybox(), &["sh", "-c", SLEEP]));
                 send(&child, signal);
                 let ended = finish(child);
                 assert_eq!(ended.code, code, "{caller:?} {options} {signal}: {ended:?}");
@@ -100,8 +102,7 @@ fn keys_end_a_command_without_a_handler() {
     for caller in Caller::EACH {
         for options in ["-it", "-it -u 0", "-it --init"] {
             for (key, code) in [("\\u0003", 130), ("\\u001c", 131)] {
-                let command =
-                    host.command(caller, options, &busybox(), &["sh", "-c", "echo ready; exec sleep 1000"]);
+                let command = host.command(caller, options, &busybox(), &["sh", "-c", SLEEP]);
                 let script = format!(r#"[["wait", "ready"], ["type", "{key}"]]"#);
                 let ended = on_a_terminal(&command, &script);
                 assert_eq!(ended.code, code, "{caller:?} {options} {key}: {ended:?}");
@@ -120,8 +121,7 @@ fn without_i_the_launchers_own_terminal_interrupts_it() {
     let host = TestHost::new("t4");
     for caller in Caller::EACH {
         for options in ["", "-i", "-t"] {
-            let command =
-                host.command(caller, options, &busybox(), &["sh", "-c", "echo ready; exec sleep 1000"]);
+            let command = host.command(caller, options, &busybox(), &["sh", "-c", SLEEP]);
             let ended = on_a_terminal(&command, r#"[["wait", "ready"], ["type", "\u0003"]]"#);
             assert_eq!(ended.code, 130, "{caller:?} {options}: {ended:?}");
         }
@@ -134,12 +134,8 @@ fn a_terminal_that_is_closed_leaves_no_container() {
     for caller in Caller::EACH {
         for options in ["", "-i", "-t", "-it"] {
             let mark = unique();
-            let command = host.command(
-                caller,
-                &format!("{options} -e MARK={mark}"),
-                &busybox(),
-                &["sh", "-c", "echo ready; exec sleep 1000"],
-            );
+            let command =
+                host.command(caller, &format!("{options} -e MARK={mark}"), &busybox(), &["sh", "-c", SLEEP]);
             // The shell leads the session of the terminal, and is killed with its window.
             let script = r#"
 import os, pty, signal, sys
@@ -194,7 +190,7 @@ fn signals_that_the_parent_left_ignored_or_blocked_change_nothing() {
                 );
             }
         }
-        let command = host.command(caller, "", &busybox(), &["sh", "-c", "echo ready; exec sleep 1000"]);
+        let command = host.command(caller, "", &busybox(), &["sh", "-c", SLEEP]);
         let child = started(&mut behind(&["env", "--block-signal"], &command));
         send(&child, "TERM");
         assert_eq!(finish(child).code, 143);

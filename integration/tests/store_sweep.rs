@@ -28,7 +28,7 @@ fn left(host: &TestHost, caller: Caller) -> usize {
 
 #[test]
 fn a_start_removes_nothing_before_its_command_runs() {
-    for (count, files) in [(2_000, 0), (1, 20_000)] {
+    for (count, files) in [(500, 0), (1, 10_000)] {
         let host = TestHost::new("t4");
         for caller in Caller::EACH {
             host.ok(caller, "", &rootfs("busybox"), "true");

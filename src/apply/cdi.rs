@@ -120,6 +120,7 @@ pub fn document(parts: &Parts<'_>, options: &Options) -> Result<(Document, Vec<S
     let edits = edits(&parts.shared, vec![hook]);
     let (document, mut warnings) = finished(devices, edits, options)?;
     warnings.extend(parts.shared.warnings.iter().cloned());
+    warnings.extend(left_out(&parts.shared));
     Ok((document, warnings))
 }
 
@@ -298,12 +299,28 @@ fn edits(shared: &Injection, hooks: Vec<Hook>) -> ContainerEdits {
             options: ["nosuid", "nodev", "mode=755", "size=1m"].map(String::from).into(),
         });
     }
-    edits.mounts.extend(shared.mounts.iter().map(mount));
+    edits.mounts.extend(shared.mounts.iter().filter(|mount| is_fixed(mount)).map(mount));
     edits
 }
 
+/// Whether the path leads to the same object whenever an engine mounts it: a spec is written once and read for months.
+fn is_fixed(mount: &plan::Mount) -> bool {
+    !mount.daemon.is_some_and(|daemon| daemon.is_replaceable)
+}
+
+/// What a spec leaves out of the driver, and how a container gets it.
+fn left_out(injection: &Injection) -> impl Iterator<Item = String> {
+    injection.mounts.iter().filter(|mount| !is_fixed(mount)).map(|mount| {
+        let path = mount.target.0.display();
+        format!(
+            "{path} is not in the CDI spec, because users other than root can replace it: start containers that need it with \
+             -v {path}:{path}"
+        )
+    })
+}
+
 fn mount(mount: &plan::Mount) -> Mount {
-    let kind = if mount.read_only { BindKind::ReadOnly } else { BindKind::Socket };
+    let kind = mount.daemon.map_or(BindKind::ReadOnly, BindKind::Socket);
     Mount {
         host_path: text(&mount.source.0),
         container_path: text(&mount.target.0),

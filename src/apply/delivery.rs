@@ -14,17 +14,18 @@
 
 use super::{
     bundle::ContainerRoot,
-    gathering,
-    loader::Prepared,
+    gathering::{self, READ_ONLY},
+    host_object::HostObject,
+    loader::SmallFile,
     oci_spec::{Bind, BindKind, DEFAULT_SHM_SIZES},
-    rootfs::{Found, Layers, Root},
+    placement::Placement,
+    rootfs::{Layers, Root},
     tree::Tree,
 };
 use crate::{
     error::{Code, Error, OrFail, Result},
-    plan::{DRIVER_DIR, Injection, Mount, Symlink},
+    plan::{Mount, Symlink},
 };
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::{fd::OwnedFd, fs::Mode, mount::FsPickFlags};
 use std::{
     collections::BTreeMap,
@@ -38,8 +39,8 @@ pub struct Destination<'a> {
     pub root: &'a ContainerRoot,
     /// The same, to be read.
     pub image: &'a Layers,
-    /// The host's uid and gid of the container's root, where that is not root itself.
-    pub owner: Option<(u32, u32)>,
+    /// Whether the container has a user namespace, so that its root is another user of the host.
+    pub has_user_namespace: bool,
     /// Where gpurun keeps its trees.
     pub state_dir: &'a Path,
     /// Who makes the mounts.
@@ -57,110 +58,248 @@ pub enum MountedBy {
     Gpurun,
 }
 
-/// A small file of the container's root: path, content, mode.
-type SmallFile<'a> = (&'a Path, &'a [u8], u32);
+/// What the container needs beyond that.
+#[derive(Debug, Default)]
+pub struct Delivery {
+    /// Mounts, in their order.
+    pub binds: Vec<Bind>,
+    /// What was left out and why, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Where daemons' sockets are in the driver's tree, each by a number.
+const DAEMONS: &str = "daemons";
 
 impl Destination<'_> {
     /// Delivers, and says which mounts the container needs beyond that.
     ///
     /// # Errors
     /// [`Code::Rootfs`] where something of the image stands in the way, [`Code::StateDir`] where gpurun's own directory cannot be used.
-    pub fn deliver(&self, injection: &Injection, prepared: &Prepared) -> Result<Vec<Bind>> {
+    pub fn deliver(&self, placement: &Placement) -> Result<Delivery> {
         // What we make is for every user of the container to read, whatever the engine's umask; the low-level runtime gets that back.
         let umask = rustix::process::umask(Mode::from_raw_mode(0o022));
-        let binds = self.put(injection, prepared);
+        let delivery = self.put(placement);
         rustix::process::umask(umask);
-        binds
+        delivery
     }
 
-    fn put(&self, injection: &Injection, prepared: &Prepared) -> Result<Vec<Bind>> {
-        let (trees, links) = trees(injection, prepared);
-        let (in_proc, ours): (Vec<_>, Vec<_>) =
-            injection.files.iter().partition(|file| file.path.0.starts_with("/proc"));
-        let files: Vec<SmallFile<'_>> = prepared
-            .files
-            .iter()
-            .map(|(path, content, mode)| (path.as_path(), content.as_slice(), *mode))
-            .chain(ours.into_iter().map(|file| (file.path.0.as_path(), file.content.as_bytes(), 0o444)))
-            .collect();
+    fn put(&self, placement: &Placement) -> Result<Delivery> {
+        let mut delivery = Delivery { notes: placement.notes.clone(), ..Delivery::default() };
+        let (trees, links) = trees(placement);
         let (of_driver, others): (Vec<_>, Vec<_>) =
-            injection.mounts.iter().map(bind).partition(|bind| bind.target.starts_with(DRIVER_DIR));
-
-        let mut binds = Vec::new();
-        for (directory, tree) in &trees {
-            let place = tree.place(self.state_dir)?;
-            let is_drivers = *directory == Path::new(DRIVER_DIR);
-            let gathered = is_drivers
-                && self.mounted_by == MountedBy::RuntimeFromHere
-                && gathering::gather(&place, directory, &of_driver)?;
-            binds.push(read_only(place, directory.to_path_buf()));
-            if is_drivers && !gathered {
-                binds.extend(of_driver.iter().cloned());
+            placement.mounts.iter().partition(|mount| mount.target.0.starts_with(&placement.driver_dir));
+        let (daemons, others): (Vec<&Mount>, Vec<&Mount>) =
+            others.into_iter().partition(|mount| mount.daemon.is_some());
+        for (directory, tree) in trees {
+            if directory == placement.driver_dir {
+                self.put_driver(&placement.driver_dir, tree, &of_driver, &daemons, &mut delivery)?;
+            } else {
+                delivery.binds.push(read_only(tree.place(self.state_dir)?, directory));
             }
         }
-        binds.extend(others);
-        // runc mounts nothing inside /proc but a handful of files that it names itself (libcontainer, checkProcMount), so with it
-        // the driver's parameters stay as the host has them: its libraries may make device nodes, which the cgroup lets nobody
-        // open.
-        for file in in_proc.into_iter().filter(|_| self.mounted_by == MountedBy::Gpurun) {
-            let source = Tree::place_file(file.content.as_bytes(), self.state_dir)?;
-            binds.push(read_only(source, file.path.0.clone()));
+        delivery.binds.extend(others.into_iter().map(bind));
+        for file in &placement.covers {
+            // runc mounts nothing inside /proc but a handful of files that it names itself (libcontainer, checkProcMount), so with
+            // it the driver's parameters stay as the host has them: its libraries may make device nodes, which the cgroup lets
+            // no process open.
+            if file.path.starts_with("/proc") && self.mounted_by != MountedBy::Gpurun {
+                continue;
+            }
+            let source = Tree::place_file(&file.content, self.state_dir)?;
+            delivery.binds.push(read_only(source, file.path.clone()));
         }
         if self.root.writable {
-            self.write(&files, &links)?;
-            return Ok(binds);
+            self.write(&placement.files, &links, &mut delivery)?;
+            if self.has_user_namespace && self.mounted_by != MountedBy::Gpurun {
+                self.make_mount_points(placement, &delivery.binds);
+            }
+        } else {
+            self.cover(placement, &links, &mut delivery)?;
         }
-        let mut binds = on_read_only(self.image, binds)?;
-        binds.extend(self.covered(&files)?);
-        Ok(binds)
+        Ok(delivery)
     }
 
-    fn write(&self, files: &[SmallFile<'_>], links: &[&Symlink]) -> Result<()> {
-        let directory =
-            self.root.directory.try_clone().or_fail(Code::Internal, || "no descriptor is left")?;
-        let directory = Root::new(directory);
-        as_owner(self.owner, || {
-            files.iter().try_for_each(|(path, content, mode)| directory.write(path, content, *mode))?;
-            links.iter().try_for_each(|symlink| directory.symlink(&symlink.link.0, &symlink.target))
-        })
-    }
-
-    /// Mounts for what cannot be written: files that are there are covered, and there is no ldconfig that would have to change
-    /// them.
-    fn covered(&self, files: &[SmallFile<'_>]) -> Result<Vec<Bind>> {
-        let covered: Vec<&Path> =
-            files.iter().map(|(path, ..)| *path).filter(|path| has_file(self.image, path)).collect();
-        let mut tree = Tree::default();
-        for (path, content, _) in files.iter().filter(|(path, ..)| covered.contains(path)) {
-            tree.file(below_root(path), content);
+    /// The driver's directory with its files, and the sockets of its daemons.
+    fn put_driver(
+        &self,
+        driver_dir: &Path,
+        mut tree: Tree,
+        files: &[&Mount],
+        daemons: &[&Mount],
+        delivery: &mut Delivery,
+    ) -> Result<()> {
+        if self.mounted_by != MountedBy::RuntimeFromHere {
+            delivery.binds.push(read_only(tree.place(self.state_dir)?, driver_dir.to_path_buf()));
+            delivery.binds.extend(files.iter().copied().map(bind));
+            self.add_daemons(daemons, delivery);
+            return Ok(());
         }
-        if tree.is_empty() {
-            return Ok(Vec::new());
+        let mut objects = Vec::new();
+        for mount in files {
+            let below = mount.target.0.strip_prefix(driver_dir).unwrap_or(&mount.target.0);
+            objects.push((below.to_path_buf(), HostObject::file(&mount.source.0, READ_ONLY)?));
+        }
+        let mut sockets = Vec::new();
+        for mount in daemons {
+            match open_daemon(mount) {
+                Ok(object) => {
+                    let below = Path::new(DAEMONS).join(sockets.len().to_string());
+                    if object.is_directory() {
+                        tree.directory(&below);
+                    } else {
+                        tree.file(&below, b"");
+                    }
+                    objects.push((below.clone(), object));
+                    sockets.push((below, *mount));
+                }
+                Err(error) => delivery.notes.push(note(&error)),
+            }
         }
         let place = tree.place(self.state_dir)?;
-        Ok(covered.iter().map(|path| read_only(place.join(below_root(path)), path.to_path_buf())).collect())
+        let gathered = gathering::gather(&place, &objects)?;
+        delivery.binds.push(read_only(place.clone(), driver_dir.to_path_buf()));
+        if !gathered {
+            delivery.binds.extend(files.iter().copied().map(bind));
+            self.add_daemons(daemons, delivery);
+            return Ok(());
+        }
+        for (below, mount) in sockets {
+            delivery.binds.push(Bind { source: place.join(below), ..bind(mount) });
+        }
+        Ok(())
+    }
+
+    /// A low-level runtime mounts by name, so it gets no object that another user can replace in between.
+    fn add_daemons(&self, daemons: &[&Mount], delivery: &mut Delivery) {
+        for mount in daemons {
+            if self.mounted_by == MountedBy::Gpurun
+                || !mount.daemon.is_some_and(|daemon| daemon.is_replaceable)
+            {
+                delivery.binds.push(bind(mount));
+            } else {
+                let path = mount.source.0.display();
+                delivery.notes.push(format!("{path} is left out: users other than root can replace it"));
+            }
+        }
+    }
+
+    fn write(&self, files: &[SmallFile], links: &[&Symlink], delivery: &mut Delivery) -> Result<()> {
+        let root = self.writable_root()?;
+        for file in files {
+            match root.write(&file.path, &file.content, file.mode) {
+                Err(error) if !file.is_needed => delivery.notes.push(note(&error)),
+                result => result?,
+            }
+        }
+        for link in links {
+            if let Err(error) = root.symlink(&link.link.0, &link.target) {
+                delivery.notes.push(note(&error));
+            }
+        }
+        Ok(())
+    }
+
+    /// A low-level runtime makes mount points as the container's root, which may not write where another user of the host owns
+    /// the directories. Where we cannot either, the runtime says so.
+    fn make_mount_points(&self, placement: &Placement, binds: &[Bind]) {
+        let Ok(root) = self.writable_root() else { return };
+        let is_in_root = |bind: &&Bind| {
+            bind.target == placement.driver_dir || !bind.target.starts_with(&placement.driver_dir)
+        };
+        for bind in binds.iter().filter(is_in_root).filter(|bind| !bind.target.starts_with("/dev")) {
+            let made = if bind.source.is_dir() {
+                root.directory(&bind.target).map(drop)
+            } else {
+                root.mount_point(&bind.target).map(drop)
+            };
+            if let Err(error) = made {
+                tracing::debug!("left to the runtime: {error}");
+            }
+        }
+    }
+
+    fn writable_root(&self) -> Result<Root> {
+        let directory = self.root.directory.try_clone().or_fail(Code::Internal, || "out of descriptors")?;
+        Ok(Root::without_mounts(directory).keeping_owners(self.has_user_namespace))
+    }
+
+    /// Mounts for a root to which no process can write: what is there is covered, and the rest has no place.
+    fn cover(&self, placement: &Placement, links: &[&Symlink], delivery: &mut Delivery) -> Result<()> {
+        let exists = |path: &Path| path.to_str().is_some_and(|path| self.image.exists(path));
+        let driver_dir = &placement.driver_dir;
+        if delivery.binds.iter().any(|bind| bind.target == *driver_dir) && !exists(driver_dir) {
+            let driver_dir = driver_dir.display();
+            return Err(Error::new(
+                Code::Rootfs,
+                format!(
+                    "the container's root is on a read-only file system and has no directory {driver_dir}"
+                ),
+            )
+            .fix(format!(
+                "make {driver_dir} in the image, or let the engine give the container a writable layer"
+            )));
+        }
+        delivery.binds.retain(|bind| {
+            bind.target.starts_with("/dev") || bind.target.starts_with(driver_dir) || exists(&bind.target)
+        });
+        let mut tree = Tree::default();
+        let covered: Vec<&Path> = placement
+            .files
+            .iter()
+            .map(|file| file.path.as_path())
+            .filter(|path| self.image.is_file(path))
+            .collect();
+        for file in placement.files.iter().filter(|file| covered.contains(&file.path.as_path())) {
+            tree.file(below_root(&file.path), &file.content);
+        }
+        if !tree.is_empty() {
+            let place = tree.place(self.state_dir)?;
+            let covers =
+                covered.iter().map(|path| read_only(place.join(below_root(path)), path.to_path_buf()));
+            delivery.binds.extend(covers);
+        }
+        // A file of the driver that has a link here.
+        for link in links.iter().filter(|link| self.image.is_file(&link.link.0)) {
+            let file = placement.mounts.iter().find(|mount| mount.target.0 == link.target);
+            delivery.binds.extend(file.map(|file| Bind { target: link.link.0.clone(), ..bind(file) }));
+        }
+        Ok(())
     }
 }
 
+/// Opens a daemon's socket or directory.
+fn open_daemon(mount: &Mount) -> Result<HostObject> {
+    let kind = BindKind::Socket(mount.daemon.unwrap_or_default());
+    HostObject::of_daemon(&mount.source.0, mount.daemon.unwrap_or_default(), kind.flags())
+}
+
+/// A failure that stops nothing, in one line.
+pub fn note(error: &Error) -> String {
+    format!("{}: {}; {}", error.what(), error.cause_line(), error.fix_line())
+}
+
 /// What lies in trees, by where these appear in the container, and the links that lie in its root.
-fn trees<'a>(injection: &Injection, prepared: &'a Prepared) -> (BTreeMap<&'a Path, Tree>, Vec<&'a Symlink>) {
-    let mut trees: BTreeMap<&Path, Tree> = BTreeMap::new();
-    for mount in &injection.mounts {
-        if let Ok(below) = mount.target.0.strip_prefix(DRIVER_DIR) {
-            trees.entry(Path::new(DRIVER_DIR)).or_default().file(below, b"");
+fn trees(placement: &Placement) -> (BTreeMap<PathBuf, Tree>, Vec<&Symlink>) {
+    let driver_dir = placement.driver_dir.as_path();
+    let mut trees: BTreeMap<PathBuf, Tree> = BTreeMap::new();
+    for mount in &placement.mounts {
+        if let Ok(below) = mount.target.0.strip_prefix(driver_dir) {
+            trees.entry(driver_dir.into()).or_default().file(below, b"");
         }
     }
     let mut links = Vec::new();
-    for symlink in &prepared.symlinks {
+    for symlink in &placement.symlinks {
         let link = symlink.link.0.as_path();
         let directory = match link.parent() {
-            _ if link.starts_with(DRIVER_DIR) => Some(Path::new(DRIVER_DIR)),
+            _ if link.starts_with(driver_dir) => Some(driver_dir),
             // The low-level runtime mounts a new /dev, in which nothing is that lies in the root.
             Some(parent) if link.starts_with("/dev") => Some(parent),
             _ => None,
         };
         match directory.and_then(|directory| Some((directory, link.strip_prefix(directory).ok()?))) {
-            Some((directory, below)) => trees.entry(directory).or_default().link(below, &symlink.target),
+            Some((directory, below)) => {
+                trees.entry(directory.into()).or_default().link(below, &symlink.target);
+            }
             None => links.push(symlink),
         }
     }
@@ -171,7 +310,7 @@ fn bind(mount: &Mount) -> Bind {
     Bind {
         source: mount.source.0.clone(),
         target: mount.target.0.clone(),
-        kind: if mount.read_only { BindKind::ReadOnly } else { BindKind::Socket },
+        kind: mount.daemon.map_or(BindKind::ReadOnly, BindKind::Socket),
     }
 }
 
@@ -208,37 +347,4 @@ pub fn grow_shm(shm: &OwnedFd, size: u64) -> Result<()> {
     let picked = rustix::mount::fspick(shm, "", flags).or_fail(Code::Mount, failed)?;
     rustix::mount::fsconfig_set_string(&picked, "size", size.to_string()).or_fail(Code::Mount, failed)?;
     rustix::mount::fsconfig_reconfigure(&picked).or_fail(Code::Mount, failed)
-}
-
-/// The mounts for which a file system that nobody can write to has a place.
-fn on_read_only(image: &Layers, mut binds: Vec<Bind>) -> Result<Vec<Bind>> {
-    let exists = |path: &Path| path.to_str().is_some_and(|path| image.exists(path));
-    if binds.iter().any(|bind| bind.target == Path::new(DRIVER_DIR)) && !exists(Path::new(DRIVER_DIR)) {
-        return Err(Error::new(
-            Code::Rootfs,
-            format!("the container's root is on a read-only file system and has no directory {DRIVER_DIR}"),
-        )
-        .fix(format!(
-            "make {DRIVER_DIR} in the image, or let the engine give the container a writable layer"
-        )));
-    }
-    binds.retain(|bind| {
-        ["/dev", DRIVER_DIR].iter().any(|mounted| bind.target.starts_with(mounted)) || exists(&bind.target)
-    });
-    Ok(binds)
-}
-
-fn has_file(image: &Layers, path: &Path) -> bool {
-    matches!(path.to_str().and_then(|path| image.find(path)), Some((_, Found::File(_))))
-}
-
-/// Does something as the container's own root, so that what it makes belongs to the container and may no more than that user.
-pub(super) fn as_owner<T>(owner: Option<(u32, u32)>, act: impl FnOnce() -> Result<T>) -> Result<T> {
-    let Some((uid, gid)) = owner else { return act() };
-    let before_gid = setfsgid(Gid::from_raw(gid));
-    let before_uid = setfsuid(Uid::from_raw(uid));
-    let result = act();
-    setfsuid(before_uid);
-    setfsgid(before_gid);
-    result
 }

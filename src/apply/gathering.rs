@@ -8,7 +8,7 @@
 //! (`rshared`, `rslave`). So its mounts stay peers of the host's (mount_namespaces(7), "Shared subtrees"), but for the moment in
 //! which ours is attached: it would travel to every peer of the mount that it lies on.
 
-use super::{mount, oci_spec::Bind, rootfs::Root};
+use super::{host_object::HostObject, mount, rootfs::Root};
 use crate::{
     error::{Code, OrFail, Result},
     sys::mount::{Flags, restrict},
@@ -27,16 +27,15 @@ use std::{
 };
 
 /// What the files of the driver are mounted with.
-const READ_ONLY: Flags = Flags { read_only: true, nosuid: true, nodev: true, noexec: false };
+pub const READ_ONLY: Flags = Flags { read_only: true, nosuid: true, nodev: true, noexec: false };
 
-/// Mounts `files` in the directory of ours that has their mount points, the targets' beginning `at` being that directory.
-/// Afterwards this process is in a mount namespace of its own, where alone that is seen.
+/// Mounts objects of the host in the directory of ours that has their mount points, each by its path below that. Afterwards this process is in a mount namespace of its own, where alone that is seen.
 ///
 /// `false`: this process may not, or the kernel cannot (it is older than 5.15), and nothing has changed.
 ///
 /// # Errors
 /// [`Code::Mount`] when a file cannot be mounted; then, too, nothing has changed.
-pub fn gather(directory: &Path, at: &Path, files: &[Bind]) -> Result<bool> {
+pub fn gather(directory: &Path, objects: &[(PathBuf, HostObject)]) -> Result<bool> {
     let failed = || "the process' mount namespace cannot be opened";
     let hosts = File::open("/proc/self/ns/mnt").or_fail(Code::Mount, failed)?;
     // As it is now: read only if it turns out to matter.
@@ -51,7 +50,7 @@ pub fn gather(directory: &Path, at: &Path, files: &[Bind]) -> Result<bool> {
         let own = open(&root).or_fail(Code::Mount, || format!("{} cannot be opened", root.display()))?;
         restrict(own.as_fd(), Flags::default(), false)
             .or_fail(Code::Mount, || format!("{} cannot be made private", root.display()))?;
-        attach_all(directory, at, files)?;
+        attach_all(directory, objects)?;
         Ok(rejoin(&hosts_mount, &own).is_ok() || !is_shared(table, &hosts_mount))
     })();
     if !matches!(gathered, Ok(true)) {
@@ -61,18 +60,18 @@ pub fn gather(directory: &Path, at: &Path, files: &[Bind]) -> Result<bool> {
     gathered
 }
 
-fn attach_all(directory: &Path, at: &Path, files: &[Bind]) -> Result<()> {
-    let tree = mount::clone_of_host(directory, false, READ_ONLY)?;
+fn attach_all(directory: &Path, objects: &[(PathBuf, HostObject)]) -> Result<()> {
+    let tree = HostObject::file(directory, READ_ONLY)?;
     let point = rustix::fs::open(directory, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .or_fail(Code::Mount, || format!("{} cannot be opened", directory.display()))?;
-    mount::attach(&tree, &point, directory)?;
-    let tree = Root::new(tree);
-    for file in files {
-        let below = file.target.strip_prefix(at).unwrap_or(&file.target);
+    mount::attach(tree.mount(), &point, directory)?;
+    let copy = tree.mount().try_clone().or_fail(Code::Internal, || "out of descriptors")?;
+    let tree = Root::new(copy);
+    for (below, object) in objects {
         let point = tree
             .open(below, OFlags::PATH)
-            .or_fail(Code::Mount, || format!("there is no place for {}", file.target.display()))?;
-        mount::attach(&mount::clone_of_host(&file.source, false, READ_ONLY)?, &point, &file.target)?;
+            .or_fail(Code::Mount, || format!("there is no mount point for {}", below.display()))?;
+        mount::attach(object.mount(), &point, below)?;
     }
     Ok(())
 }

@@ -9,7 +9,9 @@ use crate::{
     error::Result,
     formats::{cuda_compat, ldcache},
     inventory::ContainerPath,
-    plan::{CachedLibrary, DRIVER_DIR, ForwardCompat, Injection, Symlink, cuda, forward_compat},
+    plan::{
+        CachedLibrary, DRIVER_DIR, ForwardCompat, Injection, OTHER_DRIVER_DIR, Symlink, cuda, forward_compat,
+    },
     vocabulary::Version,
 };
 use std::{
@@ -18,15 +20,29 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Small files and links that must lie in the container's root.
+/// Small files and links that a container's loader needs.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    /// Path, content, mode.
-    pub files: Vec<(PathBuf, Vec<u8>, u32)>,
+    /// The loader's own files.
+    pub files: Vec<SmallFile>,
     /// The injection's links and the loader's.
     pub symlinks: Vec<Symlink>,
-    /// The directory of the image's own CUDA driver libraries, if they are used instead of the host's.
-    pub compat: Option<PathBuf>,
+    /// A link to each library in a directory that every loader of the image searches, for a container whose loader's cache
+    /// cannot be written.
+    pub without_cache: Vec<Symlink>,
+}
+
+/// A small file that gpurun writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SmallFile {
+    /// Where it is in the container.
+    pub path: PathBuf,
+    /// What it says.
+    pub content: Vec<u8>,
+    /// Permission bits.
+    pub mode: u32,
+    /// Whether the driver is not found without it. The others help, and a container starts without them.
+    pub is_needed: bool,
 }
 
 /// Sorts before any other file of the directory that packages put there, so that a later ldconfig finds these first.
@@ -56,15 +72,17 @@ mod machine {
     pub const MULTIARCH: &str = "/usr/lib/aarch64-linux-gnu";
 }
 
-/// Reads what the image has and says what must be written.
+/// Reads what the image has and says what must be written. `has_compat` is whether the image's own newer driver libraries will be
+/// there when the container runs.
 ///
 /// # Errors
 /// [`crate::error::Code::CudaTooNew`] where the image can run on this driver with its own newer libraries alone, and has none that fit.
-pub fn prepare(image: &Layers, injection: &Injection) -> Result<Prepared> {
+pub fn prepare(image: &Layers, injection: &Injection, has_compat: bool) -> Result<Prepared> {
     if injection.libraries.is_empty() {
         return Ok(Prepared { symlinks: injection.symlinks.clone(), ..Prepared::default() });
     }
-    let compat = injection.forward_compat.as_ref().and_then(|host| find_compat(image, COMPAT_DIR, host));
+    let host = injection.forward_compat.as_ref().filter(|_| has_compat);
+    let compat = host.and_then(|host| find_compat(image, COMPAT_DIR, host));
     if let (None, Some(ForwardCompat { driver, cuda: speaks, needed_for: Some(needed) })) =
         (&compat, &injection.forward_compat)
     {
@@ -87,19 +105,32 @@ pub fn prepare(image: &Layers, injection: &Injection) -> Result<Prepared> {
     });
     let glibc = image.exists(machine::GLIBC) || image.exists(LD_SO_CACHE);
     let mut files = Vec::new();
+    let mut without_cache = Vec::new();
+    let file = |path: &str, content: Vec<u8>, is_needed| SmallFile {
+        path: path.into(),
+        content,
+        mode: 0o644,
+        is_needed,
+    };
     if glibc {
         let old = image.read(LD_SO_CACHE, MAX_CACHE).and_then(|bytes| ldcache::Cache::parse(&bytes));
         let mut cache = old.unwrap_or_default();
         // What a start on another driver left in a root that is used again, or committed as an image.
-        cache.entries.retain(|entry| !Path::new(OsStr::from_bytes(&entry.path)).starts_with(DRIVER_DIR));
+        cache.entries.retain(|entry| !is_drivers(Path::new(OsStr::from_bytes(&entry.path))));
         cache.replace(libraries.iter().map(entry).collect());
-        files.push((LD_SO_CACHE.into(), cache.to_bytes(), 0o644));
+        files.push(file(LD_SO_CACHE, cache.to_bytes(), true));
         let listed: String = directories.iter().map(|d| format!("{}\n", d.display())).collect();
-        files.push((LD_SO_CONF.into(), listed.into_bytes(), 0o644));
+        files.push(file(LD_SO_CONF, listed.into_bytes(), false));
         if !image.exists("/etc/ld.so.conf") {
-            files.push(("/etc/ld.so.conf".into(), b"include /etc/ld.so.conf.d/*.conf\n".to_vec(), 0o644));
+            files.push(file("/etc/ld.so.conf", b"include /etc/ld.so.conf.d/*.conf\n".to_vec(), false));
         }
-        symlinks.extend(well_known(image, &libraries));
+        let links = searched(image, &libraries);
+        let is_known = |link: &&Symlink| {
+            let name = link.link.0.file_name().unwrap_or_default();
+            WELL_KNOWN.iter().any(|known| name == *known)
+        };
+        symlinks.extend(links.iter().filter(is_known).cloned());
+        without_cache = links;
     }
     if image.exists(machine::MUSL) {
         // ldso/dynlink.c: this file replaces the built-in path, so that must be said, too, where the image has no file.
@@ -107,37 +138,46 @@ pub fn prepare(image: &Layers, injection: &Injection) -> Result<Prepared> {
             .read(machine::MUSL_PATH, 64 << 10)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let old = old.unwrap_or_else(|| "/lib:/usr/local/lib:/usr/lib".into());
-        let own =
-            |word: &&str| !directories.contains(&Path::new(word)) && !Path::new(word).starts_with(DRIVER_DIR);
+        let own = |word: &&str| !directories.contains(&Path::new(word)) && !is_drivers(Path::new(word));
         let images = old.split([':', '\n']).filter(|word| !word.is_empty()).filter(own).map(str::to_owned);
         let all: Vec<String> =
             images.chain(directories.iter().map(|directory| directory.display().to_string())).collect();
-        files.push((machine::MUSL_PATH.into(), (all.join(":") + "\n").into_bytes(), 0o644));
+        files.push(file(machine::MUSL_PATH, (all.join(":") + "\n").into_bytes(), true));
     }
-    Ok(Prepared { files, symlinks, compat: compat.map(|(directory, _)| directory) })
+    Ok(Prepared { files, symlinks, without_cache })
 }
 
 /// Programs that look for these files by path, not through the loader: compilers (`-lcuda`), numba, old frameworks.
-const WELL_KNOWN: [&str; 2] = ["libcuda.so.1", "libnvidia-ml.so.1"];
+const WELL_KNOWN: [&str; 3] = ["libcuda.so", "libcuda.so.1", "libnvidia-ml.so.1"];
 
-fn well_known(image: &Layers, libraries: &[CachedLibrary]) -> Vec<Symlink> {
+/// A link to each library in the directory that glibc searches after its cache (ld.so(8)).
+fn searched(image: &Layers, libraries: &[CachedLibrary]) -> Vec<Symlink> {
     let Some(directory) = [machine::MULTIARCH, "/usr/lib64"].into_iter().find(|d| image.exists(d)) else {
         return Vec::new();
     };
-    let mut links = Vec::new();
-    let elsewhere = |library: &&CachedLibrary| !library.path.0.starts_with(directory);
-    let known = libraries.iter().filter(|l| !l.is_32bit && WELL_KNOWN.contains(&l.soname.as_str()));
-    for library in known.filter(elsewhere) {
+    let mut links: Vec<Symlink> = Vec::new();
+    let elsewhere = |library: &&CachedLibrary| !library.is_32bit && !library.path.0.starts_with(directory);
+    for library in libraries.iter().filter(elsewhere) {
         let link = |name: &str, target: &Path| Symlink {
             link: ContainerPath(Path::new(directory).join(name)),
             target: target.into(),
         };
-        links.push(link(&library.soname, &library.path.0));
+        let mut add = |link: Symlink| {
+            if links.iter().all(|known| known.link != link.link) {
+                links.push(link);
+            }
+        };
         if library.soname == "libcuda.so.1" {
-            links.push(link("libcuda.so", Path::new("libcuda.so.1")));
+            add(link("libcuda.so", Path::new("libcuda.so.1")));
         }
+        add(link(&library.soname, &library.path.0));
     }
     links
+}
+
+/// Whether an earlier start may have put the driver there.
+fn is_drivers(path: &Path) -> bool {
+    [DRIVER_DIR, OTHER_DRIVER_DIR].iter().any(|directory| path.starts_with(directory))
 }
 
 fn entry(library: &CachedLibrary) -> ldcache::Entry {
@@ -229,10 +269,9 @@ mod tests {
             if let Some(before) = before {
                 fs::write(&path, before).unwrap();
             }
-            let files = prepare(&image, &injection).unwrap().files;
-            let (_, content, _) =
-                files.iter().find(|(path, ..)| path == Path::new(machine::MUSL_PATH)).unwrap();
-            assert_eq!(String::from_utf8_lossy(content), after, "{before:?}");
+            let files = prepare(&image, &injection, true).unwrap().files;
+            let file = files.iter().find(|file| file.path == Path::new(machine::MUSL_PATH)).unwrap();
+            assert_eq!(String::from_utf8_lossy(&file.content), after, "{before:?}");
         }
     }
 }

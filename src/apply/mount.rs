@@ -1,16 +1,14 @@
-//! Detached mounts: made or copied where nobody sees them, restricted, and attached to a descriptor when they are ready
-//! (fsopen(2), open_tree(2), move_mount(2)).
+//! Detached mounts of new file systems, and how a detached mount is attached to a descriptor (fsopen(2), move_mount(2)). Those of the
+//! host's files are [`super::host_object`]s.
 
 use crate::{
-    error::{Code, Error, OrFail, Result},
-    inventory::DeviceNode,
-    sys::mount::{Flags, restrict},
+    error::{Code, Error, Result},
+    sys::mount::Flags,
 };
 use rustix::{
-    fd::{AsFd, OwnedFd},
-    fs::CWD,
+    fd::OwnedFd,
     io::Errno,
-    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags},
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags},
 };
 use std::path::Path;
 
@@ -46,62 +44,7 @@ pub fn new_filesystem(filesystem: &str, options: &[(&str, String)], flags: Flags
                  --security-opt systempaths=unconfined, or gpurun on the host",
             ),
             (_, Errno::PERM) => error.fix("run gpurun as root, or where user namespaces may mount (no seccomp filter or LSM against it)"),
-            _ => error,
-        }
-    })
-}
-
-/// A detached copy of what is mounted at a host path, restricted before anyone can see it.
-pub fn clone_of_host(source: &Path, recursive: bool, flags: Flags) -> Result<OwnedFd> {
-    let how = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
-    let mount = open_tree(CWD, how, source, source)?;
-    restrict(mount.as_fd(), flags, recursive)
-        .or_fail(Code::Mount, || format!("{} cannot be restricted", source.display()))?;
-    Ok(mount)
-}
-
-/// The same, which stays a slave of its former peers on the host.
-pub fn slave_of_host(source: &Path, recursive: bool, flags: Flags) -> Result<OwnedFd> {
-    let how = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
-    let mount = open_tree(CWD, how, source, source)?;
-    crate::sys::mount::restrict_slave(mount.as_fd(), flags, recursive)
-        .or_fail(Code::Mount, || format!("{} cannot be restricted", source.display()))?;
-    Ok(mount)
-}
-
-/// A detached mount of the host's own node, if it is still the device that it was.
-pub fn node_of_host(node: &DeviceNode) -> Result<OwnedFd> {
-    let path = node.path.0.display();
-    let mount = clone_of_host(&node.path.0, false, HOST_NODE)?;
-    let stat =
-        rustix::fs::fstat(&mount).or_fail(Code::DeviceNodeMissing, || format!("{path} cannot be read"))?;
-    if stat.st_rdev == rustix::fs::makedev(node.major, node.minor) {
-        return Ok(mount);
-    }
-    let (major, minor) = (node.major, node.minor);
-    Err(Error::new(Code::DeviceNodeMissing, format!("{path} is not device {major}:{minor}")))
-}
-
-/// A detached copy of the mount at `path`, beneath `at`; `shown` is for messages.
-pub fn open_tree(
-    at: impl AsFd,
-    how: OpenTreeFlags,
-    path: impl rustix::path::Arg,
-    shown: &Path,
-) -> Result<OwnedFd> {
-    rustix::mount::open_tree(
-        at,
-        path,
-        how | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
-    )
-    .map_err(|errno| {
-        let code = if errno == Errno::NOENT { Code::Volume } else { Code::Mount };
-        let error = Error::new(code, format!("{} cannot be mounted", shown.display()))
-            .cause(format!("open_tree: {errno}"));
-        if errno == Errno::NOENT {
-            error.fix(format!("make {} on the host first", shown.display()))
-        } else {
-            error
+            _ => error.fix(format!("see `dmesg`: the kernel must have the file system {filesystem}")),
         }
     })
 }
@@ -115,7 +58,7 @@ pub fn attach(mount: &OwnedFd, point: &OwnedFd, shown: &Path) -> Result<()> {
         if errno == Errno::NOTDIR {
             error.fix("mount a file on a file, or a directory on a directory")
         } else {
-            error
+            error.fix(format!("leave out the volume or the image's file at {}", shown.display()))
         }
     })
 }

@@ -3,11 +3,14 @@
 //!
 //! Editing twice is editing once: what is there already is replaced or left, never added again.
 
-use super::mount::{HOST_NODE, NOTHING};
+use super::{
+    mount::{HOST_NODE, NOTHING},
+    rootfs::{Kind, Layers, Mounts},
+};
 use crate::{
     error::{Code, Error, Result},
     formats::oci::Spec,
-    inventory::DeviceNode,
+    inventory::{DaemonObject, DeviceNode},
     plan::{DRIVER_DIR, Injection},
     sys::mount::Flags,
     vocabulary::EnvVar,
@@ -32,8 +35,8 @@ pub struct Bind {
 pub enum BindKind {
     /// The driver's files, and ours.
     ReadOnly,
-    /// A daemon is spoken to through it: writable, nothing is executed from it.
-    Socket,
+    /// A daemon's socket or directory of sockets, as it was verified: read-only, and nothing is executed from it.
+    Socket(DaemonObject),
     /// A device node, where none can be made.
     Device,
 }
@@ -43,7 +46,7 @@ impl BindKind {
     pub fn flags(self) -> Flags {
         match self {
             Self::ReadOnly => Flags { read_only: true, nosuid: true, nodev: true, noexec: false },
-            Self::Socket => NOTHING,
+            Self::Socket(_) => Flags { read_only: true, ..NOTHING },
             Self::Device => HOST_NODE,
         }
     }
@@ -52,7 +55,7 @@ impl BindKind {
     pub fn options(self) -> &'static [&'static str] {
         match self {
             Self::ReadOnly => &["ro", "nosuid", "nodev", "rbind", "rprivate"],
-            Self::Socket => &["nosuid", "nodev", "noexec", "rbind", "rprivate"],
+            Self::Socket(_) => &["ro", "nosuid", "nodev", "noexec", "rbind", "rprivate"],
             Self::Device => &["nosuid", "noexec", "rbind", "rprivate"],
         }
     }
@@ -63,8 +66,8 @@ const PEER_HOOKS: [&str; 2] = ["nvidia-container-runtime-hook", "nvidia-containe
 /// The hooks in which they may stand.
 const HOOKS: [&str; 2] = ["prestart", "createRuntime"];
 
-/// The edit: `binds` in their order, then what the injection says itself. `may_make_nodes` is whether the low-level runtime can
-/// make device nodes, which it cannot in a user namespace.
+/// The edit: `binds` in their order, then what the injection says itself. `nodes` are those of its device nodes that the
+/// low-level runtime is to make, or to mount where it cannot make any (`may_make_nodes`), as in a user namespace.
 ///
 /// Returns the sources of mounts of others' that were in the place of the driver's directory.
 ///
@@ -75,6 +78,7 @@ pub fn edit(
     spec: &mut Spec,
     injection: &Injection,
     binds: &[Bind],
+    nodes: &[DeviceNode],
     may_make_nodes: bool,
 ) -> Result<Vec<PathBuf>> {
     remove_peer_hooks(spec)?;
@@ -82,7 +86,7 @@ pub fn edit(
     add_groups(spec, &injection.groups)?;
     // Where it cannot, it mounts the host's node of the same name instead, which is right unless the host has it elsewhere.
     let (made, bound): (Vec<_>, Vec<_>) =
-        injection.devices.iter().partition(|node| may_make_nodes || node.path.0 == node.container_path.0);
+        nodes.iter().partition(|node| may_make_nodes || node.path.0 == node.container_path.0);
     let bound = bound.into_iter().map(|node| Bind {
         source: node.path.0.clone(),
         target: node.container_path.0.clone(),
@@ -98,6 +102,34 @@ pub fn edit(
         allow_device(spec, node)?;
     }
     Ok(replaced)
+}
+
+/// What the low-level runtime will mount over the container's root. What is in the place of the driver's directory is not among
+/// it, because [`edit`] takes it out.
+pub fn mounts(spec: &Spec, root: &Layers) -> Mounts {
+    let mut mounts = Mounts::default();
+    for mount in spec.list(&["mounts"]) {
+        let text = |key: &str| mount.get(key).and_then(Value::as_str).unwrap_or_default();
+        let options = mount.get("options").and_then(Value::as_array);
+        let has = |wanted: &[&str]| {
+            options.into_iter().flatten().any(|one| one.as_str().is_some_and(|one| wanted.contains(&one)))
+        };
+        let destination = Path::new("/").join(text("destination"));
+        if destination.starts_with(DRIVER_DIR) {
+            continue;
+        }
+        let source = Path::new(text("source"));
+        let kind = match text("type") {
+            _ if has(&["bind", "rbind"]) => {
+                Kind::Volume { source: source.is_absolute().then(|| source.to_path_buf()) }
+            }
+            "tmpfs" => Kind::Memory,
+            "proc" | "sysfs" | "cgroup" | "cgroup2" | "devpts" | "mqueue" => Kind::Kernel,
+            _ => Kind::Volume { source: source.is_absolute().then(|| source.to_path_buf()) },
+        };
+        mounts.add(root, &destination, kind, has(&["ro", "rro"]));
+    }
+    mounts
 }
 
 fn remove_peer_hooks(spec: &mut Spec) -> Result<()> {
@@ -325,7 +357,11 @@ mod tests {
         vec![
             bind("/run/gpurun/trees/0", "/usr/local/nvidia", BindKind::ReadOnly),
             bind("/usr/lib/libcuda.so.550", "/usr/local/nvidia/lib64/libcuda.so.550", BindKind::ReadOnly),
-            bind("/run/nvidia-persistenced/socket", "/run/nvidia-persistenced/socket", BindKind::Socket),
+            bind(
+                "/run/nvidia-persistenced/socket",
+                "/run/nvidia-persistenced/socket",
+                BindKind::Socket(DaemonObject::default()),
+            ),
             bind("/usr/share/mine", "/etc/mine", BindKind::ReadOnly),
         ]
     }
@@ -337,7 +373,7 @@ mod tests {
     #[test]
     fn an_edited_configuration() {
         let mut spec = engines();
-        edit(&mut spec, &injection(), &binds(), true).unwrap();
+        edit(&mut spec, &injection(), &binds(), &injection().devices, true).unwrap();
         resize_shm(&mut spec, 1 << 30).unwrap();
         insta::assert_snapshot!(pretty(&spec));
     }
@@ -345,10 +381,10 @@ mod tests {
     #[test]
     fn twice_is_once() {
         let mut once = engines();
-        edit(&mut once, &injection(), &binds(), true).unwrap();
+        edit(&mut once, &injection(), &binds(), &injection().devices, true).unwrap();
         resize_shm(&mut once, 1 << 30).unwrap();
         let mut twice = once.clone();
-        edit(&mut twice, &injection(), &binds(), true).unwrap();
+        edit(&mut twice, &injection(), &binds(), &injection().devices, true).unwrap();
         resize_shm(&mut twice, 1 << 30).unwrap();
         assert_eq!(pretty(&once), pretty(&twice));
     }
@@ -356,8 +392,14 @@ mod tests {
     #[test]
     fn what_somebody_mounted_in_the_drivers_place_is_told() {
         let mut spec = engines();
-        assert_eq!(edit(&mut spec, &injection(), &binds(), true).unwrap(), [PathBuf::from("/gone")]);
-        assert!(edit(&mut spec, &injection(), &binds(), true).unwrap().is_empty(), "our own");
+        assert_eq!(
+            edit(&mut spec, &injection(), &binds(), &injection().devices, true).unwrap(),
+            [PathBuf::from("/gone")]
+        );
+        assert!(
+            edit(&mut spec, &injection(), &binds(), &injection().devices, true).unwrap().is_empty(),
+            "our own"
+        );
     }
 
     #[test]
@@ -372,7 +414,7 @@ mod tests {
             let mut spec = engines();
             let volume = json!({"destination": place, "source": "/x", "options": ["rbind", option]});
             spec.list_mut(&["mounts"]).unwrap().push(volume);
-            let edited = edit(&mut spec, &injection(), &binds(), true);
+            let edited = edit(&mut spec, &injection(), &binds(), &injection().devices, true);
             assert_eq!(edited.err().map(|error| error.code()), code, "{place} {option}");
         }
     }
@@ -380,7 +422,7 @@ mod tests {
     #[test]
     fn in_a_user_namespace_a_node_that_lies_elsewhere_is_mounted() {
         let mut spec = engines();
-        edit(&mut spec, &injection(), &[], false).unwrap();
+        edit(&mut spec, &injection(), &[], &injection().devices, false).unwrap();
         let devices = spec.list(&["linux", "devices"]);
         assert!(devices.len() == 1 && devices[0]["path"] == "/dev/nvidia0", "{devices:?}");
         let mount = spec.list(&["mounts"]).last().unwrap();
@@ -426,7 +468,7 @@ mod tests {
         ] {
             let mut spec = Spec::parse(broken.to_string().as_bytes()).unwrap();
             assert_eq!(
-                edit(&mut spec, &injection(), &binds(), true).unwrap_err().code(),
+                edit(&mut spec, &injection(), &binds(), &injection().devices, true).unwrap_err().code(),
                 Code::Bundle,
                 "{broken}"
             );

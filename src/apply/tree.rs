@@ -29,12 +29,18 @@ pub struct Tree(BTreeMap<PathBuf, Entry>);
 enum Entry {
     File(Vec<u8>),
     Link(PathBuf),
+    Directory,
 }
 
 impl Tree {
     /// Adds a file; an empty one is a mount point.
     pub fn file(&mut self, path: &Path, content: &[u8]) {
         self.0.insert(path.into(), Entry::File(content.into()));
+    }
+
+    /// Adds an empty directory: a mount point.
+    pub fn directory(&mut self, path: &Path) {
+        self.0.insert(path.into(), Entry::Directory);
     }
 
     /// Adds a link.
@@ -76,7 +82,7 @@ impl Tree {
         let new = trees.join(&name);
         std::fs::DirBuilder::new().mode(0o755).create(&new).map_err(|error| not_made(&new, &error))?;
         let made = open_host_directory(&new).map_err(|errno| not_made(&new, &errno)).and_then(|directory| {
-            self.fill(Root::new(directory))?;
+            self.fill(&Root::new(directory))?;
             match std::fs::rename(&new, &place) {
                 // Another start made it meanwhile.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTEMPTY)) => {
@@ -108,12 +114,13 @@ impl Tree {
         Ok(tree.place(state_dir)?.join(name))
     }
 
-    fn fill(&self, root: Root) -> Result<()> {
+    fn fill(&self, root: &Root) -> Result<()> {
         for (path, entry) in &self.0 {
             let path = Path::new("/").join(path);
             match entry {
                 Entry::File(content) => root.write(&path, content, 0o444)?,
                 Entry::Link(target) => root.symlink(&path, target)?,
+                Entry::Directory => drop(root.directory(&path)?),
             }
         }
         Ok(())
@@ -125,6 +132,7 @@ impl Tree {
             let (kind, content) = match entry {
                 Entry::File(content) => ("file", content.as_slice()),
                 Entry::Link(target) => ("link", target.as_os_str().as_bytes()),
+                Entry::Directory => ("directory", &[][..]),
             };
             let path = path.as_os_str().as_bytes();
             // Lengths first: no two trees are written the same.

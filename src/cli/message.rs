@@ -84,7 +84,7 @@ impl Context<'_> {
             }
         }
         parts.push(format!("`{help}` lists what there is"));
-        parts.join("; ")
+        parts.join("; ").replace("?; ", "? ")
     }
 }
 

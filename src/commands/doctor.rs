@@ -1,6 +1,6 @@
 //! `gpurun doctor`: the checks behind every failure, ahead of time.
 
-use super::{Context, cdi};
+use super::{Context, cdi, runtime};
 use crate::{
     apply::container::{
         cgroup::Layout,
@@ -10,7 +10,7 @@ use crate::{
     config::Found,
     error::{Code, Error, Result},
     inventory::Inventory,
-    out,
+    out, plan,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,10 @@ impl Check {
 /// Prints every check; 0 if nothing is wrong, 1 otherwise.
 pub fn run(context: &Context, cdi_directories: &[PathBuf]) -> Result<u8> {
     let mut checks = Vec::new();
-    let inventory = Inventory::read(&context.host);
+    let mut inventory = Inventory::read(&context.host);
+    if let Ok(inventory) = &mut inventory {
+        inventory.find_closed();
+    }
     match &inventory {
         Ok(inventory) => {
             let driver = &inventory.driver;
@@ -52,6 +55,7 @@ pub fn run(context: &Context, cdi_directories: &[PathBuf]) -> Result<u8> {
             checks.extend(inventory.problems.iter().map(|problem| {
                 Check::new("host", Err((problem.code.clone(), problem.what.clone(), problem.fix.clone())))
             }));
+            checks.push(access(inventory));
             checks.push(dev_char(inventory));
         }
         Err(error) => {
@@ -109,17 +113,29 @@ fn missing(code: &str, what: &str, fix: &str) -> std::result::Result<String, (St
 fn cdi_documents(directories: &[PathBuf], inventory: &Result<Inventory>) -> Result<Vec<Check>> {
     let name = "CDI documents";
     let cdi::Checked { files, findings } = cdi::checked(directories, inventory)?;
+    let runc = if files.is_empty() { Vec::new() } else { runtime::old_runc::find() };
+    let old = runc.into_iter().map(|(path, version)| Check::new("runc", Err((
+            Code::NoRuntime.to_string(),
+            format!(
+                "{} is runc {version}: before 1.1.14 a container that shares a volume at /usr/local can make it create files on the \
+                 host (CVE-2024-45310), unless the distribution has patched it",
+                path.display()
+            ),
+            "upgrade runc to 1.1.14 or later, let engines use gpurun-runtime instead of CDI, or mount no volume over /usr/local"
+                .into(),
+        ))));
+    let old: Vec<_> = old.collect();
     if findings.is_empty() {
         let what = match files.len() {
             0 => format!("none in {}", cdi::shown(directories)),
             count => format!("{count}, nothing is wrong"),
         };
-        return Ok(vec![Check::new(name, Ok(what))]);
+        return Ok(std::iter::once(Check::new(name, Ok(what))).chain(old).collect());
     }
     let wrong = |cdi::Finding { path, what, fix }: cdi::Finding| {
         Check::new(name, Err((Code::Cdi.to_string(), format!("{}: {what}", path.display()), fix.into())))
     };
-    Ok(findings.into_iter().map(wrong).collect())
+    Ok(findings.into_iter().map(wrong).chain(old).collect())
 }
 
 /// The driver sets a GPU up for its first user, and forgets it with the last one, unless persistence mode is on.
@@ -179,6 +195,33 @@ fn dev_char(inventory: &Inventory) -> Check {
             ))
         },
     )
+}
+
+/// Which GPUs the caller may open: `--gpus all` takes those.
+fn access(inventory: &Inventory) -> Check {
+    let closed: Vec<_> =
+        super::ls::devices(inventory).filter_map(|device| plan::closed(inventory, device)).collect();
+    let control =
+        inventory.driver.control_nodes.iter().filter(|node| inventory.closed.contains_key(&node.path.0));
+    let control: Vec<_> = control.map(|node| node.path.0.display().to_string()).collect();
+    let result = match (closed.as_slice(), control.as_slice()) {
+        ([], []) => Ok("this user may open every GPU".into()),
+        ([], nodes) => {
+            let what = format!("this user may not open {}", nodes.join(", "));
+            Err((
+                Code::NotAllowed.to_string(),
+                what,
+                format!("chmod 0666 {}, as nvidia-modprobe makes them", nodes.join(" ")),
+            ))
+        }
+        ([first, ..], _) => {
+            let names: Vec<_> =
+                closed.iter().map(|error| error.what().replace(" cannot be opened", "")).collect();
+            let what = format!("this user may not open {}: {}", names.join(", "), first.cause_line());
+            Err((Code::NotAllowed.to_string(), what, first.fix_line().to_owned()))
+        }
+    };
+    Check::new("access", result)
 }
 
 fn user_namespaces() -> Check {

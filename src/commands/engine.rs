@@ -5,11 +5,11 @@ use super::{Context, home_of_account, own_directory};
 use crate::{
     apply::{
         bundle::ContainerRoot,
-        delivery::{Destination, MountedBy},
-        loader,
+        delivery::{Delivery, Destination, MountedBy},
         namespace::{Waiting, devices::Access},
-        oci_spec::Bind,
-        rootfs::Layers,
+        oci_spec,
+        placement::{self, DriverMount, Placement},
+        rootfs::{Layers, Mounts},
     },
     cli::{Global, LogFormat, environment},
     config::Nonroot,
@@ -33,6 +33,7 @@ pub fn context(config: Option<PathBuf>) -> Result<Context> {
         json: false,
     })?;
     keep_state_with_the_user(&mut context);
+    context.is_callers = in_user_namespace() || !rustix::process::geteuid().is_root();
     Ok(context)
 }
 
@@ -56,27 +57,31 @@ pub fn injection(spec: &Spec, context: &Context) -> Result<Option<Injection>> {
     context.plan(&request, &policy).map(Some)
 }
 
-/// Puts on file systems what must be there first, and says what is to be mounted.
+/// Puts on file systems what must be there first, and says what is to be mounted. `mounts` is what is mounted over the root
+/// already; `None`: what the configuration has the low-level runtime mount.
 pub fn deliver(
     root: &ContainerRoot,
     spec: &Spec,
     injection: &Injection,
     context: &Context,
     mounted_by: MountedBy,
-) -> Result<Vec<Bind>> {
+    mounts: Option<&Mounts>,
+) -> Result<(Placement, Delivery)> {
     // The descriptor that was checked, and not the path once more.
     let image = Layers::mounted(&root.directory)
-        .or_fail(Code::Internal, || "no descriptor is left")
+        .or_fail(Code::Internal, || "out of descriptors")
         .map_err(|error| error.fix("raise the limit of open files (ulimit -n) of the engine's service"))?;
-    let prepared = loader::prepare(&image, injection)?;
+    let planned = if mounts.is_none() { oci_spec::mounts(spec, &image) } else { Mounts::default() };
+    let placement = placement::place(&image, mounts.unwrap_or(&planned), injection, DriverMount::ByUs)?;
     let destination = Destination {
         root,
         image: &image,
-        owner: spec.mapped_root(),
+        has_user_namespace: spec.has_user_namespace(),
         state_dir: &context.state_dir,
         mounted_by,
     };
-    destination.deliver(injection, &prepared)
+    let delivery = destination.deliver(&placement)?;
+    Ok((placement, delivery))
 }
 
 /// A container that has been made and does not run yet.
@@ -92,8 +97,13 @@ pub struct Container {
     pub restrict: bool,
 }
 
-/// Gives the container what is planned for it.
-pub fn give(container: &Container, spec: &Spec, injection: &Injection, context: &Context) -> Result<()> {
+/// Gives the container what is planned for it. Returns what was left out and why.
+pub fn give(
+    container: &Container,
+    spec: &Spec,
+    injection: &Injection,
+    context: &Context,
+) -> Result<Vec<String>> {
     let Container { pid, root, may_be_ours, restrict } = container;
     let shm_size = shm_size(spec, context.config.shm_size.as_deref())?;
     // Everything that can be known to fail does so before the first change.
@@ -104,12 +114,16 @@ pub fn give(container: &Container, spec: &Spec, injection: &Injection, context: 
     } else {
         None
     };
-    let binds = deliver(root, spec, injection, context, MountedBy::Gpurun)?;
+    let by = MountedBy::Gpurun;
+    let (placement, delivery) = deliver(root, spec, injection, context, by, Some(waiting.mounts()))?;
     access.map_or(Ok(()), Access::grant)?;
     if let Some(size) = shm_size.filter(|_| spec.mounts().any(|mount| mount.destination == "/dev/shm")) {
         waiting.grow_shm(size)?;
     }
-    waiting.give(injection, &binds, spec.mapped_root(), may_make_nodes(spec))
+    let Delivery { binds, mut notes } = delivery;
+    let has_user_namespace = spec.has_user_namespace();
+    notes.extend(waiting.give(&placement.nodes, &binds, has_user_namespace, may_make_nodes(spec))?);
+    Ok(notes)
 }
 
 /// Whether device nodes can be made for the container: those that are made in a user namespace cannot be opened

@@ -103,7 +103,11 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     }
     let root = bundle.root(&spec)?;
     let container = engine::Container { pid: state.process()?, root, may_be_ours: false, restrict: true };
-    engine::give(&container, &spec, &injection, &context)
+    // runc and crun show a hook's standard error where the hook fails, and log it where they are asked to.
+    for note in engine::give(&container, &spec, &injection, &context)? {
+        output::report(&format_args!("gpurun: {note}"));
+    }
+    Ok(())
 }
 
 fn state(input: impl Read) -> Result<State> {

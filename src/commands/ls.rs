@@ -1,17 +1,33 @@
 //! `gpurun ls`: the GPUs, one a line, and what is wrong with others.
 
 use super::Context;
-use crate::error::Result;
-use crate::out;
+use crate::{
+    error::Result,
+    inventory::Inventory,
+    out,
+    plan::{self, Selected},
+};
 use serde_json::json;
 
 /// Prints them.
 pub fn run(context: &Context) -> Result<u8> {
-    let inventory = context.inventory()?;
+    let inventory = context.inventory_of_caller()?;
+    let closed: Vec<_> =
+        devices(&inventory).filter_map(|device| Some((device, plan::closed(&inventory, device)?))).collect();
     if context.json {
+        let closed: Vec<_> = closed
+            .iter()
+            .map(|(device, error)| json!({"id": device.id().to_string(), "uuid": device.uuid(), "cause": error.cause_line()}))
+            .collect();
         out!(
             "{:#}",
-            json!({"driver": inventory.driver.version, "cuda": inventory.driver.cuda, "gpus": inventory.gpus, "problems": inventory.problems})
+            json!({
+                "driver": inventory.driver.version,
+                "cuda": inventory.driver.cuda,
+                "gpus": inventory.gpus,
+                "problems": inventory.problems,
+                "closed": closed,
+            })
         )?;
         return Ok(0);
     }
@@ -39,10 +55,21 @@ pub fn run(context: &Context) -> Result<u8> {
             )?;
         }
     }
+    for (_, error) in &closed {
+        out!("!    [{}] {}: {}; {}", error.code(), error.what(), error.cause_line(), error.fix_line())?;
+    }
     for problem in &inventory.problems {
         out!("!    [{}] {}; {}", problem.code, problem.what, problem.fix)?;
     }
     Ok(0)
+}
+
+/// Every GPU, and every MIG device.
+pub(super) fn devices(inventory: &Inventory) -> impl Iterator<Item = Selected<'_>> {
+    inventory.gpus.iter().flat_map(|gpu| {
+        let parts = gpu.mig_devices.iter().map(move |mig| Selected { gpu, mig: Some(mig) });
+        std::iter::once(Selected { gpu, mig: None }).chain(parts)
+    })
 }
 
 #[allow(clippy::cast_precision_loss)]

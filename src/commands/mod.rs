@@ -48,6 +48,8 @@ pub struct Context {
     pub store_dir: PathBuf,
     /// `--json`
     pub json: bool,
+    /// Whether containers run with the caller's own access to devices: those of the launcher, and those of an engine without root.
+    pub is_callers: bool,
 }
 
 impl Context {
@@ -96,6 +98,7 @@ impl Context {
             state_dir: dir("GPURUN_STATE_DIR", "/run/gpurun", "XDG_RUNTIME_DIR", ".cache/gpurun")?,
             store_dir: dir("GPURUN_STORE", "/var/lib/gpurun", "XDG_DATA_HOME", ".local/share/gpurun")?,
             json: global.json,
+            is_callers: true,
         })
     }
 
@@ -134,12 +137,26 @@ impl Context {
         Inventory::current(&self.host, &self.state_dir)
     }
 
+    /// The host's facts, and which nodes this process may open.
+    pub fn inventory_of_caller(&self) -> Result<Inventory> {
+        self.inventory().map(|inventory| self.seen_by_caller(inventory))
+    }
+
+    /// A container of root's engine is in no cgroup of this process, whose own access means nothing for it then.
+    fn seen_by_caller(&self, mut inventory: Inventory) -> Inventory {
+        if self.is_callers {
+            inventory.find_closed();
+        }
+        inventory
+    }
+
     /// What a container gets for what it asks. A GPU that was lost when the snapshot was written may be back, and nothing that stat
     /// sees has changed then: the host is read again before anybody is refused it.
     pub fn plan(&self, request: &DeviceRequest, policy: &Policy) -> Result<Injection> {
-        match crate::plan::plan(&self.inventory()?, request, policy) {
+        match crate::plan::plan(&self.inventory_of_caller()?, request, policy) {
             Err(error) if error.code() == Code::GpuLost => {
-                crate::plan::plan(&Inventory::anew(&self.host, &self.state_dir)?, request, policy)
+                let inventory = Inventory::anew(&self.host, &self.state_dir)?;
+                crate::plan::plan(&self.seen_by_caller(inventory), request, policy)
             }
             planned => planned,
         }

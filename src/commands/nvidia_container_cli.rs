@@ -31,6 +31,7 @@ pub fn run(typed: &NvidiaContainerCli) -> Result<u8> {
         json: false,
     })?;
     engine::keep_state_with_the_user(&mut context);
+    context.is_callers = false;
     // Modules are the first namespace's, and who may not load them finds them loaded.
     if typed.load_kmods && rustix::process::geteuid().is_root() && !engine::in_user_namespace() {
         let loaded = nvidia_ctk::load_kernel_modules(&context.host, false);
@@ -197,7 +198,10 @@ fn configure(mut context: Context, args: &Configure) -> Result<()> {
         may_be_ours: engine::in_user_namespace() || !is_in_hosts_mounts(),
         restrict: !args.no_cgroups,
     };
-    engine::give(&container, &spec, &injection, &context)
+    for note in engine::give(&container, &spec, &injection, &context)? {
+        tracing::warn!("{note}");
+    }
+    Ok(())
 }
 
 /// The command line as the configuration of a container, which asks for GPUs in the same words on every path. Whoever calls is

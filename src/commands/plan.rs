@@ -19,7 +19,7 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
             "{:#}",
             json!({
                 "devices": injection.devices,
-                "mounts": injection.mounts.iter().map(|m| json!({"source": m.source, "target": m.target, "readOnly": m.read_only})).collect::<Vec<_>>(),
+                "mounts": injection.mounts.iter().map(|m| json!({"source": m.source, "target": m.target, "readOnly": true})).collect::<Vec<_>>(),
                 "symlinks": injection.symlinks.iter().map(|s| json!({"link": s.link, "target": s.target})).collect::<Vec<_>>(),
                 "env": injection.env,
                 "libraryDirs": injection.library_dirs,
@@ -39,8 +39,7 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
         )?;
     }
     for mount in &injection.mounts {
-        let how = if mount.read_only { "ro" } else { "rw" };
-        out!("mount    {} {how} from {}", mount.target.0.display(), mount.source.0.display())?;
+        out!("mount    {} ro from {}", mount.target.0.display(), mount.source.0.display())?;
     }
     for symlink in &injection.symlinks {
         out!("link     {} -> {}", symlink.link.0.display(), symlink.target.display())?;

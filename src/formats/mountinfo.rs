@@ -15,15 +15,39 @@ pub fn shared_mount_point(table: &[u8], id: u64) -> Option<PathBuf> {
     is_shared.then(|| OsString::from_vec(unescaped(mount_point)).into())
 }
 
-/// Where the file system with these device numbers is mounted, by the whole of it or a part.
-pub fn mount_points(table: &[u8], (major, minor): (u32, u32)) -> impl Iterator<Item = PathBuf> {
-    let device = format!("{major}:{minor}");
-    table.split(|&byte| byte == b'\n').filter_map(move |line| {
-        let mut fields = line.split(|&byte| byte == b' ').skip(2);
-        let is_it = fields.next()? == device.as_bytes();
-        let mount_point = fields.nth(1).filter(|_| is_it)?;
-        Some(OsString::from_vec(unescaped(mount_point)).into())
-    })
+/// One line of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The file system's device numbers.
+    pub device: (u32, u32),
+    /// Which directory of the file system is mounted: `/` for the whole of it.
+    pub root: PathBuf,
+    /// Where it is mounted.
+    pub mount_point: PathBuf,
+    /// Whether the mount or the file system is read-only.
+    pub read_only: bool,
+    /// `tmpfs`, `overlay`, `proc`
+    pub filesystem: String,
+}
+
+/// The lines of the table, in the order of the mounts.
+pub fn entries(table: &[u8]) -> impl Iterator<Item = Entry> {
+    table.split(|&byte| byte == b'\n').filter_map(entry)
+}
+
+fn entry(line: &[u8]) -> Option<Entry> {
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    let path = |field: &[u8]| PathBuf::from(OsString::from_vec(unescaped(field)));
+    let is_read_only = |field: &[u8]| field.split(|&byte| byte == b',').any(|option| option == b"ro");
+    let mut fields = line.split(|&byte| byte == b' ').skip(2);
+    let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
+    let (root, mount_point) = (path(fields.next()?), path(fields.next()?));
+    let read_only = is_read_only(fields.next()?);
+    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+    let filesystem = text(fields.next()?);
+    let read_only = read_only || fields.nth(1).is_some_and(is_read_only);
+    Some(Entry { device, root, mount_point, read_only, filesystem })
 }
 
 /// The kernel writes blank, tab, newline and backslash as `\040`: three octal digits.
@@ -61,17 +85,28 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_is_where_its_device_is_mounted() {
-        let of = |device| mount_points(TABLE, device).collect::<Vec<_>>();
-        assert_eq!(of((0, 40)), [Path::new("/usr/lo cal\\x")]);
-        assert_eq!(of((254, 0)), [Path::new("/")]);
-        assert!(of((0, 4)).is_empty());
+    fn a_line_names_the_file_system_and_what_of_it_is_mounted_where() {
+        let entries: Vec<_> = entries(TABLE).collect();
+        assert_eq!(entries.len(), 4);
+        let expected = Entry {
+            device: (0, 40),
+            root: "/a".into(),
+            mount_point: "/usr/lo cal\\x".into(),
+            read_only: false,
+            filesystem: "tmpfs".into(),
+        };
+        assert_eq!(entries[1], expected);
+        let read_only: Vec<_> =
+            super::entries(b"1 2 0:1 / /a ro - ext4 /dev/x rw\n1 2 0:1 / /b rw - ext4 /dev/x ro,x\n")
+                .map(|entry| entry.read_only)
+                .collect();
+        assert_eq!(read_only, [true, true]);
     }
 
     proptest! {
         #[test]
         fn any_table_is_read(table: Vec<u8>) {
-            let _ = (shared_mount_point(&table, 1), unescaped(&table), mount_points(&table, (0, 1)).count());
+            let _ = (shared_mount_point(&table, 1), unescaped(&table), entries(&table).count());
         }
     }
 }

@@ -49,7 +49,7 @@ impl Layer {
         ownership: Ownership,
     ) -> Result<Note> {
         let mut head = Vec::new();
-        let unpacked = match (&mut blob).take(compression::HEAD).read_to_end(&mut head) {
+        let unpacked = match (&mut blob).take(compression::HEAD as u64).read_to_end(&mut head) {
             Ok(_) => thread::scope(|scope| {
                 let compressed = Compression::of(&head) != Compression::None;
                 let (sink, mut source) = pipe();

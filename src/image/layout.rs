@@ -142,7 +142,7 @@ impl Layout {
             return Err(Error::new(Code::ImageNotFound, format!("{} is not a regular file", path.display()))
                 .fix("oci: and rootfs: take a directory; the archives take a tar file"));
         }
-        let mut head = [0; compression::HEAD as usize];
+        let mut head = [0; compression::HEAD];
         let length = file.read_at(&mut head, 0).map_err(|error| unreadable(&error))?;
         let layout = if Compression::of(&head[..length]) == Compression::None {
             Self::archive_of(file)

@@ -408,8 +408,11 @@ fn key(stat: &Stat) -> (u32, u32, u32) {
     (stat.st_mode, stat.st_uid, stat.st_gid)
 }
 
+/// Name and value of an extended attribute.
+type Xattr = (Vec<u8>, Vec<u8>);
+
 /// The attributes that an image may set.
-fn xattrs(directory: &OwnedFd) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+fn xattrs(directory: &OwnedFd) -> Result<Vec<Xattr>, Errno> {
     let mut names = vec![0; 64 << 10];
     let length = match flistxattr(directory, &mut names[..]) {
         Err(Errno::OPNOTSUPP) => 0,

@@ -6,8 +6,8 @@ use super::{
     driver,
     driver_root::OpenRoot,
     elf, procfs,
-    snapshot::{Mtime, mtime},
-    types::{ContainerPath, DriverFile, DriverRoot, FileKind, GatedFile, Host, HostPath},
+    snapshot::{Mtime, mtime, object},
+    types::{ContainerPath, DaemonObject, DriverFile, DriverRoot, FileKind, GatedFile, Host, HostPath},
 };
 use crate::{
     error::{Code, Error, Result},
@@ -317,6 +317,8 @@ pub struct DriverFiles {
     pub cuda: Option<HostPath>,
     /// What was looked at, with the mtime before the look: a later one may change the answer.
     pub watched: BTreeMap<PathBuf, Mtime>,
+    /// Where daemons have their sockets, with what stood there before the look.
+    pub objects: BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>,
 }
 
 /// Finds the files of the driver with this version.
@@ -324,7 +326,8 @@ pub struct DriverFiles {
 /// # Errors
 /// [`Code::VersionMismatch`] when the libraries are another version's, [`Code::NvmlMissing`] when there are none.
 pub fn find(host: &Host, root: &OpenRoot<'_>, version: &Version) -> Result<DriverFiles> {
-    let mut search = Search { host, root, version, files: Vec::new(), watched: BTreeMap::new() };
+    let mut search =
+        Search { host, root, version, files: Vec::new(), watched: BTreeMap::new(), objects: BTreeMap::new() };
     let others = search.libraries();
     let library = |stem: &str| {
         let name = format!("{stem}.so.{version}");
@@ -347,7 +350,8 @@ pub fn find(host: &Host, root: &OpenRoot<'_>, version: &Version) -> Result<Drive
     search.sockets();
     search.xorg_modules();
     let gated = search.gated_files();
-    Ok(DriverFiles { files: search.files, gated, nvml, cuda, watched: search.watched })
+    let Search { files, watched, objects, .. } = search;
+    Ok(DriverFiles { files, gated, nvml, cuda, watched, objects })
 }
 
 /// Where libraries are looked for on the host, whether or not a driver is there.
@@ -361,6 +365,7 @@ struct Search<'a> {
     version: &'a Version,
     files: Vec<DriverFile>,
     watched: BTreeMap<PathBuf, Mtime>,
+    objects: BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>,
 }
 
 impl Search<'_> {
@@ -431,6 +436,7 @@ impl Search<'_> {
                     is_32bit: facts.is_32bit,
                     subdirectory,
                 },
+                daemon: None,
             });
         }
         others.into_values().collect()
@@ -537,14 +543,36 @@ impl Search<'_> {
 
     fn sockets(&mut self) {
         for (capabilities, path, kind) in SOCKETS {
-            self.watch(Path::new(path));
+            let inside = Path::new(path);
+            let host = self.host.driver_root.host_path(&ContainerPath(path.into())).0;
+            let before = object(&host);
+            self.objects.insert(host, before);
             // Anyone may make /tmp/nvidia-mps: as a link to a directory of root's, say. Only root's own is mounted.
             let trusted = |uid| uid == 0 || !path.starts_with("/tmp/");
-            let found = self.root.find_no_link(Path::new(path));
-            if let Some(found) = found.filter(|found| found.kind == *kind && trusted(found.uid)) {
-                self.add(found.path, *capabilities, FileKind::Socket(ContainerPath(path.into())));
+            let Some(found) = self.root.find_no_link(inside) else { continue };
+            if found.kind != *kind || !trusted(found.uid) {
+                continue;
             }
+            let (device, inode) = before.map_or((0, 0), |(device, inode, ..)| (device, inode));
+            self.files.push(DriverFile {
+                path: found.path,
+                capabilities: *capabilities,
+                kind: FileKind::Socket(ContainerPath(path.into())),
+                daemon: Some(DaemonObject { device, inode, is_replaceable: self.is_replaceable(inside) }),
+            });
         }
+    }
+
+    /// Whether a user other than root may write to a directory on the way to a path of the driver root.
+    fn is_replaceable(&self, path: &Path) -> bool {
+        let owner = self.root.find(Path::new("/")).map_or(0, |found| found.uid);
+        path.ancestors().skip(1).any(|directory| {
+            let path = self.host.driver_root.host_path(&ContainerPath(directory.into())).0;
+            rustix::fs::stat(path).is_ok_and(|stat| {
+                let group_writes = stat.st_mode & 0o020 != 0 && stat.st_gid != 0;
+                stat.st_mode & 0o002 != 0 || group_writes || ![0, owner].contains(&stat.st_uid)
+            })
+        })
     }
 
     fn gated_files(&mut self) -> Vec<GatedFile> {
@@ -585,7 +613,7 @@ impl Search<'_> {
     }
 
     fn add(&mut self, path: HostPath, capabilities: Cap, kind: FileKind) {
-        self.files.push(DriverFile { path, capabilities, kind });
+        self.files.push(DriverFile { path, capabilities, kind, daemon: None });
     }
 
     /// The first of `dirs` that has `name`; every directory on the way is watched.
@@ -697,7 +725,8 @@ mod tests {
             tree.file(&format!("{dir}/libc.so.6"));
             let found = tree.find().unwrap();
             assert_eq!(found.files.len(), 2, "{dir}");
-            let DriverFile { path, capabilities, kind } = library(&found.files, &format!("libcuda.so.{V}"));
+            let DriverFile { path, capabilities, kind, .. } =
+                library(&found.files, &format!("libcuda.so.{V}"));
             assert_eq!(*path.0, tree.path(&format!("{dir}/libcuda.so.{V}")));
             assert_eq!(Some(path), found.cuda.as_ref());
             assert_eq!(*capabilities, Cap::COMPUTE | Cap::VIDEO);
@@ -884,7 +913,7 @@ mod tests {
         ];
         assert_eq!(kinds, wanted);
         assert_eq!(found.files[1].path.0, tree.path("/usr/lib/nvidia/current/nvidia-smi"));
-        assert!(found.watched.contains_key(&tree.path("/tmp/nvidia-mps")));
+        assert!(found.objects.contains_key(&tree.path("/tmp/nvidia-mps")));
         if rustix::process::geteuid().is_root() {
             fs::remove_file(tree.path("/tmp/nvidia-mps")).unwrap();
             fs::create_dir(tree.path("/tmp/nvidia-mps")).unwrap();

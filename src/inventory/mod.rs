@@ -7,10 +7,12 @@
 //!               (device_node, mig, procfs)
 //! snapshot      all of it as it was last read, and whether it is true still
 //! watch         when that is worth another look
+//! access        which of it this process may open
 //! platform      the drivers that NVML does not find: Windows', Tegra's
 //! ```
 #![forbid(unsafe_code)]
 
+mod access;
 pub mod binfmt;
 mod device_node;
 mod driver;
@@ -136,6 +138,7 @@ impl Inventory {
         let root = host.driver_root.open()?;
         let found = driver_files::find(host, &root, &version)?;
         fingerprint.mtimes = found.watched;
+        fingerprint.objects = found.objects;
 
         let facts = nvml::read(&find_reader()?, &found.nvml, found.cuda.as_ref())
             .map_err(|error| without_control_node(host, error))?;
@@ -171,6 +174,7 @@ impl Inventory {
             },
             gpus,
             problems,
+            closed: [].into(),
         })
     }
 }

@@ -161,6 +161,12 @@ pub fn mtime(path: &Path) -> Mtime {
     Some((stat.st_mtime, i64::try_from(stat.st_mtime_nsec).ok()?))
 }
 
+/// What stands at a path: device, inode and ctime.
+pub fn object(path: &Path) -> Option<(u64, u64, i64, i64)> {
+    let stat = rustix::fs::lstat(path).ok()?;
+    Some((stat.st_dev, stat.st_ino, stat.st_ctime, i64::try_from(stat.st_ctime_nsec).ok()?))
+}
+
 impl Fingerprint {
     /// What the kernel tells now. Files and nodes are added as they are looked at.
     pub fn of_kernel(host: &Host) -> Self {
@@ -172,6 +178,7 @@ impl Fingerprint {
             pci_gpus: procfs::names(&procfs::gpus_dir(&host.proc)),
             mig_layout: mig_layout(host),
             mtimes: [].into(),
+            objects: [].into(),
             nodes: [].into(),
         }
     }
@@ -187,6 +194,9 @@ impl Fingerprint {
             return Some((*name).into());
         }
         if let Some((path, _)) = self.mtimes.iter().find(|(path, then)| mtime(path) != **then) {
+            return Some(path.display().to_string());
+        }
+        if let Some((path, _)) = self.objects.iter().find(|(path, then)| object(path) != **then) {
             return Some(path.display().to_string());
         }
         if let Some((path, _)) = self.nodes.iter().find(|(path, then)| numbers(path) != **then) {

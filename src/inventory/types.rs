@@ -32,6 +32,18 @@ pub struct Inventory {
     pub gpus: Vec<Gpu>,
     /// What is wrong with the host without being wrong for every container: a lost GPU, a missing node.
     pub problems: Vec<Problem>,
+    /// Device nodes that this process may not open, by their path on the host. Empty until [`Inventory::find_closed`] is called.
+    #[serde(skip)]
+    pub closed: BTreeMap<PathBuf, Denial>,
+}
+
+/// Why a device node cannot be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denial {
+    /// Owner, mode or an access control list: EACCES.
+    Permissions,
+    /// The device cgroup, as in a batch job: EPERM.
+    DeviceCgroup,
 }
 
 /// The driver and its files.
@@ -67,6 +79,21 @@ pub struct DriverFile {
     pub capabilities: DriverCapability,
     /// What it is, and so how it gets into a container.
     pub kind: FileKind,
+    /// What identifies a daemon's socket or directory; `None` for other files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daemon: Option<DaemonObject>,
+}
+
+/// A daemon's socket or directory of sockets, as it stood there when it was verified.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonObject {
+    /// Number of the file system's device; 0 where that was not recorded.
+    pub device: u64,
+    /// Inode number; 0 where that was not recorded.
+    pub inode: u64,
+    /// Whether a user other than root can put something else there, now or after the next boot: in /tmp, or in a directory of the
+    /// daemon's own user.
+    pub is_replaceable: bool,
 }
 
 /// How a file of the driver is used.
@@ -92,7 +119,7 @@ pub enum FileKind {
     Firmware(ContainerPath),
     /// A configuration or data file; its path in the container.
     Config(ContainerPath),
-    /// A daemon's socket or directory of sockets; its path in the container. Never mounted read-only.
+    /// A daemon's socket or directory of sockets; its path in the container.
     Socket(ContainerPath),
     /// An X server's module; its path in the container.
     XorgModule(ContainerPath),
@@ -255,6 +282,10 @@ pub struct Fingerprint {
     pub mig_layout: Vec<String>,
     /// Directories and files whose change means another driver, with mtime (seconds, nanoseconds); `None` if absent.
     pub mtimes: BTreeMap<PathBuf, Option<(i64, i64)>>,
+    /// Sockets and directories of daemons, links not followed: device, inode, and seconds and nanoseconds of the last change of
+    /// the inode, which its owner cannot set (`utimensat(2)` sets the mtime alone); `None` if absent.
+    #[serde(default)]
+    pub objects: BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>,
     /// Device nodes with `major:minor`; `None` if absent.
     pub nodes: BTreeMap<PathBuf, Option<(u32, u32)>>,
 }

@@ -17,7 +17,7 @@ use crate::{
     resources::{Resource, Shared, SharingStrategy},
 };
 use gpurun::{
-    apply::mount,
+    apply::{host_object::HostObject, mount},
     error::{Code, Error, OrFail, Result},
     inventory::{
         FileKind, HostPath, Inventory,
@@ -523,7 +523,7 @@ impl Keeper {
 
     fn start(&self) -> Result<Child> {
         // Dropped before anybody waits: it has the daemon's mount.
-        let shm = mount::clone_of_host(&self.place.shm(), false, mount::NOTHING)?;
+        let shm = HostObject::file(&self.place.shm(), mount::NOTHING)?.into_mount();
         let mut command = self.command();
         command.arg("-f").stdin(Stdio::null()).stdout(Stdio::piped());
         process::with_own_shm(command.as_std_mut(), shm);

@@ -321,6 +321,7 @@ pub(crate) mod tests {
                 pci_gpus: (0..gpus.len()).map(|index| format!("0000:{index:02x}:00.0")).collect(),
                 mig_layout: Vec::new(),
                 mtimes: [].into(),
+                objects: [].into(),
                 nodes: [].into(),
             },
             driver: Driver {
@@ -335,6 +336,7 @@ pub(crate) mod tests {
             },
             gpus: (0..).zip(gpus).map(gpu).collect(),
             problems: Vec::new(),
+            closed: [].into(),
         }
     }
 

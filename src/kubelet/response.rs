@@ -139,8 +139,10 @@ pub fn cdi_names(names: &[String], shape: &Shape) -> Vec<String> {
 /// a mount of it. Nobody could make links in the container, its cache is the image's, and a LD_LIBRARY_PATH from here would take
 /// the place of the image's own.
 fn files(injection: &Injection) -> Vec<Mount> {
+    // The container runtime mounts by name, whatever stands there by then.
+    let is_fixed = |mount: &&gpurun::plan::Mount| !mount.daemon.is_some_and(|daemon| daemon.is_replaceable);
     let mounts: BTreeMap<&Path, &gpurun::plan::Mount> =
-        injection.mounts.iter().map(|mount| (mount.target.0.as_path(), mount)).collect();
+        injection.mounts.iter().filter(is_fixed).map(|mount| (mount.target.0.as_path(), mount)).collect();
     let links: BTreeMap<&Path, &Path> =
         injection.symlinks.iter().map(|link| (link.link.0.as_path(), link.target.as_path())).collect();
     // `libcuda.so` leads to `libcuda.so.1`, and that to the file.
@@ -171,7 +173,7 @@ fn files(injection: &Injection) -> Vec<Mount> {
         .map(|(target, mount)| Mount {
             container_path: text(&target),
             host_path: text(&mount.source.0),
-            read_only: mount.read_only,
+            read_only: true,
         })
         .collect()
 }
@@ -184,24 +186,24 @@ fn text(path: &Path) -> String {
 mod tests {
     use super::*;
     use gpurun::{
-        inventory::{ContainerPath, DeviceNode, HostPath},
+        inventory::{ContainerPath, DaemonObject, DeviceNode, HostPath},
         plan::{self, CachedLibrary, Symlink},
     };
 
     fn injection() -> Injection {
         let lib = |name: &str| ContainerPath(Path::new("/usr/local/nvidia/lib64").join(name));
-        let mount = |source: &str, target: ContainerPath, read_only| plan::Mount {
+        let mount = |source: &str, target: ContainerPath, daemon| plan::Mount {
             source: HostPath(source.into()),
             target,
-            read_only,
+            daemon,
         };
         let bin = ContainerPath("/usr/local/nvidia/bin/nvidia-smi".into());
         let socket = "/run/nvidia-persistenced/socket";
         Injection {
             mounts: vec![
-                mount("/lib/libcuda.so.550", lib("libcuda.so.550"), true),
-                mount("/usr/bin/nvidia-smi", bin.clone(), true),
-                mount(socket, ContainerPath(socket.into()), false),
+                mount("/lib/libcuda.so.550", lib("libcuda.so.550"), None),
+                mount("/usr/bin/nvidia-smi", bin.clone(), None),
+                mount(socket, ContainerPath(socket.into()), Some(DaemonObject::default())),
             ],
             symlinks: vec![
                 Symlink { link: lib("libcuda.so.1"), target: "libcuda.so.550".into() },
@@ -269,7 +271,7 @@ mod tests {
         assert_eq!(
             mounts,
             [
-                ("/run/nvidia-persistenced/socket", "/run/nvidia-persistenced/socket", false),
+                ("/run/nvidia-persistenced/socket", "/run/nvidia-persistenced/socket", true),
                 ("/usr/bin/nvidia-smi", "/usr/bin/nvidia-smi", true),
                 ("/usr/lib/libcuda.so", "/lib/libcuda.so.550", true),
                 ("/usr/lib/libcuda.so.1", "/lib/libcuda.so.550", true),

@@ -82,7 +82,7 @@ pub fn feature(driver: &Driver, feature: GatedFeature) -> Result<DevicePart> {
         .gated_files
         .iter()
         .filter(|file| file.feature == feature)
-        .map(|file| Mount { source: file.path.clone(), target: file.container_path.clone(), read_only: true })
+        .map(|file| Mount { source: file.path.clone(), target: file.container_path.clone(), daemon: None })
         .collect();
     Ok(DevicePart { nodes, symlinks: Vec::new(), mounts })
 }

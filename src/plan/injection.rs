@@ -1,15 +1,18 @@
 //! The plan's answer: everything that a container gets, as one plain value.
 
 use crate::{
-    inventory::{ContainerPath, DeviceNode, HostPath},
+    inventory::{ContainerPath, DaemonObject, DeviceNode, HostPath},
     vocabulary::{EnvVar, Version},
 };
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// The one place of the driver in a container. CUDA images have its `bin` in PATH and its `lib64` in
+/// The place of the driver in a container. CUDA images have its `bin` in PATH and its `lib64` in
 /// LD_LIBRARY_PATH already, so it works there even where no loader cache can be written.
 pub const DRIVER_DIR: &str = "/usr/local/nvidia";
+
+/// The place of the driver in a container that has a volume, or a file, in the way of [`DRIVER_DIR`].
+pub const OTHER_DRIVER_DIR: &str = "/nvidia-driver";
 
 /// What a GPU container gets. Each destination carries it out its own way.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -37,6 +40,24 @@ pub struct Injection {
 }
 
 impl Injection {
+    /// The same with the driver's directory elsewhere in the container.
+    #[must_use]
+    pub fn relocated(mut self, to: &Path) -> Self {
+        let relocate = |path: &mut PathBuf| {
+            if let Ok(below) = path.strip_prefix(DRIVER_DIR) {
+                *path = if below == Path::new("") { to.into() } else { to.join(below) };
+            }
+        };
+        self.mounts.iter_mut().for_each(|mount| relocate(&mut mount.target.0));
+        for symlink in &mut self.symlinks {
+            relocate(&mut symlink.link.0);
+            relocate(&mut symlink.target);
+        }
+        self.library_dirs.iter_mut().for_each(|directory| relocate(&mut directory.0));
+        self.libraries.iter_mut().for_each(|library| relocate(&mut library.path.0));
+        self
+    }
+
     /// Adds what another part of the container needs. MIG devices share their GPU's node, and nodes their group.
     pub(super) fn add(&mut self, part: DevicePart) {
         fn missing<T: PartialEq>(all: &mut Vec<T>, more: Vec<T>) {
@@ -67,15 +88,18 @@ pub struct DevicePart {
     pub mounts: Vec<Mount>,
 }
 
-/// One host file, directory or socket in the container. Always nosuid, nodev, private.
+/// One host file, directory or socket in the container. Always read-only, nosuid, nodev, private: a socket is connected to
+/// through a read-only mount as well, and a container must not change or remove the host's own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mount {
     /// On the host.
     pub source: HostPath,
     /// In the container.
     pub target: ContainerPath,
-    /// Read-only; sockets are not.
-    pub read_only: bool,
+    /// A daemon's socket or directory of sockets, as the inventory verified it; `None` for the driver's files. Not a fact of the
+    /// plan: it changes when the daemon is started again.
+    #[serde(skip)]
+    pub daemon: Option<DaemonObject>,
 }
 
 /// `link` points to `target`, as text, in the container.

@@ -19,7 +19,7 @@ mod select;
 pub use injection::*;
 pub use platform::platform;
 pub use policy::Policy;
-pub use select::{Selected, named, select};
+pub use select::{Selected, closed, named, select};
 
 use crate::{
     error::Result,

@@ -31,7 +31,7 @@ pub fn platform(driver: PlatformDriver) -> Injection {
         mounts: driver
             .files
             .into_iter()
-            .map(|file| Mount { source: file.path, target: file.container_path, read_only: true })
+            .map(|file| Mount { source: file.path, target: file.container_path, daemon: None })
             .collect(),
     });
     injection

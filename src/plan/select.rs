@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Code, Error, Result},
-    inventory::{Gpu, Inventory, MigDevice, Problem},
+    inventory::{Denial, DeviceNode, Gpu, Inventory, MigDevice, Problem},
     request::{DeviceId, DeviceRequest, DeviceSelection, GpuFilter},
     vocabulary::{DriverCapability, GatedFeature},
 };
@@ -88,6 +88,9 @@ pub fn named<'a>(
     let mut selected: Vec<Selected<'_>> = Vec::new();
     for id in ids {
         let device = one(inventory, id)?;
+        if let Some(error) = closed(inventory, device) {
+            return Err(error);
+        }
         if device.mig.is_none() && device.gpu.mig_enabled && !whole_mig_gpu {
             return Err(mig_parent(device));
         }
@@ -98,8 +101,41 @@ pub fn named<'a>(
     Ok(selected)
 }
 
-/// What programs can compute on: every GPU that is not in MIG mode, and every MIG device.
+/// What the caller can compute on: every device of the host but those whose nodes the caller may not open.
 fn usable(inventory: &Inventory) -> impl Iterator<Item = Selected<'_>> {
+    present(inventory).filter(|device| closed_node(inventory, *device).is_none())
+}
+
+/// The node of a device that the caller may not open.
+fn closed_node<'a>(inventory: &'a Inventory, device: Selected<'a>) -> Option<(&'a DeviceNode, Denial)> {
+    let capabilities = device.mig.into_iter().flat_map(|mig| &mig.cap_nodes);
+    std::iter::once(&device.gpu.node)
+        .chain(capabilities)
+        .find_map(|node| Some((node, *inventory.closed.get(&node.path.0)?)))
+}
+
+/// What a device that the caller may not open is reported with; `None` for one that the caller may.
+pub fn closed(inventory: &Inventory, device: Selected<'_>) -> Option<Error> {
+    let (node, denial) = closed_node(inventory, device)?;
+    Some(denied(format!("GPU {} cannot be opened", device.id()), node, denial))
+}
+
+/// The failure of a caller who may not open a device node.
+pub(super) fn denied(what: String, node: &DeviceNode, denial: Denial) -> Error {
+    let path = node.path.0.display();
+    let error = Error::new(Code::NotAllowed, what);
+    match denial {
+        Denial::DeviceCgroup => error
+            .cause(format!("{path}: the device cgroup of this process does not allow it, as in a batch job that has other GPUs"))
+            .fix("ask for a GPU that the job has (`gpurun ls`), or ask the batch system for more GPUs"),
+        Denial::Permissions => error
+            .cause(format!("{path}: permission denied: its mode is {:04o}, its owner {}:{}", node.mode, node.uid, node.gid))
+            .fix(format!("let the caller open it: `usermod -aG GROUP USER` with the node's group, or `chmod 0666 {path}`")),
+    }
+}
+
+/// What programs can compute on: every GPU that is not in MIG mode, and every MIG device.
+fn present(inventory: &Inventory) -> impl Iterator<Item = Selected<'_>> {
     inventory.gpus.iter().flat_map(|gpu| {
         let whole = (!gpu.mig_enabled).then_some(Selected { gpu, mig: None });
         let parts = gpu.mig_devices.iter().filter(|_| gpu.mig_enabled);
@@ -201,12 +237,18 @@ fn too_few(inventory: &Inventory, filter: &GpuFilter, asked: usize, found: usize
     let conditions: Vec<_> = conditions.into_iter().flatten().collect();
     let with =
         if conditions.is_empty() { String::new() } else { format!(" with {}", conditions.join(" and ")) };
+    let closed =
+        present(inventory).filter(|device| device.has(filter)).find_map(|device| closed(inventory, device));
     let has = if found == 0 { "none".into() } else { format!("only {found}") };
     let what = match asked {
         1 => format!("a GPU{with} was asked for and the host has {has}"),
         _ => format!("{asked} GPUs{with} were asked for and the host has {has}"),
     };
-    // A GPU that does not answer is the likelier reason than a wrong number.
+    // A GPU that cannot be opened, or does not answer, is the likelier reason than a wrong number.
+    if let Some(closed) = closed {
+        let what = what.replace("the host has", "the caller may open");
+        return closed.context(what);
+    }
     match lost_gpus(inventory).next() {
         Some(problem) if conditions.is_empty() => error_of(problem).context(what),
         _ => with_choices(Error::new(Code::UnknownGpu, what), inventory),

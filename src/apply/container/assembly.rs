@@ -3,14 +3,15 @@
 use super::spec::{Container, Volume};
 use crate::{
     apply::{
-        mount::{
-            HOST_NODE, NOTHING, attach, clone_of_host, new_filesystem, node_of_host, open_tree, slave_of_host,
-        },
+        delivery::note,
+        host_object::{HostObject, open_tree},
+        mount::{HOST_NODE, NOTHING, attach, new_filesystem},
+        oci_spec::BindKind,
         rootfs::Root,
     },
     error::{Code, Error, OrFail, Result},
     inventory::DeviceNode,
-    plan::{DRIVER_DIR, Symlink},
+    plan::{self, Symlink},
     sys::{
         bpf::DeviceKind,
         mount::{Flags, restrict},
@@ -31,6 +32,8 @@ pub enum Step {
     Mount { filesystem: &'static str, options: Vec<(&'static str, String)>, target: PathBuf, flags: Flags },
     /// A directory or file of the host's.
     Bind { source: PathBuf, target: PathBuf, flags: Flags, recursive: bool },
+    /// A file of the driver, or a socket of a daemon; nothing where a daemon's socket is not the one that it was.
+    Driver { mount: plan::Mount },
     /// The same, where what the host mounts below the source later appears, too (mount_namespaces(7), MS_SLAVE).
     BindSlave { source: PathBuf, target: PathBuf, flags: Flags, recursive: bool },
     /// A path of the container's own, read-only from here on; nothing where it is absent.
@@ -39,6 +42,8 @@ pub enum Step {
     Seal { target: PathBuf },
     /// A path of the container's that must not be seen: /dev/null over a file, an empty directory over a directory.
     Mask { target: PathBuf },
+    /// The host's own node over one that a volume has; nothing where that is absent.
+    NodeOver { node: DeviceNode },
     /// Directories that must not be seen, however many: all show one empty file system, because making one for each of 256
     /// processors takes milliseconds.
     MaskDirectories { targets: Vec<PathBuf> },
@@ -48,7 +53,7 @@ pub enum Step {
     Directory { path: PathBuf, mode: u32, owner: (u32, u32) },
     /// A file that is written into the root.
     File { path: PathBuf, content: Vec<u8>, mode: u32 },
-    /// A file of ours on the host that lies over one of the container's, read-only; nothing where that is absent.
+    /// A file of ours on the host that lies over one of a volume, or in memory, read-only; nothing in /proc where that is absent.
     Cover { source: PathBuf, target: PathBuf },
     /// A link.
     Symlink { link: PathBuf, target: PathBuf },
@@ -115,7 +120,7 @@ pub struct Steps {
     pub image: Vec<Step>,
     /// What is mounted on it, in its order: later ones lie on earlier ones.
     pub mounts: Vec<Step>,
-    /// What the user mounts, also on his home.
+    /// What the user mounts, also on the home, and then the driver.
     pub volumes: Vec<Step>,
 }
 
@@ -135,14 +140,17 @@ pub fn steps(
         mounts.push(Step::MaskDirectories { targets: thermal_throttles().collect() });
     }
     let mut image = files(container, host_files);
-    let links = container.prepared.symlinks.iter();
+    let links = container.placement.symlinks.iter();
     let link = |s: &Symlink| Step::Symlink { link: s.link.0.clone(), target: s.target.clone() };
-    let (beside_driver, in_image): (Vec<_>, Vec<_>) =
-        links.partition(|s| s.link.0.starts_with(DRIVER_DIR) || s.link.0.starts_with("/dev"));
+    let (beside_driver, in_image): (Vec<_>, Vec<_>) = links
+        .partition(|s| s.link.0.starts_with(&container.placement.driver_dir) || s.link.0.starts_with("/dev"));
     image.extend(in_image.into_iter().map(link));
-    mounts.extend(driver(container, beside_driver.into_iter().map(link)));
-    mounts.extend(covers);
-    let volumes = container.volumes.iter().map(|one| volume(one, container.all_devices)).collect();
+    // After the volumes, so that none of them hides the driver.
+    let mut volumes: Vec<Step> =
+        container.volumes.iter().map(|one| volume(one, container.all_devices)).collect();
+    volumes.extend(nodes_of_volumes(container));
+    volumes.extend(driver(container, beside_driver.into_iter().map(link)));
+    volumes.extend(covers);
     Steps { image, mounts, volumes }
 }
 
@@ -211,21 +219,12 @@ fn devices(container: &Container, rootless: bool) -> Vec<Step> {
         Some(node) if !rootless => Step::Node { node },
         _ => Step::Bind { source: path.into(), target: target.into(), flags: HOST_NODE, recursive: false },
     };
-    let standard = STANDARD_DEVICES.iter().map(|&(name, major, minor)| {
-        let path = Path::new("/dev").join(name);
-        let wanted = DeviceNode {
-            path: crate::inventory::HostPath(path.clone()),
-            container_path: crate::inventory::ContainerPath(path.clone()),
-            major,
-            minor,
-            mode: 0o666,
-            uid: 0,
-            gid: 0,
-        };
+    let standard = standard_nodes().map(|wanted| {
+        let path = wanted.path.0.clone();
         node(&path, &path, Some(wanted))
     });
     let gpus =
-        container.injection.devices.iter().map(|n| node(&n.path.0, &n.container_path.0, Some(n.clone())));
+        container.placement.nodes.iter().map(|n| node(&n.path.0, &n.container_path.0, Some(n.clone())));
     let link = |link: &str, target: &str| Step::Symlink { link: link.into(), target: target.into() };
     let links = [
         link("/dev/fd", "/proc/self/fd"),
@@ -252,6 +251,29 @@ fn devices(container: &Container, rootless: bool) -> Vec<Step> {
     standard.chain(gpus).chain(asked).chain(links).collect()
 }
 
+fn standard_nodes() -> impl Iterator<Item = DeviceNode> {
+    STANDARD_DEVICES.iter().map(|&(name, major, minor)| {
+        let path = Path::new("/dev").join(name);
+        DeviceNode {
+            path: crate::inventory::HostPath(path.clone()),
+            container_path: crate::inventory::ContainerPath(path),
+            major,
+            minor,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+        }
+    })
+}
+
+/// Nothing on a volume can be opened as a device, so the nodes that the container may open lie over those of a volume at /dev.
+fn nodes_of_volumes(container: &Container) -> Vec<Step> {
+    let nodes = &container.placement.nodes_of_volumes;
+    let over_dev = container.volumes.iter().any(|volume| volume.target() == Path::new("/dev"));
+    let standard = standard_nodes().filter(|_| over_dev);
+    standard.chain(nodes.iter().cloned()).map(|node| Step::NodeOver { node }).collect()
+}
+
 fn files(container: &Container, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step> {
     let user = &container.process.user;
     let mut steps: Vec<Step> =
@@ -260,10 +282,10 @@ fn files(container: &Container, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step
     steps.extend(accounts.into_iter().filter_map(|(path, content)| {
         Some(Step::File { path: path.into(), content: content.clone()?, mode: 0o644 })
     }));
-    steps.extend(container.prepared.files.iter().map(|(path, content, mode)| Step::File {
-        path: path.clone(),
-        content: content.clone(),
-        mode: *mode,
+    steps.extend(container.placement.files.iter().map(|file| Step::File {
+        path: file.path.clone(),
+        content: file.content.clone(),
+        mode: file.mode,
     }));
     // What programs expect, and images built FROM scratch do not have.
     for path in ["/tmp", "/var/tmp"] {
@@ -280,33 +302,22 @@ fn files(container: &Container, host_files: Vec<(PathBuf, Vec<u8>)>) -> Vec<Step
 }
 
 fn driver(container: &Container, links: impl Iterator<Item = Step>) -> Vec<Step> {
-    let injection = &container.injection;
-    let under_driver = |path: &Path| path.starts_with(DRIVER_DIR);
-    let any = injection.mounts.iter().any(|m| under_driver(&m.target.0));
+    let placement = &container.placement;
+    let any = placement.mounts.iter().any(|mount| mount.target.0.starts_with(&placement.driver_dir));
     let mut steps = Vec::new();
     if any {
         // The mount points of the driver's files and the links beside them lie in memory: nothing of the image is copied up.
         steps.push(Step::Mount {
             filesystem: "tmpfs",
-            target: DRIVER_DIR.into(),
+            target: placement.driver_dir.clone(),
             flags: Flags { read_only: false, nosuid: true, nodev: true, noexec: false },
             options: vec![("mode", "0755".into()), ("size", "1m".into())],
         });
     }
-    for mount in &injection.mounts {
-        // A socket is connected to on a read-only mount, too; the host's own must not be closed to others by chmod(2).
-        let read_only = mount.read_only || !mount.source.0.is_dir();
-        let flags = Flags { read_only, nosuid: true, nodev: true, noexec: false };
-        steps.push(Step::Bind {
-            source: mount.source.0.clone(),
-            target: mount.target.0.clone(),
-            flags,
-            recursive: false,
-        });
-    }
+    steps.extend(placement.mounts.iter().map(|mount| Step::Driver { mount: mount.clone() }));
     steps.extend(links);
     if any {
-        steps.push(Step::Seal { target: DRIVER_DIR.into() });
+        steps.push(Step::Seal { target: placement.driver_dir.clone() });
     }
     steps
 }
@@ -353,11 +364,28 @@ fn perform(root: &Root, step: Step) -> Result<()> {
             attach(&mount, &point, &target)
         }
         Step::Bind { source, target, flags, recursive } => {
-            attach_host(root, &clone_of_host(&source, recursive, flags)?, &source, &target)
+            attach_host(root, &HostObject::named(&source, flags, recursive)?, &source, &target)
         }
         Step::BindSlave { source, target, flags, recursive } => {
-            attach_host(root, &slave_of_host(&source, recursive, flags)?, &source, &target)
+            attach_host(root, &HostObject::slave(&source, flags, recursive)?, &source, &target)
         }
+        Step::Driver { mount } => match mount.daemon {
+            None => {
+                let flags = BindKind::ReadOnly.flags();
+                attach_object(root, &HostObject::file(&mount.source.0, flags)?, &mount.target.0)
+            }
+            Some(known) => {
+                let flags = BindKind::Socket(known).flags();
+                match HostObject::of_daemon(&mount.source.0, known, flags) {
+                    Ok(object) => attach_object(root, &object, &mount.target.0),
+                    // The driver works without its daemons.
+                    Err(error) => {
+                        tracing::warn!("{}", note(&error));
+                        Ok(())
+                    }
+                }
+            }
+        },
         Step::ReadOnly { target } => {
             let Some(own) = existing(root, &target)? else { return Ok(()) };
             let mount =
@@ -379,7 +407,7 @@ fn perform(root: &Root, step: Step) -> Result<()> {
                 empty_directory()?
             } else {
                 // The host's own null device, by its numbers: what lies in the container's /dev is not trusted to be one.
-                let null = clone_of_host(Path::new("/dev/null"), false, HOST_NODE)?;
+                let null = HostObject::named(Path::new("/dev/null"), HOST_NODE, false)?.into_mount();
                 let stat = rustix::fs::fstat(&null).or_fail(Code::Mount, || "/dev/null cannot be read")?;
                 if stat.st_rdev != rustix::fs::makedev(1, 3) {
                     return Err(Error::new(Code::Mount, "the host's /dev/null is not the null device"));
@@ -390,9 +418,18 @@ fn perform(root: &Root, step: Step) -> Result<()> {
         }
         Step::MaskDirectories { targets } => mask_directories(root, &targets),
         Step::Node { node } => make_node(root, &node),
+        Step::NodeOver { node } => {
+            let path = &node.container_path.0;
+            let Some(point) = existing(root, path)? else { return Ok(()) };
+            attach(HostObject::node(&node, HOST_NODE)?.mount(), &point, path)
+        }
         Step::Cover { source, target } => {
+            let object = HostObject::file(&source, Flags { read_only: true, ..NOTHING })?;
+            if !target.starts_with("/proc") {
+                return attach_object(root, &object, &target);
+            }
             let Some(point) = existing(root, &target)? else { return Ok(()) };
-            attach(&clone_of_host(&source, false, Flags { read_only: true, ..NOTHING })?, &point, &target)
+            attach(object.mount(), &point, &target)
         }
         Step::Symlink { link, target } => root.symlink(&link, &target),
         // Laid down before the root was mounted.
@@ -400,11 +437,14 @@ fn perform(root: &Root, step: Step) -> Result<()> {
     }
 }
 
-fn attach_host(root: &Root, mount: &OwnedFd, source: &Path, target: &Path) -> Result<()> {
-    let is_directory = rustix::fs::fstat(mount).is_ok_and(|s| FileType::from_raw_mode(s.st_mode).is_dir());
-    check_kind(root, source, target, is_directory)?;
-    let point = if is_directory { root.directory(target)? } else { root.mount_point(target)? };
-    attach(mount, &point, target)
+fn attach_object(root: &Root, object: &HostObject, target: &Path) -> Result<()> {
+    let point = if object.is_directory() { root.directory(target)? } else { root.mount_point(target)? };
+    attach(object.mount(), &point, target)
+}
+
+fn attach_host(root: &Root, object: &HostObject, source: &Path, target: &Path) -> Result<()> {
+    check_kind(root, source, target, object.is_directory())?;
+    attach_object(root, object, target)
 }
 
 /// An empty directory that stays empty.
@@ -464,7 +504,7 @@ fn make_node(root: &Root, node: &DeviceNode) -> Result<()> {
     if root.device_node(node)? {
         Ok(())
     } else {
-        attach(&node_of_host(node)?, &root.mount_point(path)?, path)
+        attach_object(root, &HostObject::node(node, HOST_NODE)?, path)
     }
 }
 

@@ -5,6 +5,7 @@
 use super::{enter::directory_in, enter::overlay, spec::Container};
 use crate::{
     apply::{
+        host_object::HostObject,
         mount,
         rootfs::{Root, open_host_directory},
     },
@@ -68,8 +69,8 @@ pub fn mount(
                     // It has mounts of its own after all: all of it as it is, to be read.
                     Err(Errno::INVAL) if ours.is_none() => {
                         let read_only = Flags { read_only: true, nosuid: true, nodev: true, noexec: false };
-                        let tree = mount::clone_of_host(&path, true, read_only)?;
-                        mount::attach(&tree, &point, &path)?;
+                        let tree = HostObject::named(&path, read_only, true)?;
+                        mount::attach(tree.mount(), &point, &path)?;
                     }
                     Err(Errno::INVAL) => {
                         let beside = mount_points(added, &host, name).or_fail(Code::Mount, failed)?;
@@ -81,11 +82,11 @@ pub fn mount(
                         for child in beside {
                             let read_only =
                                 Flags { read_only: true, nosuid: true, nodev: true, noexec: false };
-                            let tree = mount::clone_of_host(&path.join(&child), true, read_only)?;
+                            let tree = HostObject::named(&path.join(&child), read_only, true)?;
                             let point = root
                                 .open(&path.join(&child), OFlags::PATH | OFlags::NOFOLLOW)
                                 .or_fail(Code::Mount, failed)?;
-                            mount::attach(&tree, &point, &path.join(&child))?;
+                            mount::attach(tree.mount(), &point, &path.join(&child))?;
                         }
                     }
                     Err(errno) => return Err(errno).or_fail(Code::Mount, failed),

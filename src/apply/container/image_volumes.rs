@@ -97,7 +97,7 @@ pub fn mount(
             _ => {
                 let directory = copy_of(&point, &places[0], &n.to_string(), container.privileged)?;
                 let how = OpenTreeFlags::AT_EMPTY_PATH;
-                let mount = mount::open_tree(&directory, how, "", path)?;
+                let mount = crate::apply::host_object::open_tree(&directory, how, "", path)?;
                 let flags = Flags { nodev: true, ..Flags::default() };
                 crate::sys::mount::restrict(mount.as_fd(), flags, false).or_fail(Code::Mount, failed)?;
                 mount::attach(&mount, &point, path)?;

@@ -24,9 +24,8 @@ mod unix_sockets;
 pub mod user_namespace;
 
 use crate::{
-    apply::{rootfs::Layers, tree::Tree},
+    apply::{loader::SmallFile, rootfs::Layers, tree::Tree},
     error::{Code, Error, Result},
-    plan::File,
     sys::{
         bpf::{DeviceKind, DeviceRule},
         process::{self, Clone},
@@ -283,13 +282,13 @@ fn cgroup_view(cgroup: Option<&Cgroup>) -> CgroupView {
     }
 }
 
-/// The injection's small files, each on the host.
+/// The small files that are mounted, each on the host.
 fn covers(container: &Container) -> Result<Vec<Step>> {
-    let cover = |file: &File| {
-        let source = Tree::place_file(file.content.as_bytes(), &container.state_dir)?;
-        Ok(Step::Cover { source, target: file.path.0.clone() })
+    let cover = |file: &SmallFile| {
+        let source = Tree::place_file(&file.content, &container.state_dir)?;
+        Ok(Step::Cover { source, target: file.path.clone() })
     };
-    container.injection.files.iter().map(cover).collect()
+    container.placement.covers.iter().map(cover).collect()
 }
 
 /// The files by which a container knows its host's network, as Docker writes them.

@@ -63,8 +63,8 @@ pub struct Container {
     pub pid_file: Option<PathBuf>,
     /// Driver and devices.
     pub injection: Injection,
-    /// The injection's small files, prepared for this image.
-    pub prepared: crate::apply::loader::Prepared,
+    /// Where each part of the injection goes in this image, with these volumes.
+    pub placement: crate::apply::placement::Placement,
     /// cgroup limits.
     pub limits: Limits,
     /// User namespace, for a launcher without root.

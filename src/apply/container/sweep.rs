@@ -44,7 +44,7 @@ impl Scratch {
     /// next start.
     pub fn sweep_beside(&self) {
         if let Some(lock) = lock(&self.all)
-            && let Err(error) = sweep_in_child(&self.all, lock, self.id_map.as_ref())
+            && let Err(error) = sweep_in_child(&self.all, &lock, self.id_map.as_ref())
         {
             tracing::debug!(%error, "leftovers stay for the next start");
         }
@@ -64,7 +64,7 @@ fn lock(all: &ScratchDir) -> Option<OwnedFd> {
     (stale(&own, is_id) || stale(&all.temporary, |name| !name.to_bytes().ends_with(b".lock"))).then_some(own)
 }
 
-fn sweep_in_child(all: &ScratchDir, lock: OwnedFd, id_map: Option<&IdMap>) -> std::io::Result<()> {
+fn sweep_in_child(all: &ScratchDir, lock: &OwnedFd, id_map: Option<&IdMap>) -> std::io::Result<()> {
     let launcher = rustix::process::getpid();
     match process::clone_into(0, None)? {
         Clone::Parent(..) => Ok(()),

@@ -16,22 +16,23 @@ mod systemd;
 
 use super::{
     bundle::ContainerRoot,
-    delivery::{as_owner, grow_shm},
-    mount::{attach, clone_of_host, node_of_host},
-    oci_spec::Bind,
-    rootfs::Root,
+    delivery::{grow_shm, note},
+    host_object::HostObject,
+    mount::{HOST_NODE, attach},
+    oci_spec::{Bind, BindKind},
+    rootfs::{Mounts, Root},
 };
 use crate::{
     error::{Code, Error, OrFail, Result},
     formats::mountinfo,
-    plan::Injection,
+    inventory::DeviceNode,
     sys::mount::{Propagation, set_propagation},
 };
 use nix::sched::{CloneFlags, setns};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::{AsFd, OwnedFd},
-    fs::{AtFlags, FileType, Mode, OFlags, StatxFlags},
+    fs::{AtFlags, Mode, OFlags, StatxFlags},
     process::{Pid, PidfdFlags, pidfd_open},
 };
 use std::{
@@ -48,7 +49,9 @@ pub struct Waiting {
     /// `/` of its first process.
     top: Root,
     namespace: OwnedFd,
-    mounts: File,
+    /// Its mount table, as it was when it was opened.
+    table: Vec<u8>,
+    mounts: Mounts,
 }
 
 /// Mounts that are to be shared again, by their numbers.
@@ -70,7 +73,7 @@ impl Waiting {
         let process = pidfd_open(id, PidfdFlags::empty()).or_fail(Code::Namespace, failed)?;
         let top = Root::new(open("root", OFlags::PATH | OFlags::DIRECTORY).or_fail(Code::Namespace, failed)?);
         let namespace = open("ns/mnt", OFlags::RDONLY).or_fail(Code::Namespace, failed)?;
-        let mounts = open("mountinfo", OFlags::RDONLY).or_fail(Code::Namespace, failed)?.into();
+        let table: File = open("mountinfo", OFlags::RDONLY).or_fail(Code::Namespace, failed)?.into();
         // It has not ended, so the number was not another's when the descriptors were opened.
         let mut ended = [PollFd::new(&process, PollFlags::IN)];
         if poll(&mut ended, Some(&Timespec::default())).or_fail(Code::Namespace, failed)? != 0 {
@@ -86,15 +89,27 @@ impl Waiting {
         let wanted = identity(&root.directory).or_fail(Code::Bundle, failed)?;
         // A runtime that has changed the root already has it at `/`.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let root = [root.path.as_path(), Path::new("/")]
+        let real = std::fs::canonicalize(&root.path).unwrap_or_else(|_| root.path.clone());
+        let (path, root) = [real.as_path(), Path::new("/")]
             .into_iter()
-            .filter_map(|path| top.open(path, flags).ok())
-            .find(|found| identity(found) == Ok(wanted))
+            .filter_map(|path| Some((path, top.open(path, flags).ok()?)))
+            .find(|(_, found)| identity(found) == Ok(wanted))
             .ok_or_else(|| {
                 Error::new(Code::Rootfs, format!("the container's root is not {}", root.path.display()))
                     .cause(format!("in the mount namespace of process {pid} something else is there"))
+                    .fix("start the container again: its engine mounts the root")
             })?;
-        Ok(Self { root: Root::new(root), top, namespace, mounts })
+        let mut bytes = Vec::new();
+        { table }
+            .read_to_end(&mut bytes)
+            .or_fail(Code::Namespace, || "the container's mounts cannot be read")?;
+        let mounts = Mounts::of_namespace(&bytes, path, &proc.join("root"));
+        Ok(Self { root: Root::new(root), top, namespace, table: bytes, mounts })
+    }
+
+    /// What is mounted over the container's root.
+    pub fn mounts(&self) -> &Mounts {
+        &self.mounts
     }
 
     /// Lets a tmpfs at the container's /dev/shm that has an engine's default size have this one.
@@ -108,93 +123,90 @@ impl Waiting {
     }
 
     /// Makes the device nodes and mounts the files. This process is in the container's mount namespace afterwards, where the
-    /// host's paths mean nothing: it is the last that is done.
+    /// host's paths mean nothing: it is the last that is done. Returns what was left out and why.
     ///
-    /// `owner` is as for [`super::delivery`]; `may_make_nodes` is false in a user namespace, where a device node cannot be
-    /// opened unless it is the host's own (user_namespaces(7)).
+    /// `nodes` are those that are to be made; `has_user_namespace` is as for [`super::delivery`]; `may_make_nodes` is false in a
+    /// user namespace, where a device node cannot be opened unless it is the host's own (user_namespaces(7)).
     ///
     /// # Errors
     /// [`Code::Mount`], [`Code::Rootfs`], [`Code::DeviceNodeMissing`].
     pub fn give(
-        mut self,
-        injection: &Injection,
+        self,
+        nodes: &[DeviceNode],
         binds: &[Bind],
-        owner: Option<(u32, u32)>,
+        has_user_namespace: bool,
         may_make_nodes: bool,
-    ) -> Result<()> {
-        let mut mounts: Vec<(OwnedFd, &Path)> = Vec::new();
+    ) -> Result<Vec<String>> {
+        let waiting = Self { root: self.root.keeping_owners(has_user_namespace), ..self };
+        let mut notes = Vec::new();
+        let mut objects: Vec<(HostObject, &Path)> = Vec::new();
         // The engine mounts a new /proc, which has the driver's files if the host has them.
         let is_there = |bind: &&Bind| {
-            !bind.target.starts_with("/proc") || self.root.open(&bind.target, OFlags::PATH).is_ok()
+            !bind.target.starts_with("/proc") || waiting.root.open(&bind.target, OFlags::PATH).is_ok()
         };
         for bind in binds.iter().filter(is_there) {
-            mounts.push((clone_of_host(&bind.source, true, bind.kind.flags())?, &bind.target));
+            match open(bind) {
+                Ok(object) => objects.push((object, &bind.target)),
+                // The driver works without its daemons' sockets.
+                Err(error) if matches!(bind.kind, BindKind::Socket(_)) => notes.push(note(&error)),
+                Err(error) => return Err(error),
+            }
         }
-        for node in injection.devices.iter().filter(|_| !may_make_nodes) {
-            mounts.push((node_of_host(node)?, &node.container_path.0));
+        for node in nodes.iter().filter(|_| !may_make_nodes) {
+            objects.push((HostObject::node(node, HOST_NODE)?, &node.container_path.0));
         }
-        let mut table = Vec::new();
-        self.mounts
-            .read_to_end(&mut table)
-            .or_fail(Code::Namespace, || "the container's mounts cannot be read")?;
-
         // Nodes have the host's permissions, whatever mask the engine has.
         rustix::process::umask(Mode::empty());
-        for node in injection.devices.iter().filter(|_| may_make_nodes) {
-            if !self.root.device_node(node)? {
+        for node in nodes.iter().filter(|_| may_make_nodes) {
+            if !waiting.root.device_node(node)? {
                 return Err(Error::new(
                     Code::DeviceNodeMissing,
                     "the container's device nodes cannot be made",
                 )
-                .cause("this process has no CAP_MKNOD"));
+                .cause("this process has no CAP_MKNOD")
+                .fix("let the engine run its hooks as root, or name gpurun-runtime as its runtime"));
             }
         }
-        setns(&self.namespace, CloneFlags::CLONE_NEWNS)
+        setns(&waiting.namespace, CloneFlags::CLONE_NEWNS)
             .or_fail(Code::Namespace, || "the container's mount namespace cannot be entered")?;
         let mut muted: Muted = Vec::new();
-        for (mount, target) in mounts {
-            self.attach(&mount, target, owner, &table, &mut muted)?;
+        for (object, target) in objects {
+            waiting.attach(&object, target, &mut muted)?;
         }
         muted.iter().try_for_each(|(_, mount)| {
             set_propagation(mount.as_fd(), Propagation::Shared)
                 .or_fail(Code::Mount, || "a mount of the container cannot be shared again")
-        })
+        })?;
+        Ok(notes)
     }
 
-    fn attach(
-        &self,
-        mount: &OwnedFd,
-        target: &Path,
-        owner: Option<(u32, u32)>,
-        table: &[u8],
-        muted: &mut Muted,
-    ) -> Result<()> {
+    fn attach(&self, object: &HostObject, target: &Path, muted: &mut Muted) -> Result<()> {
         let failed = || format!("{} of the container cannot be read", target.display());
-        let stat = rustix::fs::fstat(mount).or_fail(Code::Mount, failed)?;
-        let is_directory = FileType::from_raw_mode(stat.st_mode).is_dir();
-        let point = as_owner(owner, || {
-            if is_directory { self.root.directory(target) } else { self.root.mount_point(target) }
-        })?;
+        let point = if object.is_directory() {
+            self.root.directory(target)?
+        } else {
+            self.root.mount_point(target)?
+        };
         refuse_kernels(&point, target)?;
         // A volume of the engine's brought it: `-v /run:/run` has the daemon's socket.
-        if identity(&point).or_fail(Code::Mount, failed)? == (stat.st_dev, stat.st_ino) {
+        if identity(&point).or_fail(Code::Mount, failed)? == object.identity() {
             return Ok(());
         }
-        self.mute(&point, table, muted)?;
-        attach(mount, &point, target)
+        self.mute(&point, muted)?;
+        attach(object.mount(), &point, target)
     }
 
     /// Where `point` lies on a mount that has peers, which are the host's (a volume `:shared`), what is mounted there would appear
     /// at theirs and stay. This mount alone becomes a slave of theirs then, and is to be shared again: it still hears of what
     /// they mount, and they no longer of what is mounted here.
-    fn mute(&self, point: &OwnedFd, table: &[u8], muted: &mut Muted) -> Result<()> {
+    fn mute(&self, point: &OwnedFd, muted: &mut Muted) -> Result<()> {
         let failed = || "the container's mounts cannot be told apart";
         let mount_id = |fd: &OwnedFd| {
             rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).map(|stat| stat.stx_mnt_id)
         };
         let id = mount_id(point).or_fail(Code::Mount, failed)?;
         // What is not in the table was attached since, by us, and is private.
-        let Some(path) = mountinfo::shared_mount_point(table, id) else { return Ok(()) };
+        let Some(path) = mountinfo::shared_mount_point(&self.table, id) else { return Ok(()) };
         if muted.iter().any(|(known, _)| *known == id) {
             return Ok(());
         }
@@ -210,6 +222,13 @@ impl Waiting {
     }
 }
 
+fn open(bind: &Bind) -> Result<HostObject> {
+    match bind.kind {
+        BindKind::Socket(known) => HostObject::of_daemon(&bind.source, known, bind.kind.flags()),
+        BindKind::ReadOnly | BindKind::Device => HostObject::file(&bind.source, bind.kind.flags()),
+    }
+}
+
 /// Refuses a link of the image's that leads into /proc or /sys: the runtime has still to write its security labels there.
 fn refuse_kernels(point: &OwnedFd, target: &Path) -> Result<()> {
     /// PROC_SUPER_MAGIC, SYSFS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC (linux/magic.h)
@@ -220,9 +239,9 @@ fn refuse_kernels(point: &OwnedFd, target: &Path) -> Result<()> {
     #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
     let is_kernels = KERNELS.contains(&(fs.f_type as i64));
     if is_kernels && !target.starts_with("/proc") {
-        return Err(
-            Error::new(Code::Rootfs, failed()).cause("a link leads into a file system of the kernel's")
-        );
+        return Err(Error::new(Code::Rootfs, failed())
+            .cause("a link leads into a file system of the kernel's")
+            .fix(format!("build the image without a link at {}", target.display())));
     }
     Ok(())
 }

@@ -23,8 +23,8 @@ use crate::{
             image_volumes,
             spec::{Container, Process, Volume},
         },
-        loader,
-        rootfs::Layers,
+        placement::{self, DriverMount},
+        rootfs::{Kind, Layers, Mounts},
     },
     cli::{self, Run},
     error::{Code, Error, OrFail, Result},
@@ -301,6 +301,10 @@ fn container(
         .collect();
     let image_volumes = image_volumes::paths(&declared, &user.home, args.read_only, &volumes)?;
     let rootless = caller.euid != 0;
+    let placement = placement::place(layers, &mounts(&volumes, layers), &injection, DriverMount::ByUs)?;
+    for note in &placement.notes {
+        tracing::warn!("{note}");
+    }
     let argv = command(args, &config.entrypoint, &config.cmd).ok_or_else(|| {
         Error::new(Code::Usage, "the image has no command of its own").fix("name one after the image")
     })?;
@@ -352,7 +356,7 @@ fn container(
         pid_file: args.pidfile.clone(),
         volumes,
         image_volumes,
-        prepared: loader::prepare(layers, &injection)?,
+        placement,
         limits,
         privileged: Store::ownership() == Ownership::Image,
         id_map,
@@ -374,6 +378,27 @@ fn container(
         },
         injection,
     })
+}
+
+/// What will be mounted over the container's root before the driver is.
+fn mounts(volumes: &[Volume], root: &Layers) -> Mounts {
+    let mut mounts = Mounts::default();
+    for (path, kind) in [("/proc", Kind::Kernel), ("/sys", Kind::Kernel), ("/dev", Kind::Memory)] {
+        mounts.add(root, Path::new(path), kind, false);
+    }
+    for volume in volumes {
+        match volume {
+            Volume::Bind { source, target, read_only, .. } => {
+                mounts.add(root, target, Kind::Volume { source: Some(source.clone()) }, *read_only);
+            }
+            // Device nodes are made before it is mounted, and it would hide them.
+            Volume::Tmpfs { target, .. } if target.starts_with("/dev") => {
+                mounts.add(root, target, Kind::Kernel, false);
+            }
+            Volume::Tmpfs { target, read_only, .. } => mounts.add(root, target, Kind::Memory, *read_only),
+        }
+    }
+    mounts
 }
 
 /// The command: `--entrypoint` or the image's, and the arguments that were typed or the image's. `None` if there is none.

@@ -90,7 +90,8 @@ pub fn check(args: &Run) -> Result<()> {
         return Err(usage(format!("--attach {bad} is not a stream")).fix("choose from stdin, stdout, stderr"));
     }
     let has = |stream: &str| streams.iter().any(|one| one == stream);
-    if !streams.is_empty() && !(has("stdout") && has("stderr")) {
+    let passes_both = has("stdout") && has("stderr");
+    if !streams.is_empty() && !passes_both {
         return Err(usage(format!(
             "--attach {}: gpurun passes standard output and standard error",
             streams.join(" --attach ")

@@ -4,6 +4,7 @@
 pub mod args;
 mod log;
 mod low_level;
+pub mod old_runc;
 
 use super::{
     Context,
@@ -12,7 +13,7 @@ use super::{
 use crate::{
     apply::{
         bundle::Bundle,
-        delivery::{self, MountedBy},
+        delivery::{self, Delivery, MountedBy},
         dev_char, oci_spec,
     },
     config::{Config, engines::EngineRuntimes},
@@ -83,9 +84,13 @@ fn make_gpu_container(args: &RuntimeArgs, new: &NewContainer, context: &Context,
     }
     let mounted_by =
         if spec.has_new_mount_namespace() { MountedBy::RuntimeFromHere } else { MountedBy::RuntimeElsewhere };
-    let binds = deliver(&bundle.root(&spec)?, &spec, &injection, context, mounted_by)?;
+    let (placement, Delivery { binds, notes }) =
+        deliver(&bundle.root(&spec)?, &spec, &injection, context, mounted_by, None)?;
+    for note in notes {
+        log.write(Level::Warning, &note);
+    }
     let may_make_nodes = may_make_nodes(&spec);
-    for source in oci_spec::edit(&mut spec, &injection, &binds, may_make_nodes)? {
+    for source in oci_spec::edit(&mut spec, &injection, &binds, &placement.nodes, may_make_nodes)? {
         // A restart brings back what an earlier start mounted.
         if !source.starts_with(&context.state_dir) {
             let source = source.display();

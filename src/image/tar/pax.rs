@@ -16,6 +16,9 @@ pub enum Sparse {
     InData,
 }
 
+/// The map of a sparse file, its name, and its length with holes, where the header says them.
+pub type SparseFile = (Sparse, Option<Vec<u8>>, Option<i64>);
+
 /// What an extended header says about the entry that follows. A record that is not known is passed over, and one without a value
 /// leaves the header's own.
 #[derive(Default)]
@@ -110,7 +113,7 @@ impl Pax {
 
     /// What makes the entry a sparse file: the map, the name without the detour that other unpackers take, and the length with
     /// holes. `None` where it is none, or of a version that is not known.
-    pub fn sparse(&mut self) -> Result<Option<(Sparse, Option<Vec<u8>>, Option<i64>)>> {
+    pub fn sparse(&mut self) -> Result<Option<SparseFile>> {
         let records = std::mem::take(&mut self.sparse);
         let sparse = match (records.major.as_slice(), records.minor.as_slice()) {
             (b"0", b"0" | b"1") => Sparse::Map(records.regions()?),

@@ -239,7 +239,7 @@ fn what_comes_before_an_entry_counts_as_with_go() {
     assert_eq!(name(&[&extended(b'x', b"8 path=\n")]).unwrap(), "name", "an empty value");
     assert_eq!(name(&[&extended(b'L', b"\0")]).unwrap(), "name", "an empty long name");
     // Go returns a global header as an entry of its own.
-    let global = extended(b'g', b"21 comment=0123456789\n");
+    let global = extended(b'g', b"22 comment=0123456789\n");
     assert_eq!(name(&[&pax, &global]).unwrap(), "name");
     assert_eq!(name(&[&global, &pax]).unwrap(), "pax");
     assert!(name(&[&extended(b'g', b"nonsense")]).is_err());

@@ -1,0 +1,129 @@
+//! Sockets of the driver's daemons lie where other users may write: what such a user puts there reaches no container.
+
+use gpurun_integration::{
+    Caller, TestHost,
+    bundle::{Bundle, Hierarchies},
+    cached, dist, rootfs, run, unique,
+};
+use serde_json::json;
+use std::{
+    fs,
+    os::unix::{
+        fs::{PermissionsExt, chown, symlink},
+        net::UnixListener,
+    },
+    path::PathBuf,
+};
+
+/// A host whose /tmp is everyone's, with an MPS daemon of root's.
+fn with_mps() -> (TestHost, PathBuf) {
+    let host = TestHost::new("t4");
+    let tmp = host.driver("tmp");
+    let mps = tmp.join("nvidia-mps");
+    fs::create_dir_all(&mps).unwrap();
+    fs::set_permissions(&tmp, fs::Permissions::from_mode(0o1777)).unwrap();
+    fs::write(mps.join("control"), "the daemon's").unwrap();
+    (host, mps)
+}
+
+const LOOK: &str = "cat /tmp/nvidia-mps/control 2>&1; touch /tmp/nvidia-mps/x 2>&1; true";
+
+/// What a container sees of /tmp/nvidia-mps, through each destination that mounts it.
+fn seen(host: &TestHost) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    let launched = host.sh(Caller::Root, "--gpus all", &rootfs("busybox"), LOOK);
+    assert_eq!(launched.code, 0, "{launched:?}");
+    all.push(("launcher".to_owned(), launched.out));
+    for runtime in ["runc", "crun"] {
+        let mut bundle = Bundle::of("busybox");
+        bundle.runtime = runtime;
+        bundle.configure(&["NVIDIA_VISIBLE_DEVICES=all"], &["sh", "-c", LOOK]);
+        let path = if runtime == "crun" { cached("crun/usr/bin/crun") } else { runtime.into() };
+        let ended = bundle.run(host, &format!("runtimes = [{path:?}]\n"));
+        assert_eq!(ended.code, 0, "{runtime} {ended:?}");
+        all.push((format!("runtime above {runtime}"), ended.out));
+    }
+    let bundle = Bundle::of("busybox");
+    let mut spec = bundle.configure(&["NVIDIA_VISIBLE_DEVICES=all"], &["sh", "-c", LOOK]);
+    let env = [
+        format!("GPURUN_SIMULATED_HOST={}", host.path().display()),
+        format!("GPURUN_STATE_DIR={}", host.state_dir(0).display()),
+    ];
+    let name = "nvidia-container-runtime-hook";
+    let hook = json!({"path": bundle.link(name), "args": [name, "prestart"], "env": env});
+    spec["hooks"] = json!({"prestart": [hook]});
+    bundle.write(&spec);
+    let dir = bundle.dir.path();
+    let mut command = Hierarchies::Own.command("/usr/sbin/runc".as_ref());
+    let ended =
+        run(command.arg("--root").arg(dir.join("state")).args(["run", "--bundle"]).arg(dir).arg(unique()));
+    assert_eq!(ended.code, 0, "{ended:?}");
+    all.push(("prestart hook".to_owned(), ended.out));
+    all
+}
+
+#[test]
+fn a_daemons_directory_is_mounted_read_only() {
+    let (host, mps) = with_mps();
+    for (destination, saw) in seen(&host) {
+        assert!(saw.starts_with("the daemon's"), "{destination}: {saw}");
+        assert!(saw.contains("Read-only file system"), "{destination}: {saw}");
+    }
+    assert!(!mps.join("x").exists());
+}
+
+#[test]
+fn what_another_user_put_in_its_place_is_not_mounted() {
+    let (host, mps) = with_mps();
+    seen(&host);
+    let secret = host.driver("secret");
+    fs::create_dir(&secret).unwrap();
+    fs::write(secret.join("control"), "root's secret").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).unwrap();
+    let times = |path: &PathBuf| fs::metadata(path).unwrap().modified().unwrap();
+    let before = times(&mps);
+    let set = |path: &PathBuf| {
+        let file = fs::File::open(path).unwrap();
+        file.set_times(fs::FileTimes::new().set_modified(before)).unwrap();
+    };
+    for trap in ["another user's directory", "a link", "a directory that everyone may write to"] {
+        let _ = fs::remove_dir_all(&mps).or_else(|_| fs::remove_file(&mps));
+        match trap {
+            "a link" => {
+                symlink(&secret, &mps).unwrap();
+                set(&secret);
+            }
+            _ => {
+                fs::create_dir(&mps).unwrap();
+                fs::write(mps.join("control"), "a stranger's").unwrap();
+                if trap.starts_with("another") {
+                    chown(&mps, Some(54321), Some(54321)).unwrap();
+                } else {
+                    fs::set_permissions(&mps, fs::Permissions::from_mode(0o777)).unwrap();
+                }
+                // The mtime is its owner's to set.
+                set(&mps);
+            }
+        }
+        for (destination, saw) in seen(&host) {
+            assert!(!saw.contains("stranger") && !saw.contains("secret"), "{trap}, {destination}: {saw}");
+        }
+    }
+}
+
+#[test]
+fn a_spec_names_no_object_that_can_be_replaced() {
+    let (host, _) = with_mps();
+    let directory = host.driver("run/nvidia-persistenced");
+    fs::create_dir_all(&directory).unwrap();
+    let _daemon = UnixListener::bind(directory.join("socket")).unwrap();
+    let generate = || run(host.gpurun().args(["cdi", "generate", "--hook"]).arg(dist("gpurun-hook")));
+    let ended = generate();
+    assert!(ended.code == 0 && !ended.out.contains("nvidia-mps"), "{ended:?}");
+    assert!(ended.err.contains("-v /tmp/nvidia-mps:/tmp/nvidia-mps"), "it is said: {ended:?}");
+    assert!(ended.out.contains("nvidia-persistenced/socket"), "root's own directory: {}", ended.out);
+    let socket = ended.out.split("nvidia-persistenced/socket").last().expect("root's own directory");
+    assert!(socket.contains("- ro\n"), "{socket:.400}");
+    chown(&directory, Some(54321), None).unwrap();
+    assert!(!generate().out.contains("nvidia-persistenced/socket"), "the daemon's user can replace it");
+}

@@ -1,0 +1,284 @@
+//! What lies over a container's root, and so what stands at a path of it.
+//!
+//! The launcher, the runtime, the prestart hook and the CDI hook ask the same questions of the same value: the launcher fills it
+//! from the options, the runtime from config.json, and both hooks from /proc/PID/mountinfo.
+
+use super::{Found, Layers, Resolved};
+use crate::formats::mountinfo;
+use rustix::{
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags},
+    io::Errno,
+};
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
+
+/// The mounts of a container, in the order in which they are made: a later one lies on an earlier one.
+#[derive(Debug, Default)]
+pub struct Mounts(Vec<Mounted>);
+
+#[derive(Debug)]
+struct Mounted {
+    /// Where it is, without links.
+    path: PathBuf,
+    kind: Kind,
+    read_only: bool,
+}
+
+/// What a mount is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Files of the host or of another container. Nothing is written there.
+    Volume {
+        /// Its root as this process can open it; `None` where that is not known.
+        source: Option<PathBuf>,
+    },
+    /// An empty file system that belongs to this container alone.
+    Memory,
+    /// A file system of the kernel: proc, sysfs, cgroup, devpts.
+    Kernel,
+}
+
+/// A directory of a container, whether or not it is there yet.
+#[derive(Debug, Clone)]
+pub struct DirectoryPlace {
+    path: PathBuf,
+    ended: bool,
+    below: PathBuf,
+}
+
+/// What stands at a path of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The container's own root.
+    Root {
+        /// The path without links: what is absent can be made there.
+        path: PathBuf,
+    },
+    /// A file system in memory of the container's own.
+    Memory {
+        /// The path without links.
+        path: PathBuf,
+        /// Whether it is the mount point itself.
+        is_mount_point: bool,
+    },
+    /// A volume.
+    Volume {
+        /// The path without links.
+        path: PathBuf,
+        /// What the volume has there; `None` for nothing, and where a link of the volume is on the way.
+        found: Option<FileType>,
+        /// Device numbers of what it has there; 0 unless that is a device node.
+        device: u64,
+        /// Whether it is the mount point itself.
+        is_mount_point: bool,
+    },
+    /// There is no such place, and none can be made: a file stands where a directory is needed, links lead in a circle, a file
+    /// system of the kernel is there, or one in memory that is read-only.
+    Nowhere,
+}
+
+impl Place {
+    /// The path without links, if there is such a place.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Root { path } | Self::Memory { path, .. } | Self::Volume { path, .. } => Some(path),
+            Self::Nowhere => None,
+        }
+    }
+}
+
+impl Mounts {
+    /// Adds a mount. Runtimes follow the root's links to its mount point, so that is where it is.
+    pub fn add(&mut self, root: &Layers, mount_point: &Path, kind: Kind, read_only: bool) {
+        let Some(resolved) = self.resolve(root, mount_point) else { return };
+        self.0.push(Mounted { path: below(&resolved.path, &resolved.below), kind, read_only });
+    }
+
+    /// What is mounted in the root at `root`, as the mount table of a namespace has it. `view` is the directory by which this
+    /// process sees that namespace's `/`.
+    pub fn of_namespace(table: &[u8], root: &Path, view: &Path) -> Self {
+        let entries: Vec<_> = mountinfo::entries(table).collect();
+        // Before the root is changed the host's mounts are in the table as well, and a volume comes from one of them.
+        let is_own = |entry: &mountinfo::Entry| {
+            let is_below = |other: &mountinfo::Entry| other.mount_point.starts_with(root);
+            entry.root == Path::new("/")
+                && entries.iter().filter(|other| other.device == entry.device).all(is_below)
+        };
+        let mounted = |entry: &mountinfo::Entry| {
+            let path = entry.mount_point.strip_prefix(root).ok().filter(|path| *path != Path::new(""))?;
+            let kind = match entry.filesystem.as_str() {
+                "tmpfs" if is_own(entry) => Kind::Memory,
+                "proc" | "sysfs" | "cgroup" | "cgroup2" | "devpts" | "mqueue" => Kind::Kernel,
+                _ => Kind::Volume {
+                    source: Some(
+                        view.join(entry.mount_point.strip_prefix("/").unwrap_or(&entry.mount_point)),
+                    ),
+                },
+            };
+            Some(Mounted { path: Path::new("/").join(path), kind, read_only: entry.read_only })
+        };
+        Self(entries.iter().filter_map(mounted).collect())
+    }
+
+    /// What stands at a path, its last component followed if it is a link.
+    pub fn place(&self, root: &Layers, path: &Path) -> Place {
+        self.resolve(root, path).filter(|resolved| resolved.is_open).map_or(Place::Nowhere, |resolved| {
+            self.judge(&below(&resolved.path, &resolved.below), resolved.ended)
+        })
+    }
+
+    /// What stands at a name of a directory: a link in the last place is replaced, not followed.
+    pub fn place_of_entry(&self, root: &Layers, path: &Path) -> Place {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Place::Nowhere };
+        self.directory(root, parent).map_or(Place::Nowhere, |directory| self.place_in(&directory, name))
+    }
+
+    /// Where a directory is, for several names in it. `None` where it cannot be a directory.
+    pub fn directory(&self, root: &Layers, path: &Path) -> Option<DirectoryPlace> {
+        let Resolved { path, ended, below, is_open, found } = self.resolve(root, path)?;
+        let is_directory = matches!(found, None | Some(Found::Directory(_)));
+        (is_open && is_directory).then_some(DirectoryPlace { path, ended, below })
+    }
+
+    /// What stands at a name of a directory.
+    pub fn place_in(&self, directory: &DirectoryPlace, name: &OsStr) -> Place {
+        let DirectoryPlace { path, ended, below } = directory;
+        if *ended {
+            return self.judge(&self::below(path, below).join(name), true);
+        }
+        let path = path.join(name);
+        let ended = self.at(&path).is_some();
+        self.judge(&path, ended)
+    }
+
+    fn resolve(&self, root: &Layers, path: &Path) -> Option<Resolved> {
+        root.resolve(path, |here| self.at(here).is_some())
+    }
+
+    /// The topmost mount at exactly this path.
+    fn at(&self, path: &Path) -> Option<&Mounted> {
+        self.0.iter().rfind(|mount| mount.path == path)
+    }
+
+    /// `ended`: a mount is there or above.
+    fn judge(&self, path: &Path, ended: bool) -> Place {
+        let path = path.to_path_buf();
+        if !ended {
+            return Place::Root { path };
+        }
+        // One mount may lie in another.
+        let Some(mount) = path.ancestors().find_map(|above| self.at(above)) else { return Place::Nowhere };
+        let is_mount_point = mount.path == path;
+        match &mount.kind {
+            Kind::Kernel => Place::Nowhere,
+            Kind::Memory if mount.read_only && !is_mount_point => Place::Nowhere,
+            Kind::Memory => Place::Memory { path, is_mount_point },
+            Kind::Volume { source } => {
+                let below = path.strip_prefix(&mount.path).unwrap_or(Path::new(""));
+                let (found, device) = source.as_deref().and_then(|source| seen(source, below)).unzip();
+                Place::Volume { path: path.clone(), found, device: device.unwrap_or(0), is_mount_point }
+            }
+        }
+    }
+}
+
+/// A path below another. `join` of nothing would add a slash.
+fn below(path: &Path, below: &Path) -> PathBuf {
+    if below == Path::new("") { path.into() } else { path.join(below) }
+}
+
+/// What a volume has below its root.
+fn seen(source: &Path, below: &Path) -> Option<(FileType, u64)> {
+    let open = || {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let source = rustix::fs::openat(CWD, source, flags, Mode::empty())?;
+        if below == Path::new("") {
+            return Ok(source);
+        }
+        // A link of a volume leads to a place of the container, which is not looked up from here.
+        let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        loop {
+            match rustix::fs::openat2(&source, below, flags, Mode::empty(), how) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                result => return result,
+            }
+        }
+    };
+    let stat = open().and_then(rustix::fs::fstat).ok()?;
+    Some((FileType::from_raw_mode(stat.st_mode), stat.st_rdev))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::symlink};
+
+    #[test]
+    fn a_path_stands_on_the_root_in_memory_on_a_volume_or_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, volume) = (dir.path().join("root"), dir.path().join("volume"));
+        for path in ["root/usr/local", "root/etc", "root/opt/real", "volume/nvidia", "volume/deep"] {
+            fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        fs::write(root.join("file"), "").unwrap();
+        fs::write(volume.join("ld.so.cache"), "").unwrap();
+        symlink("/opt/real", root.join("link")).unwrap();
+        symlink("/opt/absent/deep", root.join("dangling")).unwrap();
+        symlink("loop", root.join("loop")).unwrap();
+        symlink("/data/deep", root.join("to-volume")).unwrap();
+        symlink("..", volume.join("up")).unwrap();
+        let layers = Layers::open(vec![root]).unwrap();
+        let mut mounts = Mounts::default();
+        let volumes = |source: &Path| Kind::Volume { source: Some(source.into()) };
+        mounts.add(&layers, Path::new("/proc"), Kind::Kernel, false);
+        mounts.add(&layers, Path::new("/data"), volumes(&volume), false);
+        mounts.add(&layers, Path::new("/memory"), Kind::Memory, false);
+        mounts.add(&layers, Path::new("/sealed"), Kind::Memory, true);
+        mounts.add(&layers, Path::new("/link/in"), Kind::Memory, false);
+        mounts.add(&layers, Path::new("/data/deep/in"), Kind::Memory, false);
+        let root = |path: &str| Place::Root { path: path.into() };
+        let memory = |path: &str, is_mount_point| Place::Memory { path: path.into(), is_mount_point };
+        let volume = |path: &str, found, is_mount_point| Place::Volume {
+            path: path.into(),
+            found,
+            device: 0,
+            is_mount_point,
+        };
+        for (path, place) in [
+            ("/usr/local/nvidia", root("/usr/local/nvidia")),
+            ("/a/b/c", root("/a/b/c")),
+            ("/link/x", root("/opt/real/x")),
+            ("/dangling/x", root("/opt/absent/deep/x")),
+            ("/file", root("/file")),
+            ("/file/x", Place::Nowhere),
+            ("/loop/x", Place::Nowhere),
+            ("/proc/driver", Place::Nowhere),
+            ("/data", volume("/data", Some(FileType::Directory), true)),
+            ("/data/nvidia", volume("/data/nvidia", Some(FileType::Directory), false)),
+            ("/data/absent/x", volume("/data/absent/x", None, false)),
+            ("/data/up/volume/nvidia", volume("/data/up/volume/nvidia", None, false)),
+            ("/to-volume", volume("/data/deep", Some(FileType::Directory), false)),
+            ("/memory", memory("/memory", true)),
+            ("/memory/x/y", memory("/memory/x/y", false)),
+            ("/sealed/x", Place::Nowhere),
+            ("/opt/real/in/x", memory("/opt/real/in/x", false)),
+            ("/to-volume/in/x", memory("/data/deep/in/x", false)),
+        ] {
+            assert_eq!(mounts.place(&layers, Path::new(path)), place, "{path}");
+        }
+        for (path, place) in [
+            ("/link", root("/link")),
+            ("/dangling", root("/dangling")),
+            ("/dangling/x", root("/opt/absent/deep/x")),
+            ("/data/ld.so.cache", volume("/data/ld.so.cache", Some(FileType::RegularFile), false)),
+            ("/memory", memory("/memory", true)),
+            ("/memory/x", memory("/memory/x", false)),
+            ("/file/x", Place::Nowhere),
+            ("/", Place::Nowhere),
+        ] {
+            assert_eq!(mounts.place_of_entry(&layers, Path::new(path)), place, "{path}");
+        }
+    }
+}
