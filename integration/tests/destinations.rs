@@ -289,7 +289,8 @@ fn row(destination: Destination) -> Vec<String> {
             // A refusal of ours says what to do; one of the low-level runtime is its own.
             let is_ours = ended.err.contains("error[GPU-");
             let is_refused = ended.code != 0 && (!is_ours || ended.err.contains("fix: "));
-            if !works && !(is_refused && may_fail(destination, standing, place)) {
+            let may_be_refused = is_refused && may_fail(destination, standing, place);
+            if !works && !may_be_refused {
                 fails("the container does not have the driver");
             }
             if state_of(&cell.volume()) != before && !engine_writes(destination, place) {
