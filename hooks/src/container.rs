@@ -7,7 +7,7 @@ use gpurun::{
         loader::SmallFile,
         mount::{self, NOTHING},
         placement::{self, DriverMount},
-        rootfs::{Layers, Mounts, Place, Root},
+        rootfs::{Layers, Mounts, Outside, Place, Root},
     },
     error::{Code, Error, OrFail, Result},
     formats::oci::State,
@@ -68,7 +68,7 @@ impl Container {
             image: Layers::mounted(&root.directory).or_fail(Code::Internal, || "out of descriptors")?,
             whole: Root::new(copy()?),
             root: Root::without_mounts(copy()?),
-            mounts: Mounts::of_namespace(&table, &path, Path::new("/")),
+            mounts: Mounts::of_namespace(&table, &path, Path::new("/"), Outside::Unknown),
         })
     }
 

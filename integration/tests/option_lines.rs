@@ -20,7 +20,7 @@ const ACCEPTED: &[&str] = &[
     "--gpus all --network host",
     "--gpus all --net=host",
     "--gpus all --network none",
-    "--gpus all --privileged -v /dev:/dev",
+    "--privileged -v /dev:/dev",
     "--gpus all --privileged",
     "--gpus all --cap-add SYS_PTRACE",
     "--gpus all --security-opt label=disable",

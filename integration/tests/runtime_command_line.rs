@@ -125,8 +125,9 @@ fn lines() -> Vec<String> {
         "--log=/dev/null --log-format json run -b {B} {ID}",
         "--rootless false run {ID}",
         "--rootless=false run -b {B} {ID}",
-        "run --pid-file /dev/null -b {B} {ID}",
-        "run --pid-file=/dev/null {ID} -b {B}",
+        // Both runtimes rename a new file onto the path, so it must not name a device.
+        "run --pid-file {B}.pid -b {B} {ID}",
+        "run --pid-file={B}.pid {ID} -b {B}",
         "run --preserve-fds 0 -b {B} {ID}",
         "run --no-new-keyring --no-subreaper --bundle {B} {ID}",
         "run --bundle {B} --bundle . {ID}",

@@ -13,7 +13,7 @@ mod mounts;
 mod root;
 
 pub use layers::{Found, Layers, Resolved};
-pub use mounts::{DirectoryPlace, Kind, Mounts, Place};
+pub use mounts::{DirectoryPlace, Kind, Mounts, Outside, Place};
 pub use root::{Root, open_host_directory};
 
 use rustix::{

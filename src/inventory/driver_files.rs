@@ -546,6 +546,12 @@ impl Search<'_> {
             let inside = Path::new(path);
             let host = self.host.driver_root.host_path(&ContainerPath(path.into())).0;
             let before = object(&host);
+            // Its directory says who can replace it. One that every user writes to changes all the time, and never says more.
+            if let Some(directory) = host.parent()
+                && rustix::fs::stat(directory).is_ok_and(|stat| stat.st_mode & 0o002 == 0)
+            {
+                self.objects.insert(directory.to_owned(), object(directory));
+            }
             self.objects.insert(host, before);
             // Anyone may make /tmp/nvidia-mps: as a link to a directory of root's, say. Only root's own is mounted.
             let trusted = |uid| uid == 0 || !path.starts_with("/tmp/");

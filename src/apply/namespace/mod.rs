@@ -20,7 +20,7 @@ use super::{
     host_object::HostObject,
     mount::{HOST_NODE, attach},
     oci_spec::{Bind, BindKind},
-    rootfs::{Mounts, Root},
+    rootfs::{Mounts, Outside, Root},
 };
 use crate::{
     error::{Code, Error, OrFail, Result},
@@ -103,7 +103,10 @@ impl Waiting {
         { table }
             .read_to_end(&mut bytes)
             .or_fail(Code::Namespace, || "the container's mounts cannot be read")?;
-        let mounts = Mounts::of_namespace(&bytes, path, &proc.join("root"));
+        let host = std::fs::read("/proc/self/mountinfo")
+            .or_fail(Code::Namespace, || "the host's mounts cannot be read")?;
+        let outside = if is_ours { Outside::Tool } else { Outside::Host(&host) };
+        let mounts = Mounts::of_namespace(&bytes, path, &proc.join("root"), outside);
         Ok(Self { root: Root::new(root), top, namespace, table: bytes, mounts })
     }
 

@@ -10,6 +10,7 @@ use rustix::{
     io::Errno,
 };
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     path::{Path, PathBuf},
 };
@@ -38,6 +39,18 @@ pub enum Kind {
     Memory,
     /// A file system of the kernel: proc, sysfs, cgroup, devpts.
     Kernel,
+}
+
+/// What is known of the mounts outside a container's namespace. A tmpfs there is a volume, and another one is the container's own.
+#[derive(Debug, Clone, Copy)]
+pub enum Outside<'a> {
+    /// The host's mount table: the container's own tmpfs is not in it.
+    Host(&'a [u8]),
+    /// Nothing. The container's own tmpfs is mounted as a whole, and only beneath the root.
+    Unknown,
+    /// A container tool without privileges has made this namespace, and the root in it. Its own tmpfs holds the root's mount point
+    /// (Apptainer's session directory), or is mounted as a whole.
+    Tool,
 }
 
 /// A directory of a container, whether or not it is there yet.
@@ -98,13 +111,26 @@ impl Mounts {
 
     /// What is mounted in the root at `root`, as the mount table of a namespace has it. `view` is the directory by which this
     /// process sees that namespace's `/`.
-    pub fn of_namespace(table: &[u8], root: &Path, view: &Path) -> Self {
+    ///
+    /// Before the root is changed the namespace's table has the host's mounts too, and a volume comes from one of them.
+    pub fn of_namespace(table: &[u8], root: &Path, view: &Path, outside: Outside<'_>) -> Self {
         let entries: Vec<_> = mountinfo::entries(table).collect();
-        // Before the root is changed the host's mounts are in the table as well, and a volume comes from one of them.
+        let of_host: HashSet<_> = match outside {
+            Outside::Host(table) => mountinfo::entries(table).map(|entry| entry.device).collect(),
+            Outside::Unknown | Outside::Tool => HashSet::new(),
+        };
         let is_own = |entry: &mountinfo::Entry| {
-            let is_below = |other: &mountinfo::Entry| other.mount_point.starts_with(root);
-            entry.root == Path::new("/")
-                && entries.iter().filter(|other| other.device == entry.device).all(is_below)
+            let mut same = entries.iter().filter(|other| other.device == entry.device);
+            match outside {
+                Outside::Host(_) => !of_host.contains(&entry.device),
+                Outside::Unknown => {
+                    entry.root == Path::new("/") && same.all(|other| other.mount_point.starts_with(root))
+                }
+                Outside::Tool => {
+                    same.any(|other| other.root == Path::new("/") && root.starts_with(&other.mount_point))
+                        || entry.root == Path::new("/")
+                }
+            }
         };
         let mounted = |entry: &mountinfo::Entry| {
             let path = entry.mount_point.strip_prefix(root).ok().filter(|path| *path != Path::new(""))?;
@@ -214,6 +240,24 @@ fn seen(source: &Path, below: &Path) -> Option<(FileType, u64)> {
 mod tests {
     use super::*;
     use std::{fs, os::unix::fs::symlink};
+
+    #[test]
+    fn a_tmpfs_is_the_containers_own_unless_it_comes_from_outside() {
+        let host = b"1 0 8:1 / / rw - ext4 a rw\n2 1 0:5 / /run rw - tmpfs t rw\n";
+        let table = b"2 1 0:5 / /run rw - tmpfs t rw\n3 1 0:9 / /session rw - tmpfs t rw\n\
+                      4 3 0:9 /dev /session/final/dev rw - tmpfs t rw\n5 3 0:5 /x /session/final/x rw - tmpfs t rw\n\
+                      6 3 0:7 / /session/final/own rw - tmpfs t rw\n";
+        let layers = Layers::open(vec![tempfile::tempdir().unwrap().keep()]).unwrap();
+        let own = |outside: Outside<'_>| {
+            let mounts =
+                Mounts::of_namespace(table, Path::new("/session/final"), Path::new("/nowhere"), outside);
+            ["/dev/file", "/x/file", "/own/file"]
+                .map(|path| matches!(mounts.place(&layers, Path::new(path)), Place::Memory { .. }))
+        };
+        assert_eq!(own(Outside::Host(host)), [true, false, true]);
+        assert_eq!(own(Outside::Unknown), [false, false, true]);
+        assert_eq!(own(Outside::Tool), [true, false, true]);
+    }
 
     #[test]
     fn a_path_stands_on_the_root_in_memory_on_a_volume_or_nowhere() {

@@ -72,15 +72,27 @@ pub fn open_directory(path: &Path) -> Result<OwnedFd> {
 /// # Errors
 /// [`Code::Store`] where the directory holds something else than a store.
 pub fn check(store: &Store) -> Result<()> {
-    if has_marker(store)? {
+    // A marker that is being written is looked at again below the lock.
+    if matches!(has_marker(store), Ok(true)) {
         return Ok(());
     }
     // Two first starts at once: the second finds what the first has made.
     rustix::io::retry_on_intr(|| flock(&store.directory, FlockOperation::LockExclusive))
         .map_err(|errno| failed("flock", errno))?;
-    let begun = if has_marker(store)? { Ok(()) } else { begin(store) };
+    let begun = remove_empty_marker(store)
+        .and_then(|()| has_marker(store))
+        .and_then(|there| if there { Ok(()) } else { begin(store) });
     flock(&store.directory, FlockOperation::Unlock).map_err(|errno| failed("flock", errno))?;
     begun
+}
+
+/// A start that was killed between making the marker and writing it leaves an empty file of that name.
+fn remove_empty_marker(store: &Store) -> Result<()> {
+    let stat = statat(&store.directory, NAME, AtFlags::SYMLINK_NOFOLLOW);
+    if stat.is_ok_and(|stat| is_kind(&stat, FileType::RegularFile) && stat.st_size == 0) {
+        unlinkat(&store.directory, NAME, AtFlags::empty()).map_err(|errno| failed(NAME, errno))?;
+    }
+    Ok(())
 }
 
 /// Whether the marker is there; one system call, at each start.
