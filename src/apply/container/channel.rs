@@ -33,7 +33,7 @@ pub enum Said {
     Failure(Error),
 }
 
-/// The messages that come with a descriptor.
+/// Messages that carry a descriptor.
 const TERMINAL: &[u8] = b"tty";
 const UNIX_SOCKETS: &[u8] = b"unix";
 
@@ -81,12 +81,12 @@ impl Channel {
         }
     }
 
-    /// The child: hands the terminal's master side over.
+    /// Called by the child: sends the terminal's master side.
     pub fn send_terminal(&self, master: &OwnedFd) -> Result<()> {
         self.send_descriptor(TERMINAL, master)
     }
 
-    /// The child: hands over the descriptor by which its Unix sockets are supervised.
+    /// Called by the child: sends the descriptor by which its Unix sockets are supervised.
     pub fn send_unix_sockets(&self, listener: &OwnedFd) -> Result<()> {
         self.send_descriptor(UNIX_SOCKETS, listener)
     }
