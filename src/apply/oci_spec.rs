@@ -35,7 +35,7 @@ pub struct Bind {
 pub enum BindKind {
     /// The driver's files, and ours.
     ReadOnly,
-    /// A daemon's socket or directory of sockets, as it was verified: read-only, and nothing is executed from it.
+    /// The mount of a daemon's verified socket or directory of sockets: read-only and noexec.
     Socket(DaemonObject),
     /// A device node, where none can be made.
     Device,
@@ -66,8 +66,8 @@ const PEER_HOOKS: [&str; 2] = ["nvidia-container-runtime-hook", "nvidia-containe
 /// The hooks in which they may stand.
 const HOOKS: [&str; 2] = ["prestart", "createRuntime"];
 
-/// The edit: `binds` in their order, then what the injection says itself. `nodes` are those of its device nodes that the
-/// low-level runtime is to make, or to mount where it cannot make any (`may_make_nodes`), as in a user namespace.
+/// Adds `binds` in their order, and then the rest of the injection. `nodes` are the device nodes that the low-level runtime
+/// must make; or mount, if it cannot make nodes (`may_make_nodes` is false), as in a user namespace.
 ///
 /// Returns the sources of mounts of others' that were in the place of the driver's directory.
 ///
@@ -104,8 +104,8 @@ pub fn edit(
     Ok(replaced)
 }
 
-/// What the low-level runtime will mount over the container's root. What is in the place of the driver's directory is not among
-/// it, because [`edit`] takes it out.
+/// The mounts that the low-level runtime will make over the container's root. Mounts at the driver's directory are not
+/// included, because [`edit`] removes them.
 pub fn mounts(spec: &Spec, root: &Layers) -> Mounts {
     let mut mounts = Mounts::default();
     for mount in spec.list(&["mounts"]) {
