@@ -222,7 +222,7 @@ fn on_a_volume(path: &Path) -> Error {
         Code::Rootfs,
         format!("{} of the container is on a volume, or a file is in its way", path.display()),
     )
-    .cause("what is mounted there may be the host's, or another container's, and is not written to")
+    .cause("gpurun does not write to volumes, which may belong to the host or another container")
     .fix(format!("mount the volume at another place than a directory of {}", path.display()))
 }
 
