@@ -282,7 +282,7 @@ impl Graph {
         let fail = |errno| damaged(&self.path, format!("{name}: {errno}"));
         // NONBLOCK: opening a FIFO in its place must not block.
         let file = match self.open_beneath(name, OFlags::RDONLY | OFlags::NONBLOCK) {
-            // A read-only store has no lock file.
+            // A read-only store may have no lock file.
             Err(Errno::NOENT) => return Ok(None),
             opened => opened.map_err(fail)?,
         };

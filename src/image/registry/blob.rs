@@ -257,7 +257,7 @@ impl<'a> Blob<'a> {
     fn connect(&self, at: u64, end: &mut u64) -> Result<Paced<BodyReader<'static>>, Failure> {
         let range = (at > 0 || *end < self.size).then_some(at..*end);
         let response = self.client.get_blob(self.digest, range.as_ref()).map_err(|mut failure| {
-            // A registry that restarts refuses connections for a while.
+            // A restarting registry refuses connections for a while.
             failure.again |= lock(&self.state).begun && failure.error.code() == Code::Registry;
             failure
         })?;
