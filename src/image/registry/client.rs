@@ -60,7 +60,7 @@ struct Endpoint {
     credentials: Credentials,
     /// Whether the secret was sent to the registry or to its token service.
     shown: AtomicBool,
-    /// The header that a base accepted last, with the base, because each base has its own origin.
+    /// The header that was accepted last, and its origin, because credentials belong to an origin.
     authorization: Mutex<Option<(Origin, String)>>,
 }
 

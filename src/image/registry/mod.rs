@@ -37,7 +37,7 @@
 //!
 //! R is asked over plain HTTP if TLS fails, and the configuration marks R as insecure or R is this machine. An https server
 //! never leads to an http server, neither by a redirect nor by the address of a token service. An http server leads to
-//! another http server if the configuration marks either of them as insecure, if the other one is this machine, or if the
+//! another http server if the configuration marks R or the other one as insecure, if the other one is this machine, or if the
 //! digest of the content is known and no secret is sent. So a manifest that is requested by tag is not fetched from there.
 //!
 //! Certificates of R are not checked if the configuration marks R as insecure or R is this machine, and `certs.d` has no
