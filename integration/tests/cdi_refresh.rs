@@ -266,7 +266,7 @@ fn a_host_without_a_driver_gets_its_document_when_the_driver_comes() {
     assert_eq!((ended.code, ended.err.as_str()), (128 + 15, ""), "{ended:?}");
 
     let ended = run(&mut refreshed.command(&[]));
-    assert!(ended.code == 0 && ended.out.contains("is as it should be"), "{ended:?}");
+    assert!(ended.code == 0 && ended.out.contains("is up to date"), "{ended:?}");
 }
 
 #[test]

@@ -57,8 +57,8 @@ pub fn injection(spec: &Spec, context: &Context) -> Result<Option<Injection>> {
     context.plan(&request, &policy).map(Some)
 }
 
-/// Puts on file systems what must be there first, and says what is to be mounted. `mounts` is what is mounted over the root
-/// already; `None`: what the configuration has the low-level runtime mount.
+/// Writes the files that must exist first, and returns the mounts to make. `mounts` are the existing mounts over the root;
+/// `None` are the mounts of the configuration, which the low-level runtime will make.
 pub fn deliver(
     root: &ContainerRoot,
     spec: &Spec,
@@ -97,7 +97,7 @@ pub struct Container {
     pub restrict: bool,
 }
 
-/// Gives the container what is planned for it. Returns what was left out and why.
+/// Injects the plan into the container. Returns the parts that were left out and the reasons.
 pub fn give(
     container: &Container,
     spec: &Spec,

@@ -37,7 +37,7 @@ pub fn run(words: &[OsString]) -> u8 {
     };
     result.map_or_else(
         |error| {
-            // runc's exit code for every failure but one of standard output.
+            // runc's exit code for every failure, except of standard output.
             if matches!(error.code(), Code::Output | Code::OutputClosed) {
                 output::fail(&error, false)
             } else {
@@ -103,7 +103,7 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     }
     let root = bundle.root(&spec)?;
     let container = engine::Container { pid: state.process()?, root, may_be_ours: false, restrict: true };
-    // runc and crun show a hook's standard error where the hook fails, and log it where they are asked to.
+    // runc and crun show a hook's standard error only if the hook fails, and log it on request.
     for note in engine::give(&container, &spec, &injection, &context)? {
         output::report(&format_args!("gpurun: {note}"));
     }
