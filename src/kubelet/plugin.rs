@@ -89,7 +89,7 @@ struct Plugin {
     /// In place of servers, where the scheduler allocates devices.
     dra: Option<Dra>,
     again: Option<Instant>,
-    /// Warnings that are in the log.
+    /// Warnings that were already logged.
     warned: BTreeSet<String>,
 }
 
@@ -189,7 +189,7 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
             Some(standing) = standing.recv() => plugin.standing(standing),
         }
     }
-    // No container is sent to a daemon that ends.
+    // No container may use a daemon that is ending.
     plugin.servers.clear();
     drop(probe_socket);
     plugin.daemons.end().await;
@@ -259,9 +259,9 @@ impl Plugin {
             Ok((options, warnings)) => {
                 self.warn_once(warnings);
                 self.health.watch(options.watched.clone());
-                // Daemons run there, and containers have been sent there.
+                // Daemons run there, and running containers use it.
                 let mps_root = self.options.mps_root.clone();
-                // Where the inventory is read.
+                // The inventory reads it.
                 let container_driver_root = self.options.container_driver_root.clone();
                 self.options = Options { mps_root, container_driver_root, ..options };
                 self.servers.clear();

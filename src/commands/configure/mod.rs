@@ -147,7 +147,7 @@ pub fn carry_out(order: &Order) -> Result<u8> {
 }
 
 /// Nothing is written before the file is understood.
-const MEND: &str = "mend the file, or name another one; it is as it was";
+const MEND: &str = "correct the file, or name another one; it is unchanged";
 
 fn change(order: &Order, file: &ConfigFile, files: &Files) -> Result<()> {
     let name = &order.wanted.name;

@@ -33,7 +33,7 @@ impl Kept {
     }
 }
 
-/// A checkpoint that another process has left: reading and writing it changes nothing, and its claims can be compared.
+/// Reads a checkpoint for the fuzzer: a written checkpoint must read back equal.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let Ok(kept) = Kept::parse(bytes) else { return };
