@@ -215,10 +215,10 @@ pub fn ours(theirs: &Table) -> (Table, Vec<(&'static str, &'static str)>) {
     (table, unused)
 }
 
-/// Checks the type of every key that means something here.
+/// Checks the type of every key that gpurun uses.
 ///
 /// # Errors
-/// [`Code::Config`] with the line, the key and what its value has to be.
+/// [`Code::Config`] with the line, the key and the expected type.
 pub fn check(text: &str) -> Result<()> {
     let failed = |line: usize, what: String| {
         Err(Error::new(Code::Config, "a value has the wrong type")

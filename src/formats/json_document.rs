@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 /// An object, and how it was written.
 #[derive(Debug)]
 pub struct JsonDocument {
-    /// A byte order mark, as Windows' editors write it and as dockerd reads it (moby's getConflictFreeConfiguration).
+    /// The byte order mark of the file, if any. Editors on Windows write it, and dockerd accepts it (moby's
+    /// getConflictFreeConfiguration).
     mark: &'static str,
     root: CstRootNode,
 }

@@ -22,7 +22,7 @@ pub struct MountEntry<'a> {
     pub source: &'a str,
 }
 
-/// What a user does about a config.json that is not understood.
+/// The fix for a malformed config.json.
 const BY_HAND: &str =
     "start the container again, for which its engine writes another config.json; by hand, use `runc spec`";
 

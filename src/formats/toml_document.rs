@@ -107,10 +107,10 @@ impl TomlDocument {
         Ok(())
     }
 
-    /// Renames the keys of the table behind these keys; where there is no table, nothing is done.
+    /// Renames the keys of the table at this path, if it exists.
     ///
     /// # Errors
-    /// [`Code::Config`] where two keys would have one name.
+    /// [`Code::Config`] if two keys would have the same name.
     pub fn rename_keys(&mut self, path: &[&str], new_name: impl Fn(&str) -> String) -> Result<()> {
         let root: &mut dyn TableLike = self.root.as_table_mut();
         let table = path.iter().try_fold(root, |table, key| table.get_mut(key)?.as_table_like_mut());

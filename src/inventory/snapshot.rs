@@ -161,7 +161,7 @@ pub fn mtime(path: &Path) -> Mtime {
     Some((stat.st_mtime, i64::try_from(stat.st_mtime_nsec).ok()?))
 }
 
-/// What stands at a path: device, inode and ctime.
+/// Identity of the object at a path: device, inode and ctime.
 pub fn object(path: &Path) -> Option<(u64, u64, i64, i64)> {
     let stat = rustix::fs::lstat(path).ok()?;
     Some((stat.st_dev, stat.st_ino, stat.st_ctime, i64::try_from(stat.st_ctime_nsec).ok()?))

@@ -10,7 +10,7 @@ pub fn environment(args: &Run) -> Result<Vec<EnvVar>> {
         env.extend(env_file::read(file, |name| std::env::var(name).ok())?);
     }
     if args.env_host {
-        // As in Podman, variables of the container take precedence.
+        // As in Podman, the container keeps its own values of these variables.
         env.extend(
             own_variables()
                 .filter(|(name, _)| !["PATH", "HOME", "HOSTNAME", "TERM"].contains(&name.as_str())),

@@ -17,8 +17,8 @@ const RUNTIMES: [&str; 2] = ["runc", "crun"];
 /// Directories to search after PATH: engines start their runtimes with any PATH, or without one.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The path of the first existing runtime of the configured `runtimes`. Without that key: the runtime that `gpurun configure` recorded
-/// for the engine with this state directory, then runc and crun, then the records of other engines.
+/// The path of the first existing runtime of the configured `runtimes`. Without that key: the runtime that `gpurun configure`
+/// recorded for the engine with this state directory, then runc and crun, then the records of other engines.
 ///
 /// # Errors
 /// [`Code::NoRuntime`] if none of them exists.
