@@ -1037,7 +1037,7 @@ fn documents_are_checked() {
         let ended = some(words, &[]);
         assert!(ended.code != 0 && ended.err.contains(&format!("error[{code}]: ")), "{words:?} {ended:?}");
     }
-    // Hooks that are not wanted are left out.
+    // Disabled hooks are left out.
     let ended = some(&["--disable-hook=all"], &[]);
     assert!(!ended.out.contains("hooks:") && ended.out.contains("libcuda.so."), "{ended:?}");
     assert!(text.contains("hooks:") && ended.err.contains("LD_LIBRARY_PATH"), "{ended:?}");

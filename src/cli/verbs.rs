@@ -25,8 +25,7 @@ const BUILD: &str = "build with buildah, podman build or docker buildx, and run 
 const LOGIN: &str = "log in with docker login, podman login or skopeo login: gpurun reads their files";
 const COMPOSE: &str =
     "use docker compose or podman-compose with gpurun as their runtime: gpurun configure docker";
-const FILES: &str =
-    "containers are removed when they end: mount a directory, -v ./data:/data, and let the command write there";
+const FILES: &str = "containers are removed when they end: mount a directory, -v ./data:/data, and let the command write there";
 const NETWORKS: &str = "containers have the host's network; --network none gives them only a loopback device";
 const VOLUMES: &str = "gpurun keeps no volumes: make a directory and mount it, mkdir data, -v ./data:/data";
 const COPY: &str = "copy images with skopeo copy, which supports every kind of image that gpurun reads";

@@ -27,7 +27,7 @@ const MAX_FRAME_HEADER: usize = 18;
 /// Compression format of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-/// Uncompressed.
+    /// Uncompressed.
     None,
     Gzip,
     Zstd,

@@ -83,12 +83,9 @@ impl Layer {
                 Some(Found::Directory(_)) => {}
                 Some(_) => {
                     let what = format!("the image's volume {} is not a directory", path.display());
-                    return Err(Error::new(Code::Rootfs, what)
-                        .cause("the image has a file there")
-                        .fix(format!(
-                            "mount a file there, which takes its place: -v FILE:{}",
-                            path.display()
-                        )));
+                    return Err(Error::new(Code::Rootfs, what).cause("the image has a file there").fix(
+                        format!("mount a file there, which takes its place: -v FILE:{}", path.display()),
+                    ));
                 }
             }
         }

@@ -65,12 +65,13 @@ impl Root {
     /// The directory `path`, made with its parents where it is absent (0755, owned by the container's root).
     pub fn directory(&self, path: &Path) -> Result<OwnedFd> {
         self.make_directory(path).map_err(|errno| match errno {
-            Errno::XDEV => Error::new(
-                Code::Rootfs,
-                format!("{} of the container is on a volume", path.display()),
-            )
-            .cause("gpurun does not write to volumes, which may belong to the host or another container")
-            .fix("mount the volume at another place"),
+            Errno::XDEV => {
+                Error::new(Code::Rootfs, format!("{} of the container is on a volume", path.display()))
+                    .cause(
+                        "gpurun does not write to volumes, which may belong to the host or another container",
+                    )
+                    .fix("mount the volume at another place")
+            }
             errno => {
                 let what = format!("the image has no directory {} and none can be made", path.display());
                 Error::new(Code::Rootfs, what)

@@ -66,7 +66,7 @@ pub struct Request<'a> {
 
 /// A response that is not a redirect.
 pub struct Answer {
-/// The response itself.
+    /// The response itself.
     pub response: Response<Body>,
     /// The address that sent the response.
     pub from: Address,
