@@ -304,7 +304,11 @@ mod tests {
             }
         }
         let error = Error::new(Code::NvmlMissing, "the driver's libnvidia-ml.so.1 was not found");
-        assert_eq!(error.for_engine(), "error[GPU-0011]: the driver's libnvidia-ml.so.1 is missing");
+        let line = error.for_engine();
+        assert!(
+            line.starts_with("error[GPU-0011]: the driver's libnvidia-ml.so.1 is missing; fix: "),
+            "{line}"
+        );
     }
 
     #[test]

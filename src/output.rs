@@ -38,7 +38,7 @@ pub fn flush() -> Result<()> {
 fn written(result: io::Result<()>) -> Result<()> {
     result.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Error::new(Code::OutputClosed, "the reader of standard output is gone")
-            .fix("read the output to its end, or ignore exit code 141"),
+            .fix("read the output to its end (`gpurun … | cat`), or ignore exit code 141"),
         _ => Error::new(Code::Output, "standard output cannot be written")
             .cause(error)
             .fix("free space where it is redirected to, or redirect it elsewhere: > FILE"),

@@ -9,7 +9,7 @@ use std::{
 use syn::visit::{self, Visit};
 
 /// Programs, options, variables, keys and image forms that a fix may name.
-const TYPED: [&str; 60] = [
+const TYPED: [&str; 61] = [
     "gpurun",
     "docker",
     "podman",
@@ -68,6 +68,7 @@ const TYPED: [&str; 60] = [
     "sharing.",
     "version",
     "qemu-user-static",
+    "Dockerfile",
     "newuidmap",
     "Delegate=",
 ];
@@ -135,7 +136,7 @@ impl<'ast> Visit<'ast> for Fixes {
                     }
                     // The first token of `format!` is the text; the rest are its arguments.
                     syn::Expr::Macro(call) => {
-                        self.strings(call.mac.tokens.clone().into_iter().take(1).collect())
+                        self.strings(call.mac.tokens.clone().into_iter().take(1).collect());
                     }
                     other => {
                         struct Literals<'a>(&'a mut Fixes);

@@ -543,7 +543,9 @@ fn a_hostile_root_reaches_nothing_outside() {
                     ended.code <= 1 && !ended.err.contains("panicked"),
                     "{path} -> {target} {words:?}: {ended:?}"
                 );
-                assert!(ended.code == 0 || ended.err.starts_with("error[GPU-"), "{ended:?}");
+                // Notes about what is only optional come first.
+                let is_explained = ended.err.lines().any(|line| line.starts_with("error[GPU-"));
+                assert!(ended.code == 0 || is_explained, "{ended:?}");
             }
             let beside: Vec<_> =
                 fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -695,9 +697,10 @@ fn a_volume_is_not_written_to() {
             assert!(ended.err.starts_with("error[GPU-0057]"), "{ended:?}");
         }
     }
+    // What a volume keeps out is only optional: it is named, and the container starts.
     for number in [0, 1, 6] {
         assert!(
-            ended[number].code == 1 && ended[number].err.starts_with("error[GPU-0057]"),
+            ended[number].code == 0 && ended[number].err.contains("is on a volume"),
             "{:?}",
             ended[number]
         );

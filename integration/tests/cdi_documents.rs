@@ -122,7 +122,7 @@ fn a_host_without_a_gpu_has_no_document() {
     );
     // One that was written when there were GPUs goes.
     let path = files.path().join("nvidia.yaml");
-    std::fs::write(&path, "stale").unwrap();
+    std::fs::write(&path, "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices: []\n").unwrap();
     for says in ["is removed", "is not written"] {
         let ended = run(host.gpurun().args(["cdi", "refresh", "--hook", "/h", "--output"]).arg(&path));
         assert!(ended.code == 0 && ended.out.contains(says) && !path.exists(), "{ended:?}");

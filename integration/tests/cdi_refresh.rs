@@ -254,8 +254,13 @@ fn a_host_without_a_driver_gets_its_document_when_the_driver_comes() {
     fs::create_dir_all(refreshed.path().parent().unwrap()).unwrap();
     fs::write(refreshed.path(), "another's").unwrap();
     let ended = run(&mut refreshed.command(&[]));
-    assert!(ended.code == 0 && ended.out.contains("is left as it is: no NVIDIA driver"), "{ended:?}");
+    assert!(ended.code == 125 && ended.err.contains("is not a CDI spec, and is left as it is"), "{ended:?}");
     assert_eq!(refreshed.document(), "another's");
+    let before_the_driver = "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices: []\n";
+    fs::write(refreshed.path(), before_the_driver).unwrap();
+    let ended = run(&mut refreshed.command(&[]));
+    assert!(ended.code == 0 && ended.out.contains("is left as it is: no NVIDIA driver"), "{ended:?}");
+    assert_eq!(refreshed.document(), before_the_driver);
 
     let watcher = refreshed.command(&["--watch"]).spawn_piped();
     fs::write(&version, text).unwrap();

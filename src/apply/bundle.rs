@@ -56,7 +56,7 @@ impl ContainerRoot {
         if rustix::fs::stat("/").is_ok_and(|host| identity(host) == own) {
             // The loader's cache that would be written is the host's.
             return Err(Error::new(Code::Rootfs, "the container's root is the host's own")
-                .fix("leave out the request for GPUs: what the host has is there already"));
+                .fix("leave out NVIDIA_VISIBLE_DEVICES and --gpus: a container in the host's root has the host's GPUs already"));
         }
         let writable =
             rustix::fs::fstatvfs(&directory).is_ok_and(|fs| !fs.f_flag.contains(StatVfsMountFlags::RDONLY));
@@ -113,7 +113,8 @@ impl Bundle {
     /// [`Code::Bundle`] when there is none, [`Code::Rootfs`] when it is the host's own.
     pub fn root(&self, spec: &Spec) -> Result<ContainerRoot> {
         let named = spec.root_path().filter(|path| !path.is_empty()).ok_or_else(|| {
-            Error::new(Code::Bundle, "the container's config.json names no root").fix("set root.path there")
+            Error::new(Code::Bundle, "the container's config.json names no root")
+                .fix("set `root.path` in config.json; `runc spec` writes an example")
         })?;
         // An absolute path replaces the bundle's.
         ContainerRoot::open(self.path.join(named))

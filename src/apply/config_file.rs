@@ -37,7 +37,9 @@ impl ConfigFile {
     /// # Errors
     /// [`Code::Config`] when it is no regular file, no text, or larger than 4 MiB.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::read(path).map_err(|error| error.fix("name a text file that can be read; nothing was changed"))
+        Self::read(path).map_err(|error| {
+            error.fix("name a text file that can be read: `--file FILE`; nothing was changed")
+        })
     }
 
     fn read(path: &Path) -> Result<Self> {

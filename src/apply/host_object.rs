@@ -73,9 +73,8 @@ impl HostObject {
     pub fn of_daemon(path: &Path, known: DaemonObject, flags: Flags) -> Result<Self> {
         let failed = || format!("{} cannot be opened", path.display());
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(
-                Error::new(Code::Mount, failed()).fix("name the socket of a daemon by its absolute path")
-            );
+            return Err(Error::new(Code::Mount, failed())
+                .fix("name the daemon's socket by its absolute path, e.g. /run/nvidia-persistenced/socket"));
         };
         let real = std::fs::canonicalize(parent).or_fail(Code::Mount, failed)?;
         let flags_of_root = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -398,7 +398,7 @@ fn found(directories: &[PathBuf]) -> Result<Vec<Found>> {
         for path in paths {
             let text = std::fs::read_to_string(&path)
                 .or_fail(Code::Cdi, || "it cannot be read")
-                .map_err(|error| error.fix("run the command as root, or remove the file"));
+                .map_err(|error| error.fix("run the command with sudo, or remove the file: `rm FILE`"));
             all.push(Found { document: text.and_then(|text| Document::parse(&text)), path });
         }
     }

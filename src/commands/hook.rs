@@ -90,8 +90,9 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let state = state(std::io::stdin().lock())?;
     let context = engine::context(config)?;
-    let (bundle, spec) = Bundle::open(&state.bundle, None)
-        .map_err(|error| error.fix("start the container again: its engine makes the bundle"))?;
+    let (bundle, spec) = Bundle::open(&state.bundle, None).map_err(|error| {
+        error.fix("start the container again, because its engine makes the bundle: `docker start NAME`")
+    })?;
     let Some(injection) = engine::injection(&spec, &context)? else { return Ok(()) };
     if debug {
         output::report(&format_args!(

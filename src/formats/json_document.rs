@@ -32,7 +32,7 @@ impl JsonDocument {
         let checked = serde_json::from_str::<Map<String, Value>>(text).or_fail(Code::Config, what);
         let root = checked
             .and_then(|_| CstRootNode::parse(text, &ParseOptions::default()).or_fail(Code::Config, what))
-            .map_err(|error| error.fix("correct the file at that place; nothing was changed"))?;
+            .map_err(|error| error.fix("correct the file at that line (`python3 -m json.tool FILE` checks it); nothing was changed"))?;
         Ok(Self { mark, root })
     }
 
@@ -65,7 +65,7 @@ impl JsonDocument {
         // Of two keys with one name readers take the last, and the editor the first.
         if self.get(path).as_ref() != Some(value) {
             return Err(Error::new(Code::Config, format!("a key of `{}` is there twice", path.join(".")))
-                .fix("take one of them out"));
+                .fix("take one of them out of the file (`python3 -m json.tool FILE` shows the keys)"));
         }
         Ok(())
     }

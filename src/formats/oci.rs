@@ -207,7 +207,7 @@ impl State {
             return Ok(self.pid);
         }
         Err(Error::new(Code::Bundle, "the container has no process yet")
-            .fix("a prestart hook is run when it has one"))
+            .fix("configure this program as a `prestart` hook: runc and crun run it when the container has a process"))
     }
 }
 

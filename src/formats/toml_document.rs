@@ -21,7 +21,7 @@ impl TomlDocument {
             let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
             Error::new(Code::Config, "it is no TOML")
                 .cause(format!("{} at line {line} column {column}", error.message()))
-                .fix("correct the file at that place; nothing was changed")
+                .fix("correct the file at that line (`gpurun config` shows every key); nothing was changed")
         })?;
         Ok(Self { root })
     }

@@ -199,7 +199,7 @@ fn choose<'a>(images: &'a [Image], wanted: &str) -> Result<Option<&'a Image>> {
             Code::ImageNotFound,
             format!("the ids of several images of Podman's begin with {hex}"),
         )
-        .fix("write more of it, or the name"));
+        .fix("type more digits of the id, or the name; `podman images` lists both"));
     }
     Ok(first)
 }
@@ -365,7 +365,7 @@ impl Graph {
             return Err(damaged(&self.path, format!("{id:?} is not the id of a layer")));
         }
         if layer.flags.get("incomplete").is_some_and(|flag| flag != false) {
-            return Err(bad("is not finished").fix("pull the image again"));
+            return Err(bad("is not finished").fix("`podman pull` the image again"));
         }
         if layer.uidmap.iter().chain(&layer.gidmap).any(|map| map.container_id != map.host_id) {
             return Err(bad("has the owners of a user namespace of its own").fix(again));
@@ -428,7 +428,8 @@ fn stores(home: Option<&Path>) -> Result<Vec<PathBuf>> {
     };
     let graphroot = Some(expand(&conf.graphroot, home)).filter(|path| path.is_absolute());
     let own = graphroot.or(default).ok_or_else(|| {
-        Error::new(Code::Usage, "it is not known where Podman's images are: HOME is not set").fix("set HOME")
+        Error::new(Code::Usage, "it is not known where Podman's images are: HOME is not set")
+            .fix("`export HOME=DIR` with the directory of your account")
     })?;
     let added = conf.options.additionalimagestores.iter().map(|path| expand(path, home));
     Ok([own].into_iter().chain(added).collect())

@@ -107,7 +107,7 @@ impl Digest {
         }
         Err(Error::new(Code::DigestMismatch, format!("{what} is not what its digest promises"))
             .cause(format!("promised {self}, found {actual}"))
-            .fix("copy the image again: the bytes were damaged or changed on their way"))
+            .fix("copy the image again (`skopeo copy`, `docker save`, `gpurun pull`): the bytes were damaged or changed on their way"))
     }
 }
 

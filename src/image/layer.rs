@@ -129,7 +129,7 @@ fn inflate(mut source: Source, sink: &Sink) -> Result<()> {
     source.drain();
     inflated.map_err(|error| {
         Error::new(Code::ImageBroken, "its blob cannot be decompressed").cause(error).fix(
-            "copy the image again, or rebuild it: the blob was damaged, or is not what its first bytes say",
+            "copy the image again (`skopeo copy`), or rebuild it: the blob was damaged, or is not what its first bytes say",
         )
     })
 }
@@ -138,7 +138,7 @@ fn inflate(mut source: Source, sink: &Sink) -> Result<()> {
 pub fn unreadable(error: &io::Error) -> Error {
     Error::new(Code::ImageBroken, "its blob cannot be read")
         .cause(error)
-        .fix("check the disk or the network that it comes from, and copy the image again")
+        .fix("check the disk or the network that it comes from (`dmesg`), and copy the image again")
 }
 
 fn start<'scope, 'env>(
@@ -153,7 +153,8 @@ fn start<'scope, 'env>(
 
 fn join(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
     thread.join().unwrap_or_else(|_| {
-        Err(Error::new(Code::Internal, "a thread panicked").fix("report it, with the image's name"))
+        Err(Error::new(Code::Internal, "a thread panicked")
+            .fix("report it with the image's name and the output of `GPURUN_LOG=debug gpurun pull NAME`"))
     })
 }
 
@@ -252,7 +253,7 @@ impl Content {
             format!("more than {MAX_AFTER} bytes follow the end of its archive")
         };
         Err(Error::new(Code::LayerRefused, what)
-            .fix("rebuild the image; no builder of images writes such a layer"))
+            .fix("rebuild the image (`docker build --no-cache .`); no known builder writes such a layer"))
     }
 }
 

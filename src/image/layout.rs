@@ -135,7 +135,7 @@ impl Layout {
         let unreadable = |error: &dyn std::fmt::Display| {
             Error::new(Code::ImageBroken, format!("{} cannot be read", path.display()))
                 .cause(error)
-                .fix("check the disk or the network filesystem that it is on")
+                .fix("check the disk or the network filesystem that it is on (`dmesg`)")
         };
         let stat = fstat(&file).map_err(|errno| unreadable(&errno))?;
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
@@ -183,7 +183,7 @@ impl Layout {
         file.rewind().map_err(|error| {
             Error::new(Code::ImageBroken, "the archive cannot be read from its start")
                 .cause(error)
-                .fix("name a regular file")
+                .fix("name a regular file: `docker-archive:FILE`, `oci-archive:FILE`")
         })?;
         let mut reader = Reader::new(&file);
         let members = members(|| {
@@ -198,7 +198,7 @@ impl Layout {
     pub fn open(&self, name: &str) -> Result<Section> {
         let missing = || {
             Error::new(Code::ImageBroken, format!("the image lacks its file {name:?}"))
-                .fix("copy or save the image again, whole")
+                .fix("copy or save the image again: `skopeo copy`, `docker save -o FILE NAME`")
         };
         match self {
             Self::Directory(directory) => {
@@ -254,7 +254,7 @@ impl Layout {
         if length > MAX_DOCUMENT {
             return Err(Error::new(Code::ImageBroken, format!("{name:?} of the image has {length} bytes"))
                 .cause(format!("a document of at most {MAX_DOCUMENT} bytes makes sense there"))
-                .fix("rebuild the image with fewer labels, variables and remarks"));
+                .fix("rebuild the image with fewer LABEL and ENV lines in its Dockerfile"));
         }
         let mut bytes = Vec::new();
         section.read_to_end(&mut bytes).map_err(|error| unreadable(name, error))?;

@@ -133,7 +133,7 @@ impl<'a> Assembly<'a> {
             let what = "too many directories have no entry in the layers of the image that use them";
             return Err(Error::new(Code::LayerRefused, what)
                 .cause(format!("the paths take {total} bytes, and {MAX_NOTES} can be kept"))
-                .fix("build the image with layers that name their directories, as tar does"));
+                .fix("build the image again with `docker build` or `buildah build`, whose layers name their directories"));
         }
         let hasher = RandomState::new();
         let mut levels = Vec::new();

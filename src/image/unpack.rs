@@ -108,7 +108,7 @@ fn refused(path: &[u8], cause: impl Into<String>) -> Error {
     let shown: String = String::from_utf8_lossy(path).chars().take(200).collect();
     Error::new(Code::LayerRefused, format!("a layer holds {shown:?}, which must not be unpacked"))
         .cause(cause.into())
-        .fix("rebuild the image without this entry, and tell its author")
+        .fix("rebuild the image without this entry: `docker build --no-cache .`")
 }
 
 /// The error for a layer whose names exceed their memory bound.

@@ -124,7 +124,7 @@ impl State {
                 }
                 SharingStrategy::Mps => "an MPS control daemon gives a program one part of one GPU",
             })
-            .fix("ask for one"));
+            .fix("request one in the pod: `nvidia.com/gpu.shared: 1`"));
         }
         for uuid in &uuids {
             if let Some(why) = self.unhealthy.get(*uuid) {

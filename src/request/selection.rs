@@ -65,15 +65,15 @@ pub(super) fn gpus(text: &str) -> Result<Gpus> {
             "driver" if matches!(value, "" | "nvidia" | "nvidia.runtime-hook" | "nvidia.cdi") => {}
             "driver" => {
                 return Err(refuse(format!("there is no driver {}", quoted(value)))
-                    .fix("say driver=nvidia or leave it out"));
+                    .fix("write `driver=nvidia`, or leave it out"));
             }
             "options" => {}
             "arch" => {
                 filter.arch =
-                    Some(value.parse::<Version>().map_err(|cause| refuse(cause).fix("write arch>=9.0"))?);
+                    Some(value.parse::<Version>().map_err(|cause| refuse(cause).fix("write `arch>=9.0`"))?);
             }
             "mem" => {
-                filter.memory = Some(bytes(value).map_err(|cause| refuse(cause).fix("write mem>=40GiB"))?);
+                filter.memory = Some(bytes(value).map_err(|cause| refuse(cause).fix("write `mem>=40GiB`"))?);
             }
             "free" => {
                 return Err(refuse(
@@ -84,7 +84,7 @@ pub(super) fn gpus(text: &str) -> Result<Gpus> {
             }
             _ => {
                 return Err(refuse(format!("there is no key {}", quoted(key))).fix(
-                    "the keys are count, device, capabilities, driver, options, and the conditions arch>= and mem>=",
+                    "the keys are `count=`, `device=`, `capabilities=`, `driver=` and `options=`, and the conditions `arch>=` and `mem>=`",
                 ));
             }
         }
@@ -309,19 +309,19 @@ mod tests {
             ("-2", 20, "`-2` is neither `all` nor a number of GPUs", &list),
             ("99999999999", 20, "`99999999999` is neither `all` nor a number of GPUs", &list),
             ("device=", 20, "`device=` names no GPU", NAMES),
-            ("driver=amd", 20, "there is no driver `amd`", "say driver=nvidia or leave it out"),
+            ("driver=amd", 20, "there is no driver `amd`", "write `driver=nvidia`, or leave it out"),
             (
                 "gpus=2",
                 20,
                 "there is no key `gpus`",
-                "the keys are count, device, capabilities, driver, options, and the conditions arch>= and mem>=",
+                "the keys are `count=`, `device=`, `capabilities=`, `driver=` and `options=`, and the conditions `arch>=` and `mem>=`",
             ),
-            ("arch>=x", 20, "\"x\" is not a version such as 12.4", "write arch>=9.0"),
+            ("arch>=x", 20, "\"x\" is not a version such as 12.4", "write `arch>=9.0`"),
             (
                 "mem>=40",
                 20,
                 "`40` is not a size such as 40GiB (MiB, GiB, TiB, or MB, GB, TB by tens)",
-                "write mem>=40GiB",
+                "write `mem>=40GiB`",
             ),
             (
                 "2,free>=20GiB",

@@ -321,7 +321,7 @@ fn own_program() -> Result<OwnedFd> {
     let known = rustix::fs::stat(own).map(identity).or_fail(Code::Mount, failed)?;
     if rustix::fs::fstat(&clone).map(identity) != Ok(known) {
         return Err(Error::new(Code::Mount, format!("{} was replaced while it ran", path.display()))
-            .fix("start it again"));
+            .fix("start the container again: `gpurun run …`"));
     }
     crate::sys::mount::restrict(
         clone.as_fd(),
@@ -421,7 +421,7 @@ fn c_string(text: impl AsRef<OsStr>) -> Result<CString> {
     let text = text.as_ref();
     CString::new(text.as_bytes()).map_err(|_| {
         Error::new(Code::CannotRun, format!("{} holds a NUL character", text.display()))
-            .fix("take the NUL character out of the command or the variable")
+            .fix("take the NUL character out of the command or out of the -e option")
     })
 }
 
@@ -490,7 +490,9 @@ pub fn run_first(command: &OsStr, candidates: &[CString], argv: &[CString], env:
                 Code::CommandNotFound,
                 format!("the command \"{}\" was not found in the container", command.display()),
             )
-            .fix("check its spelling and the image's PATH"),
+            .fix(
+                "check its spelling, or name it with its path; `--entrypoint sh` starts a shell in the image",
+            ),
         };
     };
     let error_fix = match error.raw_os_error() {

@@ -38,7 +38,7 @@ pub fn paths(declared: &[String], home: &Path, read_only: bool, volumes: &[Volum
     if declared.len() > MAX_VOLUMES {
         return Err(Error::new(Code::ImageBroken, format!("the image has {} VOLUMEs", declared.len()))
             .cause(format!("gpurun mounts at most {MAX_VOLUMES}"))
-            .fix("build the image with fewer VOLUME lines"));
+            .fix("build the image with fewer VOLUME lines in its Dockerfile"));
     }
     let home = read_only.then_some(home).filter(|home| home.is_absolute());
     let mut paths: Vec<PathBuf> =

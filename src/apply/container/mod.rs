@@ -197,9 +197,11 @@ fn start(
 /// `--pidfile`
 fn write_pid_file(container: &Container, pid: i32) -> Result<()> {
     let Some(path) = &container.pid_file else { return Ok(()) };
-    crate::apply::whole_file::write(path, &pid.to_string(), Code::Usage)
-        .map(drop)
-        .map_err(|error| error.context("--pidfile").fix("name a file in a directory that you may write"))
+    crate::apply::whole_file::write(path, &pid.to_string(), Code::Usage).map(drop).map_err(|error| {
+        error
+            .context("--pidfile")
+            .fix("name a file in a directory that you may write: --pidfile ./container.pid")
+    })
 }
 
 fn prepare(container: &Container, pid: i32, cgroup: Option<&mut Cgroup>) -> Result<()> {

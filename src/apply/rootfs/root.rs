@@ -129,7 +129,7 @@ impl Root {
                 format!("the image's {} is not a plain directory", path.display()),
             )
             .cause(errno)
-            .fix("build the image without a link in that place")),
+            .fix("build the image without a link at that path: RUN rm PATH in its Dockerfile")),
             Ok(fd) => Ok(fd),
         }
     }

@@ -144,7 +144,7 @@ fn gpus(args: &Run, cdi: &[String]) -> Result<Option<String>> {
         (Some(typed), Some(_)) if typed == "all" => Ok(Some(typed.clone())),
         (Some(typed), Some(_)) => {
             Err(usage(format!("--gpus {typed} and --device nvidia.com/gpu=… both ask for GPUs"))
-                .fix("leave one of them out"))
+                .fix("leave out --gpus or --device"))
         }
     }
 }
@@ -306,7 +306,8 @@ fn container(
         tracing::warn!("{note}");
     }
     let argv = command(args, &config.entrypoint, &config.cmd).ok_or_else(|| {
-        Error::new(Code::Usage, "the image has no command of its own").fix("name one after the image")
+        Error::new(Code::Usage, "the image has no command of its own")
+            .fix("name one after the image: `gpurun run IMAGE sh`")
     })?;
     let cwd =
         args.workdir.clone().or_else(|| Some(PathBuf::from(&config.working_dir)).filter(|d| d.is_absolute()));
@@ -320,7 +321,7 @@ fn container(
     let stop_signal = match (&args.stop_signal, &config.stop_signal) {
         (Some(typed), _) => Some(stop_signal::number(typed).ok_or_else(|| {
             usage(format!("--stop-signal {typed:?} is not a signal"))
-                .fix("write its name or number: SIGTERM, TERM, 15")
+                .fix("write its name or number: `--stop-signal TERM`, `--stop-signal 15`")
         })?),
         (None, images) => images.as_deref().and_then(stop_signal::number),
     };

@@ -81,7 +81,7 @@ fn source(option: &str, text: &str) -> Result<PathBuf> {
     let path = std::path::absolute(text).map_err(|error| {
         usage(format!("{option}: the source {text:?} is not a path"))
             .cause(error)
-            .fix("write an absolute path")
+            .fix("write an absolute path: `-v SOURCE:/path/in/the/container`")
     })?;
     if !text.starts_with(['/', '.']) {
         let error =
@@ -152,7 +152,7 @@ fn volume(text: &str) -> Result<Volume> {
                 "shared" | "rshared" => PROPAGATION,
                 "U" => "give the directory to the user yourself: chown -R UID:GID SOURCE",
                 "O" => "copy the directory, or mount it read-only: -v SOURCE:TARGET:ro",
-                _ => "options are ro, rw, z, Z, rslave, rprivate, nocopy, cached, delegated, consistent",
+                _ => "write `-v SOURCE:TARGET:OPTIONS` with ro, rw, z, Z, rslave, rprivate, nocopy, cached, delegated or consistent",
             }));
         }
     }
@@ -167,7 +167,7 @@ fn bind(text: &str) -> Result<Volume> {
     let to = if rest == text { path.clone() } else { target("--bind", to)? };
     let mut bind = bind_of(path, to);
     if !bind.set(options) {
-        return Err(usage(format!("--bind {text:?} has the option {options:?}")).fix("options are ro and rw"));
+        return Err(usage(format!("--bind {text:?} has the option {options:?}")).fix("write `:ro` or `:rw`"));
     }
     Ok(bind.volume())
 }
@@ -293,7 +293,7 @@ fn tmpfs(text: &str) -> Result<Volume> {
             None if ["noexec", "nosuid", "nodev", "rw"].contains(&option) => {}
             _ => {
                 return Err(usage(format!("--tmpfs {text:?} has the option {option:?}"))
-                    .fix("options are size=, mode=, exec, ro"));
+                    .fix("write `--tmpfs TARGET:OPTIONS` with size=, mode=, exec or ro"));
             }
         }
     }

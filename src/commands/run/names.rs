@@ -86,7 +86,8 @@ pub fn check(args: &Run) -> Result<()> {
     let streams: Vec<String> = args.attach.iter().map(|stream| stream.to_ascii_lowercase()).collect();
     if let Some(bad) = streams.iter().find(|stream| !["stdin", "stdout", "stderr"].contains(&stream.as_str()))
     {
-        return Err(usage(format!("--attach {bad} is not a stream")).fix("choose from stdin, stdout, stderr"));
+        return Err(usage(format!("--attach {bad} is not a stream"))
+            .fix("write `-a stdin`, `-a stdout` or `-a stderr`"));
     }
     let has = |stream: &str| streams.iter().any(|one| one == stream);
     let passes_both = has("stdout") && has("stderr");

@@ -62,7 +62,7 @@ pub fn namespaces(args: &Run) -> Result<Namespaces> {
     };
     if namespaces.host_uts && (args.hostname.is_some() || args.domainname.is_some()) {
         return Err(usage("--uts host keeps the host's name, and --hostname or --domainname sets another")
-            .fix("leave one of them out"));
+            .fix("leave out --uts host, or --hostname and --domainname"));
     }
     namespaces.sysctls = args.sysctl.iter().map(|text| sysctl(text, &namespaces)).collect::<Result<_>>()?;
     Ok(namespaces)
@@ -75,7 +75,7 @@ pub fn network(typed: &[String]) -> Result<bool> {
         [one] if one == "host" => Ok(true),
         [one] if one == "none" => Ok(false),
         other => Err(usage(format!("--network {}: gpurun makes no networks", other.join(" --network "))).fix(
-            "choose from host (the default: every port of the container is a port of the host) and none (a loopback device alone)",
+            "write `--network host` (the default: every port of the container is a port of the host) or `--network none` (only a loopback device)",
         )),
     }
 }
@@ -189,7 +189,7 @@ mod tests {
         ] {
             refused(words);
         }
-        assert!(refused(&["--network", "mynet"]).contains("choose from host"));
+        assert!(refused(&["--network", "mynet"]).contains("--network host"));
     }
 
     #[test]

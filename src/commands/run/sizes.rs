@@ -7,7 +7,7 @@ use crate::error::Result;
 pub fn size(option: &str, text: &str) -> Result<u64> {
     let bad = || {
         usage(format!("{option} {text:?} is not a size"))
-            .fix("write a number with b, k, m, g or t: 512m, 16g")
+            .fix("write a number with b, k, m, g or t: `512m`, `16g`")
     };
     let lower = text.trim().to_ascii_lowercase();
     let end = lower.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(lower.len());

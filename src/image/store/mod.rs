@@ -171,7 +171,7 @@ impl Store {
                 Err(error) => {
                     return Err(Error::new(Code::ImageBroken, "the image's stream cannot be read")
                         .cause(error)
-                        .fix("save or download the image again"));
+                        .fix("save or download the image again: `docker save -o FILE NAME`, `gpurun pull NAME`"));
                 }
             };
             file.write(&bytes[..count])?;

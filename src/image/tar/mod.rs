@@ -97,9 +97,9 @@ pub struct Reader<R> {
 }
 
 fn broken(cause: impl Into<String>) -> Error {
-    Error::new(Code::ImageBroken, "a tar archive of the image cannot be read")
-        .cause(cause.into())
-        .fix("save or download the image again; if that does not help, rebuild it")
+    Error::new(Code::ImageBroken, "a tar archive of the image cannot be read").cause(cause.into()).fix(
+        "save or download the image again (`docker save -o FILE NAME`); if that does not help, rebuild it",
+    )
 }
 
 impl<R: Read> Reader<R> {

@@ -118,7 +118,7 @@ pub fn find(host: &Host, named: &[PathBuf], ignored: &[LinkPattern]) -> Result<P
                 None => format!("there is no {}", FILES.join(", no ")),
                 Some(first) => format!("{first}; {} others", warnings.len() - 1),
             })
-            .fix("this must be a Jetson with Linux for Tegra, whose package nvidia-l4t-init brings them"));
+            .fix("on a Jetson install the package: apt-get install nvidia-l4t-init; elsewhere leave out --mode csv"));
     }
     if search.root.find(Path::new(RELEASE)).is_some() {
         search.file(Path::new(RELEASE));

@@ -111,7 +111,7 @@ fn is_done(parameters: &Value) -> Result<()> {
     }
     Err(Error::new(Code::BadRequest, "the claim configures its devices in a way that gpurun does not know")
         .cause(format!("it says {}", parameters.to_string().chars().take(200).collect::<String>()))
-        .fix("leave the configuration out: containers of one claim share its devices, in turns of the driver's own length"))
+        .fix("leave `devices.config` out of the claim: containers that name one claim share its devices by the driver's own time slices"))
 }
 
 #[cfg(test)]

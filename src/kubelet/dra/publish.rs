@@ -14,7 +14,7 @@ use crate::api_server::{ApiServer, LATER};
 use gpurun::error::{Code, Error, OrFail, Result};
 use serde_json::Value;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -240,7 +240,9 @@ impl Published {
             // At once: if a later one fails, this one is still nobody else's.
             self.applied.extend(Slice::of(&said));
         }
-        for name in there.keys().filter(|name| !wanted.contains_key(*name)) {
+        // The watch may not have reported yet what was applied a moment ago.
+        let known: BTreeSet<&String> = there.keys().chain(self.applied.keys()).collect();
+        for name in known.into_iter().filter(|name| !wanted.contains_key(*name)) {
             self.api_server.delete(&format!("{}/{name}", path(version))).map_err(failed)?;
         }
         self.applied.retain(|name, _| wanted.contains_key(name));
