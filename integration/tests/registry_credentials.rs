@@ -188,7 +188,7 @@ fn another_servers_challenge_is_not_answered() {
         {
             let challenge = challenge.to_owned();
             world.s.answer(move |_| Reply::challenge(challenge.as_str()));
-            // R is public in the first case, and requires credentials in the second.
+            // R requires no credentials, but S does.
             world.r.answer(blobs_at(world.s.url("")));
             let ended = world.pull(login);
             refused(&ended, "GPU-0048", &[&world.s.address, &world.r.address, "redirects"]);
