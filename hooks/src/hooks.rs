@@ -154,7 +154,7 @@ fn update_ldcache(container: &Container, words: &Words) -> Result<()> {
             }
         }
     }
-    // Where the loader looks by itself, ldconfig does, too.
+    // ldconfig also searches the loader's default directories.
     let new = folders.iter().filter(|folder| !known.contains(Path::new(folder)));
     let library_dirs = new.map(|folder| ContainerPath((*folder).into())).collect();
     container.lay(&Injection { libraries, library_dirs, ..Injection::default() }).map(drop)

@@ -526,7 +526,7 @@ fn files_of_credentials_are_found_where_they_are_written() {
         refused(
             &missing,
             "GPU-0048",
-            &["nobody is logged in", &inside(".docker/config.json"), "/run/containers/", "docker login"],
+            &["not logged in", &inside(".docker/config.json"), "/run/containers/", "docker login"],
         );
         for (path, environment) in [
             (&*format!("run/{}/auth.json", caller.uid()), &[][..]),

@@ -174,7 +174,7 @@ fn add_groups(spec: &mut Spec, groups: &[u32]) -> Result<()> {
     Ok(())
 }
 
-/// What is mounted on a volume that is shared with the host appears there, too, and stays when the container is gone.
+/// A mount on a volume with shared propagation also appears on the host, and stays there after the container has ended.
 fn refuse_shared(spec: &Spec, binds: &[Bind]) -> Result<()> {
     let is_shared = |mount: &&Value| {
         let options = mount.get("options").and_then(Value::as_array);

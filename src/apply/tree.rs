@@ -71,7 +71,7 @@ impl Tree {
                 .mode(0o755)
                 .create(directory)
                 .map_err(|error| not_made(directory, &error))?;
-            // Before anything is made in it: it may be a link that somebody made.
+            // Checked before anything is made in it: another user may have put a link there.
             match trusted(directory) {
                 Ok(true) => {}
                 result => return Err(untrusted(directory, result.err())),

@@ -190,7 +190,7 @@ pub struct CdiGenerate {
 /// `nvidia-ctk cdi list`
 #[derive(Debug, Args)]
 pub struct CdiList {
-    /// A directory of documents; one that is named later goes before
+    /// Directory of CDI specs; later directories take precedence
     #[arg(long, env = "NVIDIA_CTK_CDI_SPEC_DIRS", value_name = "DIR", value_delimiter = ',', default_values = DIRECTORIES)]
     pub spec_dir: Vec<PathBuf>,
 }

@@ -47,7 +47,7 @@ pub fn run(global: &Global) -> Result<u8> {
     checked.map(|()| 0)
 }
 
-/// What was set, and where; `None` where nobody did.
+/// The value and its source; `None` if it is not set.
 fn value(setting: &Setting, global: &Global, found: Option<&Found>) -> Option<(String, String)> {
     let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| path.display().to_string());
     let typed = match setting.option {

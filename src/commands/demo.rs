@@ -114,7 +114,7 @@ impl Simulated {
         }
         let dir = match keep {
             Some(dir) => dir.to_path_buf(),
-            // With a name that nobody can guess and closed to others: what is loaded from there runs as the caller.
+            // An unguessable name, without access for others: libraries there run as the caller.
             None => nix::unistd::mkdtemp(&std::env::temp_dir().join("gpurun-demo-XXXXXX"))
                 .or_fail(Code::Internal, || "no temporary directory can be made")?,
         };

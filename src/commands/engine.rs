@@ -67,7 +67,7 @@ pub fn deliver(
     mounted_by: MountedBy,
     mounts: Option<&Mounts>,
 ) -> Result<(Placement, Delivery)> {
-    // The descriptor that was checked, and not the path once more.
+    // The checked descriptor, not the path again.
     let image = Layers::mounted(&root.directory)
         .or_fail(Code::Internal, || "out of descriptors")
         .map_err(|error| error.fix("raise the limit of open files (ulimit -n) of the engine's service"))?;
@@ -148,7 +148,7 @@ pub fn in_user_namespace() -> bool {
     !std::fs::read_to_string("/proc/self/uid_map").is_ok_and(first)
 }
 
-/// The size that a /dev/shm nobody chose gets; `None`: what the engine gave.
+/// The default size of /dev/shm; `None` keeps the engine's.
 pub fn shm_size(spec: &Spec, configured: Option<&str>) -> Result<Option<u64>> {
     match configured {
         Some("keep") => Ok(None),

@@ -24,7 +24,7 @@ Commands:
   poststart      nothing
   poststop       nothing";
 
-/// The exit code, and on standard error why: runc and crun show it to whoever starts the container.
+/// Returns the exit code and prints the reason to standard error, which runc and crun pass on.
 pub fn run(words: &[OsString]) -> u8 {
     let result = match Command::parse(words) {
         Some(Command::Prestart { config, debug }) => prestart(config, debug),
@@ -86,7 +86,7 @@ impl Command {
 const MAX_STATE: u64 = 16 << 20;
 
 fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
-    // crun runs hooks with none, and what we make on the host nobody else may write to.
+    // crun runs hooks without a umask, and other users must not be able to write to our files on the host.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let state = state(std::io::stdin().lock())?;
     let context = engine::context(config)?;

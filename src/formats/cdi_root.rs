@@ -1,5 +1,5 @@
 //! A CDI document for a place where the host's files, or the container's, are below another directory: what NVIDIA's toolkit calls
-//! `transform root`. Fields that nobody here knows stay.
+//! `transform root`. Unknown fields are kept.
 
 use crate::{
     error::{Code, Error, OrFail, Result},

@@ -1,4 +1,4 @@
-//! A JSON file that somebody else keeps: what is not changed stays as it was written, to the byte.
+//! Edits a JSON file of another program: unchanged parts keep their exact text.
 
 use crate::error::{Code, Error, OrFail, Result};
 use jsonc_parser::{
@@ -103,7 +103,7 @@ impl JsonDocument {
         let value = |document: &Self| {
             serde_json::from_str::<Value>(&document.root.to_string()).ok().map(|value| value.to_string())
         };
-        // Their order counts, too: equality of objects does not look at it.
+        // Also compares the order, which equality of objects ignores.
         let is_same = value(self) == value(&Self::parse(before)?);
         Ok(if is_same { before.to_owned() } else { self.text() })
     }

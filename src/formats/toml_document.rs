@@ -1,4 +1,4 @@
-//! A TOML file that somebody else keeps: comments, order and what is not changed stay as they were written.
+//! Edits a TOML file of another program: comments, order and unchanged parts are kept.
 
 use crate::error::{Code, Error, Result};
 use toml_edit::{DocumentMut, Item, Table, TableLike};

@@ -251,7 +251,7 @@ impl Graph {
         Ok(Some(graph))
     }
 
-    /// What somebody else can change must not become a container's root; and what belongs to another user has owners of another
+    /// Files that another user can change must not become a container's root; and files of another user have owners of another
     /// user's ids.
     fn check_owner(&self, directory: impl AsFd, name: &str) -> Result<()> {
         let stat = fstat(directory).map_err(|errno| damaged(&self.path, errno))?;

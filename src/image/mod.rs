@@ -99,7 +99,7 @@ pub struct ImageConfig {
 pub struct Image {
     config: ImageConfig,
     root: Root,
-    /// Layers that nobody may remove as long as this image is in use.
+    /// Layers that must not be removed as long as this image is in use.
     held: RefCell<Vec<OwnedFd>>,
     root_is_caller: bool,
     progress: Progress,
@@ -212,7 +212,7 @@ impl Image {
         Ok(image)
     }
 
-    /// Where the store knows the name, nobody is asked.
+    /// If the store has the name, no registry is asked.
     fn of_registry(name: &RegistryName, store: &Store, pull: &Pull) -> Result<Self> {
         let key = registry::record_name(name, &pull.platform);
         let known = || store.record(&key).and_then(|record| Some((store.blob(&record.id)?, record)));

@@ -480,7 +480,7 @@ impl Unpacker<'_> {
             chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
         }
         if entry.kind != Kind::Symlink {
-            // The store's temporary directory is ours alone: nobody can put a link here meanwhile.
+            // Only this process uses its temporary directory, so no link can appear here meanwhile.
             rustix::fs::chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
                 .map_err(fail)?;
         }

@@ -135,7 +135,7 @@ fn open_dir(dir: &Path) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Root's or our own, and nobody else may write to it.
+/// Whether it belongs to root or this user, and no other user may write to it.
 fn trusted(fd: impl AsFd, kind: FileType) -> Result<Stat> {
     let stat = rustix::fs::fstat(fd).or_fail(Code::Inventory, || "fstat")?;
     let ours = stat.st_uid == 0 || stat.st_uid == geteuid().as_raw();

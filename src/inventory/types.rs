@@ -49,7 +49,7 @@ pub enum Denial {
 /// The driver and its files.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Driver {
-    /// The kernel module's version, which all libraries must have, too.
+    /// The version of the kernel module; all libraries must have the same version.
     pub version: Version,
     /// The newest CUDA that this driver speaks (`cuDriverGetVersion` of its own libcuda, else
     /// `nvmlSystemGetCudaDriverVersion_v2`); 0.0 where it has no libcuda.

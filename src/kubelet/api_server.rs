@@ -109,7 +109,7 @@ impl ApiServer {
     /// As for [`Self::get`].
     pub fn delete(&self, path: &str) -> Result<()> {
         let answer = self.agent.delete(self.url(path)).header("Authorization", self.token()?).call();
-        // An answer that nobody listens to is an error in the API server's log.
+        // A response without a reader would be an error in the API server's log.
         done(&format!("{path} cannot be deleted"), answer)?
             .map(|answer| object(path, answer))
             .transpose()
@@ -134,7 +134,7 @@ impl ApiServer {
             .query("watch", "true")
             .query("timeoutSeconds", WATCHED.as_secs().to_string())
             .header("Authorization", self.token()?);
-        // A connection that has died without a word ends, too.
+        // Also ends silent dead connections.
         let request = request.config().timeout_global(Some(WATCHED + PATIENCE)).build();
         let answer = done(&failed, request.call())?;
         let events = answer.into_iter().flat_map(|answer| {

@@ -49,7 +49,7 @@ use tokio::{
     sync::{mpsc, watch as newest},
 };
 
-/// When something is tried again that failed for a reason that nobody tells the end of.
+/// Retry interval after failures whose end is not reported.
 const AGAIN: Duration = Duration::from_secs(30);
 /// So long the same is not said again of the same GPU.
 const SAID: Duration = Duration::from_secs(10);
@@ -325,7 +325,7 @@ impl Plugin {
         let was_there =
             |uuid: &str| before.iter().flat_map(|before| &before.gpus).any(|gpu| gpu.uuid == uuid);
         for gpu in inventory.gpus.iter().filter(|gpu| !was_there(&gpu.uuid)) {
-            // It was lost, perhaps, in another process' time: nobody else says that it is back.
+            // The device may have been lost under a previous process, so only this check finds its recovery.
             for uuid in gpu.mig_devices.iter().map(|part| &part.uuid).chain([&gpu.uuid]) {
                 self.health.event(Instant::now(), uuid, &Event::Answers);
             }

@@ -47,7 +47,7 @@ pub struct Shape {
     pub imex_channels: Vec<u32>,
 }
 
-/// Vendor of the CDI devices, and the class of GPUs: the peer's own.
+/// Vendor of the CDI devices and class of GPUs, as in NVIDIA's device plugin.
 pub const CDI_VENDOR: &str = "k8s.device-plugin.nvidia.com";
 /// See [`CDI_VENDOR`].
 pub const CDI_CLASS: &str = "gpu";

@@ -29,7 +29,7 @@ fn topology(device: &crate::resources::Device) -> Option<TopologyInfo> {
 pub struct State {
     /// What the administrator set.
     pub options: Options,
-    /// The rules of gpurun's own configuration.
+    /// The policy of gpurun's configuration.
     pub policy: Policy,
     /// What the host has.
     pub inventory: Inventory,

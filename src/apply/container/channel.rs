@@ -104,7 +104,7 @@ impl Channel {
     /// The child: says why there is no command.
     pub fn send_failure(&self, error: &Error) {
         let message = error.to_json().to_string();
-        // A launcher that cannot be told is gone, and with it whoever would have read this.
+        // If the launcher cannot be reached it has ended, and nothing would read the message.
         let _ = rustix::net::send(
             &self.0,
             &message.as_bytes()[..message.len().min(MAX_MESSAGE)],

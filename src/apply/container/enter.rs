@@ -182,7 +182,7 @@ fn confine(
             crate::sys::seccomp::install(filter)
                 .or_fail(Code::Seccomp, || "the system call filter cannot be installed")?;
         }
-        // The filter lets nobody at the keys.
+        // The filter denies access to keyrings.
         None => process::leave_keyring().or_fail(Code::Internal, || "the session keyring cannot be left")?,
     }
     Ok(())
@@ -369,7 +369,7 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
         capability_set(process.capabilities).intersection(&own).copied().collect();
     for capability in caps::all() {
         if !wanted.contains(&capability) {
-            // EINVAL: this kernel is older than the capability, so nobody has it.
+            // EINVAL: this kernel is older than the capability.
             match caps::drop(None, CapSet::Bounding, capability) {
                 Ok(()) => {}
                 Err(_) if !caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) => {}

@@ -27,7 +27,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// `directory` is empty and nobody else's.
+    /// `directory` is empty and not used by another process.
     pub fn new(directory: OwnedFd, image: &Layers, owners: bool) -> Result<Self> {
         let layers =
             image.beneath(&directory).or_fail(Code::Internal, || "a descriptor cannot be duplicated")?;

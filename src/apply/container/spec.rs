@@ -88,7 +88,7 @@ pub struct Process {
     pub tty: bool,
     /// `-i`
     pub interactive: bool,
-    /// `--init`: a process of ours is pid 1, forwards signals and reaps.
+    /// `--init`: gpurun-init is pid 1, forwards signals and reaps.
     pub init: bool,
     /// The number of the signal that asks the command to end: `--stop-signal`, else the image's STOPSIGNAL. `None` is SIGTERM.
     pub stop_signal: Option<i32>,

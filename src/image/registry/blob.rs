@@ -46,7 +46,7 @@ const STEP: usize = 256 << 10;
 
 /// What all blobs of an image share.
 pub struct Shared {
-    /// Why the first of them failed, since an [`io::Error`] has no room for it; then the others end, too.
+    /// The error of the first failed piece, because an [`io::Error`] cannot carry it; the other pieces then end as well.
     failure: Mutex<Option<Error>>,
     /// Connections that may still be made.
     free: Mutex<usize>,
@@ -171,7 +171,7 @@ impl<'a> Blob<'a> {
         PIECE.min(self.size - start(piece))
     }
 
-    /// Fetches pieces until there are none, or nobody wants them.
+    /// Fetches pieces until none are left, or the reader has ended.
     pub fn fetch(&self) {
         let mut patience = Patience::default();
         while let Some(piece) = self.take() {

@@ -331,7 +331,7 @@ impl Endpoint {
     /// The credentials that were sent to the registry, for messages.
     fn about_credentials(&self) -> String {
         match (&self.credentials.secret, self.shown.load(Ordering::Relaxed)) {
-            (None, _) => format!("nobody is logged in: {}", self.credentials.found),
+            (None, _) => format!("not logged in: {}", self.credentials.found),
             (Some(_), true) => format!("the credentials that were sent are {}", self.credentials.found),
             (Some(_), false) => format!("it did not ask for the credentials: {}", self.credentials.found),
         }

@@ -105,7 +105,7 @@ pub enum Progress {
     None,
 }
 
-/// How images of registries are had.
+/// Options for pulls from registries.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Pull {
     /// When the registry is asked.

@@ -1,4 +1,4 @@
-//! Which claims are prepared. Kept in a file, so that whoever takes over from a process that was killed knows it.
+//! The prepared claims. They are kept in a file, so that the successor of a killed process knows them.
 
 use gpurun::{
     apply::whole_file,
@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The prepared claims, and the file that has them, too.
+/// The prepared claims, and their file.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
