@@ -110,7 +110,7 @@ pub const SETTINGS: &[Setting] = &[
         "",
         "ignore-imex-channel-requests",
         "`false`",
-        "whether requests for IMEX channels go unheard",
+        "whether requests for IMEX channels are ignored",
     ),
     setting(
         "",

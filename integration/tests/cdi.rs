@@ -1060,10 +1060,10 @@ fn documents_are_checked() {
     assert!(listed.lines().count() == 17 && listed.contains("nvidia.com/gpu=all\n"), "{listed}");
 
     fs::copy(&file, first.join("other.yaml")).unwrap();
-    says("too, so engines refuse it");
+    says("so engines refuse it");
     fs::remove_file(first.join("other.yaml")).unwrap();
     generate(&second.join("nvidia.json"));
-    says("it goes before");
+    says("it takes precedence over");
     fs::remove_file(second.join("nvidia.json")).unwrap();
     for (from, to, what) in [
         ("libcuda.so.550", "libcuda.so.549", "is not there"),

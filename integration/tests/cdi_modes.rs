@@ -370,7 +370,7 @@ fn auto_takes_nvml_unless_it_knows_nothing_but_tegras_own_gpu() {
     fs::create_dir_all(dxcore.parent().unwrap()).unwrap();
     fs::write(dxcore, "").unwrap();
     let ended = run(host.gpurun().args(["cdi", "generate", "--hook", "/h"]));
-    assert!(ended.code == 125 && ended.err.contains("/dev/dxg"), "WSL goes before NVML: {ended:?}");
+    assert!(ended.code == 125 && ended.err.contains("/dev/dxg"), "WSL takes precedence over NVML: {ended:?}");
 }
 
 #[test]

@@ -109,11 +109,11 @@ impl Watcher {
         change();
         let ended = refreshed.validate();
         assert!(ended.code == 1 && ended.out.contains(says), "{what}: {ended:?}");
-        assert!(ended.out.contains("; write it anew with `gpurun cdi generate`"), "{what}: {ended:?}");
+        assert!(ended.out.contains("; write it again with `gpurun cdi generate`"), "{what}: {ended:?}");
         let diagnosis = refreshed.diagnosis();
         assert!(diagnosis.starts_with("wrong CDI documents"), "{what}: {diagnosis}");
         assert!(diagnosis.contains("[GPU-0070]") && diagnosis.contains(says), "{what}: {diagnosis}");
-        assert!(diagnosis.contains("\n      fix: write it anew"), "{what}: {diagnosis}");
+        assert!(diagnosis.contains("\n      fix: write it again"), "{what}: {diagnosis}");
         self.signal("-CONT");
         let started = Instant::now();
         until(what, || refreshed.document() != before);

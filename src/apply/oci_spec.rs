@@ -187,7 +187,7 @@ fn refuse_shared(spec: &Spec, binds: &[Bind]) -> Result<()> {
                 Code::Volume,
                 format!("the volume at {} is shared with the host", place.display()),
             )
-            .cause(format!("what is mounted at {} would be mounted on the host, too", bind.target.display()))
+            .cause(format!("a mount at {} would also appear on the host", bind.target.display()))
             .fix("mount it as a slave (`:rslave`), or at another place"));
         }
     }

@@ -500,12 +500,12 @@ pub fn checked(directories: &[PathBuf], inventory: &Result<Inventory>) -> Result
                 (format!("it defines {name} twice"), REGENERATE)
             } else if first.parent() == second.parent() {
                 (
-                    format!("{} defines {name}, too, so engines refuse it", first.display()),
+                    format!("{} also defines {name}, so engines refuse it", first.display()),
                     "remove one of the two files",
                 )
             } else {
                 (
-                    format!("it goes before {}, which defines {name}, too", first.display()),
+                    format!("it takes precedence over {}, which also defines {name}", first.display()),
                     "remove the one that is not meant",
                 )
             };
@@ -518,14 +518,14 @@ pub fn checked(directories: &[PathBuf], inventory: &Result<Inventory>) -> Result
             Ok(document) => findings.extend(check(document, inventory).into_iter().map(finding)),
             Err(error) => findings.push(finding((
                 format!("{}: {}", error.what(), error.cause_line()),
-                "remove it, or write it anew",
+                "remove it, or write it again",
             ))),
         }
     }
     Ok(Checked { files: found.into_iter().map(|file| file.path).collect(), findings })
 }
 
-const REGENERATE: &str = "write it anew with `gpurun cdi generate`, or with what wrote it";
+const REGENERATE: &str = "write it again with `gpurun cdi generate`, or with what wrote it";
 
 /// What is wrong with one document, and what to do.
 fn check(document: &Document, inventory: &Result<Inventory>) -> Vec<(String, &'static str)> {
