@@ -243,7 +243,7 @@ fn normal(path: &Path) -> Result<PathBuf> {
     ))
 }
 
-/// The content of a host's file of procfs; `None` where there is none.
+/// The content of a host's file of procfs; `None` if there is none.
 pub fn proc_file(path: &Path) -> Option<String> {
     let fd =
         rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())

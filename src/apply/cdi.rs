@@ -100,7 +100,7 @@ pub fn newest_for(engine: &str) -> Result<Version> {
 /// The document, and what it cannot say.
 ///
 /// # Errors
-/// [`Code::Cdi`] where a name cannot be one, or where nothing is left of the document in the version that may be used.
+/// [`Code::Cdi`] if a name cannot be one, or where nothing is left of the document in the version that may be used.
 pub fn document(parts: &Parts<'_>, options: &Options) -> Result<(Document, Vec<String>)> {
     let chosen = |device: &Selected<'_>| options.only.as_ref().is_none_or(|ids| ids.contains(&device.id()));
     let chosen: Vec<_> = parts.devices.iter().filter(|(device, _)| chosen(device)).collect();

@@ -80,7 +80,7 @@ impl ConfigFile {
         &self.path
     }
 
-    /// What it says; `None` where it is not there.
+    /// What it says; `None` if it is not there.
     pub fn text(&self) -> Option<&str> {
         self.content.as_ref().map(|content| content.text.as_str())
     }

@@ -74,7 +74,7 @@ impl Destination<'_> {
     /// Delivers, and says which mounts the container needs beyond that.
     ///
     /// # Errors
-    /// [`Code::Rootfs`] where something of the image stands in the way, [`Code::StateDir`] where gpurun's own directory cannot be used.
+    /// [`Code::Rootfs`] if something of the image stands in the way, [`Code::StateDir`] if gpurun's own directory cannot be used.
     pub fn deliver(&self, placement: &Placement) -> Result<Delivery> {
         // What we make is for every user of the container to read, whatever the engine's umask; the low-level runtime gets that back.
         let umask = rustix::process::umask(Mode::from_raw_mode(0o022));

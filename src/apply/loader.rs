@@ -35,7 +35,7 @@ pub struct Prepared {
 /// A small file that gpurun writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SmallFile {
-    /// Where it is in the container.
+    /// Path in the container.
     pub path: PathBuf,
     /// Content of the file.
     pub content: Vec<u8>,

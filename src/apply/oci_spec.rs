@@ -72,7 +72,7 @@ const HOOKS: [&str; 2] = ["prestart", "createRuntime"];
 /// Returns the sources of mounts of others' that were in the place of the driver's directory.
 ///
 /// # Errors
-/// [`Code::Bundle`] where the configuration has something else in the place of a list, [`Code::Volume`] where the host would get
+/// [`Code::Bundle`] if the configuration has something else in the place of a list, [`Code::Volume`] if the host would get
 /// the driver's mounts, too.
 pub fn edit(
     spec: &mut Spec,

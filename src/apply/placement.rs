@@ -58,7 +58,7 @@ pub enum DriverMount {
 /// Places everything.
 ///
 /// # Errors
-/// [`Code::DeviceNodeMissing`] where a volume over /dev has no node of a GPU, and those of [`loader::prepare`].
+/// [`Code::DeviceNodeMissing`] if a volume over /dev has no node of a GPU, and those of [`loader::prepare`].
 pub fn place(
     root: &Layers,
     mounts: &Mounts,

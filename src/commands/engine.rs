@@ -48,7 +48,7 @@ pub fn keep_state_with_the_user(context: &mut Context) {
     }
 }
 
-/// What the container gets for what it asks; `None` where that is nothing.
+/// What the container gets for what it asks; `None` if that is nothing.
 pub fn injection(spec: &Spec, context: &Context) -> Result<Option<Injection>> {
     context.config.usable()?;
     let Some(request) = DeviceRequest::from_oci(spec, &context.config.accepted())? else { return Ok(None) };

@@ -40,7 +40,7 @@ pub struct ToolkitKey {
     pub path: &'static str,
     /// What its value is.
     pub kind: Kind,
-    /// As TOML writes it; `None` where nothing is the default.
+    /// As TOML writes it; `None` if nothing is the default.
     pub default: Option<&'static str>,
     /// What becomes of it here.
     pub fate: Fate,

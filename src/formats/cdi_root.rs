@@ -24,7 +24,7 @@ fn with_fix(error: Error) -> Error {
 /// The document with `to` in the place of `from` wherever a path begins with it.
 ///
 /// # Errors
-/// [`Code::Cdi`] where the text is no document.
+/// [`Code::Cdi`] if the text is no document.
 pub fn transform(text: &str, from: &Path, to: &Path, whose: Whose) -> Result<Value> {
     let mut document: Value =
         serde_norway::from_str(text).or_fail(Code::Cdi, || "this is no CDI document").map_err(with_fix)?;

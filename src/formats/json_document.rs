@@ -45,7 +45,7 @@ impl JsonDocument {
     /// Puts a value behind these keys; the objects on the way are made.
     ///
     /// # Errors
-    /// [`Code::Config`] where something on the way is no object, or is there twice.
+    /// [`Code::Config`] if something on the way is no object, or is there twice.
     pub fn set(&mut self, path: &[&str], value: &Value) -> Result<()> {
         if self.get(path).as_ref() == Some(value) {
             return Ok(());

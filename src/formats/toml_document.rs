@@ -50,7 +50,7 @@ impl TomlDocument {
     /// Puts a value behind these keys; the tables on the way are made.
     ///
     /// # Errors
-    /// [`Code::Config`] where something on the way is no table.
+    /// [`Code::Config`] if something on the way is no table.
     pub fn set(&mut self, path: &[&str], value: impl Into<Item>) -> Result<()> {
         let value = value.into();
         let Some((last, way)) = path.split_last() else { return Ok(()) };

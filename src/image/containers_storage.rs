@@ -119,7 +119,7 @@ fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
 /// Finds an image in the caller's container storage, and in the stores that its storage.conf adds.
 ///
 /// # Errors
-/// [`Code::Store`] where the storage cannot be used, [`Code::ImageNotFound`] where it has no such image.
+/// [`Code::Store`] if the storage cannot be used, [`Code::ImageNotFound`] if it has no such image.
 pub fn find(name: &str) -> Result<Found> {
     let home = env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
     let stores = stores(home.as_deref())?;
@@ -222,7 +222,7 @@ fn stack(graphs: &[Graph], layers: &HashMap<String, (usize, Layer)>, top: &str) 
 }
 
 impl Graph {
-    /// `None` where there is none.
+    /// `None` if there is none.
     fn open(path: &Path) -> Result<Option<Self>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {

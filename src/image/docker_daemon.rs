@@ -36,7 +36,7 @@ pub struct Described {
 /// What the daemon knows of an image.
 ///
 /// # Errors
-/// [`Code::ImageNotFound`] where it has no such image, [`Code::Registry`] where it cannot be asked.
+/// [`Code::ImageNotFound`] if it has no such image, [`Code::Registry`] if it cannot be asked.
 pub fn describe(name: &str) -> Result<Described> {
     let mut bytes = Vec::new();
     ask(&format!("/images/{name}/json"), name)?
@@ -54,7 +54,7 @@ pub fn describe(name: &str) -> Result<Described> {
 /// Has the daemon save the image, into a file of the store that has no name.
 ///
 /// # Errors
-/// Those of [`describe`]; [`Code::NoSpace`] where the store has no room for it.
+/// Those of [`describe`]; [`Code::NoSpace`] if the store has no room for it.
 pub fn save(name: &str, store: &Store, progress: Progress) -> Result<Layout> {
     // Once as it is saved, and once unpacked.
     let size = u64::try_from(describe(name)?.size).unwrap_or(0);

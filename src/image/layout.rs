@@ -54,7 +54,7 @@ pub struct Stamp {
 }
 
 impl Version {
-    /// Of the file of this name as it is now; `None` where there is none to be read.
+    /// Of the file of this name as it is now; `None` if there is none to be read.
     pub fn of_file(path: &Path) -> Option<Self> {
         let file = path.metadata().ok()?;
         Some(Self::File(Stamp {

@@ -154,8 +154,8 @@ impl Image {
     /// Finds an image and reads its configuration. No layer is read.
     ///
     /// # Errors
-    /// [`Code::ImageNotFound`] where there is none of that name, [`Code::ImageBroken`] and [`Code::DigestMismatch`] where its
-    /// documents are wrong, [`Code::WrongPlatform`] where it is for another machine; what [`registry::order`] meets.
+    /// [`Code::ImageNotFound`] if there is none of that name, [`Code::ImageBroken`] and [`Code::DigestMismatch`] if its
+    /// documents are wrong, [`Code::WrongPlatform`] if it is for another machine; what [`registry::order`] meets.
     pub fn open(reference: &ImageReference, store: &Store, pull: &Pull) -> Result<Self> {
         // Before the bytes are read: if they change meanwhile, the next start sees another version.
         let version = match reference {
@@ -269,8 +269,8 @@ impl Image {
     /// Mount them `nodev`, and with `userxattr` unless root of the initial user namespace does: whiteouts are made for that.
     ///
     /// # Errors
-    /// [`Code::DigestMismatch`], [`Code::ImageBroken`] and [`Code::LayerRefused`] where a layer is not what it should be,
-    /// [`Code::Store`] where it cannot be kept.
+    /// [`Code::DigestMismatch`], [`Code::ImageBroken`] and [`Code::LayerRefused`] if a layer is not what it should be,
+    /// [`Code::Store`] if it cannot be kept.
     pub fn root(&self, store: &Store) -> Result<Vec<PathBuf>> {
         let (layers, source) = match &self.root {
             Root::Directories(paths) => return Ok(paths.clone()),

@@ -52,7 +52,7 @@ impl From<()> for Note {
 }
 
 impl Note {
-    /// Adds a directory by its path from the layer's root; `false` where the note would become too long.
+    /// Adds a directory by its path from the layer's root; `false` if the note would become too long.
     #[must_use]
     pub fn add(&mut self, fact: Fact, path: &[u8]) -> bool {
         self.0.push(fact.byte(), path) && self.0.coded.len() < MAX_NOTE

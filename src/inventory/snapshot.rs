@@ -23,7 +23,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// Seconds and nanoseconds of a file's last change; `None` where there is no such file.
+/// Seconds and nanoseconds of a file's last change; `None` if there is no such file.
 pub type Mtime = Option<(i64, i64)>;
 
 /// Where root's own gpurun keeps its state; everyone may read the snapshot there.

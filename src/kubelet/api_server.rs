@@ -39,7 +39,7 @@ impl ApiServer {
     /// The one of the pod's cluster.
     ///
     /// # Errors
-    /// [`Code::Cluster`] where this is no pod, [`Code::Config`] where it has no account.
+    /// [`Code::Cluster`] if this is no pod, [`Code::Config`] if it has no account.
     pub fn of_pod() -> Result<Self> {
         // ureq leaves it to programs which implementation of cryptography they bring.
         rustls::crypto::ring::default_provider()
@@ -74,7 +74,7 @@ impl ApiServer {
     /// An object or a list, if it is there.
     ///
     /// # Errors
-    /// [`Code::Cluster`] where the API server does not answer, or refuses; [`Code::Config`] where the pod's account has no token.
+    /// [`Code::Cluster`] if the API server does not answer, or refuses; [`Code::Config`] if the pod's account has no token.
     pub fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Option<Value>> {
         let request = self.agent.get(self.url(path)).query_pairs(query.iter().copied());
         let answer = request.header("Authorization", self.token()?).call();

@@ -81,7 +81,7 @@ pub enum Noticed {
 /// Watches the directory of the kubelet's socket.
 ///
 /// # Errors
-/// [`Code::Config`] where there is no such directory.
+/// [`Code::Config`] if there is no such directory.
 pub fn watch(socket: &Path, noticed: mpsc::UnboundedSender<Noticed>) -> Result<()> {
     let directory = socket.parent().unwrap_or(Path::new("/"));
     let failed = || format!("{} cannot be watched", directory.display());

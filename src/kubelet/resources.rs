@@ -158,7 +158,7 @@ fn without_vendor(name: &str) -> &str {
 /// The resources of a node.
 ///
 /// # Errors
-/// [`Code::Config`] where the GPUs are not what the strategy is for, or where something cannot be shared.
+/// [`Code::Config`] if the GPUs are not what the strategy is for, or where something cannot be shared.
 pub fn resources(inventory: &Inventory, mig: MigStrategy, sharing: &Sharing) -> Result<Vec<Resource>> {
     let mut resources: Vec<Resource> = Vec::new();
     let mut offer = |name: &str, device: Device| match resources.iter_mut().find(|known| known.name == name) {

@@ -33,7 +33,7 @@ const MAX_VOLUMES: usize = 200;
 /// volume replaces or covers.
 ///
 /// # Errors
-/// [`Code::ImageBroken`] where the image has too many.
+/// [`Code::ImageBroken`] if the image has too many.
 pub fn paths(declared: &[String], home: &Path, read_only: bool, volumes: &[Volume]) -> Result<Vec<PathBuf>> {
     if declared.len() > MAX_VOLUMES {
         return Err(Error::new(Code::ImageBroken, format!("the image has {} VOLUMEs", declared.len()))

@@ -89,7 +89,7 @@ impl Confinement {
                 "this kernel cannot confine a container of uid 0 on the host's network",
             )
             .cause(format!(
-                "any process of the host could pass it a descriptor of the host's files; Landlock ABI {SCOPES} (Linux 6.12) prevents that, and here it is {abi}"
+                "any process of the host could pass it a descriptor of the host's files; Landlock ABI {SCOPES} (Linux 6.12) prevents that, and this kernel has ABI {abi}"
             ))
             .fix(
                 "type --network host to run it nevertheless, or --network none, or -u 1000; or boot Linux 6.12 or newer with \

@@ -60,7 +60,7 @@ impl Scratch {
     /// Records the `--cgroup-parent`, for the sweeper that removes the cgroup if this launcher is killed.
     ///
     /// # Errors
-    /// [`Code::Store`] where it cannot be written.
+    /// [`Code::Store`] if it cannot be written.
     pub fn remember_cgroup_parent(&self, parent: &Path) -> Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         openat(&self.lock, CGROUP_PARENT, flags, Mode::RUSR)

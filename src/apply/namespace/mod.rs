@@ -62,7 +62,7 @@ impl Waiting {
     /// process' own namespace, which the host's never is in a user namespace.
     ///
     /// # Errors
-    /// [`Code::Namespace`] where the process is gone, or has no mount namespace of its own; [`Code::Rootfs`] where its root is
+    /// [`Code::Namespace`] if the process is gone, or has no mount namespace of its own; [`Code::Rootfs`] if its root is
     /// another one.
     pub fn open(pid: i32, root: &ContainerRoot, may_be_ours: bool) -> Result<Self> {
         let failed = || format!("the container's process {pid} cannot be looked into");

@@ -406,7 +406,7 @@ struct Stream {
 }
 
 impl Reader<'_, '_> {
-    /// Waits until there are bytes in the files; `None` where the reader has to see to it himself.
+    /// Waits until there are bytes in the files; `None` if the reader has to see to it himself.
     fn ready(&self) -> io::Result<Option<u64>> {
         let (blob, piece) = (self.blob, number(self.at));
         let mut state = lock(&blob.state);

@@ -30,7 +30,7 @@ pub fn has_authorities(origin: &Origin) -> bool {
 /// TLS settings for a host.
 ///
 /// # Errors
-/// [`Code::Registry`] where a file cannot be read, or holds no certificate.
+/// [`Code::Registry`] if a file cannot be read, or holds no certificate.
 pub fn configure(origin: &Origin, insecure: bool) -> Result<TlsConfig> {
     let (mut authorities, mut client) = (Vec::new(), None);
     for directory in directories(origin) {

@@ -31,7 +31,7 @@ const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Carries it out.
 ///
 /// # Errors
-/// [`Code::Registry`], [`Code::NotAuthorised`], [`Code::ImageNotFound`] where there is nothing to be had, [`Code::NoSpace`]
+/// [`Code::Registry`], [`Code::NotAuthorised`], [`Code::ImageNotFound`] if there is nothing to be had, [`Code::NoSpace`]
 /// before anything is fetched that there is no room for, and all that unpacking can meet.
 pub fn carry_out(order: &Order) -> Result<()> {
     // ureq leaves it to programs which implementation of cryptography they bring.

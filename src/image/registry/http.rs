@@ -78,7 +78,7 @@ impl Trust {
     /// The trust that is configured for a registry. `insecure` is set by registries.conf or a mirror's address.
     ///
     /// # Errors
-    /// Where that is not a host; a sentence without its subject.
+    /// If `host` is not a host; the text lacks its subject.
     pub fn of(host: &str, insecure: bool, pull: &Pull) -> Result<Self, String> {
         let names = [Origin::parse(true, host)?.names(), Origin::parse(false, host)?.names()].concat();
         let listed = |name: &String| pull.insecure.iter().any(|one| one.eq_ignore_ascii_case(name));
@@ -89,7 +89,7 @@ impl Trust {
     /// Whether plain HTTP is allowed for this host if TLS fails. Not if an authority is configured for this host.
     ///
     /// # Errors
-    /// Where that is not a host; a sentence without its subject.
+    /// If `host` is not a host; the text lacks its subject.
     pub fn may_be_plain(&self, host: &str) -> Result<bool, String> {
         let origin = Origin::parse(true, host)?;
         Ok(self.accepts_any_certificate(&origin) && !certificates::has_authorities(&origin))

@@ -81,7 +81,7 @@ enum Which {
 /// What the files of this machine and of this user say of a name.
 ///
 /// # Errors
-/// [`Code::Config`] where a file cannot be understood, [`Code::NotAllowed`] where the registry is blocked.
+/// [`Code::Config`] if a file cannot be understood, [`Code::NotAllowed`] if the registry is blocked.
 pub fn find(name: &RegistryName) -> Result<Places> {
     let mut all = BTreeMap::new();
     for path in files()? {

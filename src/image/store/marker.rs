@@ -30,7 +30,7 @@ const DIRECTORIES: [&str; 8] = [LAYERS, NOTES, STACKS, BLOBS, IMAGES, SCRATCH, P
 /// Opens the directory of a store, and makes the directory where it is absent.
 ///
 /// # Errors
-/// [`Code::Store`] where it cannot be made or opened, belongs to another user, or others may write to it.
+/// [`Code::Store`] if it cannot be made or opened, belongs to another user, or others may write to it.
 pub fn open_directory(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = || openat(rustix::fs::CWD, path, flags, Mode::empty());

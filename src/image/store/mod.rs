@@ -108,7 +108,7 @@ impl Store {
         self.quota
     }
 
-    /// Where it is.
+    /// The path.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -346,7 +346,7 @@ impl<R: Read> Reader<R> {
         if skipped < bytes { Err(broken("it ends within an entry")) } else { Ok(()) }
     }
 
-    /// Fills the buffer; `false` where the source ends before its first byte.
+    /// Fills the buffer; `false` if the source ends before its first byte.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<bool> {
         let mut filled = 0;
         while filled < buffer.len() {

@@ -19,7 +19,7 @@ impl Section {
     /// The mapping at a path.
     ///
     /// # Errors
-    /// [`Code::Config`] where there is another kind of value.
+    /// [`Code::Config`] for another kind of value.
     pub fn new(path: impl Into<String>, value: Value, is_exact: bool) -> Result<Self> {
         let path = path.into();
         match value {
@@ -37,7 +37,7 @@ impl Section {
     /// The mapping of this name; empty if it is absent.
     ///
     /// # Errors
-    /// [`Code::Config`] where there is another kind of value.
+    /// [`Code::Config`] for another kind of value.
     pub fn section(&mut self, name: &str, is_exact: bool) -> Result<Self> {
         Self::new(self.place(name), self.take(name).unwrap_or_default(), is_exact)
     }
@@ -55,7 +55,7 @@ impl Section {
     /// A text, or a value that Go converts to text. An empty text counts as absent.
     ///
     /// # Errors
-    /// [`Code::Config`] where there is another kind of value.
+    /// [`Code::Config`] for another kind of value.
     pub fn text(&mut self, name: &str) -> Result<Option<String>> {
         match self.take(name) {
             None => Ok(None),
@@ -70,7 +70,7 @@ impl Section {
     /// A path.
     ///
     /// # Errors
-    /// [`Code::Config`] where there is another kind of value.
+    /// [`Code::Config`] for another kind of value.
     pub fn path(&mut self, name: &str) -> Result<Option<PathBuf>> {
         Ok(self.text(name)?.map(PathBuf::from))
     }
@@ -78,7 +78,7 @@ impl Section {
     /// `true` or `false`, and YAML's other words for them; text is refused, as Go refuses it.
     ///
     /// # Errors
-    /// [`Code::Config`] where there is another kind of value.
+    /// [`Code::Config`] for another kind of value.
     pub fn switch(&mut self, name: &str) -> Result<Option<bool>> {
         match self.take(name) {
             None => Ok(None),
@@ -99,7 +99,7 @@ impl Section {
     /// A comma-separated text, or a list of texts.
     ///
     /// # Errors
-    /// [`Code::Config`] where there is another kind of value.
+    /// [`Code::Config`] for another kind of value.
     pub fn words(&mut self, name: &str) -> Result<Option<Vec<String>>> {
         let place = self.place(name);
         let words: Vec<String> = match self.take(name) {

@@ -104,8 +104,8 @@ impl Checkpoint {
     /// A claim is prepared.
     ///
     /// # Errors
-    /// [`Code::NotAllowed`] where another one has a device of it: the pod that was deleted by force may run still.
-    /// [`Code::StateDir`] where it cannot be kept; then it is not prepared.
+    /// [`Code::NotAllowed`] if another one has a device of it: the pod that was deleted by force may run still.
+    /// [`Code::StateDir`] if it cannot be kept; then it is not prepared.
     pub fn prepare(&mut self, uid: &str, claim: Prepared) -> Result<()> {
         if let Some((other, device)) = self.holder(uid, &claim) {
             return Err(Error::new(Code::NotAllowed, format!("{device} is another claim's still"))
@@ -126,7 +126,7 @@ impl Checkpoint {
     /// A claim is taken back, if it was prepared.
     ///
     /// # Errors
-    /// [`Code::StateDir`] where that cannot be kept; then it is prepared still.
+    /// [`Code::StateDir`] if that cannot be kept; then it is prepared still.
     pub fn take_back(&mut self, uid: &str) -> Result<()> {
         let Some(before) = self.kept.claims.remove(uid) else { return Ok(()) };
         self.write().inspect_err(|_| drop(self.kept.claims.insert(uid.into(), before)))

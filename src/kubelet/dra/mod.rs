@@ -95,7 +95,7 @@ impl Dra {
     /// Answers the kubelet, and publishes what [`Dra::offer`] is told. Waits until no other process does.
     ///
     /// # Errors
-    /// [`Code::Config`] where the kubelet's directories cannot be used.
+    /// [`Code::Config`] if the kubelet's directories cannot be used.
     pub async fn start(
         place: &Place,
         api_server: Arc<ApiServer>,

@@ -84,7 +84,7 @@ impl Publisher {
 /// The version of the API to speak.
 ///
 /// # Errors
-/// [`Code::Cluster`] where the cluster has none that is known here.
+/// [`Code::Cluster`] if the cluster has none that is known here.
 pub fn api_version(api_server: &ApiServer) -> Result<ApiVersion> {
     let failed = "the cluster offers no dynamic resource allocation that gpurun knows";
     let group = api_server.get("/apis/resource.k8s.io", &[])?.unwrap_or_default();

@@ -107,11 +107,11 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the container's cgroup with these limits. `None` where nothing was asked for and there is no cgroup that we may
+    /// Makes the container's cgroup with these limits. `None` if nothing was asked for and there is no cgroup that we may
     /// write, as for most ordinary users; where [`Cgroup::restrict`] is to follow there is always one.
     ///
     /// # Errors
-    /// [`Code::Limit`] where a limit cannot be honoured, [`Code::Cgroup`] where the cgroup cannot be made. Nothing is left
+    /// [`Code::Limit`] if a limit cannot be honoured, [`Code::Cgroup`] if the cgroup cannot be made. Nothing is left
     /// behind then.
     pub fn create(id: &str, limits: &Limits, restricted: bool) -> Result<Option<Self>> {
         let directory = directory(id)?;
@@ -213,7 +213,7 @@ impl Cgroup {
     /// the kernel checks the program while the container's root is being made.
     ///
     /// # Errors
-    /// [`Code::Cgroup`] where the rules cannot be made.
+    /// [`Code::Cgroup`] if the rules cannot be made.
     pub fn restrict(&mut self, rules: &[DeviceRule]) -> Result<()> {
         match &self.unified {
             Some((path, fd)) => restrict_devices(fd.as_fd(), rules).or_fail(Code::Cgroup, || {

@@ -67,7 +67,7 @@ impl Accounts {
     /// Reads both files of an image.
     ///
     /// # Errors
-    /// [`Code::User`] where a file cannot be read, or is too large.
+    /// [`Code::User`] if a file cannot be read, or is too large.
     pub fn read(image: &Layers) -> Result<Self> {
         Ok(Self { passwd: read(image, "/etc/passwd")?, group: read(image, "/etc/group")? })
     }
@@ -105,7 +105,7 @@ impl Accounts {
     /// Resolves `USER[:GROUP]`; empty is root.
     ///
     /// # Errors
-    /// [`Code::User`] where a name is unknown, or an id is out of range.
+    /// [`Code::User`] if a name is unknown, or an id is out of range.
     pub fn resolve(&self, wanted: &str) -> Result<Resolved> {
         if self.passwd.split(|&byte| byte == b'\n').any(|line| line.len() >= MAX_LINE) {
             return Err(Error::new(Code::User, "a line of the image's /etc/passwd is too long")
@@ -144,7 +144,7 @@ impl Accounts {
     /// Resolves an argument of `--group-add`: a gid, or a name of /etc/group.
     ///
     /// # Errors
-    /// [`Code::User`] where the name is unknown, or the id is out of range.
+    /// [`Code::User`] if the name is unknown, or the id is out of range.
     pub fn additional_group(&self, wanted: &str) -> Result<u32> {
         number_in_range(wanted)?.map_or_else(|| self.group_named(wanted), Ok)
     }

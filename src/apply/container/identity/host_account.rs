@@ -27,7 +27,7 @@ pub struct HostAccount {
 }
 
 impl HostAccount {
-    /// The account of this uid. `None` where the host has none.
+    /// The account of this uid. `None` if the host has none.
     pub fn of_uid(uid: u32) -> Option<Self> {
         let number = uid.to_string();
         let name_in = |text: &str| {
@@ -96,7 +96,7 @@ pub fn sources(text: &str, database: &str) -> Vec<String> {
     sources
 }
 
-/// The answer of getent(1); `None` where it fails, or does not know the key.
+/// The answer of getent(1); `None` if it fails, or does not know the key.
 fn getent(arguments: &[&str]) -> Option<String> {
     run_for_answer(GETENT, arguments)
 }
