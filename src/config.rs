@@ -110,7 +110,7 @@ pub const SETTINGS: &[Setting] = &[
         "",
         "ignore-imex-channel-requests",
         "`false`",
-        "whether requests for IMEX channels go unheard",
+        "whether requests for IMEX channels are ignored",
     ),
     setting(
         "",
@@ -193,7 +193,7 @@ pub struct Config {
     pub insecure_registries: Vec<String>,
     pub registry_mirrors: BTreeMap<String, Vec<String>>,
     pub store_quota: Option<String>,
-    /// Why the file is not in force. Only what depends on a key fails then: `images`, `doctor` and `config` do not.
+    /// The reason why the file cannot be used. Commands that depend on a key then fail; `images`, `doctor` and `config` work.
     #[serde(skip)]
     pub broken: Option<Error>,
 }
@@ -231,7 +231,7 @@ pub struct Found {
     pub path: PathBuf,
     /// Whether it is NVIDIA's.
     pub is_toolkits: bool,
-    /// Its text.
+    /// Text of the file.
     pub text: String,
     /// What it says, in our keys.
     pub table: toml::Table,
@@ -281,7 +281,7 @@ fn unusable(why: &str) -> Error {
         .fix("correct the file; `gpurun config` lists the keys and what they mean")
 }
 
-/// What the parser says, with the line of the text and the key in that line.
+/// The parser's message, with the line of the text and the key in that line.
 fn place(text: &str, error: &toml::de::Error) -> String {
     let start = error.span().map_or(0, |span| span.start);
     let number = text.get(..start).unwrap_or_default().matches('\n').count();
@@ -295,7 +295,7 @@ fn place(text: &str, error: &toml::de::Error) -> String {
 }
 
 impl Found {
-    /// What the file says.
+    /// Parses the file.
     ///
     /// # Errors
     /// [`Code::Config`]: an unknown key, or a value that a key cannot have, with the line.
@@ -322,12 +322,12 @@ impl Config {
         found.config()
     }
 
-    /// The same; where it fails, the defaults with the reason in [`Config::broken`].
+    /// Loads the configuration; on failure the defaults, with the reason in [`Config::broken`].
     pub fn load_or_broken(file: Option<&Path>) -> Self {
         Self::load(file).unwrap_or_else(|error| Self { broken: Some(error), ..Self::default() })
     }
 
-    /// Fails if the configuration is broken: its defaults are not what the administrator wanted.
+    /// Fails if the configuration is broken, because the defaults are not the administrator's choice.
     ///
     /// # Errors
     /// [`Code::Config`]

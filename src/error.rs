@@ -23,7 +23,7 @@ macro_rules! codes {
             /// gpurun's exit code for it: 125 gpurun failed, 126 the command cannot be run, 127 it was not found
             /// (Docker's numbers); 141 as of a program that SIGPIPE ended.
             pub fn exit_code(self) -> u8 { match self { $(Code::$name => $exit,)* } }
-            /// What to do about a failure with this code where the place that fails has no better advice.
+            /// The general fix of this code.
             pub fn fix(self) -> &'static str { match self { $(Code::$name => $fix,)* } }
         }
     };
@@ -187,12 +187,12 @@ impl Error {
         self.0.causes.join(": ")
     }
 
-    /// What to do about it: the advice of the place that failed, or that of the code. Never empty.
+    /// The specific fix of the failure, or else the general fix of its code. Never empty.
     pub fn fix_line(&self) -> &str {
         self.0.fix.as_deref().unwrap_or_else(|| self.code().fix())
     }
 
-    /// The failure for an engine that shows it to its user: one line, without the phrases from which engines draw conclusions.
+    /// The failure for an engine: one line, without phrases that engines interpret.
     ///
     /// Podman shows only the line that has such a phrase, and exits with 127 or 126 as if the container's command were the
     /// problem (libpod's getOCIRuntimeError and ExitCode, 4.3 to 5.8). Docker exits with 126 on "permission denied" and adds a
@@ -207,7 +207,7 @@ impl Error {
             ("was not found", "is missing"),
             ("were not found", "are missing"),
         ];
-        // Display leaves line feeds in front of `cause:` and `fix:` alone.
+        // Display has line feeds only before `cause:` and `fix:`.
         let line = self.to_string().replace("\n  ", "; ");
         PHRASES.iter().fold(line, |line, (phrase, name)| line.replace(phrase, name))
     }
@@ -227,7 +227,7 @@ impl Error {
         if let Some(cause) = text("cause").filter(|cause| !cause.is_empty()) {
             error = error.cause(cause);
         }
-        // The code's own advice stays open for better advice from the parent.
+        // The general fix is not stored, so that the parent's context can add a specific one.
         if let Some(fix) = text("fix").filter(|fix| !fix.is_empty() && *fix != code.fix()) {
             error = error.fix(fix);
         }

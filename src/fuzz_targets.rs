@@ -1,5 +1,5 @@
-//! Parsers of bytes that other programs wrote, as functions that a fuzzer calls (`integration/fuzz`). Errors are answers; a panic, a
-//! hang or unbounded memory is a fault. The tests replay the inputs in `integration/fuzz/seeds`.
+//! Parsers of bytes from other programs, as functions for the fuzzer (`integration/fuzz`). An error is a valid result; a
+//! panic, a hang or unbounded memory is a bug. The tests replay the inputs in `integration/fuzz/seeds`.
 
 use crate::{
     apply::container::identity,
@@ -16,7 +16,7 @@ use crate::{
 };
 use std::{collections::BTreeMap, fs::File, io::Write};
 
-/// A name, which is also the directory of its seeds, and the function.
+/// The name, also of the directory with the seeds, and the function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate.
@@ -37,7 +37,7 @@ pub const TARGETS: &[Target] = &[
     ("tar", image::fuzz::tar),
 ];
 
-/// The input as text, as far as it is UTF-8: parsers of text get no other.
+/// The input as text; parsers of text skip input that is not UTF-8.
 pub fn text(bytes: &[u8]) -> &str {
     match std::str::from_utf8(bytes) {
         Ok(text) => text,
@@ -99,10 +99,10 @@ fn oci_config(bytes: &[u8]) {
     assert!(Spec::parse(&spec.to_bytes()).is_ok(), "a configuration that was written is not read");
 }
 
-/// Reads every input of a target's seeds, and says how many there are.
+/// Runs a target on each of its seeds. Returns their number.
 ///
 /// # Panics
-/// Where the target does, or where the directory cannot be read.
+/// If the target panics, or the directory cannot be read.
 pub fn replay(target: Target) -> usize {
     let seeds =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/fuzz/seeds").join(target.0);

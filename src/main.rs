@@ -52,7 +52,7 @@ fn words(arguments: &[OsString]) -> Vec<CString> {
     arguments.iter().skip(1).filter_map(|word| CString::new(word.as_bytes()).ok()).collect()
 }
 
-/// Help that was asked for is an answer.
+/// Requested help goes to standard output.
 fn print(text: &str) -> Result<u8> {
     output::write(text.as_bytes()).map(|()| 0)
 }

@@ -1,4 +1,4 @@
-//! Standard output and standard error: the one place through which every answer and message of gpurun's programs leaves.
+//! Standard output and standard error: all output of gpurun's programs goes through this module.
 //!
 //! A closed pipe ends a program silently with exit code 141, as if SIGPIPE had ended it (`gpurun config | head -1`). A full
 //! disk or another failure of standard output is one error with a code. A failure of standard error is ignored: there is no
@@ -13,8 +13,8 @@ use std::{
 /// Writes to standard output.
 ///
 /// # Errors
-/// [`Code::OutputClosed`] where the reader is gone, which `main` does not report; [`Code::Output`] where the bytes cannot be
-/// written.
+/// [`Code::OutputClosed`] if the reader has closed the pipe, which `main` does not report; [`Code::Output`] if the bytes
+/// cannot be written.
 pub fn write(bytes: &[u8]) -> Result<()> {
     written(io::stdout().lock().write_all(bytes))
 }
@@ -27,7 +27,7 @@ pub fn write_line(text: fmt::Arguments<'_>) -> Result<()> {
     write(format!("{text}\n").as_bytes())
 }
 
-/// Writes what standard output still buffers. A program calls it before it exits or starts another program.
+/// Flushes standard output. A program calls it before it exits or starts another program.
 ///
 /// # Errors
 /// As [`write`].
@@ -51,7 +51,7 @@ pub fn report(message: &dyn fmt::Display) {
     let _ = io::stderr().lock().write_all(line.as_bytes());
 }
 
-/// Reports a failure, as JSON if that was asked for, and gives the exit code.
+/// Reports a failure, as JSON if requested, and returns the exit code.
 pub fn fail(error: &Error, json: bool) -> u8 {
     match error.code() {
         Code::OutputClosed => {}

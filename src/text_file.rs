@@ -29,9 +29,9 @@ pub struct TextFile {
 /// A line of a text file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Line<'a> {
-    /// Its number, from 1.
+    /// Line number, from 1.
     pub number: usize,
-    /// Its bytes, without LF or CR LF.
+    /// Bytes of the line, without LF or CR LF.
     pub bytes: &'a [u8],
 }
 
@@ -40,7 +40,7 @@ impl TextFile {
     /// and /dev/stdin of a shell are.
     ///
     /// # Errors
-    /// The system's, and a sentence where the file is of another kind (a FIFO, a terminal, a directory) or too large.
+    /// Errors of the system; or a sentence, if the file is of another kind (a FIFO, a terminal, a directory) or too large.
     pub fn read(path: &Path, limit: u64) -> io::Result<Self> {
         // NONBLOCK: the open of a FIFO would wait for its writer.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -59,7 +59,7 @@ impl TextFile {
         &self.bytes
     }
 
-    /// The lines. A newline at the end of the file does not begin another one.
+    /// The lines. A newline at the end of the file does not start another line.
     pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
         let text = self.bytes.strip_suffix(b"\n").unwrap_or(&self.bytes);
         let none = self.bytes.is_empty();
@@ -113,7 +113,7 @@ fn check_kind(fd: &OwnedFd) -> io::Result<()> {
         FileType::RegularFile => return Ok(()),
         FileType::CharacterDevice if stat.st_rdev == rustix::fs::makedev(1, 3) => return Ok(()),
         FileType::Fifo if is_nameless_pipe(fd) => {
-            // Its writer is there, and is waited for.
+            // The pipe has a writer, so reading may wait.
             let flags = rustix::fs::fcntl_getfl(fd)?;
             return Ok(rustix::fs::fcntl_setfl(fd, flags - OFlags::NONBLOCK)?);
         }
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_waited_for_and_nothing_endless_is_read() {
+    fn fifos_do_not_block_and_endless_files_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();

@@ -95,7 +95,7 @@ fn can_be_typed(fix: &str) -> bool {
         || TYPED.iter().any(|typed| fix.contains(typed))
 }
 
-/// The text of every string in the argument of a call of `fix`, with the file and the line.
+/// The strings in the arguments of `fix` calls, with file and line.
 struct Fixes {
     file: PathBuf,
     found: Vec<(PathBuf, usize, String)>,
@@ -134,7 +134,7 @@ impl<'ast> Visit<'ast> for Fixes {
                     syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) => {
                         self.found.push((self.file.clone(), text.span().start().line, text.value()));
                     }
-                    // The text that `format!` is given comes first; the rest are its arguments.
+                    // The first token of `format!` is the text; the rest are its arguments.
                     syn::Expr::Macro(call) => {
                         self.strings(call.mac.tokens.clone().into_iter().take(1).collect());
                     }

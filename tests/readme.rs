@@ -1,5 +1,5 @@
-//! README.md and the pages in `packaging/doc` say what the program does: codes, settings, commands and options are compared with
-//! the code that owns them.
+//! Compares the codes, settings, commands and options in README.md and the pages in `packaging/doc` with the code that owns
+//! them.
 
 use gpurun::{
     cli,
@@ -8,7 +8,7 @@ use gpurun::{
 };
 use std::{fs, path::Path};
 
-/// A front page: longer text belongs into a page of its own.
+/// The largest README in bytes: it is a front page, and longer text belongs on a separate page.
 const README_BYTES: usize = 9 * 1024;
 
 fn read(path: &str) -> String {

@@ -38,7 +38,7 @@ pub struct Container {
     whole: Root,
     /// The same without: volumes are the host's or another container's.
     root: Root,
-    /// What is mounted in it.
+    /// The mounts in the container.
     mounts: Mounts,
 }
 
@@ -87,7 +87,7 @@ impl Container {
         }
     }
 
-    /// Makes a link, if it has a place. One beside a device node is made where the container has the node.
+    /// Makes a link, if it has a place. A link beside a device node is made only if the container has the node.
     pub fn link(&self, link: &Symlink) -> Result<()> {
         let path = normal(&link.link.0)?;
         let target = &link.target;
@@ -107,18 +107,18 @@ impl Container {
         let made = match self.mounts.place_of_entry(&self.image, &path) {
             Place::Root { path } => self.root.symlink(&path, target),
             Place::Memory { path, is_mount_point: false } => self.whole.symlink(&path, target),
-            // With `-v /dev:/dev` the links are the host's, too.
+            // With `-v /dev:/dev` the host's links are already there.
             _ if path.starts_with("/dev") => return Ok(()),
             _ => Err(on_a_volume(&path)),
         };
-        // What a spec lists are names beside the one that the loader's cache has.
+        // The links in a spec are additional to the names in the loader's cache.
         if let Err(error) = made {
             note(&error);
         }
         Ok(())
     }
 
-    /// Writes a file, if it has a place. One that only helps is left out otherwise.
+    /// Writes a file. An optional file without a place is left out.
     pub fn write(&self, file: &SmallFile) -> Result<()> {
         let path = normal(&file.path)?;
         let written = match self.mounts.place_of_entry(&self.image, &path) {
@@ -135,18 +135,18 @@ impl Container {
         Ok(())
     }
 
-    /// Places what the loader needs, and the injection's links.
+    /// Places the loader's files and the injection's links.
     pub fn lay(&self, injection: &Injection) -> Result<PathBuf> {
         let placement = placement::place(&self.image, &self.mounts, injection, DriverMount::Done)?;
         for note in &placement.notes {
             output::report(&format_args!("gpurun-hook: {note}"));
         }
-        // The driver's mount points are below it: runc before 1.1.14 makes them by name (CVE-2024-45310).
+        // The driver's mount points are below the volume, and runc before 1.1.14 makes them by path (CVE-2024-45310).
         let above = placement.driver_dir.parent().unwrap_or(&placement.driver_dir);
         if let Place::Volume { path, .. } = self.mounts.place(&self.image, above) {
             let path = path.display();
             output::report(&format_args!(
-                "gpurun-hook: a volume is over {path}: the engine has made the driver's mount points on it"
+                "gpurun-hook: a volume is mounted over {path}: the engine has made the driver's mount points on it"
             ));
         }
         placement.files.iter().chain(&placement.covers).try_for_each(|file| self.write(file))?;
@@ -160,7 +160,7 @@ impl Container {
         Ok(placement.driver_dir)
     }
 
-    /// Makes a link by which a library of the driver is loaded: without it a program computes on the processor.
+    /// Makes a link that programs need to load a driver library: without it they would run on the CPU.
     fn link_driver(&self, link: &Symlink) -> Result<()> {
         let path = normal(&link.link.0)?;
         match self.mounts.place_of_entry(&self.image, &path) {
@@ -222,11 +222,11 @@ fn on_a_volume(path: &Path) -> Error {
         Code::Rootfs,
         format!("{} of the container is on a volume, or a file is in its way", path.display()),
     )
-    .cause("what is mounted there may be the host's, or another container's, and is not written to")
+    .cause("gpurun does not write to volumes, which may belong to the host or another container")
     .fix(format!("mount the volume at another place than a directory of {}", path.display()))
 }
 
-/// Says what was left out. runc and crun show a hook's standard error where the hook fails, and log it where they are asked to.
+/// Reports an omitted part. runc and crun show a hook's standard error if the hook fails, and log it on request.
 pub fn note(error: &Error) {
     output::report(&format_args!("gpurun-hook: {}; {}", error.what(), error.cause_line()));
 }
@@ -243,7 +243,7 @@ fn normal(path: &Path) -> Result<PathBuf> {
     ))
 }
 
-/// The content of a host's file of procfs; `None` where there is none.
+/// The content of a host's file of procfs; `None` if there is none.
 pub fn proc_file(path: &Path) -> Option<String> {
     let fd =
         rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())

@@ -52,7 +52,7 @@ fn all(container: &Container, words: &Words) -> Result<()> {
         ..Injection::default()
     };
     let driver_dir = container.lay(&injection)?;
-    // Both only help.
+    // Both are optional.
     for helps in [update_application_profile, disable_device_node_modification] {
         if let Err(error) = helps(container, words) {
             note(&error);
@@ -154,7 +154,7 @@ fn update_ldcache(container: &Container, words: &Words) -> Result<()> {
             }
         }
     }
-    // Where the loader looks by itself, ldconfig does, too.
+    // ldconfig also searches the loader's default directories.
     let new = folders.iter().filter(|folder| !known.contains(Path::new(folder)));
     let library_dirs = new.map(|folder| ContainerPath((*folder).into())).collect();
     container.lay(&Injection { libraries, library_dirs, ..Injection::default() }).map(drop)
@@ -202,7 +202,7 @@ fn chmod(container: &Container, words: &Words) -> Result<()> {
     for path in words.all("path") {
         let failed = || format!("the mode of {path} cannot be changed");
         let found = match container.open(Path::new(path)) {
-            // A directory of a volume has the mode that its owner gave it.
+            // The mode of a directory on a volume is its owner's choice.
             Err(Errno::NOENT | Errno::XDEV) => continue,
             result => result.or_fail(Code::Rootfs, failed)?,
         };

@@ -39,9 +39,9 @@ fn main() -> ExitCode {
                 };
             }
             // A document may be newer than this program, and a container without the newest is better than none.
-            output::report(&format_args!("gpurun-hook: the hook {name:?} is not known; nothing is done"));
+            output::report(&format_args!("gpurun-hook: the hook {name:?} is unknown and ignored"));
         }
-        None => output::report(&"gpurun-hook: no hook is named; nothing is done"),
+        None => output::report(&"gpurun-hook: no hook is named, so none runs"),
     }
     ExitCode::SUCCESS
 }

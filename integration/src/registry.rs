@@ -304,7 +304,7 @@ fn ask(address: &str, head: &str, body: &[u8]) -> Answer {
     Answer { status, head, body }
 }
 
-/// Up to the empty line; `None` where there is no HTTP.
+/// Up to the empty line; `None` if there is no HTTP.
 fn read_head(reader: &mut impl BufRead) -> Option<String> {
     let mut head = String::new();
     loop {

@@ -1,4 +1,4 @@
-//! Servers of HTTP and HTTPS whose answers a test decides, and which remember every request.
+//! HTTP and HTTPS servers for tests, which send configured responses and record every request.
 
 use crate::registry::Packed;
 use rustls::{
@@ -159,7 +159,7 @@ impl Web {
         self.asked.lock().expect("no panic").clone()
     }
 
-    /// Whether anything that proves who asks came here: in a header, in a form, or in an address.
+    /// Whether a credential was received: in a header, a form, or an address.
     pub fn saw_a_secret(&self) -> bool {
         self.asked().iter().any(|one| {
             !one.authorization().is_empty() || one.client_certificate || one.body.contains("refresh_token")

@@ -1,4 +1,5 @@
-//! Which GPUs a caller gets who may not open every one: in the device cgroup of a batch job, or by the permissions of the nodes.
+//! The GPUs of a caller that may not open all of them, because of a batch job's device cgroup or the permissions of the
+//! nodes.
 
 use gpurun_integration::{
     Caller, Ended, TestHost,
@@ -15,7 +16,7 @@ use std::{
 
 const LIST: &str = "ls /dev | grep -E '^nvidia[0-9]+$' | tr '\\n' ' '";
 
-/// A batch job: a device cgroup that allows the caller everything but these nodes.
+/// A batch job: a device cgroup that denies these nodes.
 struct Job(PathBuf);
 
 impl Job {
@@ -33,7 +34,7 @@ impl Job {
         Some(job)
     }
 
-    /// A command in it.
+    /// A command in the job.
     fn run(&self, command: &mut Command) -> Ended {
         let file = self.0.join("cgroup.procs");
         // SAFETY: between fork and exec the closure opens and writes one file, and takes no lock.
@@ -115,14 +116,14 @@ fn a_job_without_a_gpu_gets_none() {
     for gpus in ["all", "1", "device=3"] {
         is_refused(asks(&host, Caller::Root, Some(&job), gpus), "device cgroup");
     }
-    // The driver without a GPU is asked for: nothing is opened.
+    // A request for the driver without a GPU opens nothing.
     assert_eq!(asks(&host, Caller::Root, Some(&job), "device=none").unwrap(), "");
     let control = Job::denying(&[(195, 255)]).unwrap();
     is_refused(asks(&host, Caller::Root, Some(&control), "all"), "/dev/nvidiactl cannot be opened");
 }
 
 #[test]
-fn a_node_that_only_root_may_open_is_roots_alone() {
+fn a_node_that_only_root_may_open_is_refused_to_others() {
     let host = TestHost::new("8xh100");
     let closed = node(&host, 2);
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o600)).unwrap();
@@ -140,7 +141,7 @@ fn a_node_that_only_root_may_open_is_roots_alone() {
     is_refused(asks(&host, Caller::User, None, "all"), "permission denied");
 }
 
-/// In cgroup v2 device rules are programs. A container of runc has them, and in it gpurun sees the host that is mounted there.
+/// In cgroup v2 device rules are BPF programs. This runs gpurun in a runc container, which has such rules, on a mounted host.
 #[test]
 fn device_rules_of_every_form_are_seen() {
     let host = TestHost::new("8xh100");

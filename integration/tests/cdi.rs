@@ -1036,7 +1036,7 @@ fn documents_are_checked() {
         let ended = some(words, &[]);
         assert!(ended.code != 0 && ended.err.contains(&format!("error[{code}]: ")), "{words:?} {ended:?}");
     }
-    // Hooks that are not wanted are left out.
+    // Disabled hooks are left out.
     let ended = some(&["--disable-hook=all"], &[]);
     assert!(!ended.out.contains("hooks:") && ended.out.contains("libcuda.so."), "{ended:?}");
     assert!(text.contains("hooks:") && ended.err.contains("LD_LIBRARY_PATH"), "{ended:?}");
@@ -1056,10 +1056,10 @@ fn documents_are_checked() {
     assert!(listed.lines().count() == 17 && listed.contains("nvidia.com/gpu=all\n"), "{listed}");
 
     fs::copy(&file, first.join("other.yaml")).unwrap();
-    says("too, so engines refuse it");
+    says("so engines refuse it");
     fs::remove_file(first.join("other.yaml")).unwrap();
     generate(&second.join("nvidia.json"));
-    says("it goes before");
+    says("it takes precedence over");
     fs::remove_file(second.join("nvidia.json")).unwrap();
     for (from, to, what) in [
         ("libcuda.so.550", "libcuda.so.549", "is not there"),

@@ -370,14 +370,14 @@ fn auto_takes_nvml_unless_it_knows_nothing_but_tegras_own_gpu() {
     fs::create_dir_all(dxcore.parent().unwrap()).unwrap();
     fs::write(dxcore, "").unwrap();
     let ended = run(host.gpurun().args(["cdi", "generate", "--hook", "/h"]));
-    assert!(ended.code == 125 && ended.err.contains("/dev/dxg"), "WSL goes before NVML: {ended:?}");
+    assert!(ended.code == 125 && ended.err.contains("/dev/dxg"), "WSL takes precedence over NVML: {ended:?}");
 }
 
 #[test]
 fn refresh_writes_what_auto_takes() {
     let host = jetson();
     let path = host.path("nvidia.json");
-    for says in ["is written: the driver that Tegra's lists name", "is as it should be"] {
+    for says in ["is written: the driver that Tegra's lists name", "is up to date"] {
         let mut gpurun = host.command("gpurun");
         let ended = run(gpurun.args(["cdi", "refresh", "--hook", "/h", "--output"]).arg(&path));
         assert!(ended.code == 0 && ended.out.contains(says), "{ended:?}");

@@ -109,11 +109,11 @@ impl Watcher {
         change();
         let ended = refreshed.validate();
         assert!(ended.code == 1 && ended.out.contains(says), "{what}: {ended:?}");
-        assert!(ended.out.contains("; write it anew with `gpurun cdi generate`"), "{what}: {ended:?}");
+        assert!(ended.out.contains("; write it again with `gpurun cdi generate`"), "{what}: {ended:?}");
         let diagnosis = refreshed.diagnosis();
         assert!(diagnosis.starts_with("wrong CDI documents"), "{what}: {diagnosis}");
         assert!(diagnosis.contains("[GPU-0070]") && diagnosis.contains(says), "{what}: {diagnosis}");
-        assert!(diagnosis.contains("\n      fix: write it anew"), "{what}: {diagnosis}");
+        assert!(diagnosis.contains("\n      fix: write it again"), "{what}: {diagnosis}");
         self.signal("-CONT");
         let started = Instant::now();
         until(what, || refreshed.document() != before);
@@ -271,7 +271,7 @@ fn a_host_without_a_driver_gets_its_document_when_the_driver_comes() {
     assert_eq!((ended.code, ended.err.as_str()), (128 + 15, ""), "{ended:?}");
 
     let ended = run(&mut refreshed.command(&[]));
-    assert!(ended.code == 0 && ended.out.contains("is as it should be"), "{ended:?}");
+    assert!(ended.code == 0 && ended.out.contains("is up to date"), "{ended:?}");
 }
 
 #[test]

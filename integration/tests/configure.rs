@@ -67,14 +67,14 @@ impl Etc {
     }
 }
 
-/// gpurun, whose own notes of engines are `notes`/engines.toml.
+/// gpurun, with its records of engines in `notes`/engines.toml.
 fn gpurun(notes: &Path) -> Command {
     let mut command = Command::new(dist("gpurun"));
     command.env("GPURUN_CONFIG", notes.join("config.toml"));
     command
 }
 
-/// The runtime on its own: what is noted for an engine is another test's.
+/// The runtime without records of engines, which other tests cover.
 fn configure(engine: &str, file: &Path, options: &[&str]) -> Ended {
     let notes = tempfile::tempdir().unwrap();
     configure_with_notes(notes.path(), engine, file, options)
@@ -456,7 +456,7 @@ fn nvidia_ctk_configures_as_nvidias_does() {
         text.contains("[crio.runtime.runtimes.nvidia]") && text.contains("/usr/libexec/crio/conmon"),
         "{text}"
     );
-    // --config alone is the file that is changed, and not one below /etc.
+    // --config alone is the file to change, not one below /etc.
     let alone = etc.0.path().join("alone.conf");
     let words_alone = ["runtime", "configure", "--runtime=crio", "--runtime-path=/r", "--config"];
     assert!(done(&run(nvidia_ctk(&words_alone).arg(&alone))).contains("alone.conf is written"));

@@ -1,8 +1,8 @@
-//! One table for every way into a container: what stands at a path of its root decides where the driver goes, and the answer is
-//! the same for the launcher, the runtime, the prestart hook and the CDI hook.
+//! One table for every way into a container. The existing files of its root decide where the driver goes, in the same way for
+//! the launcher, the runtime, the prestart hook and the CDI hook.
 //!
-//! In each cell the loader finds the driver and the kernel lets the container open the nodes, or the start fails with a code and a
-//! fix. A volume is the same afterwards, byte by byte, and the host has no mount more.
+//! In each cell the loader finds the driver and the container can open the nodes, or the start fails with a code and a fix.
+//! Volumes are unchanged afterwards, byte by byte, and the host has no additional mount.
 
 use gpurun::formats::cdi::Document;
 use gpurun_integration::{
@@ -61,7 +61,7 @@ const PLACES: [&str; 7] =
 
 const GPU: usize = 2;
 
-/// A root with glibc and a shell in which this stands at a place, and the volume over it.
+/// A root with glibc and a shell, with an obstacle at one path, and the volume over it.
 struct Cell {
     bundle: Bundle,
     standing: Standing,
@@ -90,7 +90,7 @@ impl Cell {
         let volume = bundle.dir.path().join("volume");
         fs::create_dir(&volume).unwrap();
         fs::write(volume.join("marker"), place).unwrap();
-        // As a host's own /dev would have them.
+        // As in a host's own /dev.
         if place.starts_with("/dev") {
             let nodes = host.path().join(&place[1..]);
             must(Command::new("cp").arg("-a").arg(nodes.join(".")).arg(&volume));
@@ -138,7 +138,7 @@ impl Cell {
         }))
     }
 
-    /// The same as an option of the launcher.
+    /// The volume as an option of the launcher.
     fn option(&self) -> String {
         let (volume, place) = (self.volume(), self.place);
         match self.standing {
@@ -155,7 +155,7 @@ impl Cell {
         let mut spec = self.bundle.configure(env, &["sh", "-c", &script]);
         let mounts = spec["mounts"].as_array_mut().unwrap();
         match self.mount() {
-            // An engine mounts one thing at a place, before what lies below it.
+            // An engine mounts one object at a path, before mounts below it.
             Some(mount) if self.place == "/dev" => {
                 mounts.retain(|other| {
                     let destination = other["destination"].as_str().unwrap();
@@ -206,7 +206,7 @@ impl Cell {
         }
     }
 
-    /// The low-level runtime alone.
+    /// Only the low-level runtime.
     fn start_with(&self, runtime: &str) -> Ended {
         let mut command = match runtime {
             "crun" => Hierarchies::Legacy.command(&cached("crun/usr/bin/crun")),
@@ -234,36 +234,36 @@ fn state_of(directory: &Path) -> String {
     must(Command::new("sh").args(["-c", script]).current_dir(directory))
 }
 
-/// The host's mounts that have to do with a bundle.
+/// The host's mounts that belong to a bundle.
 fn mounts_of(bundle: &Bundle) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let path = bundle.dir.path().to_str().unwrap();
     table.lines().filter(|line| line.contains(path)).map(str::to_owned).collect()
 }
 
-/// What a cell may do besides working, and why.
+/// Accepted failures of a cell, with their reasons.
 fn may_fail(destination: Destination, standing: Standing, place: &str) -> bool {
     let is_link = matches!(standing, Standing::Link | Standing::DanglingLink);
     match (destination, standing, place) {
-        // No runtime mounts a new /dev through a link of the image: what is masked below it is named by path.
+        // No runtime mounts a new /dev through a link of the image, because masked paths below it are given by name.
         (_, _, "/dev") if is_link => true,
         // The launcher's own /dev has the nodes; a second one over it would hide them.
         (Destination::Launcher, Standing::Tmpfs, "/dev") => true,
-        // The engine makes the mount points that a CDI spec names, before a program of ours runs: runc makes none on a read-only
-        // volume, crun none through a link that leads nowhere.
+        // The engine makes the mount points of a CDI spec before gpurun's hook runs: runc makes none on a read-only volume, crun
+        // none through a dangling link.
         (Destination::Cdi(_), Standing::ReadOnlyVolume, "/usr/local") => true,
         (Destination::Cdi("crun"), Standing::DanglingLink, "/usr/local" | "/usr/local/nvidia") => true,
         _ => false,
     }
 }
 
-/// Where the low-level runtime makes an empty directory on a volume, because a CDI spec says where to mount.
+/// Cells in which the low-level runtime makes an empty directory on a volume, for a mount of a CDI spec.
 fn engine_writes(destination: Destination, place: &str) -> bool {
     matches!(destination, Destination::Cdi(_)) && place == "/usr/local"
 }
 
 #[test]
-fn every_destination_has_one_answer_to_what_stands_at_a_path() {
+fn every_destination_places_the_driver_in_the_same_way() {
     let failures: Vec<String> = std::thread::scope(|scope| {
         let threads: Vec<_> =
             DESTINATIONS.into_iter().map(|destination| scope.spawn(move || row(destination))).collect();
@@ -286,7 +286,7 @@ fn row(destination: Destination) -> Vec<String> {
             let name = format!("{destination:?} {standing:?} {place}");
             let mut fails = |what: &str| failures.push(format!("{name}: {what}: {ended:?}"));
             let works = ended.code == 0 && ended.out == WORKS;
-            // A refusal of ours says what to do; one of the low-level runtime is its own.
+            // gpurun's own errors have a fix; those of the low-level runtime do not.
             let is_ours = ended.err.contains("error[GPU-");
             let is_refused = ended.code != 0 && (!is_ours || ended.err.contains("fix: "));
             let may_be_refused = is_refused && may_fail(destination, standing, place);
@@ -305,9 +305,9 @@ fn row(destination: Destination) -> Vec<String> {
     failures
 }
 
-/// A root in whose directories no user but their owner may write, and the container's root is another user of the host.
+/// Directories of the root that only their owner may write, and a container's root that is a different user on the host.
 #[test]
-fn the_modes_and_owners_of_the_roots_directories_do_not_stop_a_container_with_a_user_namespace() {
+fn directory_owners_and_modes_do_not_stop_a_container_with_a_user_namespace() {
     const FIRST: u32 = 200_000;
     let host = TestHost::new("8xh100");
     for runtime in ["runc", "crun"] {
@@ -353,7 +353,7 @@ fn the_modes_and_owners_of_the_roots_directories_do_not_stop_a_container_with_a_
     }
 }
 
-/// A volume over /dev without the nodes hides every GPU: that is said before the container runs.
+/// A volume over /dev without the nodes hides every GPU, so the start fails.
 #[test]
 fn a_volume_over_dev_without_nodes_is_refused() {
     for destination in [Destination::Launcher, Destination::Runtime("runc"), Destination::Prestart] {

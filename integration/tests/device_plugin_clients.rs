@@ -1,4 +1,4 @@
-//! gpurun-device-plugin beside other programs: clients of its sockets and its metrics, other plugins, manifests with empty values.
+//! gpurun-device-plugin with other programs: clients of its sockets and metrics, other plugins, manifests with empty values.
 
 use gpurun_integration::{
     TestHost, dist,
@@ -21,7 +21,7 @@ use std::{
 const GPU: &str = "nvidia.com/gpu";
 const SOCKET: &str = "nvidia-gpu.sock";
 
-/// Every variable of the plugin's options, from its own help.
+/// Every variable of the plugin's options, from its help.
 fn variables() -> Vec<String> {
     let help = run(Command::new(dist("gpurun-device-plugin")).arg("--help").stdin(Stdio::null())).out;
     let found = help.split("[env: ").skip(1).filter_map(|rest| rest.split(['=', ']']).next());
@@ -60,7 +60,7 @@ fn an_empty_variable_is_the_same_as_none() {
     let _plugin = Plugin::of(&host, command.spawn().unwrap());
     kubelet.registration(GPU);
     assert_eq!(healthy(&kubelet, GPU), 8);
-    // Programs that parse a command line with the same options.
+    // Other programs with the same options.
     for name in &variables {
         let mut gpurun = host.gpurun();
         gpurun.arg("ls");
@@ -110,14 +110,14 @@ fn a_plugin_whose_socket_is_removed_registers_again() {
 }
 
 #[test]
-fn two_plugins_take_turns_and_say_so() {
+fn a_plugin_waits_for_another_one_and_warns() {
     let host = TestHost::new("8xh100");
     let directory = Plugin::directory(&host);
     let kubelet = Kubelet::start(&directory);
     let plugin = start_logged(&host, &[]);
     kubelet.registration(GPU);
     let before = kubelet.resources().len();
-    // NVIDIA's plugin removes the socket by name, listens, and removes it by name at its end.
+    // NVIDIA's plugin removes the socket by name, listens, and removes it by name when it ends.
     fs::remove_file(directory.join(SOCKET)).unwrap();
     until("another registration", || kubelet.resources().len() > before);
     let before = kubelet.resources().len();
@@ -137,8 +137,8 @@ fn two_plugins_take_turns_and_say_so() {
     assert_eq!(plugin.sockets(), [SOCKET]);
 }
 
-/// The bytes that grpcio 1.85 (gRPC's C-core) sends for a call on a Unix socket: names are literals, and the authority is the socket's
-/// path with its slashes escaped.
+/// The bytes of grpcio 1.85 (gRPC's C-core) for a call on a Unix socket: names are literals, and the authority is the
+/// socket's path with escaped slashes.
 fn c_core_request(authority: &[u8]) -> Vec<u8> {
     let length = u8::try_from(authority.len()).unwrap();
     let fields: [&[u8]; 6] = [
@@ -160,7 +160,7 @@ fn c_core_request(authority: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// The types of the frames that come back for stream 1, until it ends.
+/// The types of the response frames for stream 1, until it ends.
 fn answer_frames(stream: &mut UnixStream) -> Vec<(u8, Vec<u8>)> {
     let mut frames = Vec::new();
     loop {
@@ -192,7 +192,7 @@ fn clients_of_c_core_are_answered() {
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         stream.write_all(&c_core_request(authority.as_bytes())).unwrap();
         let frames = answer_frames(&mut stream);
-        // A reset (type 3) carries the code of PROTOCOL_ERROR.
+        // A reset (type 3) has the code PROTOCOL_ERROR.
         let kinds: Vec<u8> = frames.iter().map(|(kind, _)| *kind).collect();
         assert_eq!(kinds, [1, 0, 1], "{authority}: {frames:?}");
     }

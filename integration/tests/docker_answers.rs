@@ -1,4 +1,4 @@
-//! gpurun beside the answers of the real Docker, which `integration/docker-answers/record` has recorded.
+//! Compares gpurun with the answers of the real Docker, recorded by `integration/docker-answers/record`.
 
 use gpurun_integration::{Caller, Ended, TestHost, cached, must, pack, project, rootfs, run, temporary};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ fn answers(subject: &str) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Bytes that are written as Latin-1.
+/// Decodes bytes that the table writes as Latin-1.
 fn bytes(text: &str) -> Vec<u8> {
     text.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect()
 }
@@ -48,14 +48,14 @@ fn root(files: &Value) -> TempDir {
     dir
 }
 
-/// The same as an image with these fields in its configuration.
+/// The root as an image with these fields in its configuration.
 fn image(files: &Value, config: &Value) -> (TempDir, String) {
     let packed = pack(root(files).path(), &["--config", &config.to_string()]);
     let reference = format!("oci:{}:zstd", packed.path().join("packed/oci").display());
     (packed, reference)
 }
 
-/// Compares each case's answer with Docker's, or with `ours` where that differs on purpose.
+/// Compares each case with Docker's answer, or with `ours` for an intended difference.
 fn compare(subject: &str, table: &Value, answer: impl Fn(&Value) -> Ended, parsed: impl Fn(&str) -> Value) {
     let mut wrong = Vec::new();
     for entry in table["cases"].as_array().unwrap() {
@@ -93,7 +93,7 @@ impl Images {
 #[test]
 fn processes_have_the_ids_that_docker_gives_them() {
     let (host, mut table) = (TestHost::new("t4"), answers("users"));
-    // How names are resolved is compared by a unit test. Here are the processes, of every tenth case.
+    // A unit test compares the resolution of names. This test runs the processes of every tenth case.
     let cases = table["cases"].as_array().unwrap().iter().step_by(10).cloned().collect();
     table["cases"] = Value::Array(cases);
     let answer = |case: &Value| {
@@ -129,7 +129,7 @@ fn processes_have_the_ids_that_docker_gives_them() {
 }
 
 #[test]
-fn home_exists_and_is_writable_where_docker_leaves_it_to_chance() {
+fn home_exists_and_is_writable_in_all_cases() {
     let (host, table) = (TestHost::new("t4"), answers("homes"));
     let images = RefCell::new(Images::default());
     let answer = |case: &Value| {

@@ -1,4 +1,4 @@
-//! `gpurun configure` on machines with the real engines, and gpurun-runtime above what the engines use without it.
+//! `gpurun configure` on machines with the real engines, and gpurun-runtime above the engines' own low-level runtimes.
 
 use gpurun_integration::{
     Ended,
@@ -17,7 +17,7 @@ fn sh(machine: &Machine, script: &str) -> Ended {
     run(&mut machine.command(&["sh", "-c", script]))
 }
 
-/// Writes a file, `gpurun configure containerd`, and what containerd then reads.
+/// Writes a file, runs `gpurun configure containerd`, and returns the configuration that containerd then reads.
 fn configured(machine: &Machine, file: &str, text: &str, options: &str) -> (Ended, String) {
     machine.sh(&format!("mkdir -p $(dirname {file}); cat > {file} <<'END'\n{text}END"));
     let ended = sh(machine, &format!("gpurun configure containerd --file {file} {options}"));
@@ -65,13 +65,13 @@ fn the_installed_containerd_reads_what_was_written_whatever_version_the_file_had
 }
 
 #[test]
-fn a_containerd_whose_cri_plugin_is_disabled_stays_so_and_that_is_reported() {
+fn a_disabled_cri_plugin_stays_disabled_and_is_reported() {
     for (suite, _) in CONTAINERDS {
         let machine = machine(suite);
         let (ended, dump) = configured(&machine, "/etc/x/config.toml", "disabled_plugins = [\"cri\"]\n", "");
         assert!(ended.code == 0 && ended.err.contains("CRI plugin is disabled"), "{ended:?}");
         assert!(dump.contains("io.containerd.grpc.v1.cri"), "{dump}");
-        // Once it is enabled, the runtime is there.
+        // After the plugin is enabled, containerd has the runtime.
         machine.sh("sed -i '/disabled_plugins/d' /etc/x/config.toml");
         assert!(has_runtime(&machine.sh("containerd --config /etc/x/config.toml config dump")));
     }
@@ -97,14 +97,14 @@ fn a_drop_in_gets_the_version_of_its_main_file() {
         machine.sh("gpurun configure containerd --file /etc/k/config-v3.toml.d/99.toml --remove");
         assert_eq!(machine.sh("cat /etc/k/config-v3.toml.d/99.toml 2>/dev/null || true"), text);
     }
-    // One of version 2 is lost beside a main file of version 3: it is refused, and stays as it was.
+    // containerd ignores a drop-in of version 2 beside a main file of version 3, so it is refused and unchanged.
     let (ended, _) = configured(&machine, "/etc/k/config-v3.toml.d/99.toml", "version = 2\n", "");
     assert!(
         ended.code == 125 && ended.err.contains("error[GPU-0002]") && ended.err.contains("fix: "),
         "{ended:?}"
     );
     assert_eq!(machine.sh("cat /etc/k/config-v3.toml.d/99.toml"), "version = 2\n");
-    // Before k3s has written its main file, the directory tells the version.
+    // Before k3s has written its main file, the name of the directory tells the version.
     machine.sh("rm -r /etc/k; mkdir -p /etc/k/config-v3.toml.d");
     machine.sh("gpurun configure containerd --file /etc/k/config-v3.toml.d/99.toml");
     assert!(machine.sh("cat /etc/k/config-v3.toml.d/99.toml").starts_with("version = 3\n"));
@@ -140,7 +140,7 @@ END");
     let out = machine.sh("gpurun configure crio");
     assert!(out.contains("/usr/libexec/crio/crun"), "{out}");
     assert!(version("--root /run/crun").out.contains("crun version"));
-    // Docker's default is crun as well, elsewhere.
+    // Docker's default is also crun, at a different path.
     machine.sh(
         "set -e
          ln /usr/libexec/crio/crun /opt/crun
@@ -170,7 +170,7 @@ fn engines_show_a_failure_of_the_runtime_whole() {
         machine.sh(&format!("podman load -qi {archive}"));
         machine.start_docker();
         machine.sh(&format!("docker load -qi {archive}"));
-        // A configuration that does not exist, one that may not be read by a user, and a low-level runtime that is missing.
+        // A missing configuration, one that a user may not read, and a missing low-level runtime.
         for (prepare, code) in [
             ("echo 'runtimes = [\"/no/such/runc\"]' > /etc/gpurun/config.toml", "GPU-0059"),
             ("echo 'log-level = 1' > /etc/gpurun/config.toml", "GPU-0002"),

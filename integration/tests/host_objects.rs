@@ -1,4 +1,4 @@
-//! Sockets of the driver's daemons lie where other users may write: what such a user puts there reaches no container.
+//! The driver's daemons have sockets in directories that other users may write: objects of such users are not mounted.
 
 use gpurun_integration::{
     Caller, TestHost,
@@ -15,7 +15,7 @@ use std::{
     path::PathBuf,
 };
 
-/// A host whose /tmp is everyone's, with an MPS daemon of root's.
+/// A host with a world-writable /tmp and an MPS daemon of root.
 fn with_mps() -> (TestHost, PathBuf) {
     let host = TestHost::new("t4");
     let tmp = host.driver("tmp");
@@ -28,7 +28,7 @@ fn with_mps() -> (TestHost, PathBuf) {
 
 const LOOK: &str = "cat /tmp/nvidia-mps/control 2>&1; touch /tmp/nvidia-mps/x 2>&1; true";
 
-/// What a container sees of /tmp/nvidia-mps, through each destination that mounts it.
+/// The content of /tmp/nvidia-mps in a container, for each destination that mounts it.
 fn seen(host: &TestHost) -> Vec<(String, String)> {
     let mut all = Vec::new();
     let launched = host.sh(Caller::Root, "--gpus all", &rootfs("busybox"), LOOK);
@@ -73,7 +73,7 @@ fn a_daemons_directory_is_mounted_read_only() {
 }
 
 #[test]
-fn what_another_user_put_in_its_place_is_not_mounted() {
+fn objects_of_another_user_are_not_mounted() {
     let (host, mps) = with_mps();
     seen(&host);
     let secret = host.driver("secret");
@@ -101,7 +101,7 @@ fn what_another_user_put_in_its_place_is_not_mounted() {
                 } else {
                     fs::set_permissions(&mps, fs::Permissions::from_mode(0o777)).unwrap();
                 }
-                // The mtime is its owner's to set.
+                // The owner can set the mtime.
                 set(&mps);
             }
         }
@@ -120,7 +120,7 @@ fn a_spec_names_no_object_that_can_be_replaced() {
     let generate = || run(host.gpurun().args(["cdi", "generate", "--hook"]).arg(dist("gpurun-hook")));
     let ended = generate();
     assert!(ended.code == 0 && !ended.out.contains("nvidia-mps"), "{ended:?}");
-    assert!(ended.err.contains("-v /tmp/nvidia-mps:/tmp/nvidia-mps"), "it is said: {ended:?}");
+    assert!(ended.err.contains("-v /tmp/nvidia-mps:/tmp/nvidia-mps"), "not reported: {ended:?}");
     assert!(ended.out.contains("nvidia-persistenced/socket"), "root's own directory: {}", ended.out);
     let socket = ended.out.split("nvidia-persistenced/socket").last().expect("root's own directory");
     assert!(socket.contains("- ro\n"), "{socket:.400}");

@@ -1,5 +1,5 @@
-//! Who a container's command is on the host: ids, groups, device nodes and volumes, for root, behind sudo, and for users with and
-//! without subordinate ids, whose accounts are in files or in the name service switch.
+//! The host identity of a container's command: ids, groups, device nodes and volumes, for root, under sudo, and for users
+//! with and without subordinate ids, with accounts in files or in the name service switch.
 
 use gpurun_integration::{
     Caller, Ended, TestHost, USER, copy_of_root, dist, must, pack, rootfs, run, temporary,
@@ -56,9 +56,9 @@ fn user_in_groups(host: &TestHost, groups: &str, options: &str, script: &str) ->
 const ACCOUNT: &str = "gpurun-tester:x:54321:54321::/nowhere:/bin/sh";
 
 #[test]
-fn sudo_gives_the_persons_groups_and_none_of_the_images() {
+fn under_sudo_the_container_has_the_groups_of_the_caller_and_none_of_the_image() {
     let host = TestHost::new("t4");
-    // The image puts the person's uid, under its own name, into groups that matter on the host.
+    // The image adds the caller's uid, under another name, to groups that have rights on the host.
     let hostile = copy_of_root("busybox");
     let write = |name: &str, text: String| fs::write(hostile.path().join("etc").join(name), text).unwrap();
     write("passwd", format!("root:x:0:0::/root:/bin/sh\nx:x:{USER}:0::/:/bin/sh\n"));
@@ -92,7 +92,7 @@ fn a_sudo_variable_that_names_no_user_is_refused() {
         let ended = run(command.env("SUDO_UID", uid).env("SUDO_GID", gid));
         assert!(ended.code == 125 && ended.out.is_empty(), "{uid}:{gid}: {ended:?}");
         assert!(ended.err.starts_with("error[GPU-0054]: SUDO_") && ended.err.contains("fix: "), "{ended:?}");
-        // To whom is not root it is a variable like others.
+        // For users other than root it is an ordinary variable.
         let mut command = host.command(Caller::User, "", &busybox(), &["id", "-u"]);
         assert_eq!(run(command.env("SUDO_UID", uid).env("SUDO_GID", gid)).out, format!("{USER}\n"));
     }
@@ -138,7 +138,7 @@ fn a_callers_group_opens_a_gpu_with_and_without_subordinate_ids() {
     let map = "wc -l < /proc/self/uid_map";
     let mapped = run(&mut with_etc(subordinate.path(), "", &user_in_groups(&host, "44", "--gpus all", map)));
     assert_ne!(mapped.out, "1\n", "the subordinate ids are used: {mapped:?}");
-    // The container's own groups and the caller's cannot be had together.
+    // The container cannot have its own groups and the caller's.
     let both = user_in_groups(&host, "44", "--gpus all --group-add 7", OPENS);
     for ended in [run(&mut with_etc(subordinate.path(), "", &both)), run(&mut { both })] {
         assert!(ended.code == 125 && ended.err.contains("--group-add 7"), "{ended:?}");
@@ -160,7 +160,7 @@ fn groups_are_added_by_name_or_number_or_refused() {
         ["29", "33", "44"]
     );
     host.refused(Caller::Root, "--group-add no-such-group", &busybox(), "GPU-0054");
-    // Without root: a group of the caller's is there; another cannot be.
+    // Without root: a group of the caller is kept; another one is refused.
     let ended = run(&mut user_in_groups(&host, "44", "--group-add 44", groups));
     assert_eq!(of(ended), ["65534"], "the kernel's number for an id that is not mapped");
     let ended = run(&mut user_in_groups(&host, "44", "--group-add 45", groups));
@@ -176,7 +176,7 @@ fn groups_are_added_by_name_or_number_or_refused() {
 
 #[test]
 fn files_on_a_volume_obey_the_callers_groups_alone() {
-    // A directory of root and the caller's group, and one of a group that the image would like to have.
+    // A directory of root and the caller's group, and one of a group that the image claims.
     let host = TestHost::new("t4");
     let data = temporary();
     for (name, gid) in [("own", 7001), ("others", 42)] {
@@ -216,7 +216,7 @@ fn a_user_of_the_name_service_switch_has_subordinate_ids_and_groups() {
     let host = TestHost::new("t4");
     let module = name_service();
     let libraries = "/usr/lib/x86_64-linux-gnu";
-    // The module lies over the host's libraries, in a mount namespace of its own.
+    // The module is mounted over the host's libraries, in a separate mount namespace.
     let before =
         format!("mount -t overlay -o lowerdir={}:{libraries} overlay {libraries};", module.path().display());
     let map = "cat /proc/self/uid_map; cat /proc/self/gid_map";
@@ -229,7 +229,7 @@ fn a_user_of_the_name_service_switch_has_subordinate_ids_and_groups() {
     let ended = run(&mut with_etc(files.path(), &before, &own));
     let expected = ["0", "54321", "1", "1", "700000", "65535", "0", "54321", "1", "1", "800000", "65535"];
     assert_eq!(numbers(&ended), expected, "{ended:?}");
-    // doctor says so, and says what is missing.
+    // doctor reports the ids, and what is missing.
     let mut doctor = host.gpurun_as_user();
     doctor.arg("doctor");
     let ended = run(&mut with_etc(files.path(), &before, &doctor));
@@ -244,7 +244,7 @@ fn a_user_of_the_name_service_switch_has_subordinate_ids_and_groups() {
         ended.out.contains("directory-user has subordinate ids, but no gids in /etc/subgid"),
         "{ended:?}"
     );
-    // Behind sudo its groups are the directory's.
+    // Under sudo the groups come from the directory service.
     let command = host.command(Caller::Root, "", &busybox(), &["grep", "Groups", "/proc/self/status"]);
     let mut command = with_etc(files.path(), &before, &command);
     let ended = run(command.env("SUDO_UID", USER.to_string()).env("SUDO_GID", USER.to_string()));
@@ -281,7 +281,7 @@ fn home_is_writable_on_volumes_beside_other_accounts_and_in_a_read_only_root() {
             }
         }
     }
-    // What the image has in HOME is seen in a read-only root, too.
+    // A read-only root also shows the image's content of HOME.
     let out = host.ok(
         Caller::Root,
         "-u user -e HOME= --read-only",
@@ -292,7 +292,7 @@ fn home_is_writable_on_volumes_beside_other_accounts_and_in_a_read_only_root() {
 }
 
 #[test]
-fn volumes_of_the_image_are_there_for_everyone() {
+fn every_user_can_use_the_volumes_of_the_image() {
     let host = TestHost::new("t4");
     let root = copy_of_root("busybox");
     fs::create_dir_all(root.path().join("data/inside")).unwrap();

@@ -1,4 +1,4 @@
-//! Hostile images end in an image or in an error, in 300 MB of memory.
+//! Hostile images are unpacked or refused within 300 MB of memory.
 
 use gpurun_integration::{
     Caller, Ended, SpawnPiped, TestHost, finish, must, processes_with,
@@ -18,7 +18,7 @@ use std::{
 /// The most that one process may have in memory, in kB.
 const LIMIT: u64 = 300_000;
 
-/// Runs a command to its end; the largest peak of its processes, in kB.
+/// Runs a command and returns the largest peak memory of its processes, in kB.
 fn peak(mut command: Command) -> (Ended, u64) {
     let mark = unique();
     let mut child = command.env("MARK", &mark).stdin(Stdio::null()).spawn_piped();
@@ -136,7 +136,7 @@ fn deep_directories_of_a_layer() {
         let mut layer = Layer::new(dir.path());
         let parent = if deep { "d/".repeat(1950) } else { String::new() };
         for n in 0..if deep { 3_000 } else { 100_000 } {
-            // In two parents by turns, or each with a long name of its own: nothing to share, but for a bound.
+            // In two parents alternately, or each with a long unique name, so that prefix compression does not help.
             let name = if deep { format!("{parent}{n}") } else { format!("{n:0250}/{n:0250}/{n:0250}") };
             entry(&mut layer, &name, b'5');
         }
@@ -201,7 +201,7 @@ fn padding_after_an_archive_is_not_read_for_ever() {
     };
     let (ended, _) = pulled(&image(vec![layer]));
     assert!(ended.code == 125 && ended.err.contains("follow the end of its archive"), "{ended:?}");
-    // A compressed archive is read up to its end, and what follows takes no room.
+    // A compressed archive is read up to its end, and data after it is not stored.
     let host = TestHost::new("t4");
     let store = host.store(0);
     let ended = gpurun_integration::run(

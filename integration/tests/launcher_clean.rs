@@ -1,4 +1,4 @@
-//! What is left when a container is over, however it ended: nothing, or nothing that is not removed while the next one runs.
+//! However a container ends, it leaves nothing behind, or its leftovers are removed while the next container runs.
 
 use gpurun_integration::{
     Caller, SpawnPiped, TestHost, finish, must, processes_with, rootfs, run, unique, until,
@@ -47,8 +47,8 @@ fn nothing_is_left(host: &TestHost, caller: Caller, ids: &[String], mark: &str) 
     assert!(!mounted(host));
 }
 
-/// Waits until sweepers have removed what killed launchers left. They work while a container runs, and leave alone what is younger
-/// than a second.
+/// Waits until sweepers have removed the leftovers of killed launchers. They work while a container runs, and skip entries
+/// younger than a second.
 fn swept(host: &TestHost, caller: Caller, rest: &[&str]) {
     until("the end of the leftovers", || {
         host.ok(caller, "", &busybox(), "sleep 2");

@@ -1,4 +1,4 @@
-//! A container uses no file that it did not reach beneath its own `/`, and no socket of the host's processes.
+//! A container cannot use files outside of its own `/`, nor sockets of the host's processes.
 
 use gpurun_integration::{Caller, Ended, SpawnPiped, TestHost, finish, rootfs, run, temporary, unique};
 use std::{
@@ -32,7 +32,7 @@ while True:
     except OSError: time.sleep(0.02)
 "#;
 
-/// The container's side: takes the descriptor and tries what can be done with it.
+/// The container's side: receives the descriptor and tries to use it.
 const INSIDE: &str = r#"
 import array, os, socket, sys
 how, name = sys.argv[1:]
@@ -154,7 +154,7 @@ fn the_callers_abstract_sockets_are_out_of_reach() {
     }
 }
 
-/// What programs do all day, and what a confinement that is too narrow would break.
+/// Common operations that too strict a confinement would break.
 const ORDINARY: &str = r#"
 import array, ctypes, os, socket, tempfile
 libc = ctypes.CDLL(None, use_errno=True)
@@ -206,7 +206,7 @@ print("as ever")
 "#;
 
 #[test]
-fn what_programs_do_works_in_confinement() {
+fn common_operations_work_in_confinement() {
     let host = TestHost::new("t4");
     for (caller, user) in IDENTITIES {
         for other in ["", "--init", "--network none", "--ipc host"] {
@@ -260,7 +260,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 }
 
 #[test]
-fn an_older_kernel_wants_the_hosts_network_typed_for_root() {
+fn on_an_older_kernel_root_needs_an_explicit_network_option() {
     let host = TestHost::new("t4");
     let start = |caller, options: &str| {
         run(&mut without_landlock(&host.command(caller, options, &debian(), &["echo", "started"])))
@@ -287,7 +287,7 @@ fn an_older_kernel_wants_the_hosts_network_typed_for_root() {
     assert!(ended.out.contains("landlock") && !ended.out.contains("GPU-0062"), "{ended:?}");
 }
 
-/// Sockets with a path are kept apart by nothing: two programs of a container, or of two, meet there as before.
+/// Sockets with a path are not separated: programs of the same or of different containers can connect to each other.
 #[test]
 fn containers_meet_at_a_socket_on_a_volume() {
     let host = TestHost::new("t4");

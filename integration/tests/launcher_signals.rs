@@ -1,4 +1,4 @@
-//! Signals and the end of a container: every cell of the rule in `container/signals.rs`.
+//! Signals and the end of a container: every case of the rule in `container/signals.rs`.
 
 use gpurun_integration::{
     Caller, SpawnPiped, TestHost, finish, must, on_a_terminal, processes_with, rootfs, run, unique, until,
@@ -12,7 +12,7 @@ fn busybox() -> String {
     rootfs("busybox")
 }
 
-/// Becomes a program without any handler, and says so only then: BusyBox's shell ignores SIGQUIT until it has become another.
+/// Executes a program without handlers, and prints "ready" only then: BusyBox's shell ignores SIGQUIT until the exec.
 const SLEEP: &str = "(while ! grep -q sleep /proc/$$/comm; do :; done; echo ready) & exec sleep 1000";
 
 /// Waits for the five bytes of "ready".
@@ -76,7 +76,7 @@ fn signals_that_end_no_process_end_no_container() {
 }
 
 #[test]
-fn handled_ignored_and_blocked_signals_are_the_commands_own_affair() {
+fn handled_ignored_and_blocked_signals_are_left_to_the_command() {
     let host = TestHost::new("t4");
     for caller in Caller::EACH {
         let handled = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.02; done";
@@ -86,7 +86,7 @@ fn handled_ignored_and_blocked_signals_are_the_commands_own_affair() {
             send(&child, "TERM");
             assert_eq!(finish(child).code, code);
         }
-        // As an init in the image waits: sigwait(3) takes signals out of the mask meanwhile.
+        // Like an init in the image: sigwait(3) takes signals out of the mask meanwhile.
         let blocked = "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\nprint('ready', flush=True)\n\
                        signal.sigwait([signal.SIGTERM])\nraise SystemExit(7)";
         let mut command = host.command(caller, "", &rootfs("debian-python"), &["python3", "-c", blocked]);
@@ -136,7 +136,7 @@ fn a_terminal_that_is_closed_leaves_no_container() {
             let mark = unique();
             let command =
                 host.command(caller, &format!("{options} -e MARK={mark}"), &busybox(), &["sh", "-c", SLEEP]);
-            // The shell leads the session of the terminal, and is killed with its window.
+            // The shell leads the session of the terminal and is killed with its window.
             let script = r#"
 import os, pty, signal, sys
 pid, fd = pty.fork()

@@ -1,4 +1,4 @@
-//! What a container's standard streams are: the table of `container/stdio.rs`, cell by cell.
+//! The standard streams of a container: each cell of the table in `container/stdio.rs`.
 
 use gpurun_integration::{
     Caller, SpawnPiped, TestHost, finish, on_a_terminal, rootfs, run, temporary, until,
@@ -18,7 +18,7 @@ fn busybox() -> String {
     rootfs("busybox")
 }
 
-/// What the launcher's three streams are.
+/// The launcher's three streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Streams {
     Terminal,
@@ -34,11 +34,12 @@ fn identities() -> impl Iterator<Item = (Caller, &'static str)> {
     Caller::EACH.into_iter().flat_map(|caller| ["-u 0", "-u 1234"].map(|user| (caller, user)))
 }
 
-/// Notes in the volume what the streams are, writes to both by opening them again, and copies the input to the volume.
+/// Records the streams in the volume, writes to both by opening them again, and copies the input to the volume.
 const SCRIPT: &str = "all=$(for n in 0 1 2; do readlink /proc/$$/fd/$n; done); echo \"$all\" > /notes/streams; \
                       echo to-stdout > /dev/stdout; echo to-stderr > /dev/stderr; cat > /notes/input; echo $? > /notes/done";
 
-/// The container's streams (`pipe`, or a path), and what the launcher's standard output, standard error and input ended as.
+/// The container's streams (`pipe`, or a path), and the final content of the launcher's standard output, standard error and
+/// input.
 fn observe(streams: Streams, options: &str, caller: Caller) -> (Vec<String>, String, String, String) {
     let host = TestHost::new("t4");
     let notes = temporary();
@@ -155,7 +156,7 @@ fn a_terminal_is_never_seen_without_t() {
                 observe(Streams::Terminal, &format!("{user} {interactive}"), caller);
             assert_eq!(kinds, [kind, "pipe", "pipe"], "{caller:?} {user} {interactive}");
             assert_eq!(input, typed, "{caller:?} {user} {interactive}");
-            // One pipe for both, because both are the same terminal: the order is the command's.
+            // One pipe for both keeps the order of the command, because both are the same terminal.
             let order = [shown.find("to-stdout"), shown.find("to-stderr")];
             assert!(order[0].is_some() && order[0] < order[1], "{shown}");
         }
@@ -168,7 +169,7 @@ fn with_t_all_three_are_the_containers_terminal() {
         for (interactive, typed) in [("", ""), ("-i", "typed\n")] {
             let options = format!("{user} -t {interactive}");
             if interactive.is_empty() {
-                // Nothing is ever typed there, so that `cat` would wait for ever.
+                // Nothing is typed there, so `cat` would wait forever.
                 let host = TestHost::new("t4");
                 let out = host.ok(
                     caller,
@@ -254,7 +255,7 @@ fn output_that_cannot_be_written_is_an_error() {
         let ended = finish(child);
         assert_eq!(ended.code, 125, "{ended:?}");
         assert!(ended.err.contains("No space left") && ended.err.contains("fix: "), "{ended:?}");
-        // Without a word there is nothing to lose.
+        // Without output there is nothing to lose.
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let mut command = host.command(caller, "", &busybox(), &["true"]);
         assert_eq!(command.stdout(full).status().unwrap().code(), Some(0));

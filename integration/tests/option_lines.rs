@@ -1,5 +1,5 @@
-//! Option lines that people type after `docker run`, `podman run` and `apptainer exec`: each does what Docker does, or is refused
-//! with what to do instead.
+//! Common option lines of `docker run`, `podman run` and `apptainer exec`: each works as in Docker, or is refused with an
+//! alternative.
 
 use gpurun_integration::{Caller, Ended, TestHost, rootfs, run, temporary};
 use std::{fs, path::Path};
@@ -106,7 +106,7 @@ const ACCEPTED: &[&str] = &[
     "-q --gpus all",
 ];
 
-/// Lines that are refused, and a word of what to do instead.
+/// Lines that are refused, with a word of the fix.
 const REFUSED: &[(&str, &str)] = &[
     ("--gpus all -p 8888:8888", "host's network"),
     ("-p 127.0.0.1:8000:8000 --gpus all", "host's network"),
@@ -154,7 +154,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("--gpu all", "did you mean --gpus?"),
 ];
 
-/// A no-break space stands for a blank inside a word.
+/// A no-break space represents a blank inside a word.
 fn run_line(host: &TestHost, line: &str) -> Ended {
     let mut command = host.gpurun();
     command.arg("run").args(line.split_whitespace_words()).arg(busybox());
@@ -255,7 +255,7 @@ fn namespaces_and_their_parameters_are_as_asked() {
 }
 
 #[test]
-fn security_options_take_off_what_they_name() {
+fn security_options_disable_the_named_confinement() {
     let host = host();
     let status = |options: &str| {
         host.ok(
@@ -293,7 +293,7 @@ fn devices_of_the_host_are_given_as_asked() {
     assert_eq!(gpus("--gpus device=0,1"), "2\n");
     assert_eq!(gpus("--nv"), "8\n");
     assert_eq!(gpus("--runtime nvidia"), "0\n");
-    // A device without write permission is not written, whoever asks.
+    // A device without write permission cannot be written, even by root.
     let denied = "echo x > /dev/full-ro 2>&1 | grep -c 'not permitted'; true";
     assert_eq!(host.ok(Caller::Root, "--device /dev/full:/dev/full-ro:r", &busybox(), denied), "0\n");
 }
@@ -331,7 +331,7 @@ fn a_file_is_not_mounted_on_a_directory() {
 }
 
 #[test]
-fn a_rank_that_stays_behind_is_reported() {
+fn a_rank_that_is_not_passed_is_reported() {
     let host = host();
     let with = |options: &str| {
         run(host

@@ -106,7 +106,7 @@ fn a_closed_pipe_ends_every_command_silently() {
         let (reader, writer) = pipe().expect("a pipe");
         drop(reader);
         let child = command.stdout(writer).stderr(Stdio::piped()).spawn().expect("it starts");
-        // The command's copy of the pipe is in `command`, too.
+        // `command` also holds a copy of the pipe.
         let output = child.wait_with_output().expect("it ends");
         let err = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(141), "{command:?}: {:?} {err}", output.status.signal());

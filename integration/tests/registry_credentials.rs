@@ -1,5 +1,5 @@
-//! Which credential is sent to which host: the table of `src/image/registry/mod.rs`, against real servers. R is the registry, S the
-//! server that it redirects to, T its token service and E a host that must never see anything.
+//! Tests which credential is sent to which host (see the table in `src/image/registry/mod.rs`) with real servers. R is the
+//! registry, S the server that it redirects to, T its token service and E a host that must never receive a credential.
 
 use gpurun_integration::{
     Caller, Ended, TestHost, certificates_for, must,
@@ -22,7 +22,7 @@ fn served() -> Served {
     Served::of(&Packed::of("busybox", "gzip"))
 }
 
-/// The four servers, and somebody who is logged in to R.
+/// The four servers, and a user who is logged in to R.
 struct World {
     r: Web,
     s: Web,
@@ -43,7 +43,7 @@ enum Login {
 const LOGINS: [Login; 4] = [Login::Nobody, Login::Password, Login::IdentityToken, Login::Helper];
 
 impl World {
-    /// All on this machine, so that none needs a certificate that is known.
+    /// All on this machine, so that no server needs a trusted certificate.
     fn new(https: bool) -> Self {
         let files = certificates_for("IP:127.0.0.1,IP:127.0.0.2,DNS:localhost");
         let web = |address: &str| Web::at(address, https.then_some(files.path()));
@@ -83,7 +83,7 @@ impl World {
         path
     }
 
-    /// Pulls from R as somebody who is logged in there.
+    /// Pulls from R as a user who is logged in there.
     fn pull(&self, login: Login) -> Ended {
         let auth = self.login(login, &self.r.address);
         self.pull_with(&auth, &format!("{}/ml:1", self.r.address), &[])
@@ -110,7 +110,7 @@ fn refused(ended: &Ended, code: &str, words: &[&str]) {
     assert!(words.iter().all(|word| ended.err.contains(word)), "{words:?}: {ended:?}");
 }
 
-/// R serves the image to those who have this header, and challenges others so.
+/// R serves the image to requests with this header, and answers others with this challenge.
 fn guarded(
     r: &Web,
     challenge: String,
@@ -122,7 +122,7 @@ fn guarded(
     });
 }
 
-/// Each program asks without credentials once, and then with these.
+/// Each program sends one request without credentials, and then requests with these.
 fn only(asked: &[Asked], header: &str) -> bool {
     let anonymous = asked.iter().filter(|one| one.authorization().is_empty()).count();
     anonymous <= 2 && asked.iter().all(|one| ["", header].contains(&one.authorization()))
@@ -172,7 +172,7 @@ fn a_password_goes_to_the_registry_and_its_token_service_alone() {
             "{asked:#?}"
         );
         assert!(!world.s.saw_a_secret() && world.r.asked().iter().all(|one| one.body.is_empty()));
-        // Nobody asks T without a name.
+        // T receives no request without a name.
         good(&world.pull(Login::Nobody));
         assert!(!world.t.saw_a_secret() && !world.t.asked().is_empty());
     }
@@ -188,7 +188,7 @@ fn another_servers_challenge_is_not_answered() {
         {
             let challenge = challenge.to_owned();
             world.s.answer(move |_| Reply::challenge(challenge.as_str()));
-            // R is public here, and there it wants credentials.
+            // R requires no credentials, but S does.
             world.r.answer(blobs_at(world.s.url("")));
             let ended = world.pull(login);
             refused(&ended, "GPU-0048", &[&world.s.address, &world.r.address, "redirects"]);
@@ -253,7 +253,7 @@ fn redirects_keep_credentials_within_the_origin_only() {
         let others = world.r.asked().into_iter().filter(|one| one.headers["host"].starts_with("localhost"));
         assert!(others.chain(world.s.asked()).all(|one| one.authorization().is_empty()), "{to}");
     }
-    // There and back: what S asks of R is not asked in the caller's name.
+    // There and back: a request that S redirects to R carries no credentials.
     let (s, r) = (world.s.url(""), world.r.url("/private"));
     guarded(&world.r, basic(), BASIC, move |asked| {
         if asked.path.contains("/blobs/") {
@@ -297,7 +297,7 @@ fn an_encrypted_registry_leads_to_encrypted_servers_alone() {
 }
 
 #[test]
-fn a_token_service_is_an_address_that_can_be_read_in_one_way() {
+fn an_ambiguous_address_of_a_token_service_is_refused() {
     let world = World::new(true);
     let at = &world.e.address;
     for realm in [
@@ -354,7 +354,7 @@ fn redirects_end() {
         world.r.answer(move |_| Reply::redirect(bad));
         refused(&world.pull(Login::Password), "GPU-0047", &["redirects to an address that is not followed"]);
     }
-    // A redirect without an address is an answer like others.
+    // A redirect without an address is an ordinary response.
     world.r.answer(|_| Reply::new(302));
     refused(&world.pull(Login::Password), "GPU-0047", &["302"]);
 }
@@ -398,7 +398,7 @@ fn a_mirror_is_a_host_of_its_own() {
     assert!(!world.s.asked().is_empty() && !world.s.saw_a_secret(), "{:#?}", world.s.asked());
 }
 
-/// Hosts with names, which a proxy leads to servers of this machine: nothing here is trusted because it is this machine.
+/// Hosts with names, which a proxy forwards to servers on this machine, so that no host is trusted as this machine.
 #[test]
 fn hosts_with_names_are_told_apart_and_checked() {
     let host = TestHost::new("t4");
@@ -474,7 +474,7 @@ fn hosts_with_names_are_told_apart_and_checked() {
     trusted(&everywhere[..1]);
     refused(&pull("r.test.invalid/ml:1"), "GPU-0047", &["auth.test.invalid", "certificate"]);
     assert!(auth.asked().is_empty());
-    // A registry that is encrypted leads to plain HTTP by no way.
+    // An encrypted registry never leads to plain HTTP.
     trusted(&everywhere);
     r.answer(|_| Reply::challenge("Bearer realm=\"http://plain.test.invalid/token\""));
     refused(&pull("r.test.invalid/ml:1"), "GPU-0048", &["plain.test.invalid", "encrypted"]);
@@ -526,7 +526,7 @@ fn files_of_credentials_are_found_where_they_are_written() {
         refused(
             &missing,
             "GPU-0048",
-            &["nobody is logged in", &inside(".docker/config.json"), "/run/containers/", "docker login"],
+            &["not logged in", &inside(".docker/config.json"), "/run/containers/", "docker login"],
         );
         for (path, environment) in [
             (&*format!("run/{}/auth.json", caller.uid()), &[][..]),
@@ -596,7 +596,7 @@ fn a_helper_that_fails_is_named_and_a_store_blocks_no_public_image() {
         good(&world.pull_with(&file, &name, &[]));
         world.r.answer(|_| Reply::challenge("Basic realm=\"x\""));
         refused(&world.pull_with(&file, &name, &[]), "GPU-0048", words);
-        // For this host alone somebody chose it.
+        // The helper is configured for this host.
         let image = served();
         world.r.answer(move |asked| image.reply(asked));
         fs::write(&file, json!({"credHelpers": {&world.r.address: store}}).to_string()).unwrap();
@@ -604,7 +604,7 @@ fn a_helper_that_fails_is_named_and_a_store_blocks_no_public_image() {
         fs::write(&file, json!({"credHelpers": {"other.invalid": store}}).to_string()).unwrap();
         good(&world.pull_with(&file, &name, &[]));
     }
-    // Empty answers are none.
+    // An empty answer means no credentials.
     fs::write(&helper, "#!/bin/sh\necho '{\"Username\": \"\", \"Secret\": \"\"}'\n").unwrap();
     fs::write(&file, json!({"credsStore": "broken"}).to_string()).unwrap();
     world.r.answer(|_| Reply::challenge("Basic realm=\"x\""));

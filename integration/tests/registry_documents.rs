@@ -1,5 +1,5 @@
-//! Documents and answers of registries as old, foreign and careless servers send them: what Go's programs accept is accepted, and
-//! what they refuse is refused in one paragraph that says what to do.
+//! Documents and responses of old and careless registries: whatever Go's programs accept is accepted, and whatever they
+//! refuse is refused in one paragraph with a fix.
 
 use gpurun_integration::{
     Caller, Ended, SpawnPiped, TestHost, must,
@@ -75,7 +75,7 @@ fn a_configuration_is_an_images_by_the_types_that_docker_accepts() {
     }
 }
 
-/// The same image with another digest in each place.
+/// The same image with a different digest in each place.
 fn in_sha512(packed: &Packed) -> (Served, Value) {
     let digest = |bytes: &[u8]| {
         let dir = gpurun_integration::temporary();
@@ -107,7 +107,7 @@ fn in_sha512(packed: &Packed) -> (Served, Value) {
 #[test]
 fn digests_of_other_algorithms_are_read_where_they_are_needed() {
     let host = TestHost::new("t4");
-    // One compressed layer, and one whose content is the blob.
+    // A compressed layer and an uncompressed one.
     let (mut served, mut descriptor) = in_sha512(&busybox().with_layer("a", 1 << 20, "tar"));
     let digest = descriptor["digest"].as_str().unwrap().to_owned();
     descriptor["platform"] = json!({"os": "linux", "architecture": "amd64"});
@@ -127,13 +127,13 @@ fn digests_of_other_algorithms_are_read_where_they_are_needed() {
         assert_eq!(host.ok(Caller::Root, "", &name, "wc -c < /a"), "1048576\n", "{name}");
     }
     must(host.gpurun().args(["images", "--verify"]));
-    // The image that is needed has to be one that can be checked.
+    // The selected image must have a supported digest.
     let mut index = index;
     index["manifests"][4]["digest"] = json!("blake3:00");
     let mut served = Served::of(&busybox());
     served.add("manifests/1", "application/vnd.oci.image.index.v1+json", index.to_string().as_bytes());
     refused(&pull(&host, &serving(served)), "GPU-0042", &["blake3:00", "sha512"]);
-    // And the bytes have to be those of the digest.
+    // The bytes must match the digest.
     let (mut served, _) = in_sha512(&busybox());
     let (_, changed) = in_sha512(&busybox().edit(|config, _| config["author"] = json!("x")));
     served.add(
@@ -276,7 +276,7 @@ fn no_coding_is_asked_for_and_a_document_that_has_one_is_decoded() {
 }
 
 #[test]
-fn what_is_waited_for_is_shown() {
+fn waits_are_shown() {
     let host = TestHost::new("t4");
     let web = Web::http().answering(|_| Reply::new(429).header("Retry-After", "50"));
     let image = format!("{}/ml:1", web.address);

@@ -103,7 +103,7 @@ fn each_failure_is_one_paragraph_that_says_what_to_do() {
             vec![],
             format!(
                 "error[GPU-0048]: HOST denied access to HOST/ml:1
-  cause: 401 Unauthorized: authentication required: nobody is logged in: no credentials for HOST are in FILES
+  cause: 401 Unauthorized: authentication required: not logged in: no credentials for HOST are in FILES
   fix: {login}"
             ),
         ),
@@ -123,7 +123,7 @@ fn each_failure_is_one_paragraph_that_says_what_to_do() {
             vec![],
             format!(
                 "error[GPU-0048]: HOST denied access to HOST/ml:1
-  cause: 403 Forbidden: requested access to the resource is denied: nobody is logged in: no credentials for HOST are in FILES
+  cause: 403 Forbidden: requested access to the resource is denied: not logged in: no credentials for HOST are in FILES
   fix: {login}"
             ),
         ),

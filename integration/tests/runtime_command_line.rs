@@ -1,5 +1,5 @@
-//! The command line of gpurun-runtime against the real runc and crun: what they read, gpurun has to see, and what they answer
-//! with their usage, gpurun leaves to them.
+//! Compares the command line of gpurun-runtime with the real runc and crun: gpurun must recognise the containers that they
+//! create, and leave usage errors to them.
 
 use gpurun::commands::runtime::args::{Dialect, NewContainer, RuntimeArgs};
 use gpurun_integration::{
@@ -25,7 +25,7 @@ fn program(dialect: Dialect) -> PathBuf {
     }
 }
 
-/// Two bundles, `a` and `b`, in a directory that is `a`'s, and `a`'s second configuration; each container prints its name.
+/// Two bundles, `a` and `b`; the directory is `a` itself, which has a second configuration. Each container prints its name.
 struct Bundles {
     bundle: Bundle,
     state: tempfile::TempDir,
@@ -171,7 +171,7 @@ fn questions_and_mistakes_are_answered_by_the_low_level_runtime() {
         symlink(dist("gpurun"), &runtime).unwrap();
         fs::write(bundles.state.path().join("config.toml"), format!("runtimes = [{:?}]\n", program(dialect)))
             .unwrap();
-        // What would be refused if gpurun looked into it.
+        // A configuration that gpurun would refuse if it read it.
         let mut spec: Value =
             serde_json::from_slice(&fs::read(bundles.dir().join("config.json")).unwrap()).unwrap();
         spec["process"]["env"] = json!(["NVIDIA_VISIBLE_DEVICES=99"]);
@@ -238,7 +238,7 @@ fn a_request_in_cruns_configuration_file_is_honoured() {
             .env("GPURUN_CONFIG", bundles.state.path().join("config.toml"))
             .env("GPURUN_STATE_DIR", bundles.state.path().join("gpurun")))
     };
-    // The root of the cached image is shared, so this one has its own.
+    // The root of the cached image is shared, so this bundle has its own copy.
     let root = bundles.dir().join("rootfs");
     let copied = run(Command::new("cp").arg("-a").arg(image("busybox", "root").join(".")).arg(&root));
     assert_eq!(copied.code, 0, "{copied:?}");

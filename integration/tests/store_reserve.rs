@@ -108,7 +108,7 @@ fn a_hundredth_of_blocks_and_inodes_stays_free() {
             .args(["pull", &format!("oci:{}", image.path().display())])
             .env("GPURUN_STORE", store.path())
             .spawn_piped();
-        // The least that was free: what was half unpacked is removed at the end.
+        // The least free space, because partial layers are removed at the end.
         let (mut blocks, all_blocks, mut inodes, all_inodes) = mounted.free();
         while child.try_wait().unwrap().is_none() {
             let free = mounted.free();

@@ -1,4 +1,4 @@
-//! A store begins only in an empty directory, and nothing is deleted in it that gpurun did not make.
+//! A store is made only in an empty directory, and gpurun deletes only its own files there.
 
 use gpurun_integration::{Caller, Ended, TestHost, must, rootfs, run};
 use std::{
@@ -33,9 +33,9 @@ fn files(directory: &Path) -> Vec<(PathBuf, String)> {
     found
 }
 
-/// Directories that are no store, whatever they hold, are refused by every command and stay as they are.
+/// Every command refuses directories that are not a store, and leaves them unchanged.
 #[test]
-fn a_directory_with_files_of_ones_own_is_refused_and_stays() {
+fn a_directory_with_foreign_files_is_refused_and_unchanged() {
     let host = TestHost::new("t4");
     for caller in Caller::EACH {
         for content in [
@@ -45,7 +45,7 @@ fn a_directory_with_files_of_ones_own_is_refused_and_stays() {
             "tmp/half.lock",
             "Documents/thesis.tex",
             ".bashrc",
-            // A store of a version without a marker, and one file more.
+            // A store of a version without a marker, plus one file.
             "layers/.keep layers/mine/x blobs/.keep images/.keep tmp/.keep",
             "layers/a blobs/b images/c tmp/d",
         ] {
@@ -75,7 +75,7 @@ fn a_directory_with_files_of_ones_own_is_refused_and_stays() {
                 assert!(ended.err.contains(&fix), "{content} {words:?}: {ended:?}");
                 assert_eq!(files(&home), before, "{content} {words:?}");
             }
-            // What the message says can be typed.
+            // The fix in the message works.
             let ended = in_store(&host, caller, &home.join("gpurun"), &["run", &rootfs("busybox"), "true"]);
             assert_eq!(ended.code, 0, "{ended:?}");
         }
@@ -83,7 +83,7 @@ fn a_directory_with_files_of_ones_own_is_refused_and_stays() {
 }
 
 #[test]
-fn what_others_put_into_a_store_stays() {
+fn foreign_files_in_a_store_are_kept() {
     let host = TestHost::new("t4");
     for caller in Caller::EACH {
         let store = host.store(caller.uid());
@@ -127,7 +127,7 @@ fn what_others_put_into_a_store_stays() {
 
 /// A store of a version that wrote no marker is adopted, and its layers can still be removed.
 #[test]
-fn an_old_store_is_adopted_whole() {
+fn an_old_store_is_adopted() {
     let host = TestHost::new("t4");
     for caller in Caller::EACH {
         let store = host.store(caller.uid());
@@ -166,9 +166,9 @@ fn a_store_that_another_user_could_change_is_refused() {
     refused("another version");
 }
 
-/// Somebody changes a link in the path of root's store while containers run.
+/// Another user changes a link in the path of root's store while containers run.
 #[test]
-fn a_link_in_the_path_of_a_store_aims_no_removal() {
+fn a_changed_link_in_the_path_of_a_store_does_not_redirect_removal() {
     let host = TestHost::new("t4");
     let place = host.path().parent().unwrap().join("others");
     let (real, victim, link) = (place.join("real"), place.join("victim"), place.join("link"));

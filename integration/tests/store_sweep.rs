@@ -1,4 +1,4 @@
-//! Leftovers of killed launchers: no start waits for them, and they go while containers run.
+//! Leftovers of killed launchers are removed while containers run, and no start waits for that.
 
 use gpurun_integration::{Caller, SpawnPiped, TestHost, finish, must, rootfs, until};
 use std::{
@@ -38,7 +38,7 @@ fn a_start_removes_nothing_before_its_command_runs() {
                 .spawn_piped();
             let mut ready = [0; 6];
             std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
-            // All but what a sweeper of low priority can have taken in the time of an echo.
+            // All except those that a sweeper of low priority can remove in the time of an echo.
             assert!(count == 1 || left(&host, caller) > count / 2, "{}", left(&host, caller));
             until("the end of the leftovers", || left(&host, caller) == 1);
             child.kill().unwrap();
@@ -47,7 +47,7 @@ fn a_start_removes_nothing_before_its_command_runs() {
     }
 }
 
-/// The sweeper ends with the launcher, in the middle of its work, and the next one goes on.
+/// The sweeper ends with the launcher, in the middle of its work, and the next one continues.
 #[test]
 fn short_commands_do_not_wait_and_many_of_them_clean_up_together() {
     let host = TestHost::new("t4");
@@ -78,7 +78,7 @@ fn sweepers(store: &Path) -> usize {
     .count()
 }
 
-/// Half a layer that a killed pull left is no start's business, and goes as well.
+/// A partial layer of a killed pull does not delay a start, and is also removed.
 #[test]
 fn a_killed_pulls_files_go_while_a_container_runs() {
     let host = TestHost::new("t4");

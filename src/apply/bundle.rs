@@ -23,7 +23,7 @@ const MAX_CONFIG: u64 = 16 << 20;
 #[derive(Debug)]
 pub struct Bundle {
     path: PathBuf,
-    /// The configuration, and the directory that it is in.
+    /// The configuration file and its directory.
     config: PathBuf,
     directory: OwnedFd,
     mode: Mode,
@@ -65,14 +65,14 @@ impl ContainerRoot {
 }
 
 impl Bundle {
-    /// Opens a bundle and reads its configuration: its config.json, or `config`, which crun's `--config` names relative to the
-    /// working directory. `config.json` alone is the bundle's (crun's src/create.c).
+    /// Opens a bundle and reads its config.json, or the file `config` of crun's `--config`. That path is relative to the working
+    /// directory, but the exact text `config.json` is relative to the bundle (crun's src/create.c).
     ///
     /// # Errors
-    /// [`Code::Bundle`] when it is none.
+    /// [`Code::Bundle`] if it is not a bundle.
     pub fn open(path: &Path, config: Option<&Path>) -> Result<(Self, Spec)> {
         let named = config.filter(|config| *config != Path::new(CONFIG));
-        // A link stays one.
+        // A symbolic link is kept, and its target replaced.
         let named = named.map(|config| config.canonicalize().unwrap_or_else(|_| config.into()));
         let config = named.unwrap_or_else(|| path.join(CONFIG));
         let failed = || format!("{} cannot be read", config.display());
@@ -120,12 +120,12 @@ impl Bundle {
         ContainerRoot::open(self.path.join(named))
     }
 
-    /// Puts another configuration in the place of the one that is there: whoever reads sees the old one or the new one.
+    /// Atomically replaces the configuration; readers see the old or the new content.
     ///
-    /// It is not synced to disk: the engine makes it anew for the next start, and after a crash of the host nobody runs.
+    /// It is not synced to disk: no container survives a crash of the host, and the engine writes a new one for the next start.
     ///
     /// # Errors
-    /// [`Code::Bundle`] when it cannot be written; then the old one is there, untouched.
+    /// [`Code::Bundle`] if it cannot be written; the old one is then unchanged.
     pub fn replace(&self, spec: &Spec) -> Result<()> {
         let failed = || format!("{} cannot be replaced", self.config.display());
         let name = name_of(&self.config);

@@ -100,7 +100,7 @@ pub fn newest_for(engine: &str) -> Result<Version> {
 /// The document, and what it cannot say.
 ///
 /// # Errors
-/// [`Code::Cdi`] where a name cannot be one, or where nothing is left of the document in the version that may be used.
+/// [`Code::Cdi`] if a name cannot be one, or where nothing is left of the document in the version that may be used.
 pub fn document(parts: &Parts<'_>, options: &Options) -> Result<(Document, Vec<String>)> {
     let chosen = |device: &Selected<'_>| options.only.as_ref().is_none_or(|ids| ids.contains(&device.id()));
     let chosen: Vec<_> = parts.devices.iter().filter(|(device, _)| chosen(device)).collect();
@@ -303,12 +303,12 @@ fn edits(shared: &Injection, hooks: Vec<Hook>) -> ContainerEdits {
     edits
 }
 
-/// Whether the path leads to the same object whenever an engine mounts it: a spec is written once and read for months.
+/// Whether only root can replace the object at this path: a spec is written once and read for months.
 fn is_fixed(mount: &plan::Mount) -> bool {
     !mount.daemon.is_some_and(|daemon| daemon.is_replaceable)
 }
 
-/// What a spec leaves out of the driver, and how a container gets it.
+/// The message about a path that is left out of a spec, with the option that mounts it.
 fn left_out(injection: &Injection) -> impl Iterator<Item = String> {
     injection.mounts.iter().filter(|mount| !is_fixed(mount)).map(|mount| {
         let path = mount.target.0.display();

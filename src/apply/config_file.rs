@@ -13,7 +13,7 @@ use std::{
 /// Real ones have 1 to 50 kB.
 const MAX: u64 = 4 << 20;
 
-/// What a user does about a file that cannot be changed.
+/// The fix for a file that cannot be changed.
 const AS_ROOT: &str = "run the command as root (sudo), or name a file that you may write";
 
 /// A file that may be there.
@@ -80,7 +80,7 @@ impl ConfigFile {
         &self.path
     }
 
-    /// What it says; `None` where it is not there.
+    /// What it says; `None` if it is not there.
     pub fn text(&self) -> Option<&str> {
         self.content.as_ref().map(|content| content.text.as_str())
     }

@@ -39,7 +39,7 @@ pub struct Destination<'a> {
     pub root: &'a ContainerRoot,
     /// The same, to be read.
     pub image: &'a Layers,
-    /// Whether the container has a user namespace, so that its root is another user of the host.
+    /// Whether the container has a user namespace, so that its root is a different user on the host.
     pub has_user_namespace: bool,
     /// Where gpurun keeps its trees.
     pub state_dir: &'a Path,
@@ -58,23 +58,23 @@ pub enum MountedBy {
     Gpurun,
 }
 
-/// What the container needs beyond that.
+/// Mounts and notes that are left to the caller.
 #[derive(Debug, Default)]
 pub struct Delivery {
     /// Mounts, in their order.
     pub binds: Vec<Bind>,
-    /// What was left out and why, one sentence each.
+    /// Parts that were left out and the reasons, one sentence each.
     pub notes: Vec<String>,
 }
 
-/// Where daemons' sockets are in the driver's tree, each by a number.
+/// The directory of the daemons' sockets in the driver's tree; they are numbered.
 const DAEMONS: &str = "daemons";
 
 impl Destination<'_> {
     /// Delivers, and says which mounts the container needs beyond that.
     ///
     /// # Errors
-    /// [`Code::Rootfs`] where something of the image stands in the way, [`Code::StateDir`] where gpurun's own directory cannot be used.
+    /// [`Code::Rootfs`] if something of the image stands in the way, [`Code::StateDir`] if gpurun's own directory cannot be used.
     pub fn deliver(&self, placement: &Placement) -> Result<Delivery> {
         // What we make is for every user of the container to read, whatever the engine's umask; the low-level runtime gets that back.
         let umask = rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -99,9 +99,8 @@ impl Destination<'_> {
         }
         delivery.binds.extend(others.into_iter().map(bind));
         for file in &placement.covers {
-            // runc mounts nothing inside /proc but a handful of files that it names itself (libcontainer, checkProcMount), so with
-            // it the driver's parameters stay as the host has them: its libraries may make device nodes, which the cgroup lets
-            // no process open.
+            // runc allows mounts on only a few files of /proc (libcontainer, checkProcMount), so below runc the driver's parameters
+            // stay those of the host. Its libraries may then make device nodes, which the device cgroup blocks.
             if file.path.starts_with("/proc") && self.mounted_by != MountedBy::Gpurun {
                 continue;
             }
@@ -169,7 +168,7 @@ impl Destination<'_> {
         Ok(())
     }
 
-    /// A low-level runtime mounts by name, so it gets no object that another user can replace in between.
+    /// A low-level runtime mounts by path, so objects that another user can replace in between are left out.
     fn add_daemons(&self, daemons: &[&Mount], delivery: &mut Delivery) {
         for mount in daemons {
             if self.mounted_by == MountedBy::Gpurun
@@ -199,8 +198,8 @@ impl Destination<'_> {
         Ok(())
     }
 
-    /// A low-level runtime makes mount points as the container's root, which may not write where another user of the host owns
-    /// the directories. Where we cannot either, the runtime says so.
+    /// A low-level runtime makes mount points as the container's root, which may lack permission in directories of other users of
+    /// the host. If gpurun cannot make a mount point either, the runtime reports it.
     fn make_mount_points(&self, placement: &Placement, binds: &[Bind]) {
         let Ok(root) = self.writable_root() else { return };
         let is_in_root = |bind: &&Bind| {
@@ -223,7 +222,7 @@ impl Destination<'_> {
         Ok(Root::without_mounts(directory).keeping_owners(self.has_user_namespace))
     }
 
-    /// Mounts for a root to which no process can write: what is there is covered, and the rest has no place.
+    /// Adds mounts for a read-only root: existing paths are mounted over, and the other parts are left out.
     fn cover(&self, placement: &Placement, links: &[&Symlink], delivery: &mut Delivery) -> Result<()> {
         let exists = |path: &Path| path.to_str().is_some_and(|path| self.image.exists(path));
         let driver_dir = &placement.driver_dir;
@@ -258,7 +257,7 @@ impl Destination<'_> {
                 covered.iter().map(|path| read_only(place.join(below_root(path)), path.to_path_buf()));
             delivery.binds.extend(covers);
         }
-        // A file of the driver that has a link here.
+        // A driver file that programs find by this link.
         for link in links.iter().filter(|link| self.image.is_file(&link.link.0)) {
             let file = placement.mounts.iter().find(|mount| mount.target.0 == link.target);
             delivery.binds.extend(file.map(|file| Bind { target: link.link.0.clone(), ..bind(file) }));
@@ -273,7 +272,7 @@ fn open_daemon(mount: &Mount) -> Result<HostObject> {
     HostObject::of_daemon(&mount.source.0, mount.daemon.unwrap_or_default(), kind.flags())
 }
 
-/// A failure that stops nothing, in one line.
+/// A non-fatal failure, in one line.
 pub fn note(error: &Error) -> String {
     format!("{}: {}; {}", error.what(), error.cause_line(), error.fix_line())
 }

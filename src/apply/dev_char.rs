@@ -17,7 +17,7 @@ use std::{os::unix::ffi::OsStrExt, path::Path};
 /// Makes the links in `directory` (`/dev/char`) that are absent or lead elsewhere, and says which it made.
 ///
 /// # Errors
-/// [`Code::DeviceNodeMissing`] where one cannot be made.
+/// [`Code::DeviceNodeMissing`] if one cannot be made.
 pub fn link_all(directory: &Path, nodes: &[DeviceNode]) -> Result<Vec<String>> {
     let mut made = Vec::new();
     for node in nodes {

@@ -29,16 +29,17 @@ use std::{
 /// What the files of the driver are mounted with.
 pub const READ_ONLY: Flags = Flags { read_only: true, nosuid: true, nodev: true, noexec: false };
 
-/// Mounts objects of the host in the directory of ours that has their mount points, each by its path below that. Afterwards this process is in a mount namespace of its own, where alone that is seen.
+/// Mounts objects of the host on the mount points in `directory`, by their paths below it. Afterwards this process is in a
+/// new mount namespace, and the mounts are visible only there.
 ///
 /// `false`: this process may not, or the kernel cannot (it is older than 5.15), and nothing has changed.
 ///
 /// # Errors
-/// [`Code::Mount`] when a file cannot be mounted; then, too, nothing has changed.
+/// [`Code::Mount`] if a file cannot be mounted; nothing has changed then.
 pub fn gather(directory: &Path, objects: &[(PathBuf, HostObject)]) -> Result<bool> {
     let failed = || "the process' mount namespace cannot be opened";
     let hosts = File::open("/proc/self/ns/mnt").or_fail(Code::Mount, failed)?;
-    // As it is now: read only if it turns out to matter.
+    // Opened now, before the mounts change; read only if needed.
     let table = File::open("/proc/self/mountinfo").or_fail(Code::Mount, failed)?;
     let Some(root) = mount_root(directory) else { return Ok(false) };
     let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());

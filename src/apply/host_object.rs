@@ -1,9 +1,8 @@
 //! Objects of the host that go into a container: opened once, verified on the descriptor, and mounted by that descriptor.
 //!
-//! A path that was checked and is mounted by its name afterwards can lead elsewhere by then, if another user writes to a directory
-//! on the way: /tmp/nvidia-mps becomes a link to a directory of root's. So the mounts that gpurun makes itself are made of a
-//! [`HostObject`] alone. For mounts that a low-level runtime makes by name, gpurun mounts the object at a place of its own first
-//! (see [`super::gathering`]).
+//! Mounting by path after a check is a race: if another user can write to a directory on the way, /tmp/nvidia-mps may become
+//! a link to one of root's directories. So gpurun mounts only [`HostObject`]s. For mounts that a low-level runtime makes by
+//! path, gpurun first mounts the object in its own directory (see [`super::gathering`]).
 
 use super::rootfs::look_at;
 use crate::{
@@ -20,7 +19,7 @@ use rustix::{
 };
 use std::path::Path;
 
-/// An open object of the host, as a detached mount: no process sees it before it is attached.
+/// An open object of the host, as a detached mount, which is invisible until it is attached.
 #[derive(Debug)]
 pub struct HostObject {
     mount: OwnedFd,
@@ -28,16 +27,16 @@ pub struct HostObject {
 }
 
 impl HostObject {
-    /// A file or directory that the user named: links are followed, and what is mounted below comes with it.
+    /// Opens a file or directory that the user named. Links are followed, and with `recursive` mounts below it are included.
     ///
     /// # Errors
-    /// [`Code::Volume`] where there is nothing, [`Code::Mount`] where it cannot be mounted.
+    /// [`Code::Volume`] if it does not exist, [`Code::Mount`] if it cannot be mounted.
     pub fn named(path: &Path, flags: Flags, recursive: bool) -> Result<Self> {
         let how = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
         Self::open(CWD, path, path, how, flags)
     }
 
-    /// The same, which stays a slave of its former peers on the host: what is mounted there later appears here.
+    /// Like [`Self::named`], but the mount stays a slave of its peers on the host: later mounts there appear here.
     ///
     /// # Errors
     /// As for [`Self::named`].
@@ -51,10 +50,10 @@ impl HostObject {
         Ok(Self { mount, stat })
     }
 
-    /// A file or directory of the driver, or gpurun's own: its path has no link in the last place.
+    /// Opens a file or directory of the driver or of gpurun. The last component of its path must not be a link.
     ///
     /// # Errors
-    /// [`Code::Volume`] where there is nothing, [`Code::Mount`] where it is something else or cannot be mounted.
+    /// [`Code::Volume`] if it does not exist, [`Code::Mount`] if it is of another kind or cannot be mounted.
     pub fn file(path: &Path, flags: Flags) -> Result<Self> {
         let object = Self::open(CWD, path, path, OpenTreeFlags::AT_SYMLINK_NOFOLLOW, flags)?;
         match object.kind() {
@@ -63,14 +62,14 @@ impl HostObject {
         }
     }
 
-    /// A socket of a daemon, or a directory of sockets. Users other than root may write to a directory on the way: what they
-    /// could have put there is refused, and no link is followed there.
+    /// Opens a socket of a daemon, or a directory of sockets. Users other than root may be able to write to a directory on the way:
+    /// objects that they could have put there are refused, and links there are not followed.
     ///
-    /// An object that the inventory verified must be that object. In a user namespace the owner says nothing: every user of the
-    /// host who is not mapped has the same number there.
+    /// If the inventory verified an object, it must still be the same one. In a user namespace the owner proves nothing, because all
+    /// unmapped users of the host have the same id there.
     ///
     /// # Errors
-    /// [`Code::Mount`] where the object is not the daemon's, or cannot be mounted.
+    /// [`Code::Mount`] if the object is not the daemon's, or cannot be mounted.
     pub fn of_daemon(path: &Path, known: DaemonObject, flags: Flags) -> Result<Self> {
         let failed = || format!("{} cannot be opened", path.display());
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -96,8 +95,8 @@ impl HostObject {
             verify_owner(path, &directory, &object.stat)?;
         } else if object.identity() != (known.device, known.inode) {
             return Err(Error::new(Code::Mount, format!("{} is not mounted", path.display()))
-                .cause("something else stands there than a moment ago")
-                .fix("start the container again; `gpurun ls` reads the host anew"));
+                .cause("it was replaced a moment ago")
+                .fix("start the container again; `gpurun ls` reads the host again"));
         }
         match object.kind() {
             FileType::Directory if object.stat.st_mode & 0o1002 == 0o002 => {
@@ -110,10 +109,10 @@ impl HostObject {
         }
     }
 
-    /// The host's own device node, if it still is the device that it was.
+    /// Opens a device node of the host, if it is still the same device.
     ///
     /// # Errors
-    /// [`Code::DeviceNodeMissing`] where it is another device, [`Code::Mount`] where it cannot be mounted.
+    /// [`Code::DeviceNodeMissing`] if it is a different device, [`Code::Mount`] if it cannot be mounted.
     pub fn node(node: &DeviceNode, flags: Flags) -> Result<Self> {
         let object = Self::named(&node.path.0, flags, false)?;
         if object.stat.st_rdev == rustix::fs::makedev(node.major, node.minor) {
@@ -139,7 +138,7 @@ impl HostObject {
         &self.mount
     }
 
-    /// The detached mount alone.
+    /// Converts into the detached mount.
     pub fn into_mount(self) -> OwnedFd {
         self.mount
     }
@@ -148,7 +147,7 @@ impl HostObject {
         FileType::from_raw_mode(self.stat.st_mode)
     }
 
-    /// The mount is restricted before it can be seen.
+    /// Sets the flags of the mount before it is attached.
     fn open(at: impl AsFd, path: &Path, shown: &Path, how: OpenTreeFlags, flags: Flags) -> Result<Self> {
         let recursive = how.contains(OpenTreeFlags::AT_RECURSIVE);
         let mount = open_tree(at, how, path, shown)?;
@@ -160,8 +159,8 @@ impl HostObject {
     }
 }
 
-/// Refuses an object that a user who may write to its directory could have put there: its owner must be root, the caller, or
-/// the one user to whom the directory belongs.
+/// Refuses an object that a user with write access to its directory could have put there: its owner must be root, the caller,
+/// or the owner of the directory.
 fn verify_owner(path: &Path, directory: &Stat, object: &Stat) -> Result<()> {
     let is_ours = |uid: u32| uid == 0 || uid == geteuid().as_raw();
     let many_write =
@@ -171,7 +170,10 @@ fn verify_owner(path: &Path, directory: &Stat, object: &Stat) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Code::Mount, format!("{} is not mounted", path.display()))
-        .cause(format!("it belongs to uid {}, who may not be the driver's daemon", object.st_uid))
+        .cause(format!(
+            "it belongs to uid {}, which may not be the user of the driver's daemon",
+            object.st_uid
+        ))
         .fix(format!("remove {}, and start the daemon as root", path.display())))
 }
 
@@ -184,7 +186,7 @@ fn unexpected(path: &Path, kind: FileType) -> Error {
 /// A detached copy of the mount at `path`, beneath `at`; `shown` is for messages.
 ///
 /// # Errors
-/// [`Code::Volume`] where there is nothing, [`Code::Mount`] otherwise.
+/// [`Code::Volume`] if nothing exists at the path, [`Code::Mount`] otherwise.
 pub fn open_tree(
     at: impl AsFd,
     how: OpenTreeFlags,
@@ -217,9 +219,9 @@ mod tests {
 
     const READ_ONLY: Flags = Flags { read_only: true, nosuid: true, nodev: true, noexec: true };
 
-    /// What another user could have put into /tmp in the place of a daemon's directory. Mounting needs root.
+    /// Objects that another user could put into /tmp in place of a daemon's directory. Needs root for mounts.
     #[test]
-    fn what_another_user_could_have_put_there_is_refused() {
+    fn objects_that_another_user_could_have_made_are_refused() {
         if !geteuid().is_root() {
             eprintln!("skipped: a mount needs root");
             return;

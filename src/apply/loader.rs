@@ -35,13 +35,13 @@ pub struct Prepared {
 /// A small file that gpurun writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SmallFile {
-    /// Where it is in the container.
+    /// Path in the container.
     pub path: PathBuf,
-    /// What it says.
+    /// Content of the file.
     pub content: Vec<u8>,
     /// Permission bits.
     pub mode: u32,
-    /// Whether the driver is not found without it. The others help, and a container starts without them.
+    /// Whether the driver is not found without the file. If an optional file fails, the container starts anyway.
     pub is_needed: bool,
 }
 
@@ -72,8 +72,8 @@ mod machine {
     pub const MULTIARCH: &str = "/usr/lib/aarch64-linux-gnu";
 }
 
-/// Reads what the image has and says what must be written. `has_compat` is whether the image's own newer driver libraries will be
-/// there when the container runs.
+/// Reads the image and returns the files to write. `has_compat` is whether the image's own newer driver libraries are in the
+/// running container.
 ///
 /// # Errors
 /// [`crate::error::Code::CudaTooNew`] where the image can run on this driver with its own newer libraries alone, and has none that fit.

@@ -1,5 +1,5 @@
-//! Detached mounts of new file systems, and how a detached mount is attached to a descriptor (fsopen(2), move_mount(2)). Those of the
-//! host's files are [`super::host_object`]s.
+//! Makes detached mounts of new file systems, and attaches detached mounts to descriptors (fsopen(2), move_mount(2)). For
+//! mounts of the host's files see [`super::host_object`].
 
 use crate::{
     error::{Code, Error, Result},

@@ -35,7 +35,7 @@ pub struct Bind {
 pub enum BindKind {
     /// The driver's files, and ours.
     ReadOnly,
-    /// A daemon's socket or directory of sockets, as it was verified: read-only, and nothing is executed from it.
+    /// The mount of a daemon's verified socket or directory of sockets: read-only and noexec.
     Socket(DaemonObject),
     /// A device node, where none can be made.
     Device,
@@ -66,13 +66,13 @@ const PEER_HOOKS: [&str; 2] = ["nvidia-container-runtime-hook", "nvidia-containe
 /// The hooks in which they may stand.
 const HOOKS: [&str; 2] = ["prestart", "createRuntime"];
 
-/// The edit: `binds` in their order, then what the injection says itself. `nodes` are those of its device nodes that the
-/// low-level runtime is to make, or to mount where it cannot make any (`may_make_nodes`), as in a user namespace.
+/// Adds `binds` in their order, and then the rest of the injection. `nodes` are the device nodes that the low-level runtime
+/// must make; or mount, if it cannot make nodes (`may_make_nodes` is false), as in a user namespace.
 ///
 /// Returns the sources of mounts of others' that were in the place of the driver's directory.
 ///
 /// # Errors
-/// [`Code::Bundle`] where the configuration has something else in the place of a list, [`Code::Volume`] where the host would get
+/// [`Code::Bundle`] if the configuration has something else in the place of a list, [`Code::Volume`] if the host would get
 /// the driver's mounts, too.
 pub fn edit(
     spec: &mut Spec,
@@ -104,8 +104,8 @@ pub fn edit(
     Ok(replaced)
 }
 
-/// What the low-level runtime will mount over the container's root. What is in the place of the driver's directory is not among
-/// it, because [`edit`] takes it out.
+/// The mounts that the low-level runtime will make over the container's root. Mounts at the driver's directory are not
+/// included, because [`edit`] removes them.
 pub fn mounts(spec: &Spec, root: &Layers) -> Mounts {
     let mut mounts = Mounts::default();
     for mount in spec.list(&["mounts"]) {
@@ -174,7 +174,7 @@ fn add_groups(spec: &mut Spec, groups: &[u32]) -> Result<()> {
     Ok(())
 }
 
-/// What is mounted on a volume that is shared with the host appears there, too, and stays when the container is gone.
+/// A mount on a volume with shared propagation also appears on the host, and stays there after the container has ended.
 fn refuse_shared(spec: &Spec, binds: &[Bind]) -> Result<()> {
     let is_shared = |mount: &&Value| {
         let options = mount.get("options").and_then(Value::as_array);
@@ -187,7 +187,7 @@ fn refuse_shared(spec: &Spec, binds: &[Bind]) -> Result<()> {
                 Code::Volume,
                 format!("the volume at {} is shared with the host", place.display()),
             )
-            .cause(format!("what is mounted at {} would be mounted on the host, too", bind.target.display()))
+            .cause(format!("a mount at {} would also appear on the host", bind.target.display()))
             .fix("mount it as a slave (`:rslave`), or at another place"));
         }
     }

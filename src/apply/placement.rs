@@ -1,14 +1,14 @@
-//! Decides where in a container each part of an injection goes, by what stands there: one set of rules for the launcher, the
-//! runtime, the prestart hook and the CDI hook.
+//! Decides where in a container each part of an injection goes, depending on what already exists there. The launcher, the
+//! runtime, the prestart hook and the CDI hook share these rules.
 //!
-//! * Nothing is written to a volume. What a volume has already can be mounted over, in the container's own mount namespace.
+//! * Nothing is written to a volume. Existing paths of a volume can be mounted over, in the container's own mount namespace.
 //! * The driver's directory goes to /usr/local/nvidia, over a volume that is mounted exactly there. Where a volume or a file is in
 //!   the way, it goes to /nvidia-driver.
 //! * The loader's cache is written into the root, or mounted over the cache of a volume. Where neither is possible, each library
 //!   gets a link in a directory that the loader searches after its cache. The CDI hook sees the root with its volumes alone, and
 //!   so not the image's cache below one: it always makes links then.
 //! * Device nodes are made in the container's own /dev. A volume over /dev must have them, or the container does not start.
-//! * Everything else only helps: it is left out where it has no place, and a note says so.
+//! * Everything else is optional: if it has no place, it is left out with a note.
 
 use super::{
     loader::{self, COMPAT_DIR, LD_SO_CACHE, Prepared, SmallFile},
@@ -25,31 +25,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What goes where in one container. No path here has a link on its way.
+/// The paths of an injection in one container. No path has a link on its way.
 #[derive(Debug, Default)]
 pub struct Placement {
     /// Where the driver's directory is mounted.
     pub driver_dir: PathBuf,
-    /// Host files and sockets. The mount point is there, or can be made on the root or in memory.
+    /// Host files and sockets. The mount point exists, or can be made on the root or in memory.
     pub mounts: Vec<Mount>,
-    /// Device nodes that are to be made or mounted. Those that a volume has already are not among them.
+    /// Device nodes to make or mount, without nodes that a volume already has.
     pub nodes: Vec<DeviceNode>,
     /// Device nodes that a volume has already.
     pub nodes_of_volumes: Vec<DeviceNode>,
-    /// Small files that are to be written into the root.
+    /// Small files to write into the root.
     pub files: Vec<SmallFile>,
-    /// Small files that are to be mounted: over a file of a volume, or in memory.
+    /// Small files to mount, over a file of a volume or in memory.
     pub covers: Vec<SmallFile>,
     /// Links in the driver's directory, in /dev and in the root.
     pub symlinks: Vec<Symlink>,
-    /// What was left out and why, one sentence each.
+    /// Parts that were left out and the reasons, one sentence each.
     pub notes: Vec<String>,
 }
 
-/// Who mounts the driver's directory.
+/// The program that mounts the driver's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriverMount {
-    /// gpurun, so that it can go elsewhere.
+    /// gpurun, which can choose another directory.
     ByUs,
     /// An engine has mounted it already, as a CDI spec says.
     Done,
@@ -58,7 +58,7 @@ pub enum DriverMount {
 /// Places everything.
 ///
 /// # Errors
-/// [`Code::DeviceNodeMissing`] where a volume over /dev has no node of a GPU, and those of [`loader::prepare`].
+/// [`Code::DeviceNodeMissing`] if a volume over /dev has no node of a GPU, and those of [`loader::prepare`].
 pub fn place(
     root: &Layers,
     mounts: &Mounts,
@@ -73,7 +73,7 @@ pub fn place(
         injection = injection.relocated(&driver_dir);
     }
     placer.placement.driver_dir = driver_dir;
-    // The image's own CUDA libraries are not there when a volume lies over them.
+    // A volume may hide the image's own CUDA libraries.
     let has_compat = matches!(mounts.place(root, Path::new(COMPAT_DIR)), Place::Root { .. });
     let Prepared { files, symlinks, without_cache } = loader::prepare(root, &injection, has_compat)?;
     placer.loader_files(files, &without_cache);
@@ -99,7 +99,7 @@ struct Placer<'a> {
     root: &'a Layers,
     mounts: &'a Mounts,
     driver_mount: DriverMount,
-    /// Directories that were looked up: a dozen links go to the same one.
+    /// Cache of directory lookups: a dozen links go to the same directory.
     directories: HashMap<PathBuf, Option<DirectoryPlace>>,
     placement: Placement,
 }
@@ -109,7 +109,7 @@ impl Placer<'_> {
         self.placement.notes.push(note);
     }
 
-    /// What stands at a name of a directory.
+    /// Looks up a name in a directory, without following a link.
     fn entry(&mut self, path: &Path) -> Place {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Place::Nowhere };
         let look = || self.mounts.directory(self.root, parent);
@@ -173,7 +173,7 @@ impl Placer<'_> {
 
     /// Whether the file has a place.
     fn file(&mut self, file: SmallFile) -> bool {
-        // The kernel's file system is there before ours is mounted on a file of it.
+        // The kernel's file system is mounted first, so one of its files can be mounted over.
         let place = if file.path.starts_with("/proc") {
             Place::Memory { path: file.path.clone(), is_mount_point: false }
         } else {
@@ -196,17 +196,17 @@ impl Placer<'_> {
     }
 
     fn symlink(&mut self, symlink: Symlink) {
-        // The driver's directory is a new file system with nothing but ours in it.
+        // The driver's directory is a new file system that holds only the driver.
         let link = if self.is_drivers(&symlink.link.0) {
             symlink.link.0.clone()
         } else {
             match self.entry(&symlink.link.0) {
                 Place::Root { path } | Place::Memory { path, is_mount_point: false } => path,
-                // The volume has what its user wants there.
+                // The content of a volume is the user's choice.
                 Place::Memory { .. } | Place::Volume { .. } | Place::Nowhere => {
                     let (link, target) = (symlink.link.0.display(), symlink.target.display());
                     let note = format!("the link {link} to {target} is left out: {IN_THE_WAY}");
-                    // A user who mounts the host's /dev has udev's own links.
+                    // The host's /dev as a volume has udev's links already.
                     if symlink.link.0.starts_with("/dev") {
                         tracing::debug!("{note}");
                     } else {
@@ -270,9 +270,9 @@ impl Placer<'_> {
     }
 }
 
-/// Why a part that only helps is left out.
+/// The reason why an optional part is left out.
 const IN_THE_WAY: &str = "a volume or a file is in the way";
-/// Nodes of DRM, without which a program computes, and many a user mounts the host's own directory.
+/// DRM nodes are optional: compute works without them, and users often mount the host's own directory.
 const DRAWING_NODES: &str = "/dev/dri";
 
 #[cfg(test)]

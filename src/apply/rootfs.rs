@@ -1,11 +1,11 @@
 //! A container's root: read through its layers before it is mounted, written through descriptors afterwards.
 //!
-//! No path of the image is joined to a path of the host. A path of the image is resolved beneath a descriptor of its root, links
-//! included, so that no link of an image leads out of it.
+//! Image paths are never joined to host paths. A path of the image, including its links, is resolved beneath a descriptor of
+//! its root, so that no link leads out of the image.
 //!
 //! * [`Layers`] reads a root, mounted or not.
-//! * [`Mounts`] knows what lies over a root and answers what stands at a path of it: the root's own files, a file system in
-//!   memory, or a volume.
+//! * [`Mounts`] records the mounts over a root and looks up paths: a path is on the root itself, on a file system in memory,
+//!   or on a volume.
 //! * [`Root`] writes into a mounted root.
 
 mod layers;
@@ -23,7 +23,7 @@ use rustix::{
 };
 use std::fs::File;
 
-/// Opens a name of a directory to look at it. Nothing is read, no driver is called, and a link is not followed.
+/// Opens a name of a directory with O_PATH and stats it. No driver is called, and a link is not followed.
 pub fn look_at(directory: impl AsFd, name: impl rustix::path::Arg) -> rustix::io::Result<(OwnedFd, Stat)> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let found = rustix::fs::openat(directory, name, flags, Mode::empty())?;
@@ -33,8 +33,7 @@ pub fn look_at(directory: impl AsFd, name: impl rustix::path::Arg) -> rustix::io
 
 /// Opens the regular file behind a descriptor of [`look_at`] for reading.
 ///
-/// The name is not used a second time: opening a device node is using the device, and a name that was a regular file a moment ago
-/// may be a device node now.
+/// The name is not resolved again: it may lead to a device node by now, and opening a device node uses the device.
 ///
 /// # Errors
 /// `EINVAL` when it is not a regular file.

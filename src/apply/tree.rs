@@ -71,13 +71,13 @@ impl Tree {
                 .mode(0o755)
                 .create(directory)
                 .map_err(|error| not_made(directory, &error))?;
-            // Before anything is made in it: it may be a link that somebody made.
+            // Checked before anything is made in it: another user may have put a link there.
             match trusted(directory) {
                 Ok(true) => {}
                 result => return Err(untrusted(directory, result.err())),
             }
         }
-        // Nothing is removed that this call has not made: a name that is there already is another one's.
+        // Only a directory that this call has made is removed: an existing one belongs to another process.
         let name = new_name()?;
         let new = trees.join(&name);
         std::fs::DirBuilder::new().mode(0o755).create(&new).map_err(|error| not_made(&new, &error))?;
@@ -162,7 +162,7 @@ fn not_made(path: &Path, cause: &dyn std::fmt::Display) -> Error {
     )
 }
 
-/// Whether a directory is our own and no other user may write to it.
+/// Whether a directory belongs to this user and no other user may write to it.
 fn trusted(path: &Path) -> rustix::io::Result<bool> {
     let fd = rustix::fs::openat(
         CWD,
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gpurun_did_not_make_stays() {
+    fn files_of_others_are_not_removed() {
         let state = tempfile::tempdir().unwrap();
         let foreign = state.path().join("trees").join(format!(".new-{}", std::process::id()));
         fs::create_dir_all(&foreign).unwrap();

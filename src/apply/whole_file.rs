@@ -7,8 +7,8 @@ use rustix::{
 };
 use std::{fs::File, io::Write as _, path::Path};
 
-/// Puts a file at `path`: whoever reads sees the old one or the new one. One that is the same already is left as it is, so that
-/// nobody who watches the directory reads it again. True if it was written.
+/// Atomically replaces a file at `path`; readers see the old or the new content. An equal file is left unchanged, so that
+/// watchers of the directory do not read it again. Returns whether it was written.
 ///
 /// # Errors
 /// `code`
@@ -40,7 +40,7 @@ pub fn write(path: &Path, content: &str, code: Code) -> Result<bool> {
         let mut file =
             File::from(rustix::fs::openat(&directory, &temporary, flags, Mode::RUSR | Mode::WUSR)?);
         file.write_all(content.as_bytes())?;
-        // Others read it, too, whatever our umask.
+        // World-readable, whatever the umask.
         rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?;
         rustix::fs::renameat(&directory, &temporary, &directory, name)?;
         Ok::<_, std::io::Error>(())

@@ -171,7 +171,7 @@ enum Condition {
     Lost,
 }
 
-/// Watches until nobody listens.
+/// Watches until the reader closes the pipe.
 fn watch(path: &OsStr) -> Result<ExitCode, Error> {
     // The plugin's end is ours, however it comes.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
@@ -183,7 +183,7 @@ fn watch(path: &OsStr) -> Result<ExitCode, Error> {
         let line = serde_json::to_string(report).unwrap_or_default();
         writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
     };
-    // By index: NVML counts those that are lost, too.
+    // By index: NVML also counts lost GPUs.
     let mut gpus: BTreeMap<u32, (Option<String>, Condition)> = BTreeMap::new();
     loop {
         // A set with a lost GPU in it has nothing else to say, so each change makes a new one.

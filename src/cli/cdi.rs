@@ -7,23 +7,23 @@ use std::path::PathBuf;
 /// `gpurun cdi`
 #[derive(Debug, Subcommand)]
 pub enum Cdi {
-    /// Write the document of this host's GPUs
+    /// Write a CDI spec of this host's GPUs
     Generate(CdiGenerate),
-    /// Write it where engines find it, if it is not that already
+    /// Write the CDI spec where engines find it, if it has changed
     Refresh(CdiRefresh),
-    /// Change a document
+    /// Change a CDI spec
     #[command(subcommand)]
     Transform(CdiTransform),
     /// List the devices that engines find
     List(CdiDirectories),
-    /// Check the documents that engines find, and say what is wrong and what to do
+    /// Check the CDI specs that engines find; report problems and fixes
     Validate(CdiDirectories),
 }
 
 /// `gpurun cdi generate`
 #[derive(Debug, Args)]
 pub struct CdiGenerate {
-    /// Where it is written, /etc/cdi/nvidia.yaml as a rule [default: standard output]
+    /// Output file, usually /etc/cdi/nvidia.yaml [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// What it says.
@@ -34,10 +34,10 @@ pub struct CdiGenerate {
 /// `gpurun cdi refresh`
 #[derive(Debug, Args)]
 pub struct CdiRefresh {
-    /// Where it is written
+    /// Output file
     #[arg(long, value_name = "FILE", default_value = "/var/run/cdi/nvidia.yaml")]
     pub output: PathBuf,
-    /// Stay, and write it again whenever the driver, its device nodes, GPUs or MIG devices change
+    /// Keep running, and update the spec when the driver, its device nodes, GPUs or MIG devices change
     #[arg(long)]
     pub watch: bool,
     /// What it says.
@@ -45,40 +45,40 @@ pub struct CdiRefresh {
     pub document: CdiDocument,
 }
 
-/// What a document of this host says.
+/// Content of a CDI spec of this host.
 #[derive(Debug, Args)]
 pub struct CdiDocument {
-    /// Its format [default: what the file's name ends with, or yaml]
+    /// Format [default: by the extension of the output file, or yaml]
     #[arg(long, value_enum)]
     pub format: Option<CdiFormat>,
-    /// What it offers
+    /// Kind of devices in the spec
     #[arg(long, value_enum, default_value = "auto")]
     pub mode: CdiMode,
-    /// Use nothing that this engine cannot read: podman, docker, containerd or cri-o, with its release behind "@"
+    /// Write only what this engine can read: podman, docker, containerd or cri-o; "@RELEASE" may follow
     #[arg(long, value_name = "ENGINE[@RELEASE]")]
     pub engine: Option<String>,
-    /// What stands before the "/" in the names of the devices [default: nvidia.com, in mode management management.nvidia.com]
+    /// CDI vendor [default: nvidia.com; management.nvidia.com in mode management]
     #[arg(long, value_name = "NAME")]
     pub vendor: Option<String>,
-    /// What stands before the "=" in the names of the devices [default: gpu, or what the mode offers]
+    /// CDI class [default: gpu, or the class of the mode]
     #[arg(long, value_name = "NAME")]
     pub class: Option<String>,
-    /// How the devices are called; each has every name
+    /// Naming schemes for devices; a device has a name in each scheme
     #[arg(long, value_enum, default_values = ["index", "uuid"])]
     pub device_name_strategy: Vec<crate::apply::cdi::NameStrategy>,
-    /// Which devices are in it: indices, UUIDs, GPU:MIG [default: all]
+    /// Devices in the spec: indices, UUIDs, GPU:MIG [default: all]
     #[arg(long, value_name = "DEVICE", value_delimiter = ',')]
     pub device_id: Vec<String>,
-    /// Leave out the device "all", which is every other at once
+    /// Leave out the device "all", which combines all devices
     #[arg(long)]
     pub no_all_device: bool,
-    /// Where the program gpurun-hook is on the host [default: beside this program]
+    /// Path of gpurun-hook on the host [default: beside this program]
     #[arg(long, value_name = "FILE")]
     pub hook: Option<PathBuf>,
-    /// The lists of mode csv [default: the platform's own]
+    /// CSV files for mode csv [default: those of the platform]
     #[arg(long = "csv.file", value_name = "FILE", value_delimiter = ',')]
     pub csv_file: Vec<PathBuf>,
-    /// Links that mode csv leaves out: a path, or **/NAME, with * and ?
+    /// Links to leave out in mode csv: a path, or **/NAME, with * and ?
     #[arg(long = "csv.ignore-pattern", value_name = "PATTERN", value_delimiter = ',')]
     pub csv_ignore_pattern: Vec<LinkPattern>,
 }
@@ -86,11 +86,11 @@ pub struct CdiDocument {
 /// `--mode`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CdiMode {
-    /// What this host has: csv, wsl, or else nvml.
+    /// The mode for this host: csv, wsl, or else nvml.
     Auto,
     /// GPUs and MIG devices, found through NVML.
     Nvml,
-    /// Every node of the driver at once, for containers that manage GPUs.
+    /// All device nodes of the driver as one device, for containers that manage GPUs.
     Management,
     /// GPUDirect Storage.
     Gds,
@@ -102,7 +102,7 @@ pub enum CdiMode {
     Gdrcopy,
     /// IMEX channels.
     Imex,
-    /// Tegra (Jetson): what the platform's lists name.
+    /// Tegra (Jetson): the files in the platform's lists.
     Csv,
     /// The Windows Subsystem for Linux.
     Wsl,
@@ -111,26 +111,26 @@ pub enum CdiMode {
 /// `gpurun cdi transform`
 #[derive(Debug, Subcommand)]
 pub enum CdiTransform {
-    /// Put another directory in the place of one with which paths begin
+    /// Replace a directory at the beginning of paths
     Root(CdiTransformRoot),
 }
 
 /// `cdi transform root`
 #[derive(Debug, Args)]
 pub struct CdiTransformRoot {
-    /// The directory that is replaced
+    /// Directory to replace
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub from: PathBuf,
-    /// The one that takes its place
+    /// Replacement
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub to: PathBuf,
-    /// Whose paths
+    /// Paths to change: on the host or in the container
     #[arg(long, value_enum, default_value = "host")]
     pub relative_to: RelativeTo,
-    /// The document; "-" is standard input
+    /// CDI spec to read; "-" is standard input
     #[arg(long, value_name = "FILE", default_value = "-")]
     pub input: PathBuf,
-    /// Where the result is written [default: standard output]
+    /// Output file [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -153,10 +153,10 @@ pub enum CdiFormat {
     Json,
 }
 
-/// Where the documents are.
+/// Directories of CDI specs.
 #[derive(Debug, Args)]
 pub struct CdiDirectories {
-    /// A directory of CDI documents; one that is named later goes before
+    /// Directory of CDI specs; later directories take precedence
     #[arg(long = "spec-dir", value_name = "DIR", value_delimiter = ',', default_values = crate::formats::cdi::DIRECTORIES)]
     pub directories: Vec<PathBuf>,
 }

@@ -1,5 +1,5 @@
-//! Environment variables: an empty one is the same as one that is not set, for every program. Manifests and unit files write
-//! `NAME=` for a value that nobody has chosen.
+//! Environment variables of all programs. An empty variable counts as unset, because manifests and unit files write `NAME=`
+//! for values that were not chosen.
 
 use clap::{Command, Parser};
 use std::ffi::OsString;
@@ -12,14 +12,14 @@ pub fn variable(name: &str) -> Option<OsString> {
 /// Parses a command line; options that are not in it are taken from their variables.
 ///
 /// # Errors
-/// Those of clap, and its answers to `--help` and `--version`.
+/// clap's errors, which include the output of `--help` and `--version`.
 pub fn parse<P: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<P, clap::Error> {
     let mut command = without_empty_variables(P::command());
     let mut matches = command.try_get_matches_from_mut(arguments)?;
     P::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
 }
 
-/// Forgets the variable of each option, those of subcommands included, whose variable is empty.
+/// Removes the environment variable of each option, including subcommands, if the variable is empty.
 pub(super) fn without_empty_variables(command: Command) -> Command {
     let command = command.mut_args(|argument| {
         let is_empty = argument.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());

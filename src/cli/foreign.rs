@@ -1,33 +1,33 @@
-//! Options of Docker, Podman and Apptainer that have no code in gpurun: the ones that change nothing here, and the ones that
-//! are refused with what to do instead. A table, so that each is one line and the parser, `--help` and tests agree.
+//! A table of the options of Docker, Podman and Apptainer that gpurun does not implement: options without effect here are
+//! accepted, all others are refused with an alternative. The parser, `--help` and tests share the table.
 
 use crate::error::{Code, Error, Result};
 use clap::{Arg, ArgAction, ArgMatches, parser::ValueSource};
 use std::ffi::OsString;
 
-/// What follows an option.
+/// The value of an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takes {
-    /// Nothing, or `=true` and `=false`, of which false means that it was not typed.
+    /// A flag: no value, `=true`, or `=false`, which is the same as omitting it.
     Flag,
     /// A value.
     Value,
-    /// Nothing, or a value behind `=`: a flag that is on by default.
+    /// A flag that is on by default: no value, or a value after `=`.
     OptionalValue,
 }
 
 /// One option.
 #[derive(Debug)]
 pub struct Foreign {
-    /// Without dashes.
+    /// Long name, without dashes.
     pub long: &'static str,
-    /// Its letter.
+    /// Short name.
     pub short: Option<char>,
-    /// What follows it.
+    /// Kind of value.
     pub takes: Takes,
-    /// Values that are accepted because they ask for what is the case anyway; `*` is any.
+    /// Accepted values, which match gpurun's behaviour; `*` is any value.
     pub accepted: &'static [&'static str],
-    /// What to do instead, for every other value.
+    /// The fix for every other value.
     pub instead: &'static str,
 }
 
@@ -101,7 +101,7 @@ const REAL_TIME: &str =
     "leave it out; to let a program use real-time scheduling write --ulimit rtprio=99 --cap-add SYS_NICE";
 const WINDOWS: &str = "leave it out: it is for Windows containers; --cpus limits processors";
 const ID_MAPS: &str =
-    "leave it out: -u UID:GID chooses who the container's user is, and --userns keep-id makes it the caller";
+    "leave it out: -u UID:GID chooses the container's user, and --userns keep-id makes it the caller";
 const VOLUMES: &str = "mount a directory of the host: mkdir -p ./data, and -v ./data:/path/in/the/container";
 const SIGNATURES: &str = "leave it out and name the image by its digest: NAME@sha256:…, which gpurun checks whatever the registry sends";
 const CREDENTIALS: &str =
@@ -109,7 +109,7 @@ const CREDENTIALS: &str =
 
 /// Every one, by name.
 pub const OPTIONS: &[Foreign] = &[
-    // True anyway.
+    // Already the behaviour of gpurun.
     flag("rm", "").accepts(ANY),
     flag("replace", "").accepts(ANY),
     flag("disable-content-trust", "").accepts(ANY),
@@ -125,7 +125,7 @@ pub const OPTIONS: &[Foreign] = &[
     value("log-driver", LOGS).accepts(&["none", "passthrough"]),
     value("cgroups", "leave it out: the container has a cgroup wherever gpurun may make one").accepts(&["enabled"]),
     value("systemd", "leave it out: gpurun does not start systemd in a container").accepts(FALSE),
-    value("image-volume", "leave it out: the image's volumes are empty directories that go with the container")
+    value("image-volume", "leave it out: the image's volumes are removed with the container")
         .accepts(&["anonymous", "bind"]),
     value("kernel-memory", "leave it out: no kernel since Linux 5.16 has this limit; --memory counts the kernel's memory as well")
         .accepts(&["0"]),
@@ -138,7 +138,7 @@ pub const OPTIONS: &[Foreign] = &[
     flag("tls-verify", "add the host to insecure-registries in /etc/gpurun/config.toml").on_by_default().accepts(TRUE),
     flag("passwd", "leave it out: the container's /etc/passwd has a line for its user").on_by_default().accepts(TRUE),
     flag("read-only-tmpfs", "add --tmpfs /run --tmpfs /tmp for directories that can be written").on_by_default().accepts(FALSE),
-    // What needs a container that outlives gpurun's command.
+    // Options that need a container that outlives the gpurun command.
     flag("detach", BACKGROUND).short('d'),
     value("publish", PORTS).short('p'),
     flag("publish-all", PORTS).short('P'),
@@ -201,7 +201,7 @@ pub const OPTIONS: &[Foreign] = &[
     value("group-entry", "leave it out, or mount your own file: -v ./group:/etc/group:ro"),
     value("passwd-entry", "leave it out, or mount your own file: -v ./passwd:/etc/passwd:ro"),
     value("umask", "set it in the command: sh -c 'umask 0027; exec PROGRAM'"),
-    value("chrootdirs", "leave it out: gpurun writes /etc/hosts and /etc/resolv.conf of the container's root alone"),
+    value("chrootdirs", "leave it out: gpurun writes /etc/hosts and /etc/resolv.conf only in the container's root"),
     value("secret", "mount the file that holds it: -v ./secret:/run/secrets/NAME:ro"),
     value("unsetenv", "set it to nothing with -e NAME=, or run env -u NAME PROGRAM"),
     flag("unsetenv-all", "run env -i PROGRAM in the container"),
@@ -238,20 +238,20 @@ pub const OPTIONS: &[Foreign] = &[
     flag("no-home", "").accepts(ANY),
     flag("writable-tmpfs", "").accepts(ANY),
     flag("fakeroot", "write -u 0"),
-    flag("writable", "leave it out: what a container writes into its root goes when it ends; -v ./data:/data keeps it"),
+    flag("writable", "leave it out: writes to the container's root are discarded at its end; -v ./data:/data keeps data"),
     value("overlay", "leave it out: -v ./data:/data keeps what the container writes there"),
     value("pwd", "write -w DIR"),
 ];
 
-/// Adds them to a command.
+/// Adds the options to a command.
 pub fn add(command: clap::Command) -> clap::Command {
     command.args(OPTIONS.iter().map(Foreign::argument))
 }
 
-/// Refuses the first one that cannot be served.
+/// Refuses the first unsupported option.
 ///
 /// # Errors
-/// [`Code::Usage`], with what to do instead.
+/// [`Code::Usage`], with a fix.
 pub fn check(matches: &ArgMatches) -> Result<()> {
     for option in OPTIONS {
         if matches.value_source(option.long) != Some(ValueSource::CommandLine) {

@@ -1,5 +1,5 @@
-//! Command lines in the grammar of Go's `flag` and urfave/cli, which the programs have that gpurun stands in for:
-//! `-name value`, `--name=value`, `--switch=1`, and the last of several values is used.
+//! Parses command lines in the grammar of Go's `flag` and urfave/cli, for NVIDIA's programs that gpurun replaces:
+//! `-name value`, `--name=value`, `--switch=1`; the last of several values is used.
 
 use super::environment::without_empty_variables;
 use clap::{Arg, ArgAction, Command, Parser};
@@ -11,7 +11,7 @@ use std::{
 /// Parses such a command line; options that are not in it are taken from their variables.
 ///
 /// # Errors
-/// Those of clap, and its answers to `--help` and `--version`.
+/// clap's errors, which include the output of `--help` and `--version`.
 pub fn parse<P: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<P, clap::Error> {
     let mut command = without_empty_variables(P::command()).args_override_self(true);
     let arguments = translated(&command, arguments);
@@ -19,10 +19,10 @@ pub fn parse<P: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result
     P::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
 }
 
-/// The words that Go's `strconv.ParseBool` knows.
+/// Parses the words of Go's `strconv.ParseBool`.
 ///
 /// # Errors
-/// A sentence that names them.
+/// A sentence that lists the words.
 pub fn switch(word: &str) -> Result<bool, String> {
     match word {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -31,7 +31,7 @@ pub fn switch(word: &str) -> Result<bool, String> {
     }
 }
 
-/// The command line as clap reads it.
+/// Rewrites the command line for clap.
 fn translated(root: &Command, arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut words = arguments.into_iter();
     let mut command = root;
@@ -43,7 +43,7 @@ fn translated(root: &Command, arguments: impl IntoIterator<Item = OsString>) -> 
                 command = next;
             }
             read.push(word);
-            // What follows belongs to another program.
+            // The rest belongs to another program.
             if command.get_positionals().any(Arg::is_trailing_var_arg_set) {
                 break;
             }
@@ -77,7 +77,7 @@ fn translated(root: &Command, arguments: impl IntoIterator<Item = OsString>) -> 
                 let value = match value {
                     Some(value) => Some(OsStr::from_bytes(value).to_owned()),
                     None if optional => None,
-                    // Whatever it begins with.
+                    // The value may begin with a dash.
                     None => words.next(),
                 };
                 let mut word = dashed.into_bytes();
@@ -94,7 +94,7 @@ fn translated(root: &Command, arguments: impl IntoIterator<Item = OsString>) -> 
     read
 }
 
-/// The option of this name, of the command or of every command, and how clap wants it.
+/// The option of this name (of the command, or global), and its spelling for clap.
 fn find<'a>(root: &'a Command, command: &'a Command, name: &str) -> Option<(&'a Arg, String)> {
     let global = || root.get_arguments().filter(|argument| argument.is_global_set());
     let known = |argument: &&Arg| {

@@ -1,9 +1,9 @@
-//! Splits a command line at its image: `gpurun [run] [OPTIONS] IMAGE [ARG…]`. Every word behind IMAGE is the container's,
-//! whatever it looks like, as Docker and Podman have it.
+//! Splits a command line at its image: `gpurun [run] [OPTIONS] IMAGE [ARG…]`. As in Docker and Podman, every word after IMAGE
+//! belongs to the container, even if it looks like an option.
 //!
-//! The image is the first word that is neither an option nor an option's value, by the options' own definitions. The words
-//! before it are brought into one form (each option in one word with its value, flags without one), so that the parser behind
-//! has nothing to decide: pflag's rules are applied here and nowhere else.
+//! The image is the first word that is neither an option nor the value of an option. The words before it are normalised (each
+//! option in one word with its value, flags without a value), so that clap decides nothing: pflag's rules are applied only
+//! here.
 
 use crate::error::{Code, Error, Result};
 use clap::{Arg, ArgAction, Command};
@@ -12,24 +12,24 @@ use std::{
     os::unix::ffi::{OsStrExt, OsStringExt},
 };
 
-/// The options that stand at the front of some words.
+/// The options at the front of a command line.
 #[derive(Debug, Default)]
 pub struct Front {
     /// The options, each in one word.
     pub options: Vec<OsString>,
-    /// How many words they took, with a `--` behind them.
+    /// How many words they took, including a `--`.
     pub length: usize,
-    /// Whether one of them is not an option of every command.
+    /// Whether one of them is an option of `run`, not a global option.
     pub has_own: bool,
     /// Whether `--` ended them.
     pub escaped: bool,
-    /// Whether a word looks like an option and is none. It is the last one of `options`.
+    /// Whether the last one of `options` is unknown.
     pub unknown: bool,
-    /// Flags, in the order in which they were first typed, with their last value.
+    /// Flags in the order of their first use, with their last value.
     flags: Vec<(String, bool)>,
 }
 
-/// Reads options up to the first word that is none.
+/// Reads options up to the first word that is not an option.
 ///
 /// # Errors
 /// [`Code::Usage`] for `--flag=VALUE` where VALUE is not a boolean.
@@ -54,7 +54,7 @@ pub fn front(command: &Command, words: &[OsString]) -> Result<Front> {
         }
     }
     let on = front.flags.iter().filter(|(_, on)| *on).map(|(name, _)| OsString::from(format!("--{name}")));
-    // An unknown word stays the last: what is behind it cannot be read.
+    // An unknown option stays last, because the words after it cannot be interpreted.
     let at = front.options.len() - usize::from(front.unknown);
     front.options.splice(at..at, on.collect::<Vec<_>>());
     Ok(front)
@@ -158,7 +158,7 @@ impl Front {
     }
 }
 
-/// Go's strconv.ParseBool, by which Docker and Podman read flags.
+/// Go's strconv.ParseBool, as Docker and Podman use for flags.
 pub fn boolean(text: &[u8]) -> Option<bool> {
     match text {
         b"1" | b"t" | b"T" | b"true" | b"TRUE" | b"True" => Some(true),
@@ -177,12 +177,12 @@ fn short(command: &Command, letter: u8) -> Option<&Arg> {
     command.get_arguments().find(|arg| arg.get_short() == Some(letter.into()))
 }
 
-/// Whether an option is on or off, and its value a boolean.
+/// Whether an option is a boolean flag.
 fn is_flag(arg: &Arg) -> bool {
     !arg.get_action().takes_values()
 }
 
-/// Whether the value may be the next word. pflag: not where the option means something without a value.
+/// Whether the value may be the next word. As in pflag, not if the option has a meaning without a value.
 fn takes_next_word(arg: &Arg) -> bool {
     !arg.is_require_equals_set()
 }

@@ -1,9 +1,9 @@
-//! One paragraph from what the argument parser knows of a failure: the argument, its possible values, what was probably meant.
+//! Converts errors of the argument parser to ours: one paragraph with the argument, its possible values and suggestions.
 
 use crate::error::{Code, Error};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// Our error for the parser's. `help` is the command that shows the options.
+/// Converts an error of clap. `help` is the command that shows the options.
 pub fn explain(error: &clap::Error, help: &str) -> Error {
     let context = Context { error };
     let argument = context.text(ContextKind::InvalidArg);
@@ -35,7 +35,7 @@ pub fn explain(error: &clap::Error, help: &str) -> Error {
     explained.fix(context.fix(help))
 }
 
-/// The commands that look like the one that was typed.
+/// Commands similar to the typed one.
 pub fn suggested_commands(error: &clap::Error) -> Vec<String> {
     Context { error }.strings(ContextKind::SuggestedSubcommand)
 }
@@ -59,7 +59,7 @@ impl Context<'_> {
         self.strings(kind).join(", ")
     }
 
-    /// What was probably meant comes first, then every possible value, then where the rest is.
+    /// Builds the fix: suggestions first, then the possible values, then the help command.
     fn fix(&self, help: &str) -> String {
         let meant: Vec<String> =
             [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue]
@@ -70,7 +70,7 @@ impl Context<'_> {
         if !meant.is_empty() {
             parts.push(format!("did you mean {}?", meant.join(" or ")));
         }
-        // An empty one is no value to choose.
+        // An empty value is not offered.
         let values: Vec<String> =
             self.strings(ContextKind::ValidValue).into_iter().filter(|value| !value.is_empty()).collect();
         if !values.is_empty() {
@@ -88,7 +88,7 @@ impl Context<'_> {
     }
 }
 
-/// The parser's own words, in one line.
+/// clap's own message, in one line.
 fn first_paragraph(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());

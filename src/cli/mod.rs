@@ -1,7 +1,7 @@
-//! The command line: argument types, and which of the words belong to gpurun.
+//! The command line: argument types, and the split between gpurun's and the container's words.
 //!
-//! `run`, `plan` and their short form are split at the image before anything is parsed ([`line`]); every other command is
-//! clap's alone. Nothing here acts: what an option means is decided in `commands`.
+//! `run`, `plan` and their short form are split at the image before clap parses them ([`line`]); clap alone parses every
+//! other command. This module only parses; `commands` decides what an option means.
 #![forbid(unsafe_code)]
 // These comments are the help text, in which brackets mean "optional".
 #![allow(rustdoc::broken_intra_doc_links)]
@@ -38,10 +38,10 @@ use std::{ffi::OsString, path::PathBuf};
                   name needs the word run, or an option in front"
 )]
 pub struct Cli {
-    /// Where things are, and how much is said.
+    /// Global options.
     #[command(flatten)]
     pub global: Global,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -65,20 +65,20 @@ pub const VERBS: [&str; 15] = [
     "help",
 ];
 
-/// What a command line asks for.
+/// The request of a command line.
 #[derive(Debug)]
 pub enum Request {
     /// Run a container.
     Run(Global, Box<Run>),
-    /// Say what it would get.
+    /// Show what a container would get.
     Plan(Global, Box<Run>),
     /// Another command.
     Other(Box<Cli>),
-    /// Help or the version, which is all that was asked for.
+    /// Help or the version.
     Print(String),
 }
 
-/// The words of a command line, read up to what they ask for.
+/// A parsed command line.
 #[derive(Debug)]
 pub struct Parsed {
     /// Whether failures are printed as JSON.
@@ -95,7 +95,7 @@ pub fn is_true(text: &str) -> Option<bool> {
 /// Reads the words of `gpurun`, its own name first.
 pub fn parse(words: &[OsString]) -> Parsed {
     let words = words.get(1..).unwrap_or_default();
-    // Alone it asks for help; in front of an image it is the host name.
+    // `-h` alone asks for help; before an image it is the host name.
     if words.len() == 1 && words[0] == "-h" {
         return other(words);
     }
@@ -128,7 +128,7 @@ pub fn parse(words: &[OsString]) -> Parsed {
     }
 }
 
-/// Whether a word can only be an image.
+/// Whether a word is certainly an image.
 fn is_reference(word: Option<&OsString>) -> bool {
     word.is_some_and(|word| verbs::is_explicit_reference(&word.to_string_lossy()))
 }
@@ -149,7 +149,7 @@ fn container(command: clap::Command, before: line::Front, mut rest: &[OsString])
     }
     let json = asks_for_json(&options);
     let is_plan = command.get_name() == "plan";
-    // From here on there are no options: whatever follows is the image and the container's words.
+    // No options follow, only the image and the container's words.
     let line =
         std::iter::once("gpurun".into()).chain(options).chain(["--".into()]).chain(rest.iter().cloned());
     let help = if is_plan { "gpurun plan --help" } else { "gpurun run --help" };
@@ -183,7 +183,7 @@ fn other(words: &[OsString]) -> Parsed {
             Err(error) => printed_or_refused(&error, &help).map(Request::Print),
         },
         Err(error) => match (error.kind(), error.get(clap::error::ContextKind::InvalidSubcommand)) {
-            // Of gpurun itself: `cdi` and others have commands of their own.
+            // Only for gpurun itself: `cdi` and others have their own commands.
             (clap::error::ErrorKind::InvalidSubcommand, Some(clap::error::ContextValue::String(word)))
                 if words
                     .iter()
@@ -198,7 +198,7 @@ fn other(words: &[OsString]) -> Parsed {
     Parsed { json, request }
 }
 
-/// Reads another program's words with clap alone. `Err` within the result is help that was asked for.
+/// Parses the command line of another program with clap. The inner `Err` is the requested help.
 ///
 /// # Errors
 /// [`Code::Usage`], with what the parser knows.
@@ -206,7 +206,7 @@ pub fn parse_with<P: Parser>(words: &[OsString], help: &str) -> Result<std::resu
     answered(environment::parse(words.iter().cloned()), help)
 }
 
-/// Reads another program's words in the grammar of Go's programs.
+/// Parses the command line of another program in the grammar of Go's `flag`.
 ///
 /// # Errors
 /// [`Code::Usage`], with what the parser knows.
@@ -224,7 +224,7 @@ fn answered<P>(
     }
 }
 
-/// Help is an answer and goes to standard output; the rest is a failure.
+/// Help goes to standard output; everything else is an error.
 fn printed_or_refused(error: &clap::Error, help: &str) -> Result<String> {
     if error.use_stderr() {
         return Err(message::explain(error, help));
@@ -249,7 +249,7 @@ pub fn command() -> clap::Command {
 pub fn run_command(name: &'static str) -> clap::Command {
     let command = clap::Command::new(name)
         .about(match name {
-            "plan" => "Say what a container would get, and start nothing",
+            "plan" => "Show what a container would get, without starting it",
             _ => "Run a command in a new container",
         })
         .after_help("Docker's and Podman's other options are accepted where they change nothing, or refused with what to do instead.")
@@ -274,19 +274,19 @@ pub fn run_command(name: &'static str) -> clap::Command {
 /// Options of every verb.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// Where the driver's files are (`/`, `/run/nvidia/driver`)
+    /// Root of the driver's files (`/`, `/run/nvidia/driver`)
     #[arg(long, global = true, env = "GPURUN_DRIVER_ROOT", value_name = "DIR", help_heading = "Host")]
     pub driver_root: Option<PathBuf>,
-    /// Where the device nodes are, if not in the driver root
+    /// Root of the device nodes [default: the driver root]
     #[arg(long, global = true, env = "GPURUN_DEV_ROOT", value_name = "DIR", help_heading = "Host")]
     pub dev_root: Option<PathBuf>,
-    /// A simulated host (see gpurun demo --keep) in place of the real one
+    /// Use a simulated host (see gpurun demo --keep) instead of the real one
     #[arg(long, global = true, env = "GPURUN_SIMULATED_HOST", value_name = "DIR", help_heading = "Host")]
     pub simulated_host: Option<PathBuf>,
-    /// The configuration file [default: /etc/gpurun/config.toml, if it is there]
+    /// Configuration file [default: /etc/gpurun/config.toml, if it exists]
     #[arg(long, global = true, env = "GPURUN_CONFIG", value_name = "FILE", help_heading = "Host")]
     pub config: Option<PathBuf>,
-    /// What is logged to stderr: error, warn, info, debug, trace
+    /// Log level for stderr: error, warn, info, debug, trace
     #[arg(
         long,
         global = true,
@@ -296,10 +296,10 @@ pub struct Global {
         help_heading = "Host"
     )]
     pub log: tracing::level_filters::LevelFilter,
-    /// How it is logged
+    /// Log format
     #[arg(long, global = true, value_enum, default_value = "text", help_heading = "Host")]
     pub log_format: LogFormat,
-    /// Answers and failures as JSON
+    /// Print results and errors as JSON
     #[arg(long, global = true, help_heading = "Host")]
     pub json: bool,
 }
@@ -309,7 +309,7 @@ pub struct Global {
 pub enum LogFormat {
     /// Lines for people.
     Text,
-    /// An object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -318,22 +318,22 @@ pub enum LogFormat {
 pub enum Command {
     /// List the GPUs
     Ls,
-    /// Check the host, and say what is wrong and what to do
+    /// Check the host; report problems and fixes
     Doctor(CdiDirectories),
     /// Print everything gpurun knows of the host as JSON (a bug report; a fixture)
     Inventory,
     /// List the images that are unpacked in the store
     Images {
-        /// Check each: its configuration by its digest, its layers by the configuration and for being there
+        /// Verify config digests and that every layer is present
         #[arg(long, conflicts_with = "usage")]
         verify: bool,
-        /// Measure what each takes on the disk
+        /// Show disk usage of each image
         #[arg(long)]
         usage: bool,
     },
     /// Fetch images from a registry, or unpack them from an archive, into the store
     Pull {
-        /// How they are had
+        /// Options of the pull.
         #[command(flatten)]
         pulling: Pulling,
         /// NAME[:TAG][@DIGEST], docker://… or any other image
@@ -342,24 +342,24 @@ pub enum Command {
     },
     /// Remove images from the store, and the layers that no other image needs
     Rmi {
-        /// As `gpurun images` lists them
+        /// Names as in `gpurun images`
         #[arg(required = true)]
         images: Vec<String>,
     },
     /// Remove the layers that no image in the store needs
     Prune,
-    /// CDI documents: for docker, podman, containerd and CRI-O
+    /// Write and check CDI specs for docker, podman, containerd and CRI-O
     #[command(subcommand)]
     Cdi(Cdi),
-    /// Tell an engine of gpurun, or take gpurun out of its configuration
+    /// Register gpurun with a container engine, or unregister it
     Configure(Configure),
-    /// Print every key of the configuration: what it is, where that comes from, what it means
+    /// Print every configuration key with its value, source and meaning
     Config,
-    /// Run the main job on this machine and print what the container saw
+    /// Run a GPU container on this machine and print what it sees
     Demo(Demo),
     /// Print completions for a shell
     Completions {
-        /// Which shell
+        /// Shell
         shell: clap_complete::Shell,
     },
 }
@@ -367,36 +367,36 @@ pub enum Command {
 /// `gpurun configure`
 #[derive(Debug, Args)]
 pub struct Configure {
-    /// Whose configuration is changed
+    /// Container engine
     #[arg(value_enum)]
     pub engine: Engine,
-    /// What the runtime is called: docker run --runtime NAME
+    /// Name of the runtime: docker run --runtime NAME
     #[arg(long, default_value = "gpurun", value_name = "NAME")]
     pub name: String,
-    /// The program [default: the gpurun-runtime beside gpurun, or in PATH]
+    /// Path of gpurun-runtime [default: beside gpurun, or in PATH]
     #[arg(long, value_name = "FILE")]
     pub path: Option<PathBuf>,
-    /// The engine's file [default: the one that it reads]
+    /// Configuration file of the engine [default: the file that it reads]
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Let it run the containers of those who name no runtime
+    /// Make gpurun the engine's default runtime
     #[arg(long)]
     pub set_as_default: bool,
-    /// Let the engine read CDI documents, too
+    /// Also enable CDI in the engine
     #[arg(long)]
     pub cdi: bool,
-    /// For podman and crio: a file of hooks.d in place of a runtime
+    /// For podman and crio: install a hook in hooks.d instead of a runtime
     #[arg(long, conflicts_with_all = ["set_as_default", "cdi"])]
     pub hook: bool,
-    /// Take out what was put in (with --cdi: its switch, too)
+    /// Remove gpurun from the engine's configuration (with --cdi: also disable CDI)
     #[arg(long)]
     pub remove: bool,
-    /// Print what would change, and change nothing
+    /// Print the changes without writing them
     #[arg(long)]
     pub dry_run: bool,
 }
 
-/// The engines that gpurun can be made known to.
+/// The supported container engines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Engine {
     /// dockerd
@@ -415,7 +415,7 @@ pub struct Demo {
     /// Simulate this host even if the machine has a driver: 8xh100, a100-mig, t4, one-lost-gpu, old-driver, slow-init
     #[arg(long, value_name = "NAME")]
     pub simulate: Option<String>,
-    /// Lay the simulated host out in this directory, print how to use it, and leave it there
+    /// Write the simulated host to this directory, print how to use it, and keep it
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
 }

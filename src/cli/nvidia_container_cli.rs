@@ -84,7 +84,7 @@ pub struct List {
     /// Firmware
     #[arg(short, long)]
     pub firmwares: bool,
-    /// With --libraries, those of 32 bits, too
+    /// With --libraries, also list 32-bit libraries
     #[arg(long)]
     pub compat32: bool,
 }

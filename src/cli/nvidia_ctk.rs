@@ -190,7 +190,7 @@ pub struct CdiGenerate {
 /// `nvidia-ctk cdi list`
 #[derive(Debug, Args)]
 pub struct CdiList {
-    /// A directory of documents; one that is named later goes before
+    /// Directory of CDI specs; later directories take precedence
     #[arg(long, env = "NVIDIA_CTK_CDI_SPEC_DIRS", value_name = "DIR", value_delimiter = ',', default_values = DIRECTORIES)]
     pub spec_dir: Vec<PathBuf>,
 }
@@ -214,7 +214,7 @@ pub struct Configure {
     /// The engine's file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The drop-in that is written for CRI-O; --config is then the file on which it builds
+    /// Drop-in to write for CRI-O; --config is then the main file
     #[arg(long, value_name = "FILE")]
     pub drop_in_config: Option<PathBuf>,
     /// Not used: the engine is not run

@@ -5,13 +5,13 @@
 use clap::Args;
 use std::{ffi::OsString, path::PathBuf};
 
-/// How images of registries are had.
+/// Options for pulls from registries.
 #[derive(Debug, Args)]
 pub struct Pulling {
-    /// The image for this kind of machine: linux/amd64, linux/arm64 [default: this one's]
+    /// Platform of the image: linux/amd64, linux/arm64 [default: this machine's]
     #[arg(long, value_name = "PLATFORM", help_heading = "Image")]
     pub platform: Option<crate::image::Platform>,
-    /// How the fetching is shown on stderr
+    /// Progress display on stderr
     #[arg(long, value_enum, default_value = "auto", help_heading = "Image")]
     pub progress: crate::image::registry::Progress,
 }
@@ -19,10 +19,10 @@ pub struct Pulling {
 /// Docker's options, with Docker's grammar.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// When the registry is asked
+    /// When to ask the registry
     #[arg(long, value_enum, default_value = "missing", help_heading = "Image")]
     pub pull: crate::image::registry::When,
-    /// How the image is had
+    /// Options of the pull.
     #[command(flatten)]
     pub pulling: Pulling,
     /// Show no progress of a pull
@@ -40,13 +40,13 @@ pub struct Run {
     /// Runtime that Docker would use: nvidia lets the image ask for GPUs
     #[arg(long, value_name = "NAME", hide = true)]
     pub runtime: Option<String>,
-    /// Set a variable; NAME alone and PREFIX* take it from gpurun's own environment
+    /// Set a variable; NAME alone and PREFIX* take values from gpurun's environment
     #[arg(short = 'e', long = "env", value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
     /// Read variables from a file
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
-    /// Pass every variable of gpurun's own environment
+    /// Pass all variables of gpurun's environment
     #[arg(long)]
     pub env_host: bool,
     /// Mount a host directory or file: SOURCE:TARGET[:ro]
@@ -70,7 +70,7 @@ pub struct Run {
     /// Write the container's ID to a new file
     #[arg(long, value_name = "FILE", help_heading = "Files")]
     pub cidfile: Option<PathBuf>,
-    /// Write the process ID of the container's first process, as the host counts it, to a file
+    /// Write the host's process ID of the container's first process to a file
     #[arg(long, value_name = "FILE", help_heading = "Files")]
     pub pidfile: Option<PathBuf>,
     /// Working directory
@@ -79,7 +79,7 @@ pub struct Run {
     /// User: NAME|UID[:GROUP|GID] [default: the image's, or the caller if that is root]
     #[arg(short = 'u', long, value_name = "USER[:GROUP]", help_heading = "User")]
     pub user: Option<String>,
-    /// Another group of the user, by name or number, or keep-groups: the groups of gpurun's caller
+    /// Add a group by name or number, or keep-groups: the groups of the caller
     #[arg(long, value_name = "GROUP", help_heading = "User")]
     pub group_add: Vec<String>,
     /// User namespace: host, or keep-id (the caller's own uid and gid)
@@ -88,7 +88,7 @@ pub struct Run {
     /// Give root a capability: CAP_NAME, NAME or ALL
     #[arg(long, value_name = "CAPABILITY", help_heading = "User")]
     pub cap_add: Vec<String>,
-    /// Take a capability from root
+    /// Remove a capability from root
     #[arg(long, value_name = "CAPABILITY", help_heading = "User")]
     pub cap_drop: Vec<String>,
     /// seccomp=unconfined, systempaths=unconfined, no-new-privileges=false, label=disable
@@ -97,7 +97,7 @@ pub struct Run {
     /// All capabilities and devices, no system call filter, no masked or read-only paths
     #[arg(long, help_heading = "User")]
     pub privileged: bool,
-    /// Run this in place of the image's entrypoint
+    /// Run this instead of the image's entrypoint
     #[arg(long, value_name = "COMMAND")]
     pub entrypoint: Option<String>,
     /// Pass standard input
@@ -115,7 +115,7 @@ pub struct Run {
     /// NIS domain name in the container
     #[arg(long, value_name = "NAME", help_heading = "Namespaces")]
     pub domainname: Option<String>,
-    /// host, or none: a loopback device alone [default: host]
+    /// host, or none: only a loopback device [default: host]
     #[arg(long, visible_alias = "net", value_name = "NETWORK", help_heading = "Namespaces")]
     pub network: Vec<String>,
     /// Add a line to /etc/hosts: NAME:ADDRESS
@@ -124,7 +124,7 @@ pub struct Run {
     /// Name server in /etc/resolv.conf
     #[arg(long, value_name = "ADDRESS", help_heading = "Namespaces")]
     pub dns: Vec<String>,
-    /// Search domain in /etc/resolv.conf; "." is none
+    /// Search domain in /etc/resolv.conf; "." clears the list
     #[arg(long, value_name = "DOMAIN", help_heading = "Namespaces")]
     pub dns_search: Vec<String>,
     /// Option in /etc/resolv.conf
@@ -136,7 +136,7 @@ pub struct Run {
     /// host: see the host's processes
     #[arg(long, value_name = "MODE", help_heading = "Namespaces")]
     pub pid: Option<String>,
-    /// host: have the host's name
+    /// host: share the host's name
     #[arg(long, value_name = "MODE", help_heading = "Namespaces")]
     pub uts: Option<String>,
     /// private or host [default: private]
@@ -145,7 +145,7 @@ pub struct Run {
     /// Set a parameter of the container's namespaces: net.core.somaxconn=1024
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Namespaces")]
     pub sysctl: Vec<String>,
-    /// Limit: NAME=SOFT[:HARD] (nofile, memlock, nproc, stack, …); -1 is as high as permitted
+    /// Limit: NAME=SOFT[:HARD] (nofile, memlock, nproc, stack, …); -1 is the highest permitted limit
     #[arg(long, value_name = "NAME=SOFT[:HARD]", help_heading = "Limits")]
     pub ulimit: Vec<String>,
     /// Limits of memory, processors and block devices.
@@ -154,22 +154,22 @@ pub struct Run {
     /// Rule for the container's devices: c 10:* rwm
     #[arg(long, value_name = "RULE", help_heading = "Limits")]
     pub device_cgroup_rule: Vec<String>,
-    /// Cgroup below which the container's is made
+    /// Parent of the container's cgroup
     #[arg(long, value_name = "CGROUP", help_heading = "Limits")]
     pub cgroup_parent: Option<String>,
-    /// Which processes are killed first where memory runs out (-1000 to 1000)
+    /// Preference for the kernel to kill the container if memory runs out (-1000 to 1000)
     #[arg(long, value_name = "NUMBER", help_heading = "Limits")]
     pub oom_score_adj: Option<i32>,
-    /// Signal that asks the command to end, where gpurun gets SIGTERM [default: the image's, or SIGTERM]
+    /// Signal to send to the command when gpurun receives SIGTERM [default: the image's, or SIGTERM]
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,
-    /// Say nothing about the image's HEALTHCHECK, which is not run
+    /// Do not warn that the image's HEALTHCHECK is not run
     #[arg(long, hide = true)]
     pub no_healthcheck: bool,
     /// Name of the run
     #[arg(long, value_name = "NAME", hide = true)]
     pub name: Option<String>,
-    /// Streams that are passed
+    /// Streams to pass
     #[arg(short = 'a', long, value_name = "STREAM", hide = true)]
     pub attach: Vec<String>,
     /// Metadata of the container
@@ -183,7 +183,7 @@ pub struct Run {
     pub annotation: Vec<String>,
     /// NAME[:TAG][@DIGEST] of a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], rootfs:DIR, or host:
     pub image: String,
-    /// The command and its arguments, whatever they look like [default: the image's]
+    /// Command and arguments, passed unchanged [default: the image's]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
@@ -194,16 +194,16 @@ pub struct Resources {
     /// Memory limit (512m, 16g)
     #[arg(short = 'm', long, value_name = "SIZE", help_heading = "Limits")]
     pub memory: Option<String>,
-    /// Memory and swap together; -1 is no limit of swap [default: twice the memory]
+    /// Memory and swap together; -1 is unlimited swap [default: twice the memory]
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     pub memory_swap: Option<String>,
-    /// Memory that is protected from, or reclaimed last for, others
+    /// Memory that is protected from reclaim (cgroup v2), or reclaimed last (v1)
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     pub memory_reservation: Option<String>,
-    /// How readily memory is swapped out, 0 to 100 (cgroup v1)
+    /// Tendency to swap out memory, 0 to 100 (cgroup v1)
     #[arg(long, value_name = "NUMBER", hide = true, help_heading = "Limits")]
     pub memory_swappiness: Option<i64>,
-    /// Let processes wait instead of killing them where memory runs out (cgroup v1)
+    /// Pause processes instead of killing them if memory runs out (cgroup v1)
     #[arg(long, hide = true, help_heading = "Limits")]
     pub oom_kill_disable: bool,
     /// Number of CPUs (1.5)
@@ -218,10 +218,10 @@ pub struct Resources {
     /// Processor time in each period in microseconds
     #[arg(long, value_name = "USEC", hide = true, help_heading = "Limits")]
     pub cpu_quota: Option<i64>,
-    /// Processors that are used (0-3, 0,1)
+    /// CPUs to use (0-3, 0,1)
     #[arg(long, value_name = "CPUS", help_heading = "Limits")]
     pub cpuset_cpus: Option<String>,
-    /// NUMA nodes whose memory is used (0-3, 0,1)
+    /// NUMA nodes to use memory from (0-3, 0,1)
     #[arg(long, value_name = "NODES", help_heading = "Limits")]
     pub cpuset_mems: Option<String>,
     /// Weight of block I/O against other containers, 10 to 1000

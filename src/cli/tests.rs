@@ -1,4 +1,4 @@
-//! Which words belong to the container, and what a failure of parsing says.
+//! Tests the split of command lines and the messages of parse errors.
 
 use super::*;
 use std::os::unix::ffi::OsStringExt;
@@ -27,7 +27,7 @@ fn refusal(line: &str) -> String {
     }
 }
 
-/// Every way to write every option of `run`, from the parser's own definitions.
+/// Every spelling of every option of `run`, from the definitions of the parser.
 fn every_option() -> Vec<Vec<OsString>> {
     let mut all = Vec::new();
     for arg in run_command("run").get_arguments() {

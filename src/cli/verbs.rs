@@ -1,9 +1,9 @@
-//! Words that people type as commands and that are none: Docker's and Podman's verbs, files, misspelt commands.
+//! Advice for words that are not commands: Docker's and Podman's verbs, files, misspelt commands.
 
 use crate::error::{Code, Error};
 use std::path::Path;
 
-/// Endings of files that hold an image, and its kind.
+/// Extensions of image files, and the kind of image.
 const IMAGE_SUFFIXES: [(&str, &str); 9] = [
     (".sif", "sif"),
     (".sqsh", "sqsh"),
@@ -16,7 +16,7 @@ const IMAGE_SUFFIXES: [(&str, &str); 9] = [
     (".tar.bz2", "archive"),
 ];
 
-const IN_FOREGROUND: &str = "containers of gpurun run in the foreground and end with it: `ps -C gpurun` lists those that run, and ^C or kill ends one";
+const IN_FOREGROUND: &str = "gpurun runs containers in the foreground: `ps -C gpurun` lists running containers, and ^C or kill ends one";
 const LOGS: &str = "gpurun passes the container's output through: redirect it, gpurun run … > FILE 2>&1, or run it as a unit with \
                     systemd-run and read journalctl -u NAME";
 const EXEC: &str = "enter a running container with nsenter: nsenter --target PID --all, where PID is in the file of gpurun run --pidfile";
@@ -25,13 +25,12 @@ const BUILD: &str = "build with buildah, podman build or docker buildx, and run 
 const LOGIN: &str = "log in with docker login, podman login or skopeo login: gpurun reads their files";
 const COMPOSE: &str =
     "use docker compose or podman-compose with gpurun as their runtime: gpurun configure docker";
-const FILES: &str =
-    "containers go when they end: mount a directory, -v ./data:/data, and let the command write there";
-const NETWORKS: &str = "containers have the host's network; --network none is a loopback device alone";
+const FILES: &str = "containers are removed when they end: mount a directory, -v ./data:/data, and let the command write there";
+const NETWORKS: &str = "containers have the host's network; --network none gives them only a loopback device";
 const VOLUMES: &str = "gpurun keeps no volumes: make a directory and mount it, mkdir data, -v ./data:/data";
-const COPY: &str = "copy images with skopeo copy, which knows every kind of image that gpurun reads";
+const COPY: &str = "copy images with skopeo copy, which supports every kind of image that gpurun reads";
 
-/// A verb of Docker, Podman or Apptainer, and what does its job today.
+/// A verb of Docker, Podman or Apptainer, and its replacement.
 const ELSEWHERE: [(&str, &str); 57] = [
     ("ps", IN_FOREGROUND),
     ("stop", IN_FOREGROUND),
@@ -67,7 +66,7 @@ const ELSEWHERE: [(&str, &str); 57] = [
         "stats",
         "nvidia-smi shows the GPUs, and systemd-cgtop the processors and memory of the cgroups below gpurun/",
     ),
-    ("inspect", "gpurun plan IMAGE says what a container would get, and skopeo inspect what an image is"),
+    ("inspect", "gpurun plan IMAGE shows what a container would get, and skopeo inspect describes an image"),
     ("history", "skopeo inspect --config docker://IMAGE shows an image's history"),
     ("cp", FILES),
     ("diff", FILES),
@@ -92,7 +91,7 @@ const ELSEWHERE: [(&str, &str); 57] = [
     ("service", COMPOSE),
     ("pod", "start each container by itself: all have the host's network, and --ipc host shares memory"),
     ("kube", "gpurun-device-plugin serves a cluster; kubectl starts pods in it"),
-    ("generate", "write a unit whose ExecStart= is the gpurun run line"),
+    ("generate", "write a unit with the gpurun run line as ExecStart="),
     ("push", COPY),
     ("tag", COPY),
     ("save", COPY),
@@ -110,12 +109,12 @@ const ELSEWHERE: [(&str, &str); 57] = [
     ("sh", "gpurun run -it IMAGE sh"),
 ];
 
-/// Whether a word names an image beyond doubt.
+/// Whether a word is certainly the name of an image.
 pub fn is_explicit_reference(word: &str) -> bool {
     word.contains(['/', ':', '@'])
 }
 
-/// What to say to a word that is no command. `suggested` are commands that look like it.
+/// The error for a word that is not a command. `suggested` are similar commands.
 pub fn unknown(word: &str, suggested: &[String]) -> Error {
     let error = Error::new(Code::Usage, format!("there is no command {word:?}"));
     if let Some((_, instead)) = ELSEWHERE.iter().find(|(verb, _)| *verb == word) {
@@ -132,8 +131,8 @@ pub fn unknown(word: &str, suggested: &[String]) -> Error {
     error.fix(format!("did you mean {}? {image}", suggested.join(" or ")))
 }
 
-/// What to say to an image that is a file or directory of this machine, typed without its kind. `None` where the word is no
-/// path of an image.
+/// The error for a local file or directory that was typed as an image without its kind. `None` if the word is not such a
+/// path.
 pub fn path_without_kind(word: &str) -> Option<Error> {
     let is_path = word.starts_with(['/', '.', '~']);
     let looks_like_archive = IMAGE_SUFFIXES.iter().any(|(suffix, _)| word.ends_with(suffix));
@@ -150,7 +149,7 @@ pub fn path_without_kind(word: &str) -> Option<Error> {
     )
 }
 
-/// A file or directory as an image: what it is, and how it is run.
+/// The kind of a file or directory, and the command to run it as an image.
 fn local_image(word: &str) -> Option<(String, String)> {
     let path = Path::new(word);
     let stat = std::fs::metadata(path).ok()?;
@@ -208,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn no_verb_of_ours_is_said_to_be_elsewhere() {
+    fn no_command_of_gpurun_has_advice_for_another_program() {
         for (index, (verb, _)) in ELSEWHERE.iter().enumerate() {
             assert!(!super::super::VERBS.contains(verb), "{verb}");
             assert!(ELSEWHERE[..index].iter().all(|(other, _)| other != verb), "{verb} stands twice");

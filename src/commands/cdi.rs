@@ -45,7 +45,7 @@ pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
     }
 }
 
-/// Writes the document of the host's GPUs, without the hooks that are not wanted.
+/// Writes the CDI spec of the host's GPUs, without disabled hooks.
 pub fn generate(context: &Context, args: &CdiGenerate, disabled_hooks: &[String]) -> Result<u8> {
     let driver = driver(context, &args.document, || context.inventory())?;
     let content = content(context, driver, &args.document, disabled_hooks, args.output.as_deref())?;
@@ -184,7 +184,7 @@ fn only_device(own: &[(NameStrategy, &'static str)], args: &CdiDocument) -> Resu
     let is_unknown = |asked: &&String| *asked != "all" && own.iter().all(|(_, name)| asked != name);
     if let Some(unknown) = args.device_id.iter().find(is_unknown) {
         return Err(Error::new(Code::UnknownGpu, format!("the host has no device {unknown}"))
-            .cause("its driver is not found through NVML, and is one device")
+            .cause("its GPU is one device and is not found through NVML")
             .fix("use --device-id all, or leave it out"));
     }
     let mut names: Vec<&'static str> = args
@@ -288,18 +288,18 @@ fn refresh(
     if write(&args.output, &content)? {
         out!("{path} is written: {about}")?;
     } else {
-        out!("{path} is as it should be")?;
+        out!("{path} is up to date")?;
     }
     Ok(())
 }
 
 /// Fails where `--output` names a file that is not a CDI spec: a refresh replaces the file, and removes it on a host without GPUs.
 fn check_is_spec(output: &Path) -> Result<()> {
-    // /dev/stdout and a FIFO are written to, not replaced.
+    // /dev/stdout and FIFOs are written to, not replaced.
     if !output.metadata().is_ok_and(|there| there.is_file()) {
         return Ok(());
     }
-    // Where it cannot be read, writing says what is wrong.
+    // If the file cannot be read, the write reports the reason.
     let Ok(content) = std::fs::read(output) else { return Ok(()) };
     let is_spec = |text: &str| {
         serde_norway::from_str::<serde_json::Value>(text)
@@ -416,8 +416,8 @@ fn devices(found: &[Found]) -> BTreeMap<String, Vec<&Path>> {
     devices
 }
 
-/// Prints the devices, one a line, as engines take their names. Why there is none is written to standard error; 0 in any case,
-/// as with `nvidia-ctk cdi list`.
+/// Prints the qualified device names, one per line. If there are none, the reason goes to standard error. The exit code is
+/// always 0, as with `nvidia-ctk cdi list`.
 pub fn list(directories: &[PathBuf], as_json: bool) -> Result<u8> {
     let found = found(directories)?;
     let devices = devices(&found);
@@ -455,9 +455,9 @@ fn validate(context: &Context, directories: &[PathBuf]) -> Result<u8> {
             out!("!    {}: {what}; {fix}", path.display())?;
         }
         if files.is_empty() {
-            out!("there is no document in {}", shown(directories))?;
+            out!("there is no CDI spec in {}", shown(directories))?;
         } else if findings.is_empty() {
-            out!("{} documents, nothing is wrong", files.len())?;
+            out!("{} CDI specs, nothing is wrong", files.len())?;
         }
     }
     Ok(u8::from(!findings.is_empty()))
@@ -500,12 +500,12 @@ pub fn checked(directories: &[PathBuf], inventory: &Result<Inventory>) -> Result
                 (format!("it defines {name} twice"), REGENERATE)
             } else if first.parent() == second.parent() {
                 (
-                    format!("{} defines {name}, too, so engines refuse it", first.display()),
+                    format!("{} also defines {name}, so engines refuse it", first.display()),
                     "remove one of the two files",
                 )
             } else {
                 (
-                    format!("it goes before {}, which defines {name}, too", first.display()),
+                    format!("it takes precedence over {}, which also defines {name}", first.display()),
                     "remove the one that is not meant",
                 )
             };
@@ -518,14 +518,14 @@ pub fn checked(directories: &[PathBuf], inventory: &Result<Inventory>) -> Result
             Ok(document) => findings.extend(check(document, inventory).into_iter().map(finding)),
             Err(error) => findings.push(finding((
                 format!("{}: {}", error.what(), error.cause_line()),
-                "remove it, or write it anew",
+                "remove it, or write it again",
             ))),
         }
     }
     Ok(Checked { files: found.into_iter().map(|file| file.path).collect(), findings })
 }
 
-const REGENERATE: &str = "write it anew with `gpurun cdi generate`, or with what wrote it";
+const REGENERATE: &str = "write it again with `gpurun cdi generate`, or with what wrote it";
 
 /// What is wrong with one document, and what to do.
 fn check(document: &Document, inventory: &Result<Inventory>) -> Vec<(String, &'static str)> {

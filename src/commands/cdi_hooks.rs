@@ -1,8 +1,8 @@
-//! `nvidia-ctk cdi generate --disable-hook`: a CDI spec without hooks that its user does not want.
+//! `nvidia-ctk cdi generate --disable-hook`: removes hooks from a CDI spec.
 
 use crate::formats::cdi::{ContainerEdits, Document, Hook};
 
-/// NVIDIA's hooks in the order in which they run, each with the flags that it takes of `gpurun-hook all`.
+/// NVIDIA's hooks in their order, each with its flags among those of `gpurun-hook all`.
 const HOOKS: [(&str, &[&str]); 5] = [
     ("create-symlinks", &["--link"]),
     ("enable-cuda-compat", &["--host-driver-version", "--host-cuda-version"]),
@@ -11,8 +11,8 @@ const HOOKS: [(&str, &[&str]); 5] = [
     ("update-application-profile", &[]),
 ];
 
-/// Takes the hooks with these names out of the spec; `all` is every hook. `gpurun-hook all` is replaced by the single hooks that
-/// are left. Returns what the user should know.
+/// Removes the hooks with these names from the spec; `all` is every hook. `gpurun-hook all` is replaced by the remaining
+/// single hooks. Returns warnings for the user.
 pub fn disable(document: &mut Document, names: &[String]) -> Vec<String> {
     let is_disabled = |hook: &str| names.iter().any(|name| name == "all" || name == hook);
     let known = |name: &str| name == "all" || name == "chmod" || HOOKS.iter().any(|(hook, _)| *hook == name);
@@ -53,12 +53,12 @@ fn disable_in(edits: &mut ContainerEdits, is_disabled: &impl Fn(&str) -> bool) {
     edits.hooks = kept;
 }
 
-/// The hooks of which `gpurun-hook all` is one.
+/// The single hooks that `gpurun-hook all` combines.
 fn single_hooks(all: &Hook) -> impl Iterator<Item = (&'static str, Hook)> {
     HOOKS.iter().filter_map(move |&(name, flags)| {
         let is_its = |word: &&String| flags.iter().any(|flag| word.split('=').next() == Some(flag));
         let words: Vec<String> = all.args.iter().skip(2).filter(is_its).cloned().collect();
-        // A hook without anything to do is left out.
+        // A hook without work is left out.
         (flags.is_empty() || !words.is_empty()).then(|| {
             let args = all.args.iter().take(1).cloned().chain([name.to_owned()]).chain(words).collect();
             (name, Hook { args, ..all.clone() })

@@ -11,7 +11,7 @@ use serde_json::json;
 /// Prints it.
 pub fn run(global: &Global) -> Result<u8> {
     let found = Found::open(global.config.as_deref())?;
-    // A value that other commands refuse is printed, and then refused here as well.
+    // An invalid value is printed, and then reported as an error.
     let checked = found.as_ref().map_or(Ok(()), |found| found.config()?.policy().map(drop));
     let rows: Vec<_> =
         SETTINGS.iter().map(|setting| (setting, value(setting, global, found.as_ref()))).collect();
@@ -39,7 +39,7 @@ pub fn run(global: &Global) -> Result<u8> {
         out!("    {}; default: {}{ways}", plain(setting.meaning), plain(setting.default))?;
     }
     if let Some(found) = found.filter(|found| !found.unused.is_empty()) {
-        out!("\n{} also sets, to no effect:", found.path.display())?;
+        out!("\n{} also sets keys without effect:", found.path.display())?;
         for (key, reason) in found.unused {
             out!("{key}: {reason}")?;
         }
@@ -47,7 +47,7 @@ pub fn run(global: &Global) -> Result<u8> {
     checked.map(|()| 0)
 }
 
-/// What was set, and where; `None` where nobody did.
+/// The value and its source; `None` if it is not set.
 fn value(setting: &Setting, global: &Global, found: Option<&Found>) -> Option<(String, String)> {
     let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| path.display().to_string());
     let typed = match setting.option {

@@ -42,7 +42,7 @@ pub fn run(context: Context, args: &Demo) -> Result<u8> {
     let simulated = simulate.map(|name| Simulated::new(name, args.keep.as_deref(), stand_ins)).transpose()?;
     let host = simulated.as_ref().map(|simulated| simulated.dir.as_path());
     if let (Some(dir), Some(name)) = (host, simulate) {
-        out!("This is a simulated host ({name}): no GPU here is real. It is laid out in {}.", dir.display())?;
+        out!("This is a simulated host ({name}): no GPU here is real. Its files are in {}.", dir.display())?;
     }
     if args.keep.is_some() {
         let dir = host.map(Path::display);
@@ -78,7 +78,7 @@ pub fn run(context: Context, args: &Demo) -> Result<u8> {
     Ok(0)
 }
 
-/// What a simulated driver is made of, beside gpurun's own program.
+/// The files of a simulated driver, which lie beside gpurun's own program.
 const STAND_INS: [&str; 3] = ["libsimulated_nvml.so", "libsimulated_cuda.so", "simulated-nvidia-smi"];
 
 fn empty(dir: &Path) -> std::io::Result<()> {
@@ -106,7 +106,7 @@ impl Simulated {
         })?;
         let description: Description =
             serde_json::from_str(text).or_fail(Code::Internal, || "the description is damaged")?;
-        // What packaging/install leaves out: a simulated driver has no place beside a real one.
+        // packaging/install leaves these out: a simulated driver must not lie beside a real one.
         if let Some(missing) = STAND_INS.into_iter().find(|name| !stand_ins.join(name).exists()) {
             return Err(Error::new(Code::Usage, "the simulated driver of gpurun demo is not installed")
                 .cause(format!("{} does not exist", stand_ins.join(missing).display()))
@@ -114,7 +114,7 @@ impl Simulated {
         }
         let dir = match keep {
             Some(dir) => dir.to_path_buf(),
-            // With a name that nobody can guess and closed to others: what is loaded from there runs as the caller.
+            // An unguessable name, without access for others: libraries there run as the caller.
             None => nix::unistd::mkdtemp(&std::env::temp_dir().join("gpurun-demo-XXXXXX"))
                 .or_fail(Code::Internal, || "no temporary directory can be made")?,
         };
@@ -123,7 +123,7 @@ impl Simulated {
         let simulated = Self { dir, temporary: keep.is_none() };
         let laid_out = lay_out(&simulated.dir, &description, stand_ins, DriverFiles::StandIns);
         if laid_out.is_err() && !simulated.temporary && was_empty {
-            // Nothing half made stays; a directory that was there stays, and is empty again.
+            // A partial host is removed; an existing directory is emptied and kept.
             let _ = if is_new { std::fs::remove_dir_all(&simulated.dir) } else { empty(&simulated.dir) };
         }
         laid_out.map_err(|error| {

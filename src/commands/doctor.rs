@@ -19,7 +19,7 @@ struct Check {
     name: &'static str,
     /// `Err` with its code, and what to do.
     result: std::result::Result<String, (String, String, String)>,
-    /// What would make this host better, though nothing is wrong.
+    /// A recommendation, although nothing is wrong.
     hint: Option<&'static str>,
 }
 
@@ -138,7 +138,7 @@ fn cdi_documents(directories: &[PathBuf], inventory: &Result<Inventory>) -> Resu
     Ok(findings.into_iter().map(wrong).chain(old).collect())
 }
 
-/// The driver sets a GPU up for its first user, and forgets it with the last one, unless persistence mode is on.
+/// Without persistence mode the driver initialises a GPU for its first client and releases it after the last one.
 fn persistence(slow: &[String]) -> Check {
     if slow.is_empty() {
         return Check::new("persistence", Ok("the driver keeps every GPU initialised".into()));
@@ -151,7 +151,7 @@ fn persistence(slow: &[String]) -> Check {
     Check { hint, ..Check::new("persistence", Ok(what)) }
 }
 
-/// Which file is in force, and which of its keys have no effect.
+/// The effective configuration file, and its keys without effect.
 fn configuration(context: &Context) -> Check {
     let found = Found::open(context.config_file.as_deref());
     let what = found.and_then(|found| {
@@ -161,7 +161,7 @@ fn configuration(context: &Context) -> Check {
             Some(found) if found.unused.is_empty() => found.path.display().to_string(),
             Some(found) => {
                 let keys: Vec<&str> = found.unused.iter().map(|(key, _)| *key).collect();
-                format!("{}; to no effect there (gpurun config): {}", found.path.display(), keys.join(", "))
+                format!("{}; keys without effect (gpurun config): {}", found.path.display(), keys.join(", "))
             }
         })
     });
@@ -197,7 +197,7 @@ fn dev_char(inventory: &Inventory) -> Check {
     )
 }
 
-/// Which GPUs the caller may open: `--gpus all` takes those.
+/// The GPUs that the caller may open, which `--gpus all` selects.
 fn access(inventory: &Inventory) -> Check {
     let closed: Vec<_> =
         super::ls::devices(inventory).filter_map(|device| plan::closed(inventory, device)).collect();
@@ -247,7 +247,7 @@ fn user_namespaces() -> Check {
     Check::new("user namespaces", result)
 }
 
-/// The ids beside its own that containers of the caller have, where root does not start them.
+/// The caller's subordinate ids, for containers without root.
 fn subordinate_ids() -> Check {
     let found = Caller::current().and_then(|caller| check_subordinate_ids(&caller));
     let failed =
@@ -272,7 +272,7 @@ fn shm() -> Check {
     let system = rustix::system::sysinfo();
     #[allow(clippy::useless_conversion)]
     let half = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit)) / 2;
-    Check::new("/dev/shm", Ok(format!("containers get {} MiB unless told otherwise", half >> 20)))
+    Check::new("/dev/shm", Ok(format!("containers get {} MiB by default (--shm-size)", half >> 20)))
 }
 
 fn confinement() -> Check {

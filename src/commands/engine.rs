@@ -48,7 +48,7 @@ pub fn keep_state_with_the_user(context: &mut Context) {
     }
 }
 
-/// What the container gets for what it asks; `None` where that is nothing.
+/// What the container gets for what it asks; `None` if that is nothing.
 pub fn injection(spec: &Spec, context: &Context) -> Result<Option<Injection>> {
     context.config.usable()?;
     let Some(request) = DeviceRequest::from_oci(spec, &context.config.accepted())? else { return Ok(None) };
@@ -57,8 +57,8 @@ pub fn injection(spec: &Spec, context: &Context) -> Result<Option<Injection>> {
     context.plan(&request, &policy).map(Some)
 }
 
-/// Puts on file systems what must be there first, and says what is to be mounted. `mounts` is what is mounted over the root
-/// already; `None`: what the configuration has the low-level runtime mount.
+/// Writes the files that must exist first, and returns the mounts to make. `mounts` are the existing mounts over the root;
+/// `None` are the mounts of the configuration, which the low-level runtime will make.
 pub fn deliver(
     root: &ContainerRoot,
     spec: &Spec,
@@ -67,7 +67,7 @@ pub fn deliver(
     mounted_by: MountedBy,
     mounts: Option<&Mounts>,
 ) -> Result<(Placement, Delivery)> {
-    // The descriptor that was checked, and not the path once more.
+    // The checked descriptor, not the path again.
     let image = Layers::mounted(&root.directory)
         .or_fail(Code::Internal, || "out of descriptors")
         .map_err(|error| error.fix("raise the limit of open files (ulimit -n) of the engine's service"))?;
@@ -97,7 +97,7 @@ pub struct Container {
     pub restrict: bool,
 }
 
-/// Gives the container what is planned for it. Returns what was left out and why.
+/// Injects the plan into the container. Returns the parts that were left out and the reasons.
 pub fn give(
     container: &Container,
     spec: &Spec,
@@ -148,7 +148,7 @@ pub fn in_user_namespace() -> bool {
     !std::fs::read_to_string("/proc/self/uid_map").is_ok_and(first)
 }
 
-/// The size that a /dev/shm nobody chose gets; `None`: what the engine gave.
+/// The default size of /dev/shm; `None` keeps the engine's.
 pub fn shm_size(spec: &Spec, configured: Option<&str>) -> Result<Option<u64>> {
     match configured {
         Some("keep") => Ok(None),

@@ -24,7 +24,7 @@ Commands:
   poststart      nothing
   poststop       nothing";
 
-/// The exit code, and on standard error why: runc and crun show it to whoever starts the container.
+/// Returns the exit code and prints the reason to standard error, which runc and crun pass on.
 pub fn run(words: &[OsString]) -> u8 {
     let result = match Command::parse(words) {
         Some(Command::Prestart { config, debug }) => prestart(config, debug),
@@ -37,7 +37,7 @@ pub fn run(words: &[OsString]) -> u8 {
     };
     result.map_or_else(
         |error| {
-            // runc's exit code for every failure but one of standard output.
+            // runc's exit code for every failure, except of standard output.
             if matches!(error.code(), Code::Output | Code::OutputClosed) {
                 output::fail(&error, false)
             } else {
@@ -86,7 +86,7 @@ impl Command {
 const MAX_STATE: u64 = 16 << 20;
 
 fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
-    // crun runs hooks with none, and what we make on the host nobody else may write to.
+    // crun runs hooks without a umask, and other users must not be able to write to our files on the host.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let state = state(std::io::stdin().lock())?;
     let context = engine::context(config)?;
@@ -104,7 +104,7 @@ fn prestart(config: Option<PathBuf>, debug: bool) -> Result<()> {
     }
     let root = bundle.root(&spec)?;
     let container = engine::Container { pid: state.process()?, root, may_be_ours: false, restrict: true };
-    // runc and crun show a hook's standard error where the hook fails, and log it where they are asked to.
+    // runc and crun show a hook's standard error only if the hook fails, and log it on request.
     for note in engine::give(&container, &spec, &injection, &context)? {
         output::report(&format_args!("gpurun: {note}"));
     }

@@ -98,7 +98,7 @@ pub fn pull(context: &Context, pulling: &Pulling, images: &[String]) -> Result<u
 pub fn remove(context: &Context, names: &[String]) -> Result<u8> {
     let store = context.store()?;
     for text in names {
-        // As it is listed, or as it was typed when it came; and only then by its id, as with Docker's and Podman's rmi.
+        // By the listed name or the typed one first, and then by id, as in `docker rmi` and `podman rmi`.
         let reference = ImageReference::parse(text).and_then(|reference| reference.absolute());
         let known = store.forget(text)?
             || reference.as_ref().is_ok_and(|name| store.forget(&name.to_string()).unwrap_or(false))
@@ -112,7 +112,7 @@ pub fn remove(context: &Context, names: &[String]) -> Result<u8> {
     tell(context, &store)
 }
 
-/// Removes the image with this id, which must have one name only; whether there was one.
+/// Removes the image with this id, which must have only one name. Returns whether it existed.
 fn remove_by_id(store: &Store, id: &str) -> Result<bool> {
     let names = store.names_of_id(id)?;
     match names.as_slice() {

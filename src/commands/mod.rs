@@ -48,7 +48,7 @@ pub struct Context {
     pub store_dir: PathBuf,
     /// `--json`
     pub json: bool,
-    /// Whether containers run with the caller's own access to devices: those of the launcher, and those of an engine without root.
+    /// Whether containers have the caller's own access to devices: containers of the launcher, and of an engine without root.
     pub is_callers: bool,
 }
 
@@ -75,10 +75,10 @@ impl Context {
             let home = || {
                 let home = own_directory::named_by("HOME").or_else(home_of_account);
                 home.map(|d| d.join(user_dir)).ok_or_else(|| {
-                    // Not /tmp: another user who makes a directory there first can exchange what is below it.
+                    // Not /tmp: another user could make the directory first and exchange files in it.
                     Error::new(
                         Code::Usage,
-                        "there is no directory for gpurun's files: HOME is not set, or another user's",
+                        "there is no directory for gpurun's files: HOME is not set, or belongs to another user",
                     )
                     .fix(format!(
                         "export HOME=DIR or {key}=DIR with a directory of your own; after su, use su - USER"
@@ -113,7 +113,7 @@ impl Context {
         Ok(Store::open(&self.store_dir)?.with_quota(quota))
     }
 
-    /// How images of registries are had. `quiet` overrides the kind of progress.
+    /// The settings for a pull. `quiet` overrides the kind of progress.
     ///
     /// # Errors
     /// [`Code::Config`] for a broken configuration, which may have named mirrors.
@@ -142,7 +142,7 @@ impl Context {
         self.inventory().map(|inventory| self.seen_by_caller(inventory))
     }
 
-    /// A container of root's engine is in no cgroup of this process, whose own access means nothing for it then.
+    /// A container of root's engine is not in a cgroup of this process, so the access of this process is irrelevant.
     fn seen_by_caller(&self, mut inventory: Inventory) -> Inventory {
         if self.is_callers {
             inventory.find_closed();

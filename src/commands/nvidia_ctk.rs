@@ -52,7 +52,7 @@ fn runtime_configure(args: &ctk::Configure) -> Result<u8> {
         ctk::Engine::Crio => cli::Engine::Crio,
     };
     let file = match engine {
-        // --config alone is the file to be changed, and beside --drop-in-config the file on which the drop-in builds.
+        // --config alone is the file to change; with --drop-in-config it is the main file.
         cli::Engine::Crio => {
             let named = args.drop_in_config.clone().or_else(|| args.config.clone());
             Some(named.unwrap_or_else(|| CRIO_DROP_IN.into()))

@@ -1,15 +1,15 @@
-//! Directories that the environment names, as far as they are the caller's own.
+//! Directories from environment variables, if they belong to the caller.
 //!
-//! After `su` and `sudo -u` XDG_RUNTIME_DIR, XDG_DATA_HOME and HOME may still name directories of the user before. What gpurun kept
-//! there could not be written, or would belong to the wrong user. Such a variable counts as unset.
+//! After `su` and `sudo -u` XDG_RUNTIME_DIR, XDG_DATA_HOME and HOME may still name directories of the previous user. gpurun
+//! could not write there, or its files would belong to the wrong user. Such a variable counts as unset.
 
 use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-/// The directory that a variable names, if it is absolute and the caller's. A directory that does not exist yet is judged by
-/// the nearest one above it, which may be root's: there it may still be made.
+/// The directory in a variable, if it is absolute and belongs to the caller. For a missing directory the nearest existing
+/// parent decides, which may also belong to root.
 pub fn named_by(variable: &str) -> Option<PathBuf> {
     let directory = std::env::var_os(variable).map(PathBuf::from)?;
     (directory.is_absolute() && is_callers(&directory)).then_some(directory)

@@ -1,8 +1,8 @@
-//! `engines.toml`: the low-level runtime that each engine uses without gpurun, noted by `gpurun configure`.
+//! `engines.toml`: the low-level runtime that each engine uses without gpurun, recorded by `gpurun configure`.
 //!
-//! An engine hands its containers to gpurun by one path, and has no field for the program below it. CRI-O keeps crun outside of
-//! PATH, and Docker or containerd may have crun as their default, so gpurun has to know. The file is gpurun's own and lies beside
-//! its configuration: the administrator's `runtimes` takes precedence, and NVIDIA's config.toml stays in force.
+//! An engine configures a runtime by one path, without a field for the low-level runtime below it. CRI-O keeps crun outside
+//! of PATH, and Docker or containerd may use crun by default, so gpurun records it in its own file beside its configuration.
+//! The administrator's `runtimes` takes precedence, and NVIDIA's config.toml stays effective.
 //!
 //! The runtime recognises the engine by `--root`, the state directory that an engine gives in every call for a container's whole
 //! life: `start` and `delete` reach the same low-level runtime as `create`.
@@ -101,7 +101,7 @@ impl EngineRuntimes {
         }
     }
 
-    /// Notes the low-level runtime of an engine, or forgets it.
+    /// Sets or removes the low-level runtime of an engine.
     pub fn set(&mut self, engine: ContainerEngine, runtime: Option<PathBuf>) {
         *match engine {
             ContainerEngine::Docker => &mut self.docker,
@@ -111,12 +111,12 @@ impl EngineRuntimes {
         } = runtime;
     }
 
-    /// Every runtime that is noted.
+    /// Every recorded runtime.
     pub fn all(&self) -> impl Iterator<Item = &Path> {
         [&self.docker, &self.containerd, &self.crio, &self.podman].into_iter().flatten().map(PathBuf::as_path)
     }
 
-    /// The text of the file; `None` if nothing is noted.
+    /// The text of the file; `None` if it has no entries.
     pub fn text(&self) -> Option<String> {
         self.all().next()?;
         let mut text = String::from(
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_noted_is_read_back() {
+    fn recorded_runtimes_are_read_back() {
         let mut notes = EngineRuntimes::default();
         assert_eq!(notes.text(), None);
         notes.set(ContainerEngine::Crio, Some("/usr/libexec/crio/crun".into()));

@@ -40,7 +40,7 @@ pub struct ToolkitKey {
     pub path: &'static str,
     /// What its value is.
     pub kind: Kind,
-    /// As TOML writes it; `None` where nothing is the default.
+    /// As TOML writes it; `None` if nothing is the default.
     pub default: Option<&'static str>,
     /// What becomes of it here.
     pub fate: Fate,
@@ -215,10 +215,10 @@ pub fn ours(theirs: &Table) -> (Table, Vec<(&'static str, &'static str)>) {
     (table, unused)
 }
 
-/// Checks the type of every key that means something here.
+/// Checks the type of every key that gpurun uses.
 ///
 /// # Errors
-/// [`Code::Config`] with the line, the key and what its value has to be.
+/// [`Code::Config`] with the line, the key and the expected type.
 pub fn check(text: &str) -> Result<()> {
     let failed = |line: usize, what: String| {
         Err(Error::new(Code::Config, "a value has the wrong type")

@@ -1,5 +1,5 @@
 //! A CDI document for a place where the host's files, or the container's, are below another directory: what NVIDIA's toolkit calls
-//! `transform root`. Fields that nobody here knows stay.
+//! `transform root`. Unknown fields are kept.
 
 use crate::{
     error::{Code, Error, OrFail, Result},
@@ -24,7 +24,7 @@ fn with_fix(error: Error) -> Error {
 /// The document with `to` in the place of `from` wherever a path begins with it.
 ///
 /// # Errors
-/// [`Code::Cdi`] where the text is no document.
+/// [`Code::Cdi`] if the text is no document.
 pub fn transform(text: &str, from: &Path, to: &Path, whose: Whose) -> Result<Value> {
     let mut document: Value =
         serde_norway::from_str(text).or_fail(Code::Cdi, || "this is no CDI document").map_err(with_fix)?;

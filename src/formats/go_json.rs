@@ -25,15 +25,15 @@ use serde::{
 use serde_json::{Error, value::RawValue};
 use std::{cell::Cell, fmt, marker::PhantomData};
 
-/// List elements and object keys that a value may keep, all together. The largest image index seen has a few hundred.
+/// The most list elements and object keys in a document. The largest known image index has a few hundred.
 pub const MAX_ENTRIES: usize = 50_000;
-/// Values that may be inside one another, as far as they are asked for; Go's limit is 10000.
+/// The deepest nesting of used values; Go's limit is 10000.
 const MAX_DEPTH: usize = 64;
 
 /// Reads a whole document.
 ///
 /// # Errors
-/// In one line, with line and column where the syntax is wrong.
+/// One line of text, with line and column for a syntax error.
 pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     if bytes.starts_with(b"\xef\xbb\xbf") {
         return Err("it begins with a byte order mark, which JSON does not allow".into());
@@ -47,7 +47,7 @@ pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     T::deserialize(Value { raws: vec![raw], left: &left, depth: 0 }).map_err(|error| without_place(&error))
 }
 
-/// A value, and what earlier occurrences of the same key said. Only objects need these: they are merged.
+/// A value, and earlier values of the same key, which are merged if they are objects.
 struct Value<'de, 'a> {
     /// In the order of the document; never empty.
     raws: Vec<&'de RawValue>,
@@ -88,13 +88,13 @@ impl<'de> Value<'de, '_> {
     fn string(&self) -> Result<String, Error> {
         let text = self.text();
         serde_json::from_str::<String>(text).or_else(|error| {
-            // Halves of surrogate pairs are read as bytes, and are no UTF-8 there.
+            // Halves of surrogate pairs are read as bytes, which are not UTF-8.
             let bytes = if text.starts_with('"') { serde_json::from_str::<Bytes>(text).ok() } else { None };
             bytes.map(|Bytes(bytes)| String::from_utf8_lossy(&bytes).into_owned()).ok_or(error)
         })
     }
 
-    /// The entries of all objects, with those that are `null` or that no field has left out.
+    /// The entries of all objects, without `null` values and unknown keys.
     fn fields(&self, names: &'static [&'static str]) -> Result<Vec<Field<'de>>, Error> {
         let mut found: Vec<Field<'de>> = Vec::new();
         for raw in &self.raws {
@@ -162,8 +162,8 @@ impl<'de> Visitor<'de> for Fields<'_, 'de> {
             let raw: &RawValue = map.next_value()?;
             let known = self.found.iter_mut().find(|field| field.name == *name);
             match (raw.get(), known) {
-                // For Go, null changes nothing in a string or number, and empties a list or an object; with values of ours, both
-                // are the empty ones unless an earlier key said something.
+                // In Go, null leaves a string or number unchanged, and empties a list or an object. Here both give the empty value, unless an
+                // earlier key has set a value.
                 ("null", None) => {}
                 ("null", Some(field)) => {
                     let before = field.raws.last().map_or("", |raw| raw.get());
@@ -180,7 +180,7 @@ impl<'de> Visitor<'de> for Fields<'_, 'de> {
     }
 }
 
-/// Hands a list's elements on, counted.
+/// Passes on the elements of a list and counts them.
 struct List<'de, 'a, V> {
     visitor: V,
     left: &'a Cell<usize>,
@@ -217,7 +217,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Elements<'_, A> {
     }
 }
 
-/// Hands an object's entries on, counted.
+/// Passes on the entries of an object and counts them.
 struct Entries<'de, 'a> {
     pairs: std::vec::IntoIter<(String, &'de RawValue)>,
     next: Option<&'de RawValue>,
@@ -240,7 +240,7 @@ impl<'de> MapAccess<'de> for Entries<'de, '_> {
     }
 }
 
-/// Collects an object's entries, counted.
+/// Collects the entries of an object and counts them.
 struct Collect<'e, 'de, 'a> {
     entries: &'e mut Vec<(String, &'de RawValue)>,
     left: &'a Cell<usize>,
@@ -286,7 +286,7 @@ impl<'de> MapAccess<'de> for Merged<'de, '_> {
     }
 }
 
-/// serde_json names line and column of the value inside the document, which mean nothing to the reader; a path is named instead.
+/// Replaces serde_json's line and column, which count from the start of the inner value, by a path.
 fn without_place(error: &Error) -> String {
     let said = error.to_string();
     said.rsplit_once(" at line ").map_or(said.clone(), |(said, _)| said.to_owned())
@@ -403,7 +403,7 @@ mod tests {
         from_slice(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}"))
     }
 
-    /// The values were found with Go 1.24, `json.Unmarshal` into the same struct.
+    /// Expected values are from Go 1.24, `json.Unmarshal` into the same struct.
     #[test]
     fn values_are_those_of_go() {
         assert_eq!(read("{}"), Document::default());
@@ -469,7 +469,7 @@ mod tests {
         let many: String = (0..=MAX_ENTRIES).map(|i| format!("\"{i}\":\"\",")).collect();
         let text = format!("{{\"map\":{{{}}}}}", many.trim_end_matches(','));
         assert!(from_slice::<Document>(text.as_bytes()).unwrap_err().contains("entries"));
-        // What is not asked for does not count.
+        // Unused values are not limited.
         assert_eq!(read(&text.replace("\"map\"", "\"unknown\"")), Document::default());
         let list = format!("{{\"list\":[{}\"\"]}}", "\"\",".repeat(MAX_ENTRIES));
         assert!(from_slice::<Document>(list.as_bytes()).unwrap_err().contains("entries"));

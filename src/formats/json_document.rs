@@ -1,4 +1,4 @@
-//! A JSON file that somebody else keeps: what is not changed stays as it was written, to the byte.
+//! Edits a JSON file of another program: unchanged parts keep their exact text.
 
 use crate::error::{Code, Error, OrFail, Result};
 use jsonc_parser::{
@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 /// An object, and how it was written.
 #[derive(Debug)]
 pub struct JsonDocument {
-    /// A byte order mark, as Windows' editors write it and as dockerd reads it (moby's getConflictFreeConfiguration).
+    /// The byte order mark of the file, if any. Editors on Windows write it, and dockerd accepts it (moby's
+    /// getConflictFreeConfiguration).
     mark: &'static str,
     root: CstRootNode,
 }
@@ -44,7 +45,7 @@ impl JsonDocument {
     /// Puts a value behind these keys; the objects on the way are made.
     ///
     /// # Errors
-    /// [`Code::Config`] where something on the way is no object, or is there twice.
+    /// [`Code::Config`] if something on the way is no object, or is there twice.
     pub fn set(&mut self, path: &[&str], value: &Value) -> Result<()> {
         if self.get(path).as_ref() == Some(value) {
             return Ok(());
@@ -102,7 +103,7 @@ impl JsonDocument {
         let value = |document: &Self| {
             serde_json::from_str::<Value>(&document.root.to_string()).ok().map(|value| value.to_string())
         };
-        // Their order counts, too: equality of objects does not look at it.
+        // Also compares the order, which equality of objects ignores.
         let is_same = value(self) == value(&Self::parse(before)?);
         Ok(if is_same { before.to_owned() } else { self.text() })
     }

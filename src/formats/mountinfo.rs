@@ -20,9 +20,9 @@ pub fn shared_mount_point(table: &[u8], id: u64) -> Option<PathBuf> {
 pub struct Entry {
     /// The file system's device numbers.
     pub device: (u32, u32),
-    /// Which directory of the file system is mounted: `/` for the whole of it.
+    /// The mounted directory of the file system: `/` for the whole file system.
     pub root: PathBuf,
-    /// Where it is mounted.
+    /// The mount point.
     pub mount_point: PathBuf,
     /// Whether the mount or the file system is read-only.
     pub read_only: bool,
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_names_the_file_system_and_what_of_it_is_mounted_where() {
+    fn a_line_has_device_root_mount_point_and_type() {
         let entries: Vec<_> = entries(TABLE).collect();
         assert_eq!(entries.len(), 4);
         let expected = Entry {

@@ -22,7 +22,7 @@ pub struct MountEntry<'a> {
     pub source: &'a str,
 }
 
-/// What a user does about a config.json that is not understood.
+/// The fix for a malformed config.json.
 const BY_HAND: &str =
     "start the container again, for which its engine writes another config.json; by hand, use `runc spec`";
 
@@ -124,7 +124,7 @@ impl Spec {
         self.at(&["process", "user", "uid"]).and_then(Value::as_u64).unwrap_or(0)
     }
 
-    /// The limit of the container's memory in bytes; `None` where there is none.
+    /// The limit of the container's memory in bytes; `None` if there is none.
     pub fn memory_limit(&self) -> Option<u64> {
         self.at(&["linux", "resources", "memory", "limit"])?.as_u64().filter(|&limit| limit > 0)
     }

@@ -1,4 +1,4 @@
-//! A TOML file that somebody else keeps: comments, order and what is not changed stay as they were written.
+//! Edits a TOML file of another program: comments, order and unchanged parts are kept.
 
 use crate::error::{Code, Error, Result};
 use toml_edit::{DocumentMut, Item, Table, TableLike};
@@ -50,7 +50,7 @@ impl TomlDocument {
     /// Puts a value behind these keys; the tables on the way are made.
     ///
     /// # Errors
-    /// [`Code::Config`] where something on the way is no table.
+    /// [`Code::Config`] if something on the way is no table.
     pub fn set(&mut self, path: &[&str], value: impl Into<Item>) -> Result<()> {
         let value = value.into();
         let Some((last, way)) = path.split_last() else { return Ok(()) };
@@ -107,10 +107,10 @@ impl TomlDocument {
         Ok(())
     }
 
-    /// Renames the keys of the table behind these keys; where there is no table, nothing is done.
+    /// Renames the keys of the table at this path, if it exists.
     ///
     /// # Errors
-    /// [`Code::Config`] where two keys would have one name.
+    /// [`Code::Config`] if two keys would have the same name.
     pub fn rename_keys(&mut self, path: &[&str], new_name: impl Fn(&str) -> String) -> Result<()> {
         let root: &mut dyn TableLike = self.root.as_table_mut();
         let table = path.iter().try_fold(root, |table, key| table.get_mut(key)?.as_table_like_mut());

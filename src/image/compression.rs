@@ -1,11 +1,10 @@
-//! Compressed streams: what they are by their first bytes, and how they are read within a bound on memory.
+//! Decompresses streams within a bound on memory. The first bytes of a stream tell its format.
 //!
-//! What the first bytes say counts, because media types in the wild are wrong now and then (an uncompressed layer that is called
-//! `tar.gzip`); containerd does the same. gzip and zstd are read. Others are named, since the images that Docker and Podman write
-//! have none of them.
+//! The first bytes decide, as in containerd, because media types are sometimes wrong (an uncompressed layer with type
+//! `tar.gzip`). gzip and zstd are supported. Other formats are named in the error: Docker and Podman do not write them.
 //!
-//! A frame of zstd says how much memory its window takes, and a blob of some bytes can ask for 128 MiB. All windows of this process
-//! together are bounded by [`MAX_WINDOWS`]: a frame waits until there is room for its window, and holds nothing while it waits.
+//! A zstd frame declares the memory for its window, and a blob of a few bytes can ask for 128 MiB. [`MAX_WINDOWS`] bounds all
+//! windows of this process: a frame waits until its window fits, and holds no other window while it waits.
 
 use super::layer::unreadable;
 use crate::error::{Code, Error, Result};
@@ -15,29 +14,29 @@ use std::{
 };
 use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer};
 
-/// So many bytes tell what a stream is.
+/// The number of bytes that tell the format of a stream.
 pub const HEAD: usize = 6;
-/// The largest window of a zstd frame, log2 of bytes: what the zstd program itself reads unless it is told `--long`, and what its
-/// highest level writes.
+/// The largest window of a zstd frame, log2 of bytes: the limit of the zstd program without `--long`, and the window of its
+/// highest level.
 const MAX_WINDOW_LOG: u32 = 27;
-/// What all windows together may take: the largest one, and some of the common 2 to 8 MiB beside it.
+/// The bound on all windows in bytes: the largest one and several common ones of 2 to 8 MiB.
 const MAX_WINDOWS: u64 = (1 << MAX_WINDOW_LOG) + (32 << 20);
 /// The longest header of a zstd frame (RFC 8878, 3.1.1.1), with its magic number.
 const MAX_FRAME_HEADER: usize = 18;
 
-/// How a stream is compressed.
+/// Compression format of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// It is not.
+    /// Uncompressed.
     None,
     Gzip,
     Zstd,
-    /// Something that is not read, by the name of its program.
+    /// An unsupported format, by the name of its program.
     Other(&'static str),
 }
 
 impl Compression {
-    /// By the first [`HEAD`] bytes.
+    /// Detects the format from the first [`HEAD`] bytes.
     pub fn of(head: &[u8]) -> Self {
         match head {
             [0x1f, 0x8b, ..] => Self::Gzip,
@@ -55,15 +54,15 @@ impl Compression {
     }
 }
 
-/// The stream within.
+/// Returns the decompressed stream.
 ///
 /// # Errors
-/// [`Code::ImageBroken`] where it is compressed in a way that is not read.
+/// [`Code::ImageBroken`] for an unsupported format.
 pub fn decompressor<'a, R: BufRead + 'a>(mut blob: R) -> Result<Box<dyn Read + 'a>> {
     let head = blob.fill_buf().map_err(|error| unreadable(&error))?;
     Ok(match Compression::of(head) {
         Compression::None => Box::new(blob),
-        // Several members one after the other are one stream: eStargz and pigz write them.
+        // Consecutive members form one stream: eStargz and pigz write them.
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(blob)),
         Compression::Zstd => {
             Box::new(ZstdFrames { source: blob, head: Vec::new(), at: 0, state: State::Between })
@@ -81,15 +80,15 @@ fn not_read(name: &str) -> Error {
         ))
 }
 
-/// Memory for windows that is not in use.
+/// Free memory for windows.
 static FREE: Mutex<u64> = Mutex::new(MAX_WINDOWS);
 static FREED: Condvar = Condvar::new();
 
-/// The right to so much memory; it ends when this value is dropped.
+/// A reservation of memory in bytes, released on drop.
 struct Window(u64);
 
 impl Window {
-    /// Waits until the memory is free. The caller holds no other window.
+    /// Waits until the memory is free. The caller must hold no other window.
     fn acquire(size: u64) -> Self {
         let free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut free = FREED.wait_while(free, |free| *free < size).unwrap_or_else(PoisonError::into_inner);
@@ -105,12 +104,12 @@ impl Drop for Window {
     }
 }
 
-/// Frames of zstd one after the other, skippable ones among them.
+/// Consecutive zstd frames, including skippable ones.
 struct ZstdFrames<R> {
     source: R,
-    /// Bytes that were taken from the source to look at a frame's header …
+    /// Bytes of a frame's header that were read ahead.
     head: Vec<u8>,
-    /// … and how many of them were read.
+    /// How many bytes of `head` were consumed.
     at: usize,
     state: State,
 }
@@ -121,12 +120,12 @@ enum State {
     /// In a frame. The context is reused for the frames that follow, as long as its window is large enough: zstd:chunked has
     /// thousands of them.
     Frame { context: DCtx<'static>, window: Window, ended: bool },
-    /// In a frame that is passed over: so many bytes are left.
+    /// In a skippable frame, with the number of bytes left.
     Skipped(u64),
 }
 
 impl<R: BufRead> ZstdFrames<R> {
-    /// Bytes that are ready.
+    /// Bytes available without reading ahead.
     fn ready(&mut self) -> io::Result<&[u8]> {
         if self.at < self.head.len() { Ok(&self.head[self.at..]) } else { self.source.fill_buf() }
     }
@@ -139,7 +138,7 @@ impl<R: BufRead> ZstdFrames<R> {
         }
     }
 
-    /// Takes as many bytes as a frame's header can have; fewer at the end.
+    /// Reads ahead as many bytes as a frame header can have; fewer at the end.
     fn look(&mut self) -> io::Result<()> {
         self.head.drain(..self.at);
         self.at = 0;
@@ -175,7 +174,7 @@ impl<R: BufRead> ZstdFrames<R> {
             *ended = false;
             return Ok(true);
         }
-        // The old window goes first: two blobs that each wait for the other's would wait for ever.
+        // The old window is released first, or two blobs could deadlock waiting for each other's window.
         self.state = State::Between;
         let window = Window::acquire(size);
         let mut context = DCtx::try_create().ok_or_else(|| io::Error::other("zstd cannot be set up"))?;
@@ -226,7 +225,7 @@ impl<R: BufRead> Read for ZstdFrames<R> {
     }
 }
 
-/// What the window of a frame takes, in bytes (RFC 8878, 3.1.1.1.2); at least what a frame without one takes.
+/// The memory of a frame's window in bytes (RFC 8878, 3.1.1.1.2); at least that of a frame without one.
 fn window_size(head: &[u8]) -> io::Result<u64> {
     let damaged = || io::Error::other("it is not a zstd frame");
     let [0x28, 0xb5, 0x2f, 0xfd, descriptor, rest @ ..] = head else { return Err(damaged()) };
@@ -300,7 +299,7 @@ mod tests {
         for cut in [12, bytes.len() - 20, bytes.len() - 2] {
             assert!(unpacked(&bytes[..cut], 100).is_err(), "{cut}");
         }
-        // Plain zstd says the same of a frame that asks for more.
+        // The zstd library also refuses a frame with a larger window.
         assert!(unpacked(&packed(b"x", 28), 100).unwrap_err().cause_line().contains("window"));
     }
 

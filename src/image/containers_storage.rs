@@ -30,7 +30,7 @@ use std::{
 
 /// The largest file that is read: images.json and layers.json of a store with thousands of images are some MB.
 const MAX_FILE: u64 = 64 << 20;
-/// How long a lock is waited for: longer than Podman's own commit of a large layer.
+/// How long to wait for a lock: longer than Podman takes to commit a large layer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Says that a file's owner and mode are in this attribute and not its own (storage.conf(5), `force_mask`).
 const FORCED_MASK: &str = "user.containers.override_stat";
@@ -109,7 +109,7 @@ fn unusable(path: &Path, why: impl std::fmt::Display) -> Error {
     Error::new(Code::Store, format!("the container storage {} cannot be used", path.display())).cause(why)
 }
 
-/// The same where no better advice is known.
+/// The error with a general fix.
 fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
     unusable(path, why).fix(
         "check it with `podman info` and `podman images`; or podman save --format oci-archive, and run oci-archive:FILE",
@@ -119,7 +119,7 @@ fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
 /// Finds an image in the caller's container storage, and in the stores that its storage.conf adds.
 ///
 /// # Errors
-/// [`Code::Store`] where the storage cannot be used, [`Code::ImageNotFound`] where it has no such image.
+/// [`Code::Store`] if the storage cannot be used, [`Code::ImageNotFound`] if it has no such image.
 pub fn find(name: &str) -> Result<Found> {
     let home = env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
     let stores = stores(home.as_deref())?;
@@ -222,7 +222,7 @@ fn stack(graphs: &[Graph], layers: &HashMap<String, (usize, Layer)>, top: &str) 
 }
 
 impl Graph {
-    /// `None` where there is none.
+    /// `None` if there is none.
     fn open(path: &Path) -> Result<Option<Self>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
@@ -251,7 +251,7 @@ impl Graph {
         Ok(Some(graph))
     }
 
-    /// What somebody else can change must not become a container's root; and what belongs to another user has owners of another
+    /// Files that another user can change must not become a container's root; and files of another user have owners of another
     /// user's ids.
     fn check_owner(&self, directory: impl AsFd, name: &str) -> Result<()> {
         let stat = fstat(directory).map_err(|errno| damaged(&self.path, errno))?;
@@ -276,13 +276,13 @@ impl Graph {
         openat2(&self.directory, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
-    /// Waits for a process that writes, and keeps others from writing until the result is dropped. After a second the wait is
-    /// shown, and after [`PATIENCE`] it ends: Podman holds these locks for the time of a commit, and a process that hangs for ever.
+    /// Takes a shared lock that blocks writers until the result is dropped. After a second the wait is shown, and after
+    /// [`PATIENCE`] it fails: Podman holds these locks during a commit, but a hanging process would hold them forever.
     fn lock(&self, name: &str) -> Result<Option<OwnedFd>> {
         let fail = |errno| damaged(&self.path, format!("{name}: {errno}"));
-        // NONBLOCK: a FIFO in its place would be waited for without a lock.
+        // NONBLOCK: opening a FIFO in its place must not block.
         let file = match self.open_beneath(name, OFlags::RDONLY | OFlags::NONBLOCK) {
-            // Of a store that is read-only.
+            // A read-only store may have no lock file.
             Err(Errno::NOENT) => return Ok(None),
             opened => opened.map_err(fail)?,
         };

@@ -43,7 +43,7 @@ impl Algorithm {
 }
 
 impl Digest {
-    /// From its text. The digits alone, as docker-archive file names have them, are understood by their number.
+    /// Parses a digest. For bare digits, as in docker-archive file names, the length tells the algorithm.
     pub fn parse(text: &str) -> Result<Self> {
         Self::read(text).ok_or_else(|| {
             let shown: String = text.chars().take(100).collect();
@@ -76,7 +76,7 @@ impl Digest {
         &self.hex
     }
 
-    /// A hasher of the same algorithm, for the bytes that this digest is to be compared with.
+    /// A hasher of the same algorithm, to check bytes against this digest.
     pub fn hasher(&self) -> Hasher {
         match self.algorithm {
             Algorithm::Sha256 => Hasher::Sha256(Sha256::new()),
@@ -90,7 +90,7 @@ impl Digest {
         self.algorithm == other.algorithm
     }
 
-    /// Whether these are the bytes that the digest names.
+    /// Whether the bytes have this digest.
     pub fn matches(&self, bytes: &[u8]) -> bool {
         self.hasher().and(bytes).finish() == *self
     }
@@ -100,7 +100,7 @@ impl Digest {
         self.verify(&self.hasher().and(bytes).finish(), what)
     }
 
-    /// Fails unless `actual`, of the same algorithm, is the digest; `what` says whose bytes they are.
+    /// Fails unless `actual`, of the same algorithm, equals this digest; `what` names the bytes in the error.
     pub fn verify(&self, actual: &Digest, what: impl fmt::Display) -> Result<()> {
         if self == actual {
             return Ok(());
@@ -119,7 +119,7 @@ impl fmt::Display for Digest {
     }
 }
 impl TryFrom<String> for Digest {
-    /// One line: it becomes a part of the sentence about the document.
+    /// One line, because it becomes part of the sentence about the document.
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         Self::read(&text).ok_or_else(|| {
@@ -145,7 +145,7 @@ pub enum Hasher {
 }
 
 impl Hasher {
-    /// SHA-256 of nothing yet.
+    /// An empty SHA-256 hasher.
     pub fn new() -> Self {
         Self::Sha256(Sha256::new())
     }

@@ -1,7 +1,7 @@
 //! Images that Docker keeps, saved through its socket (Docker Engine API).
 //!
-//! The requests are HTTP/1.0, which every version of Docker supports: an answer is a head and all that follows it until the
-//! connection ends. A stream that was cut is noticed by its reader, because a tar archive has an end and its parts have digests.
+//! The requests are HTTP/1.0, which every version of Docker supports: a response is a head and a body up to the end of the
+//! connection. The reader detects a truncated body, because a tar archive has an end marker and its parts have digests.
 
 use super::{layout::Layout, progress::Unpacking, registry::Progress, store::Store};
 use crate::{
@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-/// The longest silence of the daemon. It packs a layer while it sends it.
+/// Read timeout. The daemon packs a layer while it sends it.
 const SILENCE: Duration = Duration::from_secs(120);
 /// The longest head, and the longest document: that of an image has a few kB.
 const MAX_DOCUMENT: u64 = 8 << 20;
@@ -26,7 +26,7 @@ const MAX_DOCUMENT: u64 = 8 << 20;
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Described {
-    /// The image's identity for Docker: the digest of its manifest where Docker keeps images in containerd.
+    /// The image id in Docker. With the containerd image store it is the digest of the manifest.
     pub id: String,
     /// The size of its files in bytes.
     #[serde(default)]
@@ -36,7 +36,7 @@ pub struct Described {
 /// What the daemon knows of an image.
 ///
 /// # Errors
-/// [`Code::ImageNotFound`] where it has no such image, [`Code::Registry`] where it cannot be asked.
+/// [`Code::ImageNotFound`] if it has no such image, [`Code::Registry`] if it cannot be asked.
 pub fn describe(name: &str) -> Result<Described> {
     let mut bytes = Vec::new();
     ask(&format!("/images/{name}/json"), name)?
@@ -45,7 +45,7 @@ pub fn describe(name: &str) -> Result<Described> {
         .or_fail(Code::Registry, || "Docker's daemon does not answer")
         .map_err(|error| error.fix("check it: `docker version`, `systemctl status docker`"))?;
     go_json::from_slice(&bytes)
-        .or_fail(Code::Registry, || "Docker's daemon answers with something else")
+        .or_fail(Code::Registry, || "Docker's daemon sent an unexpected response")
         .map_err(|error| {
             error.fix("check the socket: `docker version` asks it; DOCKER_HOST=unix://PATH names another one")
         })
@@ -54,7 +54,7 @@ pub fn describe(name: &str) -> Result<Described> {
 /// Has the daemon save the image, into a file of the store that has no name.
 ///
 /// # Errors
-/// Those of [`describe`]; [`Code::NoSpace`] where the store has no room for it.
+/// Those of [`describe`]; [`Code::NoSpace`] if the store has no room for it.
 pub fn save(name: &str, store: &Store, progress: Progress) -> Result<Layout> {
     // Once as it is saved, and once unpacked.
     let size = u64::try_from(describe(name)?.size).unwrap_or(0);

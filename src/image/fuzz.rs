@@ -2,7 +2,7 @@
 
 use super::{manifest, tar::Reader};
 
-/// An archive: every entry with its data.
+/// Reads an archive: every entry with its data.
 pub(crate) fn tar(bytes: &[u8]) {
     let mut reader = Reader::new(bytes);
     while let Ok(Some(_)) = reader.next_entry() {
@@ -10,7 +10,7 @@ pub(crate) fn tar(bytes: &[u8]) {
     }
 }
 
-/// Indexes, manifests, configurations.
+/// Parses indexes, manifests and configurations.
 pub(crate) fn documents(bytes: &[u8]) {
     manifest::fuzz(bytes);
 }

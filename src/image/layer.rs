@@ -18,7 +18,8 @@ use std::{
 
 /// How much a layer may inflate to, in bytes: far beyond any real one, and an end to one that inflates for ever.
 const MAX_LAYER: u64 = 1 << 40;
-/// How much may follow the archive in a layer, in bytes: tar(1) fills a record, some kB; a stream of zeros would be hashed for ever.
+/// The most bytes after the archive in a layer: tar(1) pads to a record of some kB, and endless zeros must not be hashed
+/// forever.
 const MAX_AFTER: u64 = 64 << 20;
 /// Bytes travel from thread to thread in pieces of this size …
 const CHUNK: usize = 256 << 10;
@@ -53,7 +54,7 @@ impl Layer {
             Ok(_) => thread::scope(|scope| {
                 let compressed = Compression::of(&head) != Compression::None;
                 let (sink, mut source) = pipe();
-                // Where the content is the blob, one pass checks both digests if they are of one algorithm.
+                // For an uncompressed blob one pass checks both digests, if they use the same algorithm.
                 let apart = |digest: &&Digest| compressed || !digest.is_like(&self.diff_id);
                 let promised = self.digest.as_ref().filter(apart);
                 let blob = io::Cursor::new(head).chain(blob);
@@ -133,7 +134,7 @@ fn inflate(mut source: Source, sink: &Sink) -> Result<()> {
     })
 }
 
-/// The error of a blob that its source does not deliver.
+/// The error for a blob that cannot be read.
 pub fn unreadable(error: &io::Error) -> Error {
     Error::new(Code::ImageBroken, "its blob cannot be read")
         .cause(error)
@@ -201,7 +202,7 @@ impl Sink {
         Ok(chunk)
     }
 
-    /// `false` where the receiver has ended, which reports its own reason.
+    /// `false` if the receiver has ended; the receiver reports the reason.
     fn send(&self, chunk: Chunk) -> bool {
         self.full.send(chunk).is_ok()
     }

@@ -30,7 +30,7 @@ use std::{
 pub const MAX_DOCUMENT: u64 = 8 << 20;
 /// An image has a member or two for each layer; `docker save` of many images has a few hundred.
 const MAX_MEMBERS: usize = 100_000;
-/// What the names of its members take in memory, in bytes: 160 for each of the most that there can be.
+/// The bound on the members' names in memory, in bytes: 160 for each of [`MAX_MEMBERS`].
 const MAX_NAMES: usize = 16 << 20;
 
 /// Which version of an image was read: one that has the same is not read again.
@@ -54,7 +54,7 @@ pub struct Stamp {
 }
 
 impl Version {
-    /// Of the file of this name as it is now; `None` where there is none to be read.
+    /// Of the file of this name as it is now; `None` if there is none to be read.
     pub fn of_file(path: &Path) -> Option<Self> {
         let file = path.metadata().ok()?;
         Some(Self::File(Stamp {
@@ -158,7 +158,7 @@ impl Layout {
         })
     }
 
-    /// A compressed archive: inflated and looked through at once, up to its end and not further.
+    /// Decompresses an archive and indexes it in one pass, up to its end.
     fn inflate(compressed: impl Read, store: &Store) -> Result<Self> {
         let stream = decompressor(BufReader::with_capacity(256 << 10, compressed))?;
         let mut inflated = store.unnamed_file()?;
@@ -173,7 +173,7 @@ impl Layout {
             Ok(Some((entry, offset)))
         });
         drop(reader);
-        // Where the disk is full, the archive only seems to be broken.
+        // On a full disk the archive only seems to be broken.
         let members = failure.into_inner().map_or(found, Err)?;
         Ok(Self::Archive { members, file: Arc::new(inflated) })
     }
@@ -235,7 +235,7 @@ impl Layout {
     /// Whether there is something of this name.
     ///
     /// # Errors
-    /// [`Code::ImageBroken`] where that cannot be seen, because the caller may not read it for example.
+    /// [`Code::ImageBroken`] if that cannot be checked, for example without read permission.
     pub fn has(&self, name: &str) -> Result<bool> {
         match self {
             Self::Archive { members, .. } => Ok(members.contains_key(&normal(name))),
@@ -297,13 +297,13 @@ fn unreadable(name: &str, cause: impl std::fmt::Display) -> Error {
         .fix("make it readable for the user who runs gpurun: chmod -R u+rX DIRECTORY")
 }
 
-/// A stream that is written to a file as it is read.
+/// A reader that also writes all bytes to a file.
 struct Copied<'a, R> {
     stream: R,
     to: Filler<'a>,
-    /// So many bytes were read, and are in the file.
+    /// The number of bytes that were read and written.
     written: u64,
-    /// Why writing failed, since an [`io::Error`] has no room for it.
+    /// The reason for a failed write, because an [`io::Error`] cannot carry it.
     failure: &'a RefCell<Option<Error>>,
 }
 
@@ -320,7 +320,7 @@ impl<R: Read> Read for Copied<'_, R> {
     }
 }
 
-/// Where the members of a tar file lie. `next` is an entry and where its data begins, past which it has gone.
+/// Indexes the members of a tar file. `next` returns an entry and the offset of its data, and skips the data.
 fn members(mut next: impl FnMut() -> Result<Option<(Entry, u64)>>) -> Result<HashMap<String, Member>> {
     let too_much = |what: String| {
         Error::new(Code::ImageBroken, what)

@@ -1,13 +1,14 @@
 //! The documents of an image: index, manifest and configuration (OCI image specification; Docker image manifest version 2,
 //! schema 2; `docker save`'s manifest.json), and the way from one to the next.
 //!
-//! One rule decides what is accepted: **documents that Go's `encoding/json` and containers/image or Docker accept are accepted with
-//! the value that they find; what these refuse is refused with a message that says more.** [`go_json`] keeps the rule for the syntax.
-//! For the contents it means:
+//! One rule decides what is accepted: **documents that Go's `encoding/json` and containers/image or Docker accept are
+//! accepted with the same value; documents that they refuse are refused, with a better message.** [`go_json`] implements the
+//! rule for the syntax. For the contents it means:
 //!
-//! * A configuration is an image's if its media type is one of [`CONFIGS`], which has the accidents that Docker accepts.
-//! * The digest of a document is read when the document is needed: an index may name other platforms' images by an algorithm that
-//!   is unknown here.
+//! * A document is an image configuration if its media type is in [`CONFIGS`], which includes the wrong types that Docker
+//!   accepts.
+//! * The digest of a document is parsed when the document is needed: an index may name other platforms' images with an
+//!   unknown algorithm.
 //! * A document that could be read both as an index and as a manifest is refused (CVE-2021-41190).
 //!
 //! The types are not those of the oci-spec crate, which follows the specification more strictly than the engines do.
@@ -23,7 +24,7 @@ use serde::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Indexes may name indexes. Two levels have been seen.
+/// The deepest nesting of indexes. Real images have up to two levels.
 const MAX_DEPTH: usize = 4;
 /// Manifests that all indexes of an image may name together.
 const MAX_MANIFESTS: usize = 10_000;
@@ -46,8 +47,8 @@ const CONFIGS: &[&str] = &[
     "text/html",
     "",
 ];
-/// How media types of layers begin (moby, `checkSupportedMediaType`). What follows says how a layer is compressed, which the bytes
-/// themselves say better.
+/// Prefixes of layer media types (moby, `checkSupportedMediaType`). The suffix names the compression, which is detected from
+/// the bytes instead.
 const LAYERS: &[&str] = &["application/vnd.oci.image.", "application/vnd.docker."];
 
 /// A checked reference to a blob (OCI image specification, descriptor.md).
@@ -61,7 +62,7 @@ pub struct Descriptor {
     pub size: u64,
 }
 
-/// A reference to a blob as it is written. It becomes a [`Descriptor`] when it is needed.
+/// An unchecked reference to a blob. It becomes a [`Descriptor`] when it is needed.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RawDescriptor {
@@ -77,7 +78,7 @@ pub struct RawDescriptor {
 }
 
 impl RawDescriptor {
-    /// Of a document that was read.
+    /// The descriptor of these bytes.
     pub fn of(media_type: String, digest: &Digest, bytes: &[u8]) -> Self {
         let size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
         Self { media_type, digest: digest.to_string(), size, ..Self::default() }
@@ -96,7 +97,7 @@ impl RawDescriptor {
 
     /// The names of an image in an index.
     fn names(&self) -> impl Iterator<Item = &String> {
-        // The second is how containerd and Docker write the whole name.
+        // containerd and Docker write the whole name in the second annotation.
         ["org.opencontainers.image.ref.name", "io.containerd.image.name"]
             .into_iter()
             .filter_map(|key| self.annotations.get(key))
@@ -152,7 +153,7 @@ fn ambiguous(what: &str) -> Error {
         .cause("programs would disagree about the image that it describes (CVE-2021-41190)")
 }
 
-/// A damaged image, with the usual remedy.
+/// An error about a damaged image, with the general fix.
 fn broken(what: impl Into<String>) -> Error {
     Error::new(Code::ImageBroken, what).fix(REBUILD)
 }
@@ -169,7 +170,7 @@ struct Saved {
     layers: Vec<String>,
 }
 
-/// An image's configuration file, with the keys that matter here.
+/// The used keys of an image's configuration file.
 #[derive(Debug, Deserialize)]
 pub struct ConfigFile {
     #[serde(default)]
@@ -200,7 +201,7 @@ pub struct Defaults {
     pub labels: BTreeMap<String, String>,
     pub volumes: BTreeMap<String, Option<IgnoredAny>>,
     pub stop_signal: String,
-    /// Docker's object; of any shape, because it has no effect here.
+    /// Docker's object, in any form, because gpurun ignores it.
     pub healthcheck: serde_json::Value,
 }
 
@@ -218,7 +219,7 @@ pub struct Found {
 /// Reads one of the image's documents.
 ///
 /// # Errors
-/// [`Code::ImageBroken`], the cause in one line.
+/// [`Code::ImageBroken`], with a cause of one line.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
     go_json::from_slice(bytes)
         .or_fail(Code::ImageBroken, || format!("{what} cannot be understood"))
@@ -263,7 +264,7 @@ pub fn from_oci(layout: &Layout, tag: Option<&str>, platform: &Platform) -> Resu
     follow(tops, platform, |descriptor| read_blob(layout, descriptor))
 }
 
-/// Goes from these descriptors to the image for this platform. `read` returns a document's bytes, checked against its
+/// Resolves these descriptors to the image for this platform. `read` returns a document's bytes, checked against its
 /// descriptor.
 pub fn follow(
     tops: Vec<RawDescriptor>,
@@ -301,7 +302,7 @@ pub fn follow(
     Ok(Found { id: config_descriptor.digest, layers: layers.collect::<Result<_>>()?, config })
 }
 
-/// The document describes something else than a container image.
+/// The error for a document that does not describe a container image.
 pub fn not_an_image(kind: &str) -> Error {
     Error::new(Code::ImageBroken, format!("this is an artifact of type {kind:?}, not a container image"))
         .fix("name an image; charts, signatures and other artifacts have no root file system, and `oras pull` fetches them")
@@ -408,7 +409,7 @@ fn collect_manifests(
         if into.len() >= MAX_MANIFESTS {
             return Err(broken(format!("the image's indexes name more than {MAX_MANIFESTS} manifests")));
         }
-        // Without a type, containers/image reads it as a manifest.
+        // containers/image reads a document without a type as a manifest.
         if kind.is_empty() || MANIFESTS.contains(&kind) {
             into.push(descriptor);
         } else if INDEXES.contains(&kind) {
@@ -425,7 +426,7 @@ fn collect_manifests(
     Ok(())
 }
 
-/// The first of those that suit the machine best. One that names no platform may be for it.
+/// The first of the best matches for the platform. A descriptor without a platform may match.
 fn choose_platform(manifests: Vec<RawDescriptor>, wanted: &Platform) -> Result<RawDescriptor> {
     let rank = |one: &RawDescriptor| one.platform.as_ref().map_or(Some(2), |own| own.rank(wanted));
     let all: BTreeSet<_> = manifests

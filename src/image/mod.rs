@@ -86,7 +86,7 @@ pub struct ImageConfig {
     pub working_dir: String,
     /// The author's remarks.
     pub labels: BTreeMap<String, String>,
-    /// Directories that can be written whatever the root is (VOLUME).
+    /// Directories that are writable even in a read-only root (VOLUME).
     pub volumes: Vec<String>,
     /// What ends the container: `SIGTERM`, `15`; `None`: SIGTERM.
     pub stop_signal: Option<String>,
@@ -99,7 +99,7 @@ pub struct ImageConfig {
 pub struct Image {
     config: ImageConfig,
     root: Root,
-    /// Layers that nobody may remove as long as this image is in use.
+    /// Layers that must not be removed as long as this image is in use.
     held: RefCell<Vec<OwnedFd>>,
     root_is_caller: bool,
     progress: Progress,
@@ -131,7 +131,7 @@ enum Source {
 impl Source {
     /// Puts layers into the store that it lacks.
     fn fill(&self, missing: &[&Layer], store: &Store, progress: Progress) -> Result<()> {
-        // What killed processes left may be as much as the disk lacks; and unpacking takes long anyway.
+        // Leftovers of killed processes may fill the disk, and unpacking takes long anyway, so they are removed first.
         store.clean()?;
         match self {
             Self::Registry(name, pull) if pull.when == When::Never => {
@@ -154,8 +154,8 @@ impl Image {
     /// Finds an image and reads its configuration. No layer is read.
     ///
     /// # Errors
-    /// [`Code::ImageNotFound`] where there is none of that name, [`Code::ImageBroken`] and [`Code::DigestMismatch`] where its
-    /// documents are wrong, [`Code::WrongPlatform`] where it is for another machine; what [`registry::order`] meets.
+    /// [`Code::ImageNotFound`] if there is none of that name, [`Code::ImageBroken`] and [`Code::DigestMismatch`] if its
+    /// documents are wrong, [`Code::WrongPlatform`] if it is for another machine; what [`registry::order`] meets.
     pub fn open(reference: &ImageReference, store: &Store, pull: &Pull) -> Result<Self> {
         // Before the bytes are read: if they change meanwhile, the next start sees another version.
         let version = match reference {
@@ -212,7 +212,7 @@ impl Image {
         Ok(image)
     }
 
-    /// Where the store knows the name, nobody is asked.
+    /// If the store has the name, no registry is asked.
     fn of_registry(name: &RegistryName, store: &Store, pull: &Pull) -> Result<Self> {
         let key = registry::record_name(name, &pull.platform);
         let known = || store.record(&key).and_then(|record| Some((store.blob(&record.id)?, record)));
@@ -269,8 +269,8 @@ impl Image {
     /// Mount them `nodev`, and with `userxattr` unless root of the initial user namespace does: whiteouts are made for that.
     ///
     /// # Errors
-    /// [`Code::DigestMismatch`], [`Code::ImageBroken`] and [`Code::LayerRefused`] where a layer is not what it should be,
-    /// [`Code::Store`] where it cannot be kept.
+    /// [`Code::DigestMismatch`], [`Code::ImageBroken`] and [`Code::LayerRefused`] if a layer is not what it should be,
+    /// [`Code::Store`] if it cannot be kept.
     pub fn root(&self, store: &Store) -> Result<Vec<PathBuf>> {
         let (layers, source) = match &self.root {
             Root::Directories(paths) => return Ok(paths.clone()),
@@ -282,7 +282,7 @@ impl Image {
         let mut seen = HashSet::new();
         let layers: Vec<_> = layers.iter().rev().filter(|layer| seen.insert(&layer.diff_id)).collect();
         let mut held = self.held.borrow_mut();
-        // Again where another process removes layers just when they are found to be there.
+        // Retried if another process removes a layer after it was found.
         for _ in 0..3 {
             held.clear();
             let mut missing = Vec::new();
@@ -315,11 +315,11 @@ impl Image {
             .fix("let no `gpurun rmi` or `gpurun prune` run meanwhile"))
     }
 
-    /// Checks that the directories of [`Image::root`], which others open by their paths, are those of the store: a link in its path
-    /// may have been changed meanwhile.
+    /// Checks that the paths of [`Image::root`] still lead to the store's directories: a link in the path may have been changed
+    /// meanwhile.
     ///
     /// # Errors
-    /// [`Code::Store`] where one is not.
+    /// [`Code::Store`] if a path leads elsewhere.
     pub fn check_opened<'a>(&self, opened: impl Iterator<Item = &'a OwnedFd>) -> Result<()> {
         let identity = |fd: &OwnedFd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
         for (held, opened) in self.held.borrow().iter().zip(opened) {
@@ -371,7 +371,7 @@ impl ImageConfig {
             labels,
             volumes: volumes.into_keys().collect(),
             stop_signal: Some(stop_signal).filter(|signal| !signal.is_empty()),
-            // NONE turns off the one of a parent image.
+            // NONE disables the HEALTHCHECK of a parent image.
             has_healthcheck: healthcheck["Test"][0].as_str().is_some_and(|kind| kind != "NONE"),
         })
     }
@@ -383,8 +383,8 @@ fn variable(text: &str) -> Option<EnvVar> {
     (!name.is_empty()).then(|| (name.to_owned(), value.to_owned()))
 }
 
-/// Finds out how the layers are put together, and keeps that in the store. `ids` are all of them, lowest first; `layers` each once,
-/// topmost first, with their directories.
+/// Computes how the layers are stacked, and records it in the store. `ids` are all layers, lowest first; `layers` are the
+/// distinct layers, topmost first, with their directories.
 fn assemble(
     ids: &[&Digest],
     layers: &[&Layer],
@@ -414,7 +414,7 @@ fn open_layout(reference: &ImageReference, store: &Store, progress: Progress) ->
     }
 }
 
-/// The most layers that are unpacked at a time. Each has some MB in memory, and a disk is busy with fewer.
+/// The most layers to unpack at a time. Each takes some MB of memory, and fewer already saturate a disk.
 const MAX_WORKERS: usize = 16;
 
 /// Unpacks layers of a layout, as many at a time as there are processors.

@@ -1,10 +1,10 @@
-//! What a layer leaves to the layers below it, noted when it is unpacked.
+//! Notes of unpacked layers: facts that depend on the layers below.
 //!
 //! A layer is unpacked alone and shared between images, so it cannot know what lies below it. Three facts depend on that, and
 //! [`super::stack`] decides them for each image: the attributes of a directory that the layer does not name, whether a directory
 //! that only whiteouts mention exists, and whether overlayfs hides the whiteouts of a directory.
 //!
-//! A note is also the mark by which [`super::store`] knows a layer as one that gpurun made.
+//! A note also marks a layer as made by gpurun, for [`super::store`].
 
 use super::unpack::MAX_PATH;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,19 +13,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const HEAD: &[u8] = b"gpurun layer 1\n";
 /// The longest note, in bytes: some 200,000 directories.
 pub const MAX_NOTE: usize = 4 << 20;
-/// Bytes of names that all layers which are being unpacked keep together, besides what a constant bounds for each of them.
+/// The bound on the names that all layers keep in memory while they are unpacked, in bytes.
 const MAX_KEPT: usize = 64 << 20;
-/// How many of them are in use, in this process.
+/// The bytes of names in use in this process.
 static KEPT: AtomicUsize = AtomicUsize::new(0);
 
-/// Why a directory is in a note.
+/// The reason why a directory is in a note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fact {
-    /// The layer puts something into the directory, and does not name it.
+    /// The layer adds entries to the directory without an entry for the directory itself.
     Unnamed,
-    /// The layer removes something from the directory, and has nothing else in it.
+    /// The layer only removes entries from the directory.
     Whiteouts,
-    /// Whiteouts are in the directory.
+    /// The directory holds whiteouts.
     Hides,
 }
 
@@ -41,7 +41,7 @@ impl Fact {
     }
 }
 
-/// The directories that a layer leaves to those below it.
+/// Directories of a layer that depend on the layers below.
 #[derive(Debug, Default)]
 pub struct Note(PathList);
 
@@ -52,18 +52,18 @@ impl From<()> for Note {
 }
 
 impl Note {
-    /// Adds a directory by its path from the layer's root; `false` where the note would become too long.
+    /// Adds a directory by its path from the layer's root; `false` if the note would become too long.
     #[must_use]
     pub fn add(&mut self, fact: Fact, path: &[u8]) -> bool {
         self.0.push(fact.byte(), path) && self.0.coded.len() < MAX_NOTE
     }
 
-    /// As it is kept in the store.
+    /// The format in the store.
     pub fn to_bytes(&self) -> Vec<u8> {
         [HEAD, &self.0.coded].concat()
     }
 
-    /// A note of the store; `None` where these bytes are not one.
+    /// Parses a note of the store; `None` if the bytes are not a note.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut note = Self::default();
         note.0.coded = bytes.strip_prefix(HEAD)?.to_vec();
@@ -83,14 +83,14 @@ impl Note {
         })
     }
 
-    /// How long it is, in bytes.
+    /// Length in bytes.
     pub fn length(&self) -> usize {
         self.0.coded.len()
     }
 }
 
-/// Paths with a byte each, kept short: of each only what differs from the path before it. Archives go directory by directory,
-/// and an archive of 150,000 paths of 4,000 bytes fits in some MB.
+/// Prefix-compressed paths, each with a tag byte. Consecutive paths of an archive share long prefixes, so 150,000 paths of
+/// 4,000 bytes fit in some MB.
 #[derive(Debug, Default)]
 pub struct PathList {
     coded: Vec<u8>,
@@ -99,7 +99,7 @@ pub struct PathList {
 }
 
 impl PathList {
-    /// Adds a path; `false` where all lists of this process together have grown too long. `tag` is the caller's.
+    /// Adds a path with the caller's `tag`; `false` if all lists of this process exceed their bound.
     #[must_use]
     pub fn push(&mut self, tag: u8, path: &[u8]) -> bool {
         let shared = self.last.iter().zip(path).take_while(|(one, other)| one == other).count();
@@ -121,7 +121,7 @@ impl PathList {
         true
     }
 
-    /// Calls `visit` with each path, in order, until it returns `None`; `None` too where the bytes are damaged.
+    /// Calls `visit` with each path, in order, until it returns `None`. Also returns `None` if the bytes are damaged.
     pub fn each(&self, mut visit: impl FnMut(u8, &[u8]) -> Option<()>) -> Option<()> {
         let mut path = Vec::new();
         let mut rest = self.coded.as_slice();

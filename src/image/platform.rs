@@ -1,10 +1,10 @@
-//! The kind of machine that an image is for.
+//! The platform of an image: operating system, architecture and variant.
 
 use crate::error::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// A kind of machine, in the words of GOARCH and GOOS.
+/// A platform, with the names of GOARCH and GOOS.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
     #[serde(default)]
@@ -23,13 +23,13 @@ impl Default for Platform {
 }
 
 impl Platform {
-    /// A platform by its three words, as an image's configuration has them.
+    /// The platform with these three words, as in an image's configuration.
     pub fn new(os: &str, architecture: &str) -> Self {
         Self { architecture: architecture.into(), os: os.into(), variant: String::new() }
     }
 
-    /// How well an image for `self` suits who wants `wanted`, 0 best; `None` where it does not run there (OCI image specification,
-    /// image-index.md). An image without a variant runs everywhere, `amd64/v3` does not.
+    /// How well an image for `self` suits the platform `wanted`, 0 best; `None` if it does not run there (OCI image
+    /// specification, image-index.md). An image without a variant runs on every variant; `amd64/v3` does not.
     pub fn rank(&self, wanted: &Self) -> Option<u8> {
         if self.os != wanted.os || self.architecture != wanted.architecture {
             return None;
@@ -43,7 +43,7 @@ impl Platform {
         }
     }
 
-    /// Fails unless an image with this platform in its configuration is for `wanted`; empty words fit everything.
+    /// Fails unless an image with this platform in its configuration is for `wanted`; an empty word matches everything.
     pub fn check(&self, wanted: &Self) -> Result<()> {
         let same = |has: &str, wanted: &str| has.is_empty() || has == wanted;
         if same(&self.os, &wanted.os) && same(&self.architecture, &wanted.architecture) {
@@ -52,19 +52,19 @@ impl Platform {
         Err(wrong_platform(&self.to_string(), wanted))
     }
 
-    /// Whether it is a real one: build attestations in an index call themselves `unknown/unknown`.
+    /// Whether it is a real platform: build attestations in an index have `unknown/unknown`.
     pub fn is_known(&self) -> bool {
         self.os != "unknown"
     }
 
-    /// Whether this machine's processor runs it: its own programs, and those of its 32-bit predecessor.
+    /// Whether this machine's processor runs it natively, including its 32-bit predecessor.
     pub fn is_native(&self) -> bool {
         let here = architecture();
         let runs = (here, self.architecture.as_str());
         here == self.architecture || matches!(runs, ("amd64", "386") | ("arm64", "arm"))
     }
 
-    /// How ELF files call the machine (elf.h, `EM_*`).
+    /// The machine number in ELF files (elf.h, `EM_*`).
     pub fn elf_machine(&self) -> Option<u16> {
         Some(match self.architecture.as_str() {
             "386" => 3,
@@ -115,7 +115,7 @@ fn architecture() -> &'static str {
     }
 }
 
-/// The image exists, for other platforms only.
+/// The error for an image that exists only for other platforms.
 pub fn wrong_platform(has: &str, wanted: &Platform) -> Error {
     let whose = if *wanted == Platform::default() { "this machine is" } else { "what was asked for is" };
     Error::new(Code::WrongPlatform, format!("the image is for {has}, and {whose} {wanted}"))

@@ -1,7 +1,7 @@
-//! How far a long piece of work on this machine is, on stderr: an archive that is decompressed, layers that are unpacked.
+//! Shows the progress of long local work on stderr: decompressing an archive, unpacking layers.
 //!
-//! Nothing is shown in the first second. A terminal has one line that is written over; where stderr is a file or a pipe (CI), a line
-//! is written every few seconds, so that the job does not look hung.
+//! Nothing is shown in the first second. On a terminal one line is overwritten; to a file or a pipe (CI) a line is written
+//! every few seconds, so that the job does not look hung.
 
 use super::registry::Progress;
 use std::{
@@ -14,14 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Before the first line.
+/// Delay before the first line.
 const QUIET: Duration = Duration::from_secs(1);
-/// Between the states of a terminal's line, and the objects of `--progress json`.
+/// Interval between updates of a terminal's line, and between objects of `--progress json`.
 const SOON: Duration = Duration::from_millis(500);
-/// Between lines.
+/// Interval between lines.
 const LINES: Duration = Duration::from_secs(3);
 
-/// Work that is going on. Dropped, it is over.
+/// Work in progress; dropping it ends the display.
 #[derive(Debug)]
 pub struct Unpacking {
     shared: Arc<Shared>,
@@ -45,7 +45,7 @@ enum Form {
 }
 
 impl Unpacking {
-    /// Begins; `what` is shown, with the bytes that are read and, where it is known, how many there are.
+    /// Starts the display of `what`, with the bytes read and, if known, the total.
     pub fn start(what: String, total: Option<u64>, progress: Progress) -> Self {
         let (bytes, over, ended) = (AtomicU64::new(0), Mutex::new(false), Condvar::new());
         let shared = Arc::new(Shared { what, bytes, total, over, ended });
@@ -63,7 +63,7 @@ impl Unpacking {
         Self { shared, thread }
     }
 
-    /// Counts what is read.
+    /// Counts the bytes of a reader.
     pub fn count<R>(&self, inner: R) -> Counted<R> {
         Counted { inner, shared: Arc::clone(&self.shared) }
     }
@@ -74,7 +74,7 @@ impl Drop for Unpacking {
         *self.shared.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.shared.ended.notify_all();
         if let Some(thread) = self.thread.take() {
-            // It only writes, and who reads stderr may be gone.
+            // The thread only writes to stderr, whose reader may be gone.
             let _ = thread.join();
         }
     }
@@ -96,7 +96,7 @@ impl Shared {
             }
             wait = if matches!(form, Form::Lines) { LINES } else { SOON };
             shown = true;
-            // A stderr that cannot be written is no reason to stop.
+            // A failing stderr must not stop the work.
             let _ = io::stderr().write_all(self.text(form, started.elapsed()).as_bytes());
         }
         if shown && matches!(form, Form::Line) {
@@ -109,7 +109,7 @@ impl Shared {
         let total = self.total.map_or_else(String::new, |total| format!(" of {}", total / 1_000_000));
         let text = format!("{}: {}{total} MB, {} s", self.what, bytes / 1_000_000, elapsed.as_secs());
         match form {
-            // A line that wraps cannot be written over.
+            // A wrapped line cannot be overwritten.
             Form::Line => format!("\r\x1b[K{}", fitting(&text, width())),
             Form::Lines => text + "\n",
             Form::Json => {
@@ -120,7 +120,7 @@ impl Shared {
     }
 }
 
-/// The end of a text that is too long, which is the part that changes.
+/// Shortens a text to its end, which is the part that changes.
 fn fitting(text: &str, width: usize) -> String {
     let length = text.chars().count();
     if length <= width { text.into() } else { text.chars().skip(length - width).collect() }
@@ -131,7 +131,7 @@ fn width() -> usize {
     size.ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 1).unwrap_or(80) - 1
 }
 
-/// A stream whose bytes are counted.
+/// A reader that counts its bytes.
 #[derive(Debug)]
 pub struct Counted<R> {
     inner: R,

@@ -84,7 +84,7 @@ impl ImageReference {
     /// hold one; `rootfs:` has no tag and takes any path.
     ///
     /// # Errors
-    /// [`Code::ImageReference`] where the text is none of the kinds.
+    /// [`Code::ImageReference`] if the text is none of the kinds.
     pub fn parse(text: &str) -> Result<Self> {
         let broken = |cause: &str| {
             Error::new(Code::ImageReference, format!("{text:?} is not the name of an image"))
@@ -139,7 +139,7 @@ impl ImageReference {
     /// The name by which the store remembers the image, whatever the working directory.
     ///
     /// # Errors
-    /// [`Code::ImageReference`] where there is no working directory that a path could start at.
+    /// [`Code::ImageReference`] if there is no working directory that a path could start at.
     pub fn absolute(&self) -> Result<Self> {
         let mut reference = self.clone();
         if let Self::OciDir { path, .. } | Self::OciArchive { path, .. } | Self::DockerArchive { path, .. } =

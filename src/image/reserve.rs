@@ -1,8 +1,8 @@
-//! Room that stays free on the store's filesystem.
+//! Keeps a reserve free on the store's filesystem.
 //!
 //! A small blob can unpack to any number of bytes and files, and a filesystem without free blocks or inodes stops the whole host.
-//! So a hundredth of both is left, for whatever is written there: bytes, directories, links. Filesystems without a fixed number
-//! of inodes (btrfs, xfs with dynamic ones) report 0 of them, and then only blocks count.
+//! So every write (bytes, directories, links) leaves a hundredth of both free. Filesystems without a fixed number of inodes
+//! (btrfs, xfs with dynamic inodes) report 0 inodes; for them only blocks count.
 
 use super::store::full;
 use crate::error::{Code, Error, Result};
@@ -11,26 +11,26 @@ use rustix::{
     fs::{StatVfs, fstatvfs},
 };
 
-/// The part of a filesystem that is left free: one in so many blocks and inodes.
+/// The reserve is one in this many blocks and inodes.
 const SHARE: u64 = 100;
-/// The most bytes that are written between two looks at the filesystem.
+/// The most bytes to write between two checks of the filesystem.
 const MOST_BYTES: u64 = 64 << 20;
-/// The most files that are made between two looks.
+/// The most files to make between two checks.
 const MOST_FILES: u64 = 4096;
-/// Of what is still free above the reserve, the part that one writer may take before it looks again. There are at most
-/// [`super::MAX_WORKERS`] writers at a time, so together they take less than is there.
+/// A writer may take one part in this many of the free space above the reserve before it checks again. At most
+/// [`super::MAX_WORKERS`] writers run at a time, so together they take less than the free space.
 const STEP: u64 = 32;
-/// What a name, an inode or an attribute may cost besides its content: a block.
+/// The cost of a name, an inode or an attribute besides its content: a block.
 const BLOCK: u64 = 4096;
 
-/// Counts what one writer takes, and looks at the filesystem now and then.
+/// Counts what one writer takes, and checks the filesystem from time to time.
 #[derive(Debug, Default)]
 pub struct Reserve {
     bytes: u64,
     files: u64,
 }
 
-/// What is free above the reserve, in bytes, and in inodes where their number is fixed.
+/// Free space above the reserve in bytes, and in inodes if their number is fixed.
 pub fn room(space: &StatVfs) -> (u64, Option<u64>) {
     let bytes = space.f_bavail.saturating_sub(space.f_blocks / SHARE).saturating_mul(space.f_frsize);
     let files = (space.f_files > 0).then(|| space.f_favail.saturating_sub(space.f_files / SHARE));
@@ -38,10 +38,10 @@ pub fn room(space: &StatVfs) -> (u64, Option<u64>) {
 }
 
 impl Reserve {
-    /// To be called before something is written to this filesystem: so many bytes of content, in so many new files.
+    /// Must be called before each write to this filesystem, with the bytes of content and the number of new files.
     ///
     /// # Errors
-    /// [`Code::NoSpace`] where it would be taken from the reserve.
+    /// [`Code::NoSpace`] if the write would use the reserve.
     pub fn take(&mut self, filesystem: impl AsFd, bytes: u64, files: u64) -> Result<()> {
         let bytes = bytes.saturating_add(files.saturating_mul(BLOCK));
         if bytes <= self.bytes && files <= self.files {
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hundredth_of_blocks_and_inodes_is_not_room() {
+    fn a_hundredth_of_blocks_and_inodes_is_reserved() {
         assert_eq!(room(&space(9, 1)), (0, Some(1)));
         assert_eq!(room(&space(11, 0)), (4096, None), "no fixed number of inodes");
         assert_eq!(room(&space(1000, 1000)).1, Some(980));

@@ -1,36 +1,36 @@
-//! The directory of a store in which containers have what they write into their roots.
+//! The directory of a store that holds the containers' writes to their roots.
 
 use super::tree;
 use crate::error::{Code, Error, Result};
 use rustix::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// `scratch` of a store, opened once with the store; and `tmp` beside it, for what sweeps both.
+/// `scratch` of a store, opened once with the store; and `tmp`, because the sweeper cleans both.
 #[derive(Debug)]
 pub struct ScratchDir {
-    /// Where it is. For mounts, which are made in another mount namespace, and for messages.
+    /// The path, for messages, and for mounts, which are made in another mount namespace.
     pub path: PathBuf,
-    /// Its descriptor, by which everything in it is made and removed.
+    /// The descriptor, used to make and remove everything in it.
     pub directory: OwnedFd,
     /// The store's `tmp`.
     pub temporary: OwnedFd,
 }
 
 impl ScratchDir {
-    /// With descriptors of its own.
+    /// Duplicates the descriptors.
     ///
     /// # Errors
-    /// The kernel's, out of descriptors.
+    /// If the process is out of descriptors.
     pub fn try_clone(&self) -> std::io::Result<Self> {
         let (directory, temporary) = (self.directory.try_clone()?, self.temporary.try_clone()?);
         Ok(Self { path: self.path.clone(), directory, temporary })
     }
 
-    /// The container's own directory, opened by path in the mount namespace of the calling process: nothing can be mounted on a
-    /// descriptor of another one. It must be the directory that was made.
+    /// Opens the container's own directory by path in the mount namespace of the calling process, because mounts on descriptors
+    /// of another namespace are not allowed. Checks that it is the directory that was made.
     ///
     /// # Errors
-    /// [`Code::Mount`] where it is not.
+    /// [`Code::Mount`] if it is a different directory.
     pub fn open_by_path(&self, id: &str) -> Result<(PathBuf, OwnedFd)> {
         let path = self.path.join(id);
         let failed = |cause: &dyn std::fmt::Display| {

@@ -1,19 +1,18 @@
-//! How the layers of an image are put together: the facts that no layer knows alone.
+//! Computes how the layers of an image are stacked, for the facts that depend on several layers.
 //!
-//! A layer is unpacked alone and shared between images, so three questions are left open ([`super::note`]) and answered here, once
-//! for each list of layers:
+//! A layer is unpacked alone and shared between images, so three questions stay open ([`super::note`]). They are answered
+//! here, once for each list of layers:
 //!
-//! * A directory that a layer does not name keeps the mode, owner and attributes that the layers below give it, as containerd and
-//!   umoci have it. overlayfs takes them from the topmost directory.
-//! * A directory that only whiteouts mention does not come into being where no layer below has it.
-//! * overlayfs hides whiteouts only in directories that it merges from several layers; elsewhere their names are listed.
+//! * A directory without an entry in a layer keeps the mode, owner and attributes of the layers below, as in containerd and
+//!   umoci. overlayfs takes them from the topmost directory.
+//! * A directory that only whiteouts mention does not exist unless a layer below has it.
+//! * overlayfs hides whiteouts only in directories that it merges from several layers; in others it lists them.
 //!
-//! The answer is one more layer above the others, which holds directories and whiteouts only, and only where one is needed:
-//! images of `docker build` need none. And overlayfs ignores that the root of a layer is opaque, so what lies below such a root
-//! is left out of the stack.
+//! The result is one more layer on top, which holds only directories and whiteouts. Images of `docker build` do not need it.
+//! overlayfs also ignores that the root of a layer is opaque, so layers below such a root are left out of the stack.
 //!
-//! Everything is read by descriptors of the layers' roots. In the layers nothing changes any more, and each parent of a path is
-//! known to be a directory of that layer, so no link is followed.
+//! Everything is read by descriptors of the layers' roots. Layers no longer change, and each parent of a path is known to be
+//! a directory of that layer, so no link is followed.
 
 use super::{
     Digest,
@@ -36,27 +35,27 @@ use std::{
     hash::{BuildHasher, RandomState},
 };
 
-/// Bytes of notes that one image may bring.
+/// The most bytes of notes of one image.
 const MAX_NOTES: usize = 16 << 20;
 
-/// How layers are put together, as the store keeps it.
+/// The record of the store about how layers are stacked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stack {
     /// The layers, lowest first.
     layers: Vec<Digest>,
-    /// How many of them count, from the topmost down: the others lie below an opaque root.
+    /// How many layers are visible, from the topmost down: the others lie below an opaque root.
     pub visible: usize,
-    /// Whether a layer of their own facts lies above them, in the store under [`Stack::own_digest`].
+    /// Whether an additional layer lies on top, in the store under [`Stack::own_digest`].
     pub has_facts: bool,
 }
 
 impl Stack {
-    /// Of these layers, lowest first.
+    /// A stack of these layers, lowest first.
     pub fn new(layers: &[&Digest], visible: usize, has_facts: bool) -> Self {
         Self { layers: layers.iter().copied().cloned().collect(), visible, has_facts }
     }
 
-    /// What names a list of layers, lowest first.
+    /// The digest of a list of layers, lowest first.
     pub fn digest<'a>(layers: impl IntoIterator<Item = &'a Digest>) -> Digest {
         let mut text = "gpurun stack 1\n".to_owned();
         for layer in layers {
@@ -66,12 +65,12 @@ impl Stack {
         Digest::of(text.as_bytes())
     }
 
-    /// What names these layers.
+    /// The digest of this stack's layers.
     pub fn own_digest(&self) -> Digest {
         Self::digest(&self.layers)
     }
 
-    /// As it is kept.
+    /// The format in the store.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         serde_json::to_vec(self).map_err(|error| {
             Error::new(Code::Internal, "a stack of layers cannot be written")
@@ -80,58 +79,58 @@ impl Stack {
         })
     }
 
-    /// As it was kept; `None` where these bytes are not a stack.
+    /// Parses the format of the store; `None` if the bytes are not a stack.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
     }
 }
 
-/// One layer of a stack that is being put together.
+/// One layer of an [`Assembly`].
 struct Level<'a> {
     root: BorrowedFd<'a>,
     note: Note,
-    /// The hashes of the paths that the layer does not name, with and without whiteouts alone. The key is random, so no image can
-    /// choose paths that collide.
+    /// Hashes of the paths without an entry in the layer; in `whiteouts` those that only whiteouts mention. The key is random, so
+    /// no image can choose paths that collide.
     unnamed: HashSet<u64>,
     whiteouts: HashSet<u64>,
-    /// Those of directories that hold whiteouts.
+    /// Hashes of directories that hold whiteouts.
     hides: HashSet<u64>,
 }
 
-/// Layers that are looked at together, topmost first.
+/// Layers to be stacked, topmost first.
 pub struct Assembly<'a> {
     levels: Vec<Level<'a>>,
     hasher: RandomState,
     ownership: Ownership,
 }
 
-/// A directory as the layers have it together.
+/// A merged directory.
 #[derive(Clone, Default)]
 struct Merged {
-    /// The layers whose directory it is, topmost first: the first that names it says what its attributes are.
+    /// The layers that have the directory, topmost first. The first one with an entry for it decides its attributes.
     chain: Vec<usize>,
-    /// How many of them have a part in its content; the others lie below an opaque one.
+    /// How many of them contribute content; the others lie below an opaque directory.
     content: usize,
 }
 
-/// What the layer above has to say of a path.
+/// What the additional layer holds at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Repair {
-    /// The directory has the attributes of this layer's.
+    /// A directory with the attributes of this layer's directory.
     Directory(usize),
-    /// Nothing is there.
+    /// A whiteout.
     Hidden,
 }
 
 impl<'a> Assembly<'a> {
-    /// Over these layers, topmost first, with their notes.
+    /// An assembly of these layers, topmost first, with their notes.
     ///
     /// # Errors
-    /// [`Code::LayerRefused`] where the notes are too long to be kept in memory.
+    /// [`Code::LayerRefused`] if the notes are too long for memory.
     pub fn new(layers: Vec<(BorrowedFd<'a>, Note)>, ownership: Ownership) -> Result<Self> {
         let total: usize = layers.iter().map(|(_, note)| note.length()).sum();
         if total > MAX_NOTES {
-            let what = "the image's layers do not name too many of the directories that they use";
+            let what = "too many directories have no entry in the layers of the image that use them";
             return Err(Error::new(Code::LayerRefused, what)
                 .cause(format!("the paths take {total} bytes, and {MAX_NOTES} can be kept"))
                 .fix("build the image again with `docker build` or `buildah build`, whose layers name their directories"));
@@ -140,7 +139,7 @@ impl<'a> Assembly<'a> {
         let mut levels = Vec::new();
         for (root, note) in layers {
             let (mut unnamed, mut whiteouts, mut hides) = (HashSet::new(), HashSet::new(), HashSet::new());
-            // A note of the store was read whole before.
+            // Notes of the store are complete.
             let _ = note.each(|fact, path| {
                 let facts = match fact {
                     Fact::Unnamed => &mut unnamed,
@@ -158,12 +157,12 @@ impl<'a> Assembly<'a> {
         Ok(assembly)
     }
 
-    /// How many of the layers count, from the topmost down.
+    /// How many layers are visible, from the topmost down.
     pub fn visible(&self) -> usize {
         self.levels.len()
     }
 
-    /// Whether a layer above is needed.
+    /// Whether the additional layer is needed.
     pub fn needs_facts(&self) -> Result<bool> {
         let mut found = false;
         self.each_repair(|_, _, _| {
@@ -173,14 +172,14 @@ impl<'a> Assembly<'a> {
         Ok(found)
     }
 
-    /// Fills the layer above.
+    /// Fills the additional layer.
     pub fn write_facts(&self, root: BorrowedFd<'_>) -> Result<()> {
         let fail = |errno: Errno| {
             Error::new(Code::Store, "the layer that completes an image's layers cannot be written")
                 .cause(errno)
                 .fix("put the store (GPURUN_STORE) on a local filesystem such as ext4, xfs or btrfs")
         };
-        // Its root is the topmost of all.
+        // Its root is the topmost one.
         let top = self.merged_root();
         self.copy_attributes(&top, b"", root).map_err(fail)?;
         self.each_repair(|path, walk, repair| {
@@ -189,8 +188,8 @@ impl<'a> Assembly<'a> {
         })
     }
 
-    /// Calls `visit` with each path that the layer above must hold, with the merged directories from the root down to it, until it
-    /// returns `false`.
+    /// Calls `visit` with each path that the additional layer must hold, and the merged directories from the root down to the
+    /// path, until it returns `false`.
     fn each_repair(&self, mut visit: impl FnMut(&[u8], &[Merged], Repair) -> Result<bool>) -> Result<()> {
         let mut walk = Walk { path: Vec::new(), ends: Vec::new(), merged: vec![self.merged_root()] };
         let mut failure = Ok(true);
@@ -199,11 +198,11 @@ impl<'a> Assembly<'a> {
                 break;
             }
             let _ = level.note.each(|_, path| {
-                // The root alone needs no layer: above it lies the one in which gpurun puts its own files.
+                // The root alone needs no layer: gpurun's own layer lies above it and sets its attributes.
                 let step = if path.is_empty() { return Some(()) } else { walk.go(self, path) };
                 let step = step.and_then(|()| {
                     let Some(merged) = walk.merged.last() else { return Ok(true) };
-                    // Every path is the business of the topmost layer that has the directory.
+                    // Each path is visited once, for the topmost layer that has the directory.
                     match self.repair(path, merged).filter(|_| merged.chain.first() == Some(&at)) {
                         Some(repair) => visit(path, &walk.merged, repair),
                         None => Ok(true),
@@ -220,7 +219,7 @@ impl<'a> Assembly<'a> {
         Merged { chain: (0..self.levels.len()).collect(), content: self.levels.len() }
     }
 
-    /// What is to be done about a directory.
+    /// The repair of a directory, if it needs one.
     fn repair(&self, path: &[u8], merged: &Merged) -> Option<Repair> {
         let hash = self.hasher.hash_one(path);
         let top = *merged.chain.first()?;
@@ -229,19 +228,19 @@ impl<'a> Assembly<'a> {
         }
         let source = self.source(hash, merged);
         let differs = source.is_some_and(|source| source != top && !self.same_attributes(path, top, source));
-        // Whiteouts in a directory that is merged of one layer are listed.
+        // overlayfs lists whiteouts in a directory of only one layer.
         let listed = merged.content == 1 && !path.is_empty() && self.levels[top].hides.contains(&hash);
         (differs || listed).then(|| Repair::Directory(source.unwrap_or(top)))
     }
 
-    /// The topmost layer that names the directory.
+    /// The topmost layer with an entry for the directory.
     fn source(&self, hash: u64, merged: &Merged) -> Option<usize> {
         let unnamed =
             |at: usize| self.levels[at].unnamed.contains(&hash) || self.levels[at].whiteouts.contains(&hash);
         merged.chain.iter().copied().find(|&at| !unnamed(at))
     }
 
-    /// The directory `name` of a merged one; `path` is the whole path of it.
+    /// The subdirectory with the whole path `path` of a merged directory.
     fn child(&self, parent: &Merged, path: &[u8]) -> Result<Merged> {
         let fail = |errno| read_failed(path, errno);
         let hash = self.hasher.hash_one(path);
@@ -260,7 +259,7 @@ impl<'a> Assembly<'a> {
             merged.content += usize::from(open);
             if self.is_opaque(at, path).map_err(fail)? {
                 open = false;
-                // An opaque directory that the layer does not name is still the one below, emptied.
+                // An opaque directory without an entry in the layer is the directory below, emptied.
                 if !level.unnamed.contains(&hash) && !level.whiteouts.contains(&hash) {
                     break;
                 }
@@ -315,7 +314,7 @@ impl<'a> Assembly<'a> {
                 Err(errno) => return Err(errno),
             };
             here = match openat(&here, name, tree::DIRECTORY, Mode::empty()) {
-                // A parent is hidden, and this with it.
+                // A parent is hidden, which hides this path as well.
                 Err(Errno::NOTDIR) => return Ok(()),
                 opened => opened?,
             };
@@ -330,7 +329,7 @@ impl<'a> Assembly<'a> {
         Ok(())
     }
 
-    /// Gives a directory of the layer above what the merged one has.
+    /// Copies the attributes of the merged directory to a directory of the additional layer.
     fn copy_attributes(&self, merged: &Merged, path: &[u8], to: BorrowedFd<'_>) -> Result<(), Errno> {
         let source = self.source(self.hasher.hash_one(path), merged).or(merged.chain.first().copied());
         let Some(source) = source else { return Ok(()) };
@@ -355,12 +354,12 @@ impl<'a> Assembly<'a> {
     }
 }
 
-/// Where a walk through the merged directories is: paths that follow each other share most of their parents.
+/// The position of a walk through the merged directories. Consecutive paths share most of their parents.
 struct Walk {
     path: Vec<u8>,
-    /// Where each part of the path ends.
+    /// The end offset of each component of the path.
     ends: Vec<usize>,
-    /// The root, and then one for each part.
+    /// The root, and one for each component.
     merged: Vec<Merged>,
 }
 
@@ -403,7 +402,7 @@ fn read_failed(path: &[u8], errno: Errno) -> Error {
         .fix("remove the image and fetch it again: gpurun rmi NAME, gpurun pull NAME")
 }
 
-/// What is compared of a directory besides its extended attributes.
+/// The compared attributes of a directory, without extended attributes.
 fn key(stat: &Stat) -> (u32, u32, u32) {
     (stat.st_mode, stat.st_uid, stat.st_gid)
 }

@@ -876,7 +876,7 @@ fn eight_at_once_make_one_layer_and_a_killed_one_leaves_nothing() {
     });
     assert_eq!(fills.into_inner(), 1);
     assert_eq!(fs::read_dir(maker.path("store/tmp")).unwrap().count(), 0);
-    // What a killed process leaves: half a layer and half a file, unlocked; one that a process works on; and files of others.
+    // Leftovers of a killed process (partial layer and file, unlocked), a file that a process works on, and foreign files.
     let diff_id = Digest::of(b"half");
     let temporary = |name: &str| maker.path("store/tmp").join(name);
     let busy = "b".repeat(32);

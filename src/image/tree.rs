@@ -1,4 +1,4 @@
-//! Trees of image content: measured, locked and removed, however deep they are. No link is followed, and no mount is crossed.
+//! Measures, locks and removes trees of image content of any depth. No link is followed, and no mount is crossed.
 
 use rustix::{
     fd::{AsFd, OwnedFd},
@@ -17,11 +17,11 @@ use std::{
 pub const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// How directories are called that [`remove`] has moved up, with a number behind.
+/// Prefix of directories that [`remove`] has moved up; a number follows.
 pub const LIFTED: &str = ".lifted-";
 
-/// The exclusive lock (flock(2)) of a file or directory that no process works on; `None` where one does, or where the name is gone
-/// or stands for something else by the time it is locked.
+/// Takes an exclusive lock (flock(2)) on a file or directory; `None` if another process holds it, or if the name no longer
+/// leads to the locked file.
 pub fn lock_if_free(parent: &OwnedFd, name: &CStr) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = openat(parent, name, flags, Mode::empty()).ok()?;
@@ -29,7 +29,7 @@ pub fn lock_if_free(parent: &OwnedFd, name: &CStr) -> Option<OwnedFd> {
     is_named(parent, name, &file).then_some(file)
 }
 
-/// Whether this name still is this file: between opening and locking it, its owner may have finished.
+/// Whether the name still leads to the file: its owner may have finished between open and lock.
 pub fn is_named(parent: &OwnedFd, name: &CStr, file: &OwnedFd) -> bool {
     let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
     let named = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map(identity);
@@ -67,14 +67,14 @@ fn blocks(stat: &Stat) -> u64 {
     u64::try_from(stat.st_blocks).unwrap_or(0) * 512
 }
 
-/// Removes a file or a directory with all that is in it; what is not there is no error. No link is followed.
+/// Removes a file or a directory with its content. It is not an error if it does not exist. No link is followed.
 ///
-/// There can be directories deeper than a stack or a path: instead of descending, the contents of each directory are moved up
-/// to the top one, once, so two descriptors are enough. Directories without permissions are given them: their owner removes
-/// them. No other process may be changing the tree. What is mounted in it stays, with all that is in it.
+/// Directories can be nested deeper than a stack or a path allows. Instead of descending, the contents of each directory are moved
+/// up to the top one, once, so two descriptors are enough. Missing permissions are added to directories of the caller. No other
+/// process may change the tree. Mounts in the tree are kept, with their content.
 ///
 /// # Errors
-/// The kernel's; EACCES and EPERM where something belongs to another user, EXDEV where something is mounted there.
+/// Errors of the kernel: EACCES and EPERM for files of another user, EXDEV for a mount in the tree.
 pub fn remove(parent: impl AsFd, name: &CStr) -> Result<()> {
     match unlinkat(&parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
@@ -166,7 +166,7 @@ mod tests {
     use rustix::fs::{CWD, mkdirat};
 
     #[test]
-    fn what_is_mounted_in_a_tree_stays() {
+    fn mounts_in_a_tree_are_kept() {
         use rustix::mount::{UnmountFlags, mount_bind, unmount};
         let directory = tempfile::tempdir().unwrap();
         let (tree, kept) = (directory.path().join("t/a/b"), directory.path().join("kept"));

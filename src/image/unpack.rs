@@ -4,8 +4,8 @@
 //! else; the last component is never followed. What an image may not decide (overlayfs' own attributes, SELinux labels)
 //! is left out, and an entry that asks for what cannot be meant well is refused by its name.
 //!
-//! Whiteouts are applied after all other entries, so their place in the archive means nothing (OCI image specification, layer.md,
-//! "Whiteouts"). What a layer cannot decide without those below it goes into its note.
+//! Whiteouts are applied after all other entries, so their position in the archive does not matter (OCI image specification,
+//! layer.md, "Whiteouts"). Facts that depend on the layers below are recorded in the layer's note.
 
 mod names;
 mod whiteouts;
@@ -57,7 +57,7 @@ pub enum Ownership {
 }
 
 impl Ownership {
-    /// overlayfs' mark of a directory that hides those below it (overlayfs documentation, "whiteouts and opaque directories").
+    /// overlayfs' attribute of an opaque directory (overlayfs documentation, "whiteouts and opaque directories").
     pub fn opaque(self) -> &'static CStr {
         match self {
             Self::Image => c"trusted.overlay.opaque",
@@ -74,12 +74,12 @@ pub fn is_allowed_xattr(name: &[u8]) -> bool {
     XATTRS.iter().any(allowed) && !name.starts_with(USER_OVERLAY)
 }
 
-/// Unpacks a tar stream into this empty directory. The stream is read up to the archive's end, not further. Returns what the
-/// layer leaves to those below it.
+/// Unpacks a tar stream into this empty directory. The stream is read up to the archive's end, not further. Returns the
+/// layer's note.
 ///
 /// # Errors
-/// [`Code::ImageBroken`] where the stream is not a tar archive, [`Code::LayerRefused`] naming an entry that must not be
-/// unpacked, [`Code::NoSpace`] and [`Code::Store`] where the filesystem is full or fails.
+/// [`Code::ImageBroken`] if the stream is not a tar archive, [`Code::LayerRefused`] for an entry that must not be unpacked,
+/// [`Code::NoSpace`] and [`Code::Store`] if the filesystem is full or fails.
 pub fn unpack<R: BufRead>(stream: R, root: BorrowedFd<'_>, ownership: Ownership) -> Result<Note> {
     let mut reader = Reader::new(stream);
     let mut unpacker = Unpacker {
@@ -111,9 +111,9 @@ fn refused(path: &[u8], cause: impl Into<String>) -> Error {
         .fix("rebuild the image without this entry: `docker build --no-cache .`")
 }
 
-/// The error of a layer whose names take more memory than there is for them.
+/// The error for a layer whose names exceed their memory bound.
 fn too_many_names(path: &[u8]) -> Error {
-    refused(path, "the layer has more directories and whiteouts than can be kept in memory")
+    refused(path, "the layer has more directories and whiteouts than fit in memory")
 }
 
 /// The error of a failed system call on behalf of an entry.
@@ -144,25 +144,25 @@ struct Unpacker<'a> {
     ownership: Ownership,
     /// The directory that was written to last: archives go directory by directory.
     parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
-    /// Directories that the layer names …
+    /// Directories with an entry in the layer.
     directories: PathList,
-    /// … and their times, in the same order, which writing into them would change.
+    /// Times of these directories in the same order. They are set at the end, because writing into a directory changes its time.
     times: Vec<Timespec>,
     unnamed: Unnamed,
-    /// What [`whiteouts`] applies at the end.
+    /// Whiteouts to apply at the end.
     whiteouts: PathList,
     reserve: Reserve,
 }
 
-/// Directories that were made because something is in them.
+/// Directories that were made for their content, without an entry so far.
 #[derive(Default)]
 struct Unnamed {
-    /// In the order in which they were made; some are named by a later entry.
+    /// In the order of their creation; a later entry may name some of them.
     made: PathList,
-    /// The hashes of those that no entry has named. The key is random: no archive can choose names that collide.
+    /// Hashes of the directories without an entry. The key is random, so no archive can choose names that collide.
     hashes: HashSet<u64>,
     hasher: RandomState,
-    /// Whether the layer names its root.
+    /// Whether the layer has an entry for its root.
     root_is_named: bool,
 }
 
@@ -234,7 +234,7 @@ impl Unpacker<'_> {
         }
     }
 
-    /// Whiteouts, then directory times, last of all.
+    /// Applies the whiteouts and then the directory times.
     fn finish(mut self) -> Result<Note> {
         let mut note = Note::default();
         let mut fits = self.unnamed.root_is_named || note.add(Fact::Unnamed, b"");
@@ -265,7 +265,7 @@ impl Unpacker<'_> {
                 Ok(parent) if is_directory(&parent, &place.name) => {
                     utimensat(&*parent, &place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
                 }
-                // Replaced by something else further on in the archive.
+                // A later entry has replaced it.
                 Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
                 Err(errno) => Err(errno),
             },
@@ -318,7 +318,7 @@ impl Unpacker<'_> {
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(failed(entry, "mkdirat", errno)),
                 Ok(()) => {
-                    // Not the umask's, and not a set-group-ID parent's.
+                    // Not changed by the umask or a set-group-ID parent.
                     let directory =
                         open_directory(&parent, &name).map_err(|errno| failed(entry, "openat", errno))?;
                     self.own(&directory, 0, 0, 0o755).map_err(|errno| failed(entry, "fchmod", errno))?;
@@ -480,7 +480,7 @@ impl Unpacker<'_> {
             chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
         }
         if entry.kind != Kind::Symlink {
-            // The store's temporary directory is ours alone: nobody can put a link here meanwhile.
+            // Only this process uses its temporary directory, so no link can appear here meanwhile.
             rustix::fs::chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
                 .map_err(fail)?;
         }
@@ -530,7 +530,7 @@ impl Unpacker<'_> {
             };
             match set {
                 Ok(()) => {}
-                // Not the image's to say, not this user's, or not this filesystem's.
+                // Not allowed for images, for this user, or on this filesystem.
                 Err(Errno::PERM | Errno::OPNOTSUPP) => tracing::debug!(
                     entry = %String::from_utf8_lossy(&entry.path),
                     name = %String::from_utf8_lossy(name),

@@ -11,12 +11,12 @@ use rustix::{
 };
 
 impl Inventory {
-    /// Notes which of the nodes of GPUs, MIG devices and the driver this process may not open: one system call for each.
+    /// Records the nodes of GPUs, MIG devices and the driver that this process may not open: one system call for each.
     pub fn find_closed(&mut self) {
         let both = Access::READ_OK | Access::WRITE_OK;
         let control = self.driver.control_nodes.iter().map(|node| (node, both));
         let gpus = self.gpus.iter().flat_map(|gpu| {
-            // Who may open a capability's node may use it; nothing is written to it (driver README, "MIG").
+            // A process that may open a capability's node may use the capability; no write access is needed (driver README, "MIG").
             let capabilities = gpu.mig_devices.iter().flat_map(|mig| &mig.cap_nodes);
             std::iter::once((&gpu.node, both)).chain(capabilities.map(|node| (node, Access::READ_OK)))
         });
@@ -24,7 +24,7 @@ impl Inventory {
             let denial = match access(&node.path.0, wanted) {
                 Err(Errno::PERM) => Denial::DeviceCgroup,
                 Err(Errno::ACCESS) => Denial::Permissions,
-                // A node that is not there is reported elsewhere.
+                // A missing node is reported elsewhere.
                 _ => return None,
             };
             Some((node.path.0.clone(), denial))

@@ -317,7 +317,7 @@ pub struct DriverFiles {
     pub cuda: Option<HostPath>,
     /// What was looked at, with the mtime before the look: a later one may change the answer.
     pub watched: BTreeMap<PathBuf, Mtime>,
-    /// Where daemons have their sockets, with what stood there before the look.
+    /// The sockets of daemons, with the identities of the objects that were verified.
     pub objects: BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>,
 }
 

@@ -69,7 +69,7 @@ fn answering(
     fingerprint: &mut Fingerprint,
     problems: &mut Vec<Problem>,
 ) -> Gpu {
-    // A MIG device whose guard has no node can be opened by nobody.
+    // A MIG device cannot be opened if its guard has no node.
     let mig_devices = facts
         .mig_devices
         .into_iter()

@@ -7,7 +7,7 @@
 //!               (device_node, mig, procfs)
 //! snapshot      all of it as it was last read, and whether it is true still
 //! watch         when that is worth another look
-//! access        which of it this process may open
+//! access        which device nodes this process may open
 //! platform      the drivers that NVML does not find: Windows', Tegra's
 //! ```
 #![forbid(unsafe_code)]

@@ -19,7 +19,7 @@ pub mod wsl;
 pub enum Platform {
     /// The Windows Subsystem for Linux.
     Wsl,
-    /// Linux for Tegra. It may have NVML, too.
+    /// Linux for Tegra, which may also have NVML.
     Tegra,
 }
 

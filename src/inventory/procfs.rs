@@ -9,7 +9,7 @@ use std::{
 /// The largest file of the kernel's that is read here; /proc/devices has 2 kB.
 const LIMIT: u64 = 256 * 1024;
 
-/// A small text file of the kernel, without the white space at its end; `None` where it is absent or cannot be read.
+/// A small text file of the kernel, without the white space at its end; `None` if it is absent or cannot be read.
 pub fn read(path: &Path) -> Option<String> {
     let mut text = String::new();
     File::open(path).ok()?.take(LIMIT).read_to_string(&mut text).ok()?;

@@ -23,7 +23,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// Seconds and nanoseconds of a file's last change; `None` where there is no such file.
+/// Seconds and nanoseconds of a file's last change; `None` if there is no such file.
 pub type Mtime = Option<(i64, i64)>;
 
 /// Where root's own gpurun keeps its state; everyone may read the snapshot there.
@@ -135,7 +135,7 @@ fn open_dir(dir: &Path) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Root's or our own, and nobody else may write to it.
+/// Whether it belongs to root or this user, and no other user may write to it.
 fn trusted(fd: impl AsFd, kind: FileType) -> Result<Stat> {
     let stat = rustix::fs::fstat(fd).or_fail(Code::Inventory, || "fstat")?;
     let ours = stat.st_uid == 0 || stat.st_uid == geteuid().as_raw();
@@ -161,7 +161,7 @@ pub fn mtime(path: &Path) -> Mtime {
     Some((stat.st_mtime, i64::try_from(stat.st_mtime_nsec).ok()?))
 }
 
-/// What stands at a path: device, inode and ctime.
+/// Identity of the object at a path: device, inode and ctime.
 pub fn object(path: &Path) -> Option<(u64, u64, i64, i64)> {
     let stat = rustix::fs::lstat(path).ok()?;
     Some((stat.st_dev, stat.st_ino, stat.st_ctime, i64::try_from(stat.st_ctime_nsec).ok()?))

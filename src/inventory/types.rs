@@ -49,7 +49,7 @@ pub enum Denial {
 /// The driver and its files.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Driver {
-    /// The kernel module's version, which all libraries must have, too.
+    /// The version of the kernel module; all libraries must have the same version.
     pub version: Version,
     /// The newest CUDA that this driver speaks (`cuDriverGetVersion` of its own libcuda, else
     /// `nvmlSystemGetCudaDriverVersion_v2`); 0.0 where it has no libcuda.
@@ -84,15 +84,15 @@ pub struct DriverFile {
     pub daemon: Option<DaemonObject>,
 }
 
-/// A daemon's socket or directory of sockets, as it stood there when it was verified.
+/// Identity of a daemon's verified socket or directory of sockets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonObject {
-    /// Number of the file system's device; 0 where that was not recorded.
+    /// Device number of the file system; 0 if not recorded.
     pub device: u64,
-    /// Inode number; 0 where that was not recorded.
+    /// Inode number; 0 if not recorded.
     pub inode: u64,
-    /// Whether a user other than root can put something else there, now or after the next boot: in /tmp, or in a directory of the
-    /// daemon's own user.
+    /// Whether a user other than root can replace it, now or after the next boot: in /tmp, or in a directory of the daemon's own
+    /// user.
     pub is_replaceable: bool,
 }
 
@@ -147,7 +147,7 @@ pub struct DeviceNode {
     pub major: u32,
     /// Minor number of the character device.
     pub minor: u32,
-    /// Permission bits (0o666 as a rule).
+    /// Permission bits (usually 0o666).
     pub mode: u32,
     /// Owner.
     pub uid: u32,

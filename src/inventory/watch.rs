@@ -78,7 +78,7 @@ impl Watch {
     /// Hears the kernel, and watches no place yet.
     ///
     /// # Errors
-    /// [`Code::Inventory`] where the kernel does not let us: inotify(7) has limits for each user.
+    /// [`Code::Inventory`] if the kernel does not let us: inotify(7) has limits for each user.
     pub fn new() -> Result<Self> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .or_fail(Code::Inventory, || "inotify cannot be used")?;

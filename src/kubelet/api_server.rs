@@ -39,7 +39,7 @@ impl ApiServer {
     /// The one of the pod's cluster.
     ///
     /// # Errors
-    /// [`Code::Cluster`] where this is no pod, [`Code::Config`] where it has no account.
+    /// [`Code::Cluster`] if this is no pod, [`Code::Config`] if it has no account.
     pub fn of_pod() -> Result<Self> {
         // ureq leaves it to programs which implementation of cryptography they bring.
         rustls::crypto::ring::default_provider()
@@ -74,7 +74,7 @@ impl ApiServer {
     /// An object or a list, if it is there.
     ///
     /// # Errors
-    /// [`Code::Cluster`] where the API server does not answer, or refuses; [`Code::Config`] where the pod's account has no token.
+    /// [`Code::Cluster`] if the API server does not answer, or refuses; [`Code::Config`] if the pod's account has no token.
     pub fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Option<Value>> {
         let request = self.agent.get(self.url(path)).query_pairs(query.iter().copied());
         let answer = request.header("Authorization", self.token()?).call();
@@ -109,7 +109,7 @@ impl ApiServer {
     /// As for [`Self::get`].
     pub fn delete(&self, path: &str) -> Result<()> {
         let answer = self.agent.delete(self.url(path)).header("Authorization", self.token()?).call();
-        // An answer that nobody listens to is an error in the API server's log.
+        // A response without a reader would be an error in the API server's log.
         done(&format!("{path} cannot be deleted"), answer)?
             .map(|answer| object(path, answer))
             .transpose()
@@ -134,7 +134,7 @@ impl ApiServer {
             .query("watch", "true")
             .query("timeoutSeconds", WATCHED.as_secs().to_string())
             .header("Authorization", self.token()?);
-        // A connection that has died without a word ends, too.
+        // Also ends silent dead connections.
         let request = request.config().timeout_global(Some(WATCHED + PATIENCE)).build();
         let answer = done(&failed, request.call())?;
         let events = answer.into_iter().flat_map(|answer| {

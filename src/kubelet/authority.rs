@@ -1,12 +1,12 @@
-//! Accepts clients whose HTTP/2 `:authority` is a path. gRPC names what it dialled: Go's until Kubernetes 1.26
-//! `/var/lib/kubelet/device-plugins/nvidia-gpu.sock`, later Go and C-core (Python, C++) `var%2Flib…`. Neither is an authority
-//! (RFC 9113, 8.3.1; RFC 3986, 3.2), so the h2 library resets such a stream with PROTOCOL_ERROR; and on a Unix socket no program
-//! needs the authority. Each literal value of `:authority` is therefore overwritten by an authority of the same length before h2
-//! reads it.
+//! Accepts clients with a path as HTTP/2 `:authority`. gRPC sends the address that it dialled: gRPC-Go until Kubernetes 1.26
+//! `/var/lib/kubelet/device-plugins/nvidia-gpu.sock`, later gRPC-Go and C-core (Python, C++) `var%2Flib…`. Neither is a valid
+//! authority (RFC 9113, 8.3.1; RFC 3986, 3.2), so the h2 library resets the stream with PROTOCOL_ERROR. On a Unix socket the
+//! authority has no use. Each literal value of `:authority` is therefore overwritten by an authority of the same length
+//! before h2 reads it.
 //!
-//! HPACK (RFC 7541) has three ways to name `:authority` before a literal value, and all are recognised: by the static table (Go), as a
-//! literal name in plain letters or in Huffman's code (C-core), and by the dynamic table. For the last, the names that the client has
-//! added to its table are followed; values need not be, because an entry has the value that it was overwritten with.
+//! HPACK (RFC 7541) has three ways to name `:authority` before a literal value: by the static table (Go), as a literal name
+//! in plain letters or in Huffman code (C-core), and by the dynamic table. For the dynamic table, the names that the client
+//! adds are tracked. Values need no tracking, because an entry already has the overwritten value.
 
 use std::{
     collections::VecDeque,
@@ -27,12 +27,12 @@ const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 /// CONTINUATION (RFC 9113, 6.10)
 const CONTINUATION: u8 = 9;
-/// A header block of more bytes is passed on as it is; h2 refuses it.
+/// A longer header block is passed on unchanged; h2 refuses it.
 const MOST_HELD: usize = 1 << 20;
 /// Entries of the static table (RFC 7541, appendix A), of which `:authority` is the first.
 const STATIC_ENTRIES: usize = 61;
 const AUTHORITY: usize = 1;
-/// The name as a literal, in plain letters and in Huffman's code.
+/// The name as a literal, in plain letters and in Huffman code.
 const NAME: &[u8] = b":authority";
 const NAME_IN_HUFFMAN: &[u8] = &[0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
 /// A dynamic table of 4096 bytes, HTTP/2's default and h2's, has no more entries (RFC 7541, 4.1).
@@ -152,7 +152,7 @@ impl Frames {
     }
 }
 
-/// The header block's part of a frame whose payload begins at `start`.
+/// The header block fragment of the frame with its payload at `start`.
 fn fragment(payload: &[u8], flags: u8, start: usize) -> std::ops::Range<usize> {
     let (mut from, mut to) = (0, payload.len());
     if flags & PADDED != 0 {
@@ -166,13 +166,13 @@ fn fragment(payload: &[u8], flags: u8, start: usize) -> std::ops::Range<usize> {
     start + from..start + to.max(from)
 }
 
-/// Which entries of the client's dynamic table are named `:authority`, the newest first. Entries that the client evicts are its
-/// oldest, to which it does not refer again.
+/// Whether each entry of the client's dynamic table is named `:authority`, newest first. Evicted entries are the oldest ones
+/// and are no longer referenced, so they need no tracking.
 #[derive(Debug, Default)]
 struct Names(VecDeque<bool>);
 
 impl Names {
-    /// Walks the fields of a header block (RFC 7541, 6) as far as they are whole.
+    /// Walks the complete fields of a header block (RFC 7541, 6).
     fn overwrite_authority(&mut self, block: &mut [u8]) -> Option<()> {
         let mut at = 0;
         while at < block.len() {
@@ -268,7 +268,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Lenient<T> {
     }
 }
 
-/// Frames of a client, whole and byte by byte: the bytes and their number must not depend on how they come.
+/// Reads the frames of a client at once and byte by byte; both must give the same result.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let mut whole = Lenient::new(()).frames;
@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(through(&bytes), wanted);
     }
 
-    /// A header block as h2 gets it, of the first and of later blocks.
+    /// A header block as h2 receives it.
     fn overwritten(blocks: &[Vec<u8>]) -> Vec<Vec<u8>> {
         let mut names = Names::default();
         let overwrite = |block: &Vec<u8>| {
@@ -334,7 +334,7 @@ mod tests {
         blocks.iter().map(overwrite).collect()
     }
 
-    /// What grpcio 1.85 sends first on a Unix socket: every name but those of `:scheme` and `:method` is a literal.
+    /// The first block of grpcio 1.85 on a Unix socket: every name except `:scheme` and `:method` is a literal.
     #[test]
     fn c_cores_literal_names_are_recognised() {
         let block = |authority: &[u8]| {

@@ -49,10 +49,10 @@ pub struct Flags {
     /// Root of the device nodes on the node; --dev-root overrides it [default: the driver root]
     #[arg(long, env = "NVIDIA_DEV_ROOT", value_name = "DIR")]
     nvidia_dev_root: Option<PathBuf>,
-    /// How GPUs are found [default: auto]
+    /// Device discovery strategy [default: auto]
     #[arg(long, env = "DEVICE_DISCOVERY_STRATEGY", value_enum, value_name = "STRATEGY")]
     device_discovery_strategy: Option<DiscoveryStrategy>,
-    /// Where the driver root is for the plugin itself, which runs in a pod [default: the driver root]
+    /// Driver root inside the plugin's pod [default: the driver root]
     #[arg(long, alias = "driver-root-ctr-path", env = "CONTAINER_DRIVER_ROOT", value_name = "DIR")]
     container_driver_root: Option<PathBuf>,
     /// How MIG devices are offered [default: none]
@@ -114,13 +114,13 @@ pub struct Flags {
     /// Where CDI documents go
     #[arg(long, default_value = "/var/run/cdi", value_name = "DIR")]
     pub cdi_directory: PathBuf,
-    /// Serve /metrics here [default: nowhere]
+    /// Address for /metrics [default: not served]
     #[arg(long, env = "METRICS_ADDRESS", value_parser = address, value_name = "ADDRESS:PORT")]
     pub metrics_address: Option<SocketAddr>,
-    /// Serve /healthz and /readyz at this Unix socket, which --probe asks [default: nowhere]
+    /// Unix socket for /healthz and /readyz, used by --probe [default: not served]
     #[arg(long, env = "PROBE_SOCKET", value_name = "SOCKET")]
     pub probe_socket: Option<PathBuf>,
-    /// Ask a running plugin at --probe-socket, and end with 0 if it says yes
+    /// Query a running plugin at --probe-socket; exits with 0 on success
     #[arg(long, value_enum, value_name = "QUESTION")]
     pub probe: Option<Probe>,
     /// The node's labels are written here, for node-feature-discovery (features.d/gpurun)
@@ -177,13 +177,13 @@ pub struct Flags {
     enable_healthchecks: String,
 }
 
-/// `envvar`, with spaces around it as lists between commas have.
+/// Parses a strategy such as `envvar`; spaces around it are allowed in comma-separated lists.
 fn strategy(word: &str) -> Result<Strategy, String> {
     Strategy::from_str(word.trim(), false)
         .map_err(|_| "it can be envvar, volume-mounts, cdi-annotations, cdi-cri or direct".into())
 }
 
-/// An IMEX channel's number, with spaces around it as lists between commas have.
+/// Parses the number of an IMEX channel; spaces around it are allowed in comma-separated lists.
 fn channel(word: &str) -> Result<u32, String> {
     word.trim().parse().map_err(|_| "a channel is a number from 0".into())
 }
@@ -197,16 +197,16 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().ok().or_else(split).ok_or_else(|| "it must be ADDRESS:PORT, such as 0.0.0.0:9402".into())
 }
 
-/// What `--probe` asks.
+/// The query of `--probe`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Probe {
     /// Whether the plugin's main loop runs
     Live,
-    /// Whether devices are offered
+    /// Whether devices are advertised
     Ready,
 }
 
-/// How GPUs are found.
+/// Device discovery strategy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum DiscoveryStrategy {
     /// Through NVML
@@ -253,11 +253,11 @@ pub struct Options {
     pub shape: Shape,
     /// How devices are called.
     pub ids: IdStrategy,
-    /// Where the driver's files are on the node.
+    /// Driver root on the node.
     pub driver_root: Option<PathBuf>,
-    /// Where the driver root is for this process, if not where it is on the node.
+    /// Driver root in this process's mount namespace, if different.
     pub container_driver_root: Option<PathBuf>,
-    /// Where the device nodes are for this process, if not in the driver root.
+    /// Root of the device nodes in this process's mount namespace, if not the driver root.
     pub dev_root: Option<PathBuf>,
     /// The hook's program for CDI documents.
     pub hook: Option<PathBuf>,
@@ -283,7 +283,7 @@ pub struct Options {
 const KUBELET_SOCKET: &str = "/var/lib/kubelet/device-plugins/kubelet.sock";
 
 impl Options {
-    /// The settings, and the sentences to log about what has no effect.
+    /// The settings, and warnings about options without effect.
     ///
     /// # Errors
     /// [`Code::Config`]
@@ -388,7 +388,7 @@ impl Options {
     }
 }
 
-/// Where this process finds the device nodes whose root on the node is `dev_root`; `None`: in the driver root.
+/// The path of `dev_root` (a path on the node) in this process's mount namespace; `None` is the driver root.
 fn dev_root_here(dev_root: &Path, driver_root: Option<&Path>, here: Option<&Path>) -> Option<PathBuf> {
     let driver_root = driver_root.unwrap_or(Path::new("/"));
     if dev_root == driver_root {

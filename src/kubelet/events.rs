@@ -29,7 +29,7 @@ impl Watcher {
     /// Starts one for the driver's library.
     ///
     /// # Errors
-    /// [`Code::NvmlFailed`] where gpurun's program is not there.
+    /// [`Code::NvmlFailed`] if gpurun's program is not there.
     pub fn start(nvml: HostPath, reports: mpsc::Sender<Report>) -> Result<Self> {
         let reader = nvml::find_reader()?;
         Ok(Self(tokio::spawn(async move {

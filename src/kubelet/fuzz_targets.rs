@@ -2,7 +2,7 @@
 
 use crate::{authority, config::file::File, dra};
 
-/// A name, which is also the directory of its seeds, and the function.
+/// The name, also of the directory with the seeds, and the function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate.

@@ -24,7 +24,7 @@ use tower_service::Service;
 /// How long is waited where no more connections can be had: descriptors are freed by and by.
 pub(crate) const NONE_LEFT: Duration = Duration::from_secs(1);
 
-/// Answers whoever connects, until it is dropped.
+/// Serves clients until it is dropped.
 pub async fn serve<S>(listener: UnixListener, service: S) -> Infallible
 where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
@@ -40,7 +40,7 @@ where
         let service = TowerToHyperService::new(service.clone());
         connections.spawn(async move {
             let io = TokioIo::new(Lenient::new(client));
-            // A client that goes away ends it, too.
+            // A disconnected client also ends it.
             let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await;
         });
     }

@@ -67,7 +67,7 @@ pub fn meaning(xid: u64) -> &'static str {
     XIDS.iter().find(|(known, ..)| *known == xid).map_or("unknown to gpurun", |(.., words)| words)
 }
 
-/// Which XIDs count, by the peer's two variables.
+/// The relevant XIDs, by the two variables of NVIDIA's device plugin.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Watched {
     nothing: bool,
@@ -280,7 +280,7 @@ impl Health {
         state.holds.as_ref().map(|(_, why)| why.clone())
     }
 
-    /// The driver was loaded anew: every device was reset.
+    /// The driver was reloaded, which reset every device.
     pub fn reset(&mut self) {
         self.devices.clear();
     }

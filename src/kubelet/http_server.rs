@@ -1,8 +1,8 @@
 //! HTTP: `/metrics` on a TCP address for Prometheus, and `/healthz` and `/readyz` for the kubelet.
 //!
-//! Every pod of a cluster can connect to the TCP address, so silent connections must not keep others out: an address has few
-//! connections, and where there is no place left the oldest connection that has not asked anything is closed. Kubelets probe at a Unix
-//! socket of the pod ([`crate::probe`]), which no other pod can reach.
+//! Every pod of a cluster can connect to the TCP address, so silent connections must not keep others out. The number of
+//! connections per client address is limited, and at the limit the oldest connection without a request is closed. Kubelets
+//! probe at a Unix socket of the pod ([`crate::probe`]), which no other pod can reach.
 
 use crate::{grpc, metrics::Metrics, pods::Pods, state::State};
 use http::{Request, Response, StatusCode};
@@ -30,24 +30,24 @@ use tokio::{
     task::AbortHandle,
 };
 
-/// Connections at a time, of all clients and of one address.
+/// The most connections of all clients, and of one address.
 const MOST_CLIENTS: usize = 64;
 const MOST_OF_ADDRESS: usize = 8;
-/// How long a client may take for its request.
+/// Timeout for a request.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What the answers are made of.
+/// Sources of the responses.
 #[derive(Debug, Clone)]
 pub struct Answers {
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// The newest state.
     pub state: watch::Receiver<Option<Arc<State>>>,
-    /// Which pods have which devices.
+    /// The devices of each pod.
     pub pods: Pods,
 }
 
-/// A listener, and the address of each client of it, by which connections are limited.
+/// A listener that reports client addresses, by which connections are limited.
 pub trait Listener {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
@@ -73,7 +73,7 @@ impl Listener for UnixListener {
     }
 }
 
-/// Answers every client of the listener.
+/// Serves the clients of the listener.
 pub async fn serve(listener: impl Listener, answers: Answers) -> Infallible {
     let mut clients = Clients::default();
     loop {
@@ -100,7 +100,7 @@ struct Client {
 }
 
 impl Clients {
-    /// Closes one connection if there are too many for another of this address.
+    /// Closes one connection if the limits do not allow another one from this address.
     fn make_place(&mut self, address: Option<IpAddr>) {
         self.0.retain(|client| !client.task.is_finished());
         let of_address = |client: &Client| address.is_some() && client.address == address;
@@ -111,7 +111,7 @@ impl Clients {
         }
     }
 
-    /// Closes the oldest of these that is silent, or else the oldest.
+    /// Closes the oldest silent one of these connections, or else the oldest.
     fn close(&mut self, one_of: impl Fn(&Client) -> bool) {
         let is_silent = |client: &Client| !client.has_asked.load(Ordering::Relaxed);
         let silent = self.0.iter().position(|client| one_of(client) && is_silent(client));
@@ -136,7 +136,7 @@ async fn converse(
         .header_read_timeout(PATIENCE)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // A client that does not read its answer is let go.
+    // A client that does not read the response is disconnected.
     let _ = tokio::time::timeout(2 * PATIENCE, connection).await;
 }
 
@@ -179,7 +179,7 @@ mod tests {
             task: runtime.spawn(std::future::pending::<()>()).abort_handle(),
         };
         let addresses = |clients: &Clients| clients.0.iter().map(|client| client.address).collect::<Vec<_>>();
-        // Few of one address, which does not cost others their places.
+        // One address has few connections, so it does not displace other clients.
         let mut clients = Clients(
             (0..=MOST_OF_ADDRESS).map(|number| client(usize::from(number > 0), number == 1)).collect(),
         );

@@ -1,4 +1,4 @@
-//! The node's device plugin: tells the kubelet of the GPUs, how they are, and what containers get that are given some.
+//! The node's device plugin: advertises GPUs and their health to the kubelet, and tells it what allocated containers get.
 //!
 //! ```text
 //!  inventory (watched) ─► resources ─┐                     ┌─► server ◄── kubelet: ListAndWatch, Allocate, GetPreferredAllocation
@@ -6,11 +6,11 @@
 //!  gpurun-nvml --watch ─► events ─► health                 ├─► registration ──► kubelet
 //!               MPS daemons ◄─► mps ─┘                     ├─► dra ◄── kubelet: claims; ──► API server: ResourceSlices
 //!  health_file: for the next process                       ├─► labels ─► node_labels ──► API server, or a file
-//!                                    pods (who has what) ──┴─► metrics ─► http_server ◄── Prometheus, probe ◄── kubelet
+//!                                    pods (device users) ──┴─► metrics ─► http_server ◄── Prometheus, probe ◄── kubelet
 //! ```
 //!
-//! What is offered is a function of the inventory, and what a container gets is the plan's [`gpurun::plan::Injection`], as on every
-//! other way.
+//! The advertised devices are a function of the inventory, and a container gets the plan's [`gpurun::plan::Injection`], as
+//! from gpurun's other programs.
 #![forbid(unsafe_code)]
 
 pub mod api;

@@ -49,7 +49,7 @@ use tokio::{
     sync::{mpsc, watch as newest},
 };
 
-/// When something is tried again that failed for a reason that nobody tells the end of.
+/// Retry interval after failures whose end is not reported.
 const AGAIN: Duration = Duration::from_secs(30);
 /// So long the same is not said again of the same GPU.
 const SAID: Duration = Duration::from_secs(10);
@@ -89,7 +89,7 @@ struct Plugin {
     /// In place of servers, where the scheduler allocates devices.
     dra: Option<Dra>,
     again: Option<Instant>,
-    /// Warnings that are in the log.
+    /// Warnings that were already logged.
     warned: BTreeSet<String>,
 }
 
@@ -189,7 +189,7 @@ pub async fn serve(mut cli: Cli) -> Result<()> {
             Some(standing) = standing.recv() => plugin.standing(standing),
         }
     }
-    // No container is sent to a daemon that ends.
+    // No container may use a daemon that is ending.
     plugin.servers.clear();
     drop(probe_socket);
     plugin.daemons.end().await;
@@ -259,9 +259,9 @@ impl Plugin {
             Ok((options, warnings)) => {
                 self.warn_once(warnings);
                 self.health.watch(options.watched.clone());
-                // Daemons run there, and containers have been sent there.
+                // Daemons run there, and running containers use it.
                 let mps_root = self.options.mps_root.clone();
-                // Where the inventory is read.
+                // The inventory reads it.
                 let container_driver_root = self.options.container_driver_root.clone();
                 self.options = Options { mps_root, container_driver_root, ..options };
                 self.servers.clear();
@@ -325,7 +325,7 @@ impl Plugin {
         let was_there =
             |uuid: &str| before.iter().flat_map(|before| &before.gpus).any(|gpu| gpu.uuid == uuid);
         for gpu in inventory.gpus.iter().filter(|gpu| !was_there(&gpu.uuid)) {
-            // It was lost, perhaps, in another process' time: nobody else says that it is back.
+            // The device may have been lost under a previous process, so only this check finds its recovery.
             for uuid in gpu.mig_devices.iter().map(|part| &part.uuid).chain([&gpu.uuid]) {
                 self.health.event(Instant::now(), uuid, &Event::Answers);
             }

@@ -73,7 +73,7 @@ impl Pods {
         pods
     }
 
-    /// Every device of the state that a container has; `None` where nobody knows.
+    /// The devices of the state that containers have; `None` if unknown.
     pub async fn held(&self, state: &State) -> Option<Vec<Held>> {
         let pods = self.list().await?;
         let mut held = Vec::new();

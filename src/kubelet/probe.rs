@@ -1,5 +1,6 @@
-//! `--probe`: asks a running plugin whether it lives or is ready, at a Unix socket that only its own pod has. A port would be open to
-//! every pod of the cluster, and a pod that holds its connections would make the kubelet restart the plugin.
+//! `--probe`: queries liveness or readiness of a running plugin at a Unix socket that only its own pod can reach. A port
+//! would be open to every pod of the cluster, and a pod that occupies its connections could make the kubelet restart the
+//! plugin.
 
 use crate::config::Probe;
 use gpurun::error::{Code, Error, OrFail, Result};
@@ -10,13 +11,13 @@ use std::{
     time::Duration,
 };
 
-/// How long the plugin may take for an answer.
+/// Timeout for the response of the plugin.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Asks, and returns for a yes.
+/// Sends the query.
 ///
 /// # Errors
-/// [`Code::Config`] for a no, and for no answer.
+/// [`Code::Config`] for a negative or missing response.
 pub fn ask(socket: Option<&Path>, question: Probe) -> Result<()> {
     let Some(socket) = socket else {
         return Err(Error::new(Code::Config, "--probe needs the plugin's socket")

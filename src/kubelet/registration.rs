@@ -69,19 +69,19 @@ pub fn options() -> DevicePluginOptions {
     DevicePluginOptions { pre_start_required: false, get_preferred_allocation_available: true }
 }
 
-/// What has happened in the directory of sockets.
+/// An event in the directory of sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Noticed {
-    /// A kubelet has made its socket. A kubelet that starts removes every socket there was.
+    /// A kubelet has made its socket. At its start the kubelet removes all existing sockets.
     Kubelet,
     /// The file of this name was made, replaced or removed.
     Socket(OsString),
 }
 
-/// Reports what happens in the directory of the kubelet's socket.
+/// Watches the directory of the kubelet's socket.
 ///
 /// # Errors
-/// [`Code::Config`] where there is no such directory.
+/// [`Code::Config`] if there is no such directory.
 pub fn watch(socket: &Path, noticed: mpsc::UnboundedSender<Noticed>) -> Result<()> {
     let directory = socket.parent().unwrap_or(Path::new("/"));
     let failed = || format!("{} cannot be watched", directory.display());

@@ -8,9 +8,9 @@ use gpurun::{
     inventory::{Gpu, Inventory, MigDevice},
 };
 
-/// The vendor, as it stands in names of resources.
+/// Vendor prefix of resource names.
 pub const VENDOR: &str = "nvidia.com/";
-/// The end of a shared resource's name.
+/// Suffix of a shared resource's name.
 const SHARED: &str = ".shared";
 /// The name of whole GPUs.
 pub const GPU: &str = "nvidia.com/gpu";
@@ -70,14 +70,14 @@ pub struct Device {
     pub numa_node: Option<u32>,
 }
 
-/// Resources whose devices are given out more than once (NVIDIA's `sharing.timeSlicing` or `sharing.mps`).
+/// Shared resources (NVIDIA's `sharing.timeSlicing` or `sharing.mps`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sharing {
-    /// What divides the devices.
+    /// The sharing method.
     pub by: SharingStrategy,
     /// A shared resource has the name `….shared`.
     pub rename_by_default: bool,
-    /// A container that asks for more than one replica is refused: two replicas are no more of the GPU than one.
+    /// Whether containers that request several replicas are refused: two replicas give no larger share of the GPU than one.
     pub fail_requests_greater_than_one: bool,
     /// One entry for a resource.
     pub resources: Vec<Replicated>,
@@ -88,12 +88,12 @@ pub struct Sharing {
 pub struct Replicated {
     /// `nvidia.com/gpu`
     pub name: String,
-    /// How often each device is given out; at least two.
+    /// Replicas of each device; at least two.
     pub replicas: u32,
 }
 
 impl Sharing {
-    /// The entries for which a node has no resource.
+    /// The entries without a resource on this node.
     pub fn without_resource<'a>(&'a self, offered: &'a [Resource]) -> impl Iterator<Item = &'a str> {
         let is_offered = |name: &str| {
             offered
@@ -158,7 +158,7 @@ fn without_vendor(name: &str) -> &str {
 /// The resources of a node.
 ///
 /// # Errors
-/// [`Code::Config`] where the GPUs are not what the strategy is for, or where something cannot be shared.
+/// [`Code::Config`] if the GPUs are not what the strategy is for, or where something cannot be shared.
 pub fn resources(inventory: &Inventory, mig: MigStrategy, sharing: &Sharing) -> Result<Vec<Resource>> {
     let mut resources: Vec<Resource> = Vec::new();
     let mut offer = |name: &str, device: Device| match resources.iter_mut().find(|known| known.name == name) {
@@ -227,7 +227,7 @@ fn homogeneous(inventory: &Inventory) -> Result<()> {
 
 fn share(resources: &mut [Resource], inventory: &Inventory, sharing: &Sharing) -> Result<()> {
     for entry in &sharing.resources {
-        // Nodes with other GPUs read the same file.
+        // Nodes with different GPUs share the file.
         let Some(resource) = resources.iter_mut().find(|resource| resource.name == entry.name) else {
             continue;
         };
@@ -246,7 +246,7 @@ fn share(resources: &mut [Resource], inventory: &Inventory, sharing: &Sharing) -
     Ok(())
 }
 
-/// Whether a resource may have this name, behind the vendor's (Kubernetes: "DNS subdomain names").
+/// Whether the name is valid after the vendor prefix (Kubernetes: "DNS subdomain names").
 pub fn is_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let is_label = |label: &str| {

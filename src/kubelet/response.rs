@@ -47,7 +47,7 @@ pub struct Shape {
     pub imex_channels: Vec<u32>,
 }
 
-/// Vendor of the CDI devices, and the class of GPUs: the peer's own.
+/// Vendor of the CDI devices and class of GPUs, as in NVIDIA's device plugin.
 pub const CDI_VENDOR: &str = "k8s.device-plugin.nvidia.com";
 /// See [`CDI_VENDOR`].
 pub const CDI_CLASS: &str = "gpu";
@@ -139,7 +139,7 @@ pub fn cdi_names(names: &[String], shape: &Shape) -> Vec<String> {
 /// a mount of it. Nobody could make links in the container, its cache is the image's, and a LD_LIBRARY_PATH from here would take
 /// the place of the image's own.
 fn files(injection: &Injection) -> Vec<Mount> {
-    // The container runtime mounts by name, whatever stands there by then.
+    // The container runtime mounts by path, and the object there may change until then.
     let is_fixed = |mount: &&gpurun::plan::Mount| !mount.daemon.is_some_and(|daemon| daemon.is_replaceable);
     let mounts: BTreeMap<&Path, &gpurun::plan::Mount> =
         injection.mounts.iter().filter(is_fixed).map(|mount| (mount.target.0.as_path(), mount)).collect();

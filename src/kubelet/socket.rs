@@ -1,6 +1,6 @@
-//! Unix sockets in directories that other programs change: the kubelet empties its directory when it starts, and another plugin may
-//! listen under the same name. A socket is made under a name of its own and renamed, so that readers see the old or the new one; it is
-//! recognised by its inode, and removed only if the name still leads to that inode.
+//! Unix sockets in directories that other programs change: the kubelet empties its directory at its start, and another plugin
+//! may listen under the same name. A socket is made under a temporary name and renamed atomically. It is identified by its
+//! inode, and removed only if the name still leads to that inode.
 
 use gpurun::error::{Code, Error, OrFail, Result};
 use rustix::{
@@ -18,23 +18,23 @@ use tokio::net::{UnixListener, UnixStream};
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
-    /// The socket's inode, which is not used for another file as long as it is open.
+    /// An open descriptor of the socket, so that its inode number is not reused.
     inode: OwnedFd,
 }
 
-/// Where a socket's name leads.
+/// The object under a socket's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// To this socket.
+    /// This socket.
     Ours,
-    /// Nowhere: it was removed.
+    /// Nothing: the socket was removed.
     Gone,
-    /// To another file.
+    /// Another file.
     Taken,
 }
 
 impl Socket {
-    /// Listens at this path, in place of whatever has the name.
+    /// Listens at this path, and replaces an existing file.
     ///
     /// # Errors
     /// [`Code::Config`]
@@ -47,7 +47,7 @@ impl Socket {
                 directory.display()
             ))
         };
-        // Process ids are no names here: every pod has a process 1.
+        // A process id is not unique here: every pod has a process 1.
         let random = RandomState::new().hash_one(path) & 0xffff_ffff;
         let first = path.with_file_name(format!(".{random:08x}"));
         let listener = UnixListener::bind(&first).or_fail(Code::Config, failed).map_err(fix)?;
@@ -60,12 +60,12 @@ impl Socket {
         Ok((listener, Self { path: path.into(), inode }))
     }
 
-    /// Its name.
+    /// The path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where its name leads now. An error other than absence says nothing, and changes nothing.
+    /// Checks the name. On errors other than absence the socket counts as unchanged.
     pub fn standing(&self) -> Standing {
         match (statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW), rustix::fs::fstat(&self.inode)) {
             (Err(Errno::NOENT | Errno::NOTDIR), _) => Standing::Gone,
@@ -87,7 +87,7 @@ impl Drop for Socket {
     }
 }
 
-/// The process that listens at a path, in words; `None` if none does.
+/// A description of the process that listens at a path; `None` if no process does.
 pub async fn listener_of(path: &Path) -> Option<String> {
     let connection = UnixStream::connect(path).await.ok()?;
     let id = connection.peer_cred().ok()?.pid().filter(|id| *id > 0);
@@ -122,7 +122,7 @@ mod tests {
             drop(old);
             assert_eq!(new.standing(), Standing::Ours, "the older one leaves it");
             assert!(listener_of(&path).await.unwrap().contains(&std::process::id().to_string()));
-            // Another file can have the number of a removed one.
+            // Inode numbers of removed files are reused.
             fs::remove_file(&path).unwrap();
             assert_eq!(new.standing(), Standing::Gone);
             for _ in 0..50 {

@@ -16,7 +16,7 @@ use gpurun::{
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The largest message that gRPC reads by default, in bytes: the kubelet's client sets no other limit.
+/// gRPC's default limit on messages, in bytes, which the kubelet's client does not change.
 const LONGEST_MESSAGE: usize = 4 << 20;
 const UNHEALTHY: &str = "Unhealthy";
 
@@ -29,7 +29,7 @@ fn topology(device: &crate::resources::Device) -> Option<TopologyInfo> {
 pub struct State {
     /// What the administrator set.
     pub options: Options,
-    /// The rules of gpurun's own configuration.
+    /// The policy of gpurun's configuration.
     pub policy: Policy,
     /// What the host has.
     pub inventory: Inventory,
@@ -63,14 +63,14 @@ impl State {
         ListAndWatchResponse { devices: devices.collect() }
     }
 
-    /// Whether the kubelet can read the list of every resource.
+    /// Checks that the device list of every resource fits in one gRPC message.
     ///
     /// # Errors
     /// [`Code::Config`] with the number of replicas that it can read.
     pub fn check_lists(&self) -> Result<()> {
         for resource in &self.resources {
             let devices = resource.devices.len();
-            // The longest entry: every device may be unhealthy, and the last replica has the longest number.
+            // The longest entry: an unhealthy device with the highest replica number.
             let entry = |device: &crate::resources::Device| {
                 let entry = Device {
                     id: format!("{}::{}", device.uuid, resource.replicas()),

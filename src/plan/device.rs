@@ -90,7 +90,7 @@ pub fn feature(driver: &Driver, feature: GatedFeature) -> Result<DevicePart> {
 /// What a feature offers to engines that choose later: IMEX its channels one by one, and each feature all that it has.
 ///
 /// # Errors
-/// [`Code::DeviceNodeMissing`] where the host has nothing of it.
+/// [`Code::DeviceNodeMissing`] if the host has nothing of it.
 pub fn offers(driver: &Driver, asked: GatedFeature) -> Result<Vec<(String, DevicePart)>> {
     let all = feature(driver, asked)?;
     let channel = |node: &DeviceNode| {

@@ -171,8 +171,8 @@ fn add_file(injection: &mut Injection, file: &DriverFile) {
     }
 }
 
-/// Where a file that programs look for at `path` is in the driver's directory, and the link to it. A low-level runtime takes
-/// 0.1 ms for each mount, and the driver's directory is one mount whatever is in it. Loaders of Vulkan, EGL, OpenCL and X follow
+/// The path in the driver's directory for a file that programs expect at `path`, and the link to it. A low-level runtime
+/// takes 0.1 ms for each mount, and the driver's directory is a single mount. Loaders of Vulkan, EGL, OpenCL and X follow
 /// links: Debian's own packages install these files as links to /etc/alternatives.
 fn in_driver_dir(path: &Path) -> (PathBuf, Symlink) {
     let target = Path::new(DRIVER_DIR).join(path.strip_prefix("/").unwrap_or(path));

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// LD_LIBRARY_PATH already, so it works there even where no loader cache can be written.
 pub const DRIVER_DIR: &str = "/usr/local/nvidia";
 
-/// The place of the driver in a container that has a volume, or a file, in the way of [`DRIVER_DIR`].
+/// The driver's directory in a container in which a volume or a file is in the way of [`DRIVER_DIR`].
 pub const OTHER_DRIVER_DIR: &str = "/nvidia-driver";
 
 /// What a GPU container gets. Each destination carries it out its own way.
@@ -40,7 +40,7 @@ pub struct Injection {
 }
 
 impl Injection {
-    /// The same with the driver's directory elsewhere in the container.
+    /// Moves the driver's directory to another path in the container.
     #[must_use]
     pub fn relocated(mut self, to: &Path) -> Self {
         let relocate = |path: &mut PathBuf| {

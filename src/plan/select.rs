@@ -101,7 +101,7 @@ pub fn named<'a>(
     Ok(selected)
 }
 
-/// What the caller can compute on: every device of the host but those whose nodes the caller may not open.
+/// The devices that the caller can use: all devices except those with nodes that the caller may not open.
 fn usable(inventory: &Inventory) -> impl Iterator<Item = Selected<'_>> {
     present(inventory).filter(|device| closed_node(inventory, *device).is_none())
 }
@@ -114,13 +114,13 @@ fn closed_node<'a>(inventory: &'a Inventory, device: Selected<'a>) -> Option<(&'
         .find_map(|node| Some((node, *inventory.closed.get(&node.path.0)?)))
 }
 
-/// What a device that the caller may not open is reported with; `None` for one that the caller may.
+/// The error for a device that the caller may not open; `None` for other devices.
 pub fn closed(inventory: &Inventory, device: Selected<'_>) -> Option<Error> {
     let (node, denial) = closed_node(inventory, device)?;
     Some(denied(format!("GPU {} cannot be opened", device.id()), node, denial))
 }
 
-/// The failure of a caller who may not open a device node.
+/// The error for a device node that the caller may not open.
 pub(super) fn denied(what: String, node: &DeviceNode, denial: Denial) -> Error {
     let path = node.path.0.display();
     let error = Error::new(Code::NotAllowed, what);
@@ -134,7 +134,7 @@ pub(super) fn denied(what: String, node: &DeviceNode, denial: Denial) -> Error {
     }
 }
 
-/// What programs can compute on: every GPU that is not in MIG mode, and every MIG device.
+/// The usable devices: every GPU that is not in MIG mode, and every MIG device.
 fn present(inventory: &Inventory) -> impl Iterator<Item = Selected<'_>> {
     inventory.gpus.iter().flat_map(|gpu| {
         let whole = (!gpu.mig_enabled).then_some(Selected { gpu, mig: None });

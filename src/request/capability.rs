@@ -9,7 +9,7 @@ use crate::{
 /// Words that Docker puts beside the driver's capabilities to find the GPU driver among its own. They grant nothing.
 pub(super) const DOCKER_WORDS: &[&str] = &["gpu", "nvidia"];
 
-/// The capabilities of `list`; `None` where it names none, so that the default holds. `source` is who says it, for
+/// The capabilities of `list`; `None` if it names none, so that the default holds. `source` is who says it, for
 /// the message, and `neutral` are words that are allowed there and grant nothing.
 pub fn parse(list: &str, source: &str, neutral: &[&str]) -> Result<Option<DriverCapability>> {
     let mut found = None;

@@ -1,10 +1,10 @@
-//! The one record of comma-separated values that Docker's options take: `--gpus` and `--mount` (Go's encoding/csv).
+//! Parses one record of comma-separated values, the format of Docker's `--gpus` and `--mount` (Go's encoding/csv).
 
 /// The fields of the only record of a CSV text (RFC 4180): a field in double quotes may hold commas, and `""` in it
 /// is one quote.
 ///
 /// # Errors
-/// Why it is no record.
+/// The reason why it is not a record.
 pub fn record(text: &str) -> Result<Vec<String>, &'static str> {
     if text.is_empty() {
         return Err("it is empty");

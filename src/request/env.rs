@@ -30,7 +30,7 @@ impl<'a> Environment<'a> {
         self.0.get(name).copied()
     }
 
-    /// `NVIDIA_DRIVER_CAPABILITIES`; `None` where it is absent or empty.
+    /// `NVIDIA_DRIVER_CAPABILITIES`; `None` if it is absent or empty.
     pub(super) fn capabilities(&self) -> Result<Option<DriverCapability>> {
         const NAME: &str = "NVIDIA_DRIVER_CAPABILITIES";
         self.get(NAME).map_or(Ok(None), |list| capability::parse(list, NAME, &[]))

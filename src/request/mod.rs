@@ -20,7 +20,7 @@ mod types;
 pub use oci::Accepted;
 pub use types::*;
 
-/// What somebody wrote, for a message: in quotes, and cut where it is too long to be read.
+/// Quotes user input for a message, and shortens long input.
 fn quoted(text: &str) -> String {
     const READABLE: usize = 60;
     match text.char_indices().nth(READABLE) {

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_for_channels_go_unheard_where_the_administrator_says_so() {
+    fn the_administrator_can_have_requests_for_channels_ignored() {
         let mut spec = with_env(&["NVIDIA_VISIBLE_DEVICES=0", "NVIDIA_IMEX_CHANNELS=1"]);
         spec["annotations"] = json!({"cdi.k8s.io/x": "nvidia.com/imex-channel=3"});
         assert_eq!(ask(&spec, &Accepted::default()).unwrap().unwrap().imex_channels, [1, 3]);

@@ -10,7 +10,7 @@ pub struct DeviceRequest {
     pub selection: DeviceSelection,
     /// Which of them will do; empty where they were named.
     pub filter: GpuFilter,
-    /// What of the driver; `None` where nobody said, so that policy decides.
+    /// Driver capabilities; `None` if not requested, so that policy decides.
     pub capabilities: Option<DriverCapability>,
     /// What the image requires of the host; all must hold.
     pub requirements: Vec<Requirement>,

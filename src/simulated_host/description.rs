@@ -158,7 +158,7 @@ impl Description {
         library.write_all(&MAGIC)
     }
 
-    /// Reads the description that a library carries; `None` where it carries none.
+    /// Reads the description that a library carries; `None` if it carries none.
     pub fn read_from(library: &mut (impl Read + Seek)) -> io::Result<Option<Self>> {
         let end = library.seek(SeekFrom::End(0))?;
         if end < 16 {

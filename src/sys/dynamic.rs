@@ -81,7 +81,7 @@ pub fn is_same(one: &Device<'_>, other: &Device<'_>) -> bool {
 }
 
 /// The NVLink fabric of several machines that a GPU is part of, `CLUSTER-UUID.CLIQUE` (`nvmlDeviceGetGpuFabricInfo`, since driver
-/// 520); `None` where it is part of none.
+/// 520); `None` if it is part of none.
 ///
 /// # Errors
 /// NVML's own, and `FailedToLoadSymbol` from an older driver.

@@ -57,7 +57,7 @@ pub fn file_rights(abi: u32) -> u64 {
     (1 << bits) - 1
 }
 
-/// A ruleset that is being written.
+/// A ruleset before it is enforced.
 #[derive(Debug)]
 pub struct Ruleset(OwnedFd);
 
@@ -101,7 +101,7 @@ impl Ruleset {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Enforces the ruleset on the calling thread and its future children, for ever. The caller has set no_new_privs.
+    /// Permanently enforces the ruleset on the calling thread and its future children. The caller must have set no_new_privs.
     ///
     /// # Errors
     /// E2BIG below sixteen other domains.

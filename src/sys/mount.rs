@@ -44,7 +44,7 @@ pub fn restrict(mount: BorrowedFd<'_>, flags: Flags, recursive: bool) -> io::Res
     set(mount, &attr, recursive)
 }
 
-/// The same for a mount that goes on hearing of what its peers mount, and sends nothing.
+/// Makes the mount a slave: it receives mounts of its peers and propagates none.
 pub fn restrict_slave(mount: BorrowedFd<'_>, flags: Flags, recursive: bool) -> io::Result<()> {
     let attr = MountAttr { attr_set: flags.bits(), attr_clr: 0, propagation: libc::MS_SLAVE, userns_fd: 0 };
     set(mount, &attr, recursive)

@@ -15,7 +15,7 @@ const ADD_FD: libc::Ioctl = 0x4018_2103_u32 as libc::Ioctl;
 /// receives what the filter answers with SECCOMP_RET_USER_NOTIF.
 ///
 /// # Errors
-/// EBUSY where a filter of an enclosing container has a supervisor already: the kernel allows one.
+/// EBUSY if a filter of an enclosing container already has a supervisor: the kernel allows only one.
 pub fn install(filter: &[u8]) -> io::Result<OwnedFd> {
     /// Linux 5.19: a signal does not interrupt a call that the supervisor has received, which would repeat it.
     const WAIT_KILLABLE_RECV: libc::c_ulong = 1 << 5;
@@ -31,19 +31,19 @@ pub fn install(filter: &[u8]) -> io::Result<OwnedFd> {
     })
 }
 
-/// A system call that waits for its answer.
+/// A system call that waits for its result.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
     id: u64,
     /// The calling thread, as the supervisor's pid namespace numbers it.
     pub thread: u32,
-    /// Its number, in the table of its architecture.
+    /// Number in the table of the caller's architecture.
     pub number: i32,
-    /// Its arguments.
+    /// Arguments.
     pub arguments: [u64; 6],
 }
 
-/// The next call.
+/// Receives the next call.
 ///
 /// # Errors
 /// ENOENT where the caller was killed meanwhile.
@@ -59,7 +59,7 @@ pub fn receive(listener: BorrowedFd<'_>) -> io::Result<Call> {
     Ok(Call { id: call.id, thread: call.pid, number: call.data.nr, arguments: call.data.args })
 }
 
-/// Whether the caller still waits: then what was opened by its thread's number is its own.
+/// Whether the caller still waits. Then files that were opened by its thread id belong to the caller.
 pub fn is_waiting(listener: BorrowedFd<'_>, call: &Call) -> bool {
     // SAFETY: the kernel reads one u64, which lives until the call returns.
     unsafe { libc::ioctl(listener.as_raw_fd(), ID_VALID, &raw const call.id) == 0 }
@@ -77,8 +77,8 @@ pub fn answer(listener: BorrowedFd<'_>, call: &Call, result: io::Result<i64>) ->
     send(listener, libc::seccomp_notif_resp { id: call.id, val, error, flags: 0 })
 }
 
-/// Lets the kernel carry the call out after all. Only for calls that the filter does not protect from: the caller may have changed
-/// the memory that its arguments point to.
+/// Lets the kernel execute the call. Not safe for calls that the filter must block: the caller may have changed the memory
+/// that its arguments point to.
 ///
 /// # Errors
 /// ENOENT where the caller was killed meanwhile.

@@ -180,10 +180,10 @@ pub fn reset_signals() {
     }
 }
 
-/// What the main function of each of our programs does first: it undoes what a parent may leave in a child against that child's
-/// expectations. SIGCHLD gets its default action, because the kernel reaps the children of a process that ignores it and their
-/// exit codes are lost (`env --ignore-signal=CHLD`); and no signal is blocked. Closed standard streams are not its job: std opens
-/// /dev/null in their place before `main`, so that no file gets number 0, 1 or 2.
+/// Resets inherited signal state; `main` of each program calls it first. SIGCHLD gets its default action: the kernel reaps
+/// the children of a process that ignores it, and their exit codes are lost (`env --ignore-signal=CHLD`). All signals are
+/// unblocked. Closed standard streams need no handling: std opens /dev/null in their place before `main`, so that no file
+/// gets number 0, 1 or 2.
 pub fn normalize() {
     // SAFETY: SIG_DFL installs no handler. The mask is made valid by sigemptyset before it is read; both live on this stack. Both
     // calls have valid arguments and cannot fail.

@@ -32,9 +32,9 @@ pub enum Step {
     Mount { filesystem: &'static str, options: Vec<(&'static str, String)>, target: PathBuf, flags: Flags },
     /// A directory or file of the host's.
     Bind { source: PathBuf, target: PathBuf, flags: Flags, recursive: bool },
-    /// A file of the driver, or a socket of a daemon; nothing where a daemon's socket is not the one that it was.
+    /// A driver file or a daemon's socket. A socket that was replaced since the inventory verified it is skipped.
     Driver { mount: plan::Mount },
-    /// The same, where what the host mounts below the source later appears, too (mount_namespaces(7), MS_SLAVE).
+    /// A bind mount that also shows what the host mounts below the source later (mount_namespaces(7), MS_SLAVE).
     BindSlave { source: PathBuf, target: PathBuf, flags: Flags, recursive: bool },
     /// A path of the container's own, read-only from here on; nothing where it is absent.
     ReadOnly { target: PathBuf },
@@ -42,10 +42,9 @@ pub enum Step {
     Seal { target: PathBuf },
     /// A path of the container's that must not be seen: /dev/null over a file, an empty directory over a directory.
     Mask { target: PathBuf },
-    /// The host's own node over one that a volume has; nothing where that is absent.
+    /// The host's own device node, mounted over the node of a volume. Skipped if the volume has no such node.
     NodeOver { node: DeviceNode },
-    /// Directories that must not be seen, however many: all show one empty file system, because making one for each of 256
-    /// processors takes milliseconds.
+    /// Directories to hide. All of them show the same empty file system: one for each of 256 processors takes milliseconds.
     MaskDirectories { targets: Vec<PathBuf> },
     /// A character device in the container's /dev.
     Node { node: DeviceNode },
@@ -53,13 +52,13 @@ pub enum Step {
     Directory { path: PathBuf, mode: u32, owner: (u32, u32) },
     /// A file that is written into the root.
     File { path: PathBuf, content: Vec<u8>, mode: u32 },
-    /// A file of ours on the host that lies over one of a volume, or in memory, read-only; nothing in /proc where that is absent.
+    /// Our file on the host, mounted read-only over a file of a volume or in memory. Skipped for absent paths in /proc.
     Cover { source: PathBuf, target: PathBuf },
     /// A link.
     Symlink { link: PathBuf, target: PathBuf },
 }
 
-/// Docker's `MaskedPaths` (daemon/pkg/oci/defaults.go), but for those of each processor: [`thermal_throttles`].
+/// Docker's `MaskedPaths` (daemon/pkg/oci/defaults.go) without the paths of each processor: see [`thermal_throttles`].
 const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
@@ -75,7 +74,7 @@ const MASKED: [&str; 12] = [
     "/sys/firmware",
 ];
 /// The counters of each processor that show what other containers compute, as Docker 28 masks them (GHSA-6fw5-f8r9-fgfm). They
-/// exist on Intel's processors without a hypervisor: elsewhere the first one is absent, and no other is looked for.
+/// exist on Intel processors without a hypervisor. If the first one is absent, the others are not looked up.
 fn thermal_throttles() -> impl Iterator<Item = PathBuf> {
     let of = |number: u32| PathBuf::from(format!("/sys/devices/system/cpu/cpu{number}/thermal_throttle"));
     let possible = if of(0).is_dir() {
@@ -120,7 +119,7 @@ pub struct Steps {
     pub image: Vec<Step>,
     /// What is mounted on it, in its order: later ones lie on earlier ones.
     pub mounts: Vec<Step>,
-    /// What the user mounts, also on the home, and then the driver.
+    /// The user's mounts, including those on the home directory, and then the driver.
     pub volumes: Vec<Step>,
 }
 
@@ -168,8 +167,8 @@ fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupVi
         recursive,
     };
     let read_only = Flags { read_only: !container.all_devices, ..NOTHING };
-    // A new procfs needs rights over the pid namespace that it shows, as a new sysfs over the network's, and a launcher without
-    // root has none over the host's.
+    // Mounting procfs needs rights over the pid namespace that it shows, and sysfs over the network namespace. Without root the
+    // launcher has no rights over the host's namespaces.
     let proc = if rootless && container.host_pid {
         bind(Path::new("/proc"), Path::new("/proc"), NOTHING, true)
     } else {
@@ -183,7 +182,7 @@ fn kernel_file_systems(container: &Container, rootless: bool, cgroups: &CgroupVi
     ];
     if container.host_ipc {
         steps.push(bind(Path::new("/dev/shm"), Path::new("/dev/shm"), NOTHING, false));
-        // Root's is made, because not every host mounts it: it shows the queues of the namespace, wherever it is mounted.
+        // Root mounts a new mqueue, because not every host mounts it. It shows the queues of the namespace, wherever it is mounted.
         if !rootless {
             steps.push(mount("mqueue", "/dev/mqueue", NOTHING, &[]));
         } else if Path::new("/dev/mqueue").is_dir() {
@@ -233,7 +232,7 @@ fn devices(container: &Container, rootless: bool) -> Vec<Step> {
         link("/dev/stderr", "/proc/self/fd/2"),
         link("/dev/ptmx", "pts/ptmx"),
     ];
-    // A GPU's node is the plan's, also where `--privileged` names every device.
+    // The plan provides the GPU nodes, also with `--privileged`, which names every device.
     let taken = |path: &Path| container.injection.devices.iter().any(|node| node.container_path.0 == path);
     let asked =
         container.devices.iter().filter(|device| !taken(&device.node.container_path.0)).map(|device| {
@@ -266,7 +265,7 @@ fn standard_nodes() -> impl Iterator<Item = DeviceNode> {
     })
 }
 
-/// Nothing on a volume can be opened as a device, so the nodes that the container may open lie over those of a volume at /dev.
+/// Devices on a volume cannot be opened. For a volume at /dev, the nodes that the container may open are mounted over it.
 fn nodes_of_volumes(container: &Container) -> Vec<Step> {
     let nodes = &container.placement.nodes_of_volumes;
     let over_dev = container.volumes.iter().any(|volume| volume.target() == Path::new("/dev"));
@@ -325,8 +324,7 @@ fn driver(container: &Container, links: impl Iterator<Item = Step>) -> Vec<Step>
 fn volume(volume: &Volume, all_devices: bool) -> Step {
     match volume {
         Volume::Bind { source, target, read_only, recursive, receives_mounts } => {
-            // A volume's own programs may be setuid for its users; devices on it are never opened through it, but where the
-            // container has all of them.
+            // Programs on a volume may be setuid. Devices on a volume cannot be opened, unless the container may open all devices.
             let flags = Flags { read_only: *read_only, nosuid: false, nodev: !all_devices, noexec: false };
             let (source, target) = (source.clone(), target.clone());
             if *receives_mounts {
@@ -456,7 +454,7 @@ fn mask_directories(root: &Root, targets: &[PathBuf]) -> Result<()> {
     let mut first: Option<&PathBuf> = None;
     for target in targets {
         let Some(own) = existing(root, target)? else { continue };
-        // Kernels before 6.15 clone only what is mounted somewhere: the first mask.
+        // Kernels before 6.15 clone only mounts that are attached, so the first mask is cloned.
         let mounted = first.map(|path| existing(root, path)).transpose()?.flatten();
         let mask = match mounted {
             None => empty_directory()?,

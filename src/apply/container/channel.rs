@@ -33,7 +33,7 @@ pub enum Said {
     Failure(Error),
 }
 
-/// The messages that come with a descriptor.
+/// Messages that carry a descriptor.
 const TERMINAL: &[u8] = b"tty";
 const UNIX_SOCKETS: &[u8] = b"unix";
 
@@ -81,12 +81,12 @@ impl Channel {
         }
     }
 
-    /// The child: hands the terminal's master side over.
+    /// Called by the child: sends the terminal's master side.
     pub fn send_terminal(&self, master: &OwnedFd) -> Result<()> {
         self.send_descriptor(TERMINAL, master)
     }
 
-    /// The child: hands over the descriptor by which its Unix sockets are supervised.
+    /// Called by the child: sends the descriptor by which its Unix sockets are supervised.
     pub fn send_unix_sockets(&self, listener: &OwnedFd) -> Result<()> {
         self.send_descriptor(UNIX_SOCKETS, listener)
     }
@@ -104,7 +104,7 @@ impl Channel {
     /// The child: says why there is no command.
     pub fn send_failure(&self, error: &Error) {
         let message = error.to_json().to_string();
-        // A launcher that cannot be told is gone, and with it whoever would have read this.
+        // If the launcher cannot be reached it has ended, and nothing would read the message.
         let _ = rustix::net::send(
             &self.0,
             &message.as_bytes()[..message.len().min(MAX_MESSAGE)],

@@ -49,9 +49,9 @@ pub struct Entry<'a> {
     pub steps: Steps,
     /// The compiled system call filter.
     pub seccomp: Option<Vec<u8>>,
-    /// What its processes are kept from.
+    /// Confinement of the container's processes.
     pub confinement: Confinement,
-    /// Its standard streams, unless they are a terminal.
+    /// The container's standard streams; unused with a terminal.
     pub streams: stdio::Inside,
 }
 
@@ -73,13 +73,13 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     }
     rustix::process::umask(Mode::empty());
     if !container.host_cgroups {
-        // Here, not with clone3: that takes the launcher's cgroup for the root of the new namespace, not the one it starts in.
+        // Not with clone3, which makes the launcher's cgroup the root of the new namespace instead of the container's.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
             .or_fail(Code::Namespace, || "no cgroup namespace can be made")?;
     }
-    // The host's /proc still, which nothing of the image lies over.
+    // This is still the host's /proc, so no file of the image can cover it.
     host_proc::apply(container)?;
-    // Nothing that is mounted from here on reaches the host; what the host mounts comes only where it is asked for.
+    // From here on no mount reaches the host. Mounts of the host reach the container only where an option asks for it.
     let receives = |volume: &Volume| matches!(volume, Volume::Bind { receives_mounts: true, .. });
     let propagation = if container.volumes.iter().any(receives) {
         MountPropagationFlags::DOWNSTREAM
@@ -90,7 +90,7 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         let error = Error::new(Code::Mount, "the container's mounts cannot be made private").cause(errno);
         match errno {
             Errno::INVAL => error.fix(
-                "gpurun is in a chroot whose / is no mount point: mount --bind DIR DIR before chroot DIR",
+                "gpurun is in a chroot whose / is not a mount point: mount --bind DIR DIR before chroot DIR",
             ),
             _ => error,
         }
@@ -141,7 +141,7 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     }
     let confine = || confine(container, confinement, seccomp.as_deref(), own.as_ref(), channel);
     if !process.no_new_privileges {
-        // Without no_new_privs that takes CAP_SYS_ADMIN, which goes now.
+        // Without no_new_privs this needs CAP_SYS_ADMIN, which is dropped next.
         confine()?;
     }
     drop_privileges(process, !container.privileged)?;
@@ -161,8 +161,8 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     Err(execute(process, own.as_ref(), channel))
 }
 
-/// What its processes cannot do from here on: Landlock, a namespace of Unix sockets, and the system call filter; or no keyring of
-/// the host's where there is no filter.
+/// Confines the container's processes: Landlock, separate Unix sockets, and the system call filter. Without the filter the
+/// process leaves the host's session keyring instead.
 fn confine(
     container: &Container,
     confinement: Confinement,
@@ -175,14 +175,14 @@ fn confine(
         channel.send_unix_sockets(listener)?;
     }
     confinement.enter(own.map(AsFd::as_fd), unix_sockets.is_some())?;
-    // Its supervisor alone keeps it open.
+    // Only the supervisor keeps the descriptor open.
     drop(unix_sockets);
     match seccomp {
         Some(filter) => {
             crate::sys::seccomp::install(filter)
                 .or_fail(Code::Seccomp, || "the system call filter cannot be installed")?;
         }
-        // The filter lets nobody at the keys.
+        // The filter denies access to keyrings.
         None => process::leave_keyring().or_fail(Code::Internal, || "the session keyring cannot be left")?,
     }
     Ok(())
@@ -195,8 +195,8 @@ fn enter_directory(path: &Path) -> rustix::io::Result<()> {
     rustix::process::fchdir(root.open(path, OFlags::PATH | OFlags::DIRECTORY)?)
 }
 
-/// overlayfs over the image's layers and the one that gpurun adds, at the container's scratch directory; and the image's volumes.
-/// The mount's path is used by nobody but this mount namespace.
+/// Mounts the root (an overlay of the image's layers, gpurun's own layer and the container's scratch directory) and the
+/// image's volumes. The path of the mount is used only in this mount namespace.
 fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<Root> {
     let (path, scratch) = container.scratch.open_by_path(&container.id)?;
     // On the scratch directory lies a file system in memory, with gpurun's layer and the root's mount point.
@@ -369,7 +369,7 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
         capability_set(process.capabilities).intersection(&own).copied().collect();
     for capability in caps::all() {
         if !wanted.contains(&capability) {
-            // EINVAL: this kernel is older than the capability, so nobody has it.
+            // EINVAL: this kernel is older than the capability.
             match caps::drop(None, CapSet::Bounding, capability) {
                 Ok(()) => {}
                 Err(_) if !caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) => {}
@@ -383,7 +383,7 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
     if let Groups::Set(groups) = &user.groups {
         let groups: Vec<Gid> = groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
         match rustix::thread::set_thread_groups(&groups) {
-            // Root of an enclosing user namespace in which setgroups(2) is denied (user_namespaces(7)).
+            // As root of an enclosing user namespace in which setgroups(2) is denied (user_namespaces(7)).
             Err(Errno::PERM) if rootless => {}
             result => result.map_err(|errno| {
                 Error::new(Code::User, format!("the groups {groups:?} cannot be set"))

@@ -40,7 +40,7 @@ pub fn run(arguments: &[CString]) -> Result<u8> {
     };
     let number = number.to_str().ok().and_then(|number| number.parse().ok()).unwrap_or(-1);
     let channel = Channel::inherited(number)?;
-    // The runtime of this program ignores SIGPIPE, and the command would, too.
+    // Rust's runtime ignores SIGPIPE, and the command would inherit that.
     process::reset_signals();
     let error = become_command(argv);
     channel.send_failure(&error);

@@ -1,10 +1,10 @@
-//! The directories of a container that can be written whatever its root is: the image's VOLUMEs and, with `--read-only`, HOME.
+//! The directories of a container that are always writable: the image's VOLUMEs and, with `--read-only`, HOME.
 //!
 //! Docker makes an anonymous volume for each VOLUME, copies what the image has at that path, and removes it with `--rm`. Here
-//! the writes go to the container's scratch directory, which is removed at the end. Nothing is copied: where the image has
-//! something, an overlay shows it; where it has nothing, a new directory is mounted. Owner and permissions are the image's.
+//! writes go to the container's scratch directory, which is removed at the end. Nothing is copied: if the image has a
+//! directory there, an overlay shows it; otherwise a new directory is mounted. Owner and permissions are the image's.
 //!
-//! They are mounted before everything else, so that no image covers the driver, the kernel's file systems or a user's volume.
+//! They are mounted first, so that no image can cover the driver, the kernel's file systems or a user's volume.
 
 use super::{
     enter::{directory_in, overlay},
@@ -26,14 +26,14 @@ use rustix::{
 };
 use std::path::{Component, Path, PathBuf};
 
-/// How many VOLUMEs an image may have. Docker has no limit; each costs a mount.
+/// The most VOLUMEs of an image. Docker has no limit; each one costs a mount.
 const MAX_VOLUMES: usize = 200;
 
-/// The paths to mount, outer ones first: the image's VOLUMEs and, with `--read-only`, `home`; without those that a volume of
-/// the user's takes the place of, or covers.
+/// The paths to mount, outer ones first: the image's VOLUMEs and, with `--read-only`, `home`; without paths that a user's
+/// volume replaces or covers.
 ///
 /// # Errors
-/// [`Code::ImageBroken`] where the image has too many.
+/// [`Code::ImageBroken`] if the image has too many.
 pub fn paths(declared: &[String], home: &Path, read_only: bool, volumes: &[Volume]) -> Result<Vec<PathBuf>> {
     if declared.len() > MAX_VOLUMES {
         return Err(Error::new(Code::ImageBroken, format!("the image has {} VOLUMEs", declared.len()))
@@ -51,8 +51,8 @@ pub fn paths(declared: &[String], home: &Path, read_only: bool, volumes: &[Volum
     Ok(paths)
 }
 
-/// The path without `.`, `..` and doubled slashes, beneath `/`; `None` is the root itself. Docker takes a relative one for
-/// one of `/`, too.
+/// The path below `/` without `.`, `..` and doubled slashes; `None` is the root itself. As in Docker, a relative path starts
+/// at `/`.
 fn normal(path: &Path) -> Option<PathBuf> {
     let mut normal = PathBuf::from("/");
     for component in path.components() {
@@ -65,8 +65,8 @@ fn normal(path: &Path) -> Option<PathBuf> {
     (normal != Path::new("/")).then_some(normal)
 }
 
-/// Mounts them on a root that nothing else was mounted on. `lowers` are the lower directories of its overlay, topmost first;
-/// writes go to `disk`, or to `memory` where overlayfs cannot use that file system.
+/// Mounts the volumes on a root that has no other mounts yet. `lowers` are the lower directories of its overlay, topmost
+/// first. Writes go to `disk`, or to `memory` if overlayfs cannot use that file system.
 pub fn mount(
     container: &Container,
     root: &Root,
@@ -85,8 +85,8 @@ pub fn mount(
             .open(path, OFlags::PATH | OFlags::DIRECTORY)
             .or_fail(Code::Rootfs, || format!("the image's volume {} cannot be opened", path.display()))?;
         let failed = || format!("the image's volume {} cannot be mounted", path.display());
-        // By a link of the image's. What is mounted on the root itself would lie between it and the host's, which
-        // pivot_root(2) puts there to be taken off.
+        // A link of the image leads to the root itself. A mount there would lie between the root and the host's root, which
+        // pivot_root(2) stacks there to be unmounted.
         if is_same(&point, root).or_fail(Code::Mount, failed)? {
             continue;
         }
@@ -140,7 +140,7 @@ fn copy_of(like: &OwnedFd, at: &OwnedFd, name: &str, owners: bool) -> Result<Own
     Ok(made)
 }
 
-/// Whether the container sees nothing in a directory of its root.
+/// Whether a directory of the root is empty for the container.
 fn is_empty(root: &Root, path: &Path) -> rustix::io::Result<bool> {
     let directory = root.open(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
     for entry in rustix::fs::Dir::read_from(&directory)? {

@@ -1,4 +1,4 @@
-//! `--init`: pid 1 of the container, which starts the command, hands it every signal and reaps what nobody waits for.
+//! `--init`: pid 1 of the container, which starts the command, forwards every signal to it and reaps orphans.
 
 use super::handover;
 use crate::{

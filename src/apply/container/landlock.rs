@@ -7,18 +7,20 @@
 //! | restriction | kernel | effect |
 //! |---|---|---|
 //! | files | ABI 2 (Linux 5.19) | open, execute, create, rename, link, remove and truncate work only beneath the container's `/`, through every mount there. Descriptors from outside cannot be used for that, whether they were passed, inherited (CVE-2024-21626) or reached through /proc |
-//! | abstract Unix sockets | ABI 6 (Linux 6.12) | the container connects only to sockets of its own: not to X11, D-Bus or others that trust the caller's uid. Not where [`super::unix_sockets`] keeps them apart |
+//! | abstract Unix sockets | ABI 6 (Linux 6.12) | the container connects only to its own sockets, not to X11, D-Bus or others
+//! that trust the caller's uid. Not used where [`super::unix_sockets`] separates them |
 //! | signals | ABI 6 | the container signals only its own processes |
 //!
 //! ABI 1 has no file domain: it forbids every rename between directories, which breaks package managers.
 //!
 //! Landlock does not restrict chmod, chown, utime, extended attributes, stat and chdir, nor connect(2) to a socket with a path
-//! (as of ABI 7). The module [`super::unix_sockets`] keeps foreign descriptors away from containers in the first place.
+//! (as of ABI 7). The module [`super::unix_sockets`] prevents foreign descriptors from reaching containers.
 //!
-//! A Landlock domain that restricts files also forbids mount(2) and pivot_root(2) for ever. Containers that may mount therefore
+//! A Landlock domain that restricts files also forbids mount(2) and pivot_root(2) permanently. Containers that may mount
+//! therefore
 //! have no file domain: those with `CAP_SYS_ADMIN` (`--cap-add SYS_ADMIN`, `--privileged`), and those without a system call
 //! filter, which make mounts in user namespaces of their own (bubblewrap, Apptainer, rootless Podman), unless their uid 0 is the
-//! host's. The first could leave the container anyway; for the second the user turned protection off by name.
+//! host's. The first kind could leave the container anyway; for the second kind the user disabled the protection explicitly.
 
 use super::spec::Container;
 use crate::{
@@ -49,10 +51,10 @@ pub struct Confinement {
 /// The facts about a container that decide its confinement.
 #[derive(Debug, Clone, Copy)]
 struct Facts {
-    /// The container's uid 0 is the host's: it is root's, outside of any user namespace.
+    /// Whether the container's uid 0 is the host's: root started it outside of any user namespace.
     is_host_root: bool,
     host_network: bool,
-    /// `--network` was typed.
+    /// Whether `--network` was given.
     network_requested: bool,
     may_mount: bool,
     filtered: bool,
@@ -62,10 +64,10 @@ impl Confinement {
     /// The confinement of this container on the running kernel.
     ///
     /// # Errors
-    /// [`Code::Confinement`] where the host's root would share the host's network without scopes and nobody asked for it.
+    /// [`Code::Confinement`] if the host's root would share the host's network without scopes and no option asks for that.
     pub fn of(container: &Container) -> Result<Self> {
         if container.all_devices {
-            // `--privileged` asks for none.
+            // `--privileged` asks for no confinement.
             return Ok(Self { rights: 0, scopes: false });
         }
         let process = &container.process;
@@ -87,7 +89,7 @@ impl Confinement {
                 "this kernel cannot confine a container of uid 0 on the host's network",
             )
             .cause(format!(
-                "any process of the host could pass it a descriptor of the host's files; Landlock ABI {SCOPES} (Linux 6.12) prevents that, and here it is {abi}"
+                "any process of the host could pass it a descriptor of the host's files; Landlock ABI {SCOPES} (Linux 6.12) prevents that, and this kernel has ABI {abi}"
             ))
             .fix(
                 "type --network host to run it nevertheless, or --network none, or -u 1000; or boot Linux 6.12 or newer with \
@@ -99,9 +101,9 @@ impl Confinement {
         Ok(Self { rights, scopes: abi >= SCOPES })
     }
 
-    /// Confines this process, whose root is the container's. `program` is gpurun's own file, which lies outside of it, where the
-    /// process is about to execute that. `sockets_are_apart` says that [`super::unix_sockets`] has a supervisor, whose sockets
-    /// belong to no domain: abstract ones among the container's own processes would be refused. The process has no_new_privs.
+    /// Confines this process. Its root is the container's, and it has no_new_privs. `program` is gpurun's own file outside of
+    /// that root, if the process is about to execute it. With `sockets_are_apart` a supervisor of [`super::unix_sockets`] makes
+    /// the sockets; they belong to no domain, so the scope would refuse abstract sockets among the container's own processes.
     pub fn enter(self, program: Option<BorrowedFd<'_>>, sockets_are_apart: bool) -> Result<()> {
         if self.rights == 0 && !self.scopes {
             return Ok(());
@@ -129,7 +131,7 @@ impl Confinement {
                     Err(errno) => Err(errno),
                 }
             };
-            // mq_open(3) goes by the kernel's own mount of the message queues, which is not beneath "/".
+            // mq_open(3) uses the kernel's own mount of the message queues, which is not beneath "/".
             for directory in ["/", "/dev/mqueue"] {
                 if let Some(directory) = open(directory)? {
                     rules.allow_beneath(directory.as_fd(), self.rights)?;
@@ -143,10 +145,10 @@ impl Confinement {
     }
 }
 
-/// What `gpurun doctor` says about Landlock: what containers get, or what they lack.
+/// The report of `gpurun doctor` about Landlock.
 ///
 /// # Errors
-/// [`Code::Confinement`] where root's containers must ask for the host's network.
+/// [`Code::Confinement`] if containers of root must ask for the host's network.
 pub fn landlock() -> Result<String> {
     let facts = Facts {
         is_host_root: true,

@@ -27,7 +27,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// `directory` is empty and nobody else's.
+    /// `directory` is empty and not used by another process.
     pub fn new(directory: OwnedFd, image: &Layers, owners: bool) -> Result<Self> {
         let layers =
             image.beneath(&directory).or_fail(Code::Internal, || "a descriptor cannot be duplicated")?;
@@ -66,7 +66,7 @@ impl Layer {
         Ok(())
     }
 
-    /// Makes the user's home where the image has none. One that was typed may be anything.
+    /// Makes the user's home if the image does not have it. A home from `-e` that is not a plain absolute path is skipped.
     pub fn home(&self, user: &Identity) -> Result<()> {
         let is_plain = !user.home.components().any(|component| component == Component::ParentDir);
         if user.home.is_absolute() && is_plain {
@@ -75,7 +75,7 @@ impl Layer {
         Ok(())
     }
 
-    /// Makes the image's volumes where the image has nothing at their paths.
+    /// Makes the directories of the image's volumes that the image does not have.
     pub fn image_volumes(&self, paths: &[PathBuf]) -> Result<()> {
         for path in paths {
             match self.find(path) {
@@ -83,12 +83,9 @@ impl Layer {
                 Some(Found::Directory(_)) => {}
                 Some(_) => {
                     let what = format!("the image's volume {} is not a directory", path.display());
-                    return Err(Error::new(Code::Rootfs, what)
-                        .cause("VOLUME names a file of the image")
-                        .fix(format!(
-                            "mount a file there, which takes its place: -v FILE:{}",
-                            path.display()
-                        )));
+                    return Err(Error::new(Code::Rootfs, what).cause("the image has a file there").fix(
+                        format!("mount a file there, which takes its place: -v FILE:{}", path.display()),
+                    ));
                 }
             }
         }
@@ -199,7 +196,7 @@ impl Layer {
             None => {}
             // Without root, a directory of somebody else's cannot be copied up by overlayfs, even where everyone may write.
             Some((resolved, Found::Directory(_))) if !self.owners => {
-                // Its owner here is the container's user.
+                // In this namespace its owner is the container's user.
                 return self
                     .copy(&resolved)
                     .and_then(|copy| {

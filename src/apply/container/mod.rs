@@ -121,7 +121,7 @@ fn after(error: Error, cleaned: Result<()>) -> Error {
     }
 }
 
-/// For people: why a process of the container was killed.
+/// The message for a process that was killed by the memory limit.
 fn out_of_memory(limit: u64) -> String {
     let (amount, unit) = match limit {
         _ if limit.is_multiple_of(1 << 30) => (limit >> 30, "g"),
@@ -130,7 +130,7 @@ fn out_of_memory(limit: u64) -> String {
         _ => (limit, "b"),
     };
     format!(
-        "the container ran out of its memory limit (-m {amount}{unit}), and the kernel killed a process of it; \
+        "the container exceeded its memory limit (-m {amount}{unit}), and the kernel killed one of its processes; \
          raise the limit: -m {}{unit}",
         amount.saturating_mul(2)
     )
@@ -284,7 +284,7 @@ fn cgroup_view(cgroup: Option<&Cgroup>) -> CgroupView {
     }
 }
 
-/// The small files that are mounted, each on the host.
+/// The small files to mount; each is a file on the host.
 fn covers(container: &Container) -> Result<Vec<Step>> {
     let cover = |file: &SmallFile| {
         let source = Tree::place_file(&file.content, &container.state_dir)?;

@@ -1,7 +1,7 @@
-//! The launcher while the command runs: signals go in, streams go both ways, and the end is awaited.
+//! The launcher while the command runs: it forwards signals and streams, and waits for the end.
 //!
-//! One thread waits for everything at once, and no write of its waits for a reader: a slow reader of standard output must not keep
-//! standard error or a signal waiting. So a stream alternates between waiting for its source and waiting for its destination.
+//! One thread polls everything, and its writes never block: a slow reader of standard output must not delay standard error or
+//! a signal. A stream therefore alternates between waiting for its source and waiting for its destination.
 
 use super::{
     signals::{PidOne, Signals},
@@ -20,10 +20,10 @@ use rustix::{
     pipe::SpliceFlags,
 };
 
-/// What the launcher holds of a running container.
+/// The launcher's handles on a running container.
 #[derive(Debug)]
 pub struct Running {
-    /// Its first process.
+    /// The container's first process.
     pub pid_one: PidOne,
     /// The launcher's ends of its pipes.
     pub streams: Outside,
@@ -31,18 +31,18 @@ pub struct Running {
     pub terminal: Option<OwnedFd>,
     /// The descriptor by which its Unix sockets are supervised.
     pub unix_sockets: Option<OwnedFd>,
-    /// Whether it has a user namespace of its own.
+    /// Whether the container has its own user namespace.
     pub has_user_namespace: bool,
     /// `-i`
     pub interactive: bool,
-    /// The signal that takes the place of SIGTERM.
+    /// The stop signal, sent instead of SIGTERM.
     pub stop_signal: Option<i32>,
 }
 
-/// Forwards until the container ends. Its exit code, 128+n if signal n killed it.
+/// Forwards until the container ends, and returns its exit code; 128+n if signal n killed it.
 ///
 /// # Errors
-/// Where its output could not be written, for another reason than that the reader is gone.
+/// If the container's output could not be written, unless its reader has closed the stream.
 pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
     let Running { mut pid_one, streams, terminal, mut unix_sockets, has_user_namespace, .. } = running;
     let Running { interactive, stop_signal, .. } = running;
@@ -56,7 +56,7 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
     let mut lost = None;
     let mut ended = false;
     while !(ended && outputs.is_empty() && terminal.is_none()) {
-        // What a container wrote before its end is there at once.
+        // Everything that the container wrote before its end is available immediately.
         let patience = if ended && outputs.iter().all(|flow| !flow.waits_for_destination()) {
             Some(0)
         } else {
@@ -103,7 +103,7 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
         }
         if ready.unix_socket.is_some()
             && let Some(listener) = unix_sockets.take()
-            // POLLHUP alone: the last process that could ask has ended.
+            // POLLHUP alone: the last process with the filter has ended.
             && ready.unix_socket.is_some_and(|events| events.contains(PollFlags::IN))
         {
             unix_sockets::supervise(&listener, has_user_namespace.then(|| pid_one.as_fd()))?;
@@ -112,8 +112,8 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
             if ready.typed {
                 open.copy_input(&mut pid_one);
             }
-            // Without a reader, or when the command has closed its side, polling on would spin. The command sees its terminal
-            // hung up, as when a remote login breaks.
+            // Without a reader, or after the command has closed its side, further polling would spin. The command sees its
+            // terminal hung up, as after a lost remote login.
             let over = if ready.shown { !open.copy_output() } else { ended };
             if over {
                 terminal = None;
@@ -156,7 +156,7 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
     }
 }
 
-/// Which of the things that are waited for.
+/// A source of events.
 #[derive(Debug, Clone, Copy)]
 enum What {
     End,
@@ -168,10 +168,10 @@ enum What {
     Output(usize),
 }
 
-/// Those that happened.
+/// The events of one poll.
 #[derive(Debug, Default)]
 struct Ready {
-    /// The wait was over first.
+    /// The timeout expired first.
     nothing: bool,
     end: bool,
     signal: bool,
@@ -251,11 +251,11 @@ impl AsFd for End {
     }
 }
 
-/// What a stream does next.
+/// The next step of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     Wait,
-    /// The source is at its end, or the reader is gone.
+    /// The source is at its end, or the reader has closed the stream.
     Over,
     /// The destination cannot be written.
     Failed(Errno),
@@ -266,14 +266,14 @@ enum Next {
 struct Flow {
     from: End,
     to: End,
-    /// Both are files or pipes, so that splice(2) moves pages without a copy and without waiting for the other side.
+    /// Whether both are files or pipes, so that splice(2) moves pages without a copy and without blocking.
     splices: bool,
-    /// The destination never blocks: it is a regular file, or the launcher's end of a pipe.
+    /// Whether the destination never blocks: a regular file, or the launcher's end of a pipe.
     never_blocks: bool,
     is_socket: bool,
-    /// splice(2) found the destination full.
+    /// Whether splice(2) found the destination full.
     full: bool,
-    /// Read, and not written yet.
+    /// Bytes that were read and not yet written.
     pending: Vec<u8>,
 }
 
@@ -303,7 +303,7 @@ impl Flow {
         }
     }
 
-    /// Goes on after what [`Flow::waits_for`] named is ready.
+    /// Continues when the descriptor of [`Flow::waits_for`] is ready.
     fn advance(&mut self) -> Next {
         if !self.pending.is_empty() {
             return self.write();
@@ -320,7 +320,7 @@ impl Flow {
                 self.full = false;
                 Next::Wait
             }
-            // The side that was not waited for is not ready.
+            // The other side is not ready.
             Err(Errno::AGAIN) => {
                 self.full = !self.full;
                 Next::Wait
@@ -342,7 +342,7 @@ impl Flow {
             Ok(0) => Next::Over,
             Ok(_) if self.never_blocks => self.write(),
             Ok(_) | Err(Errno::INTR | Errno::AGAIN) => Next::Wait,
-            // A terminal that is gone, a directory.
+            // A closed terminal, or a directory.
             Err(_) => Next::Over,
         }
     }
@@ -369,7 +369,7 @@ impl Flow {
 fn failed(errno: Errno) -> Next {
     match errno {
         Errno::INTR | Errno::AGAIN => Next::Wait,
-        // The reader is gone: the container sees the same.
+        // The reader has closed the stream, so the container gets EPIPE as well.
         Errno::PIPE | Errno::CONNRESET => Next::Over,
         errno => Next::Failed(errno),
     }

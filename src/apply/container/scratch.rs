@@ -1,8 +1,9 @@
-//! Where a container's writes go.
+//! The directory that receives a container's writes.
 //!
-//! Every running launcher holds an exclusive flock(2) on its directory. The kernel releases it when the launcher is gone, however
-//! it went; so a directory whose lock is free has no launcher, and [`super::sweep`] removes it. Directories are made, locked and
-//! removed by the descriptor of the store, never by its path: a link in that path which another user changes would aim the removal.
+//! Every running launcher holds an exclusive flock(2) on its directory. The kernel releases the lock when the launcher ends
+//! for any reason, so a directory with a free lock is stale, and [`super::sweep`] removes it. Directories are made, locked
+//! and removed by the descriptor of the store, never by its path: another user could change a link in that path to redirect
+//! the removal.
 
 use super::user_namespace::{self, IdMap};
 use crate::{
@@ -46,8 +47,8 @@ impl Scratch {
         let all = all.try_clone().map_err(|error| failed(&error))?;
         loop {
             mkdirat(&all.directory, &name, Mode::RWXU).map_err(|errno| failed(&errno))?;
-            // A sweeper may take the new directory for a stale one before it is locked; then the sweeper is waited for, and the
-            // directory is made again.
+            // A sweeper may mistake the new directory for a stale one before it is locked. Then this waits for the sweeper and makes
+            // the directory again.
             match lock(&all.directory, &name) {
                 Ok(lock) => return Ok(Self { all, name, lock, id_map }),
                 Err(Errno::NOENT) => {}
@@ -56,10 +57,10 @@ impl Scratch {
         }
     }
 
-    /// Remembers the cgroup below which the container's is made, for the launcher that removes what this one leaves.
+    /// Records the `--cgroup-parent`, for the sweeper that removes the cgroup if this launcher is killed.
     ///
     /// # Errors
-    /// [`Code::Store`] where it cannot be written.
+    /// [`Code::Store`] if it cannot be written.
     pub fn remember_cgroup_parent(&self, parent: &Path) -> Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         openat(&self.lock, CGROUP_PARENT, flags, Mode::RUSR)
@@ -80,11 +81,11 @@ impl Scratch {
             .or_fail(Code::Store, || {
                 format!("{} cannot be removed", self.all.path.join(&*self.name.to_string_lossy()).display())
             })
-            .map_err(|error| error.fix("`gpurun prune` tries it again"))
+            .map_err(|error| error.fix("run `gpurun prune`, which tries again"))
     }
 }
 
-/// The directory's lock; ENOENT if the directory is not there any more when it is locked.
+/// The directory's lock; ENOENT if the directory was removed before it was locked.
 fn lock(all: &OwnedFd, name: &CString) -> rustix::io::Result<OwnedFd> {
     let directory = openat(all, name, tree::DIRECTORY, Mode::empty())?;
     rustix::io::retry_on_intr(|| flock(&directory, FlockOperation::LockExclusive))?;

@@ -1,4 +1,4 @@
-//! Signals on their way to a container.
+//! Forwards signals to a container.
 //!
 //! Signals to the launcher go to the container's pid 1, as Docker's `--sig-proxy` forwards them. SIGTERM is the request to stop
 //! and becomes the container's stop signal (`--stop-signal`, the image's STOPSIGNAL). Signals that the launcher's parent ignores
@@ -7,10 +7,11 @@
 //! The kernel drops a signal to pid 1 whose action is the default (pid_namespaces(7)), so `sleep` as pid 1 would never end by
 //! SIGTERM. [`PidOne`] therefore reads from /proc/PID/status what pid 1 does with the signal. Where it neither handles, ignores
 //! nor blocks a signal that ends any other process, the container is killed and its exit code is 128 plus that signal's number.
-//! This costs nothing at the start, and the command stays pid 1; an init process of ours would cost an exec and a fork. `--init`
-//! needs none of this: gpurun-init blocks all signals and passes them to the command, which is not pid 1 then.
+//! This costs nothing at the start, and the command stays pid 1; our own init process would cost an exec and a fork. `--init`
+//! does not need this: gpurun-init blocks all signals and passes them to the command, which is not pid 1 then.
 //!
-//! The same rule holds for Ctrl-C and Ctrl-\ on a container's terminal, where the kernel makes the signal inside the container:
+//! The same rule holds for Ctrl-C and Ctrl-\ on a container's terminal, where the kernel sends the signal inside the
+//! container:
 //! see [`super::terminal`].
 
 use crate::{
@@ -41,7 +42,7 @@ const FORWARDED: [Signal; 11] = [
     Signal::SIGWINCH,
 ];
 
-/// The forwarded signals, blocked while this value lives and read by descriptor, so that none is lost and none interrupts.
+/// The forwarded signals. They are blocked while this value lives and read by descriptor, so that none is lost or interrupts.
 #[derive(Debug)]
 pub struct Signals {
     descriptor: SignalFd,
@@ -49,7 +50,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks them. To be called before the container's process is made: signals that arrive in between are kept for it.
+    /// Blocks the signals. Called before the container's process is made, so that signals that arrive in between stay pending.
     pub fn block() -> Result<Self> {
         let mut blocked = SigSet::empty();
         for signal in FORWARDED {
@@ -89,9 +90,9 @@ impl AsFd for Signals {
 pub struct PidOne {
     pidfd: OwnedFd,
     pid: i32,
-    /// The signal that ended the container because pid 1 had no handler for it.
+    /// The signal for which the container was killed, because pid 1 does not handle it.
     ended_by: Option<i32>,
-    /// A signal that pid 1 blocked when it came, and how often it is still looked at.
+    /// A signal that pid 1 blocked when it arrived, and the number of checks left.
     doubtful: Option<(i32, u8)>,
 }
 
@@ -101,25 +102,25 @@ impl PidOne {
         Self { pidfd, pid, ended_by: None, doubtful: None }
     }
 
-    /// Its pid as the launcher sees it, which is the id of its process group as well: it leads a session.
+    /// The pid as the launcher sees it. It is also the id of the process group, because pid 1 leads a session.
     pub fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// Sends a signal, or ends the container where the signal ends a process and pid 1 has no handler for it.
+    /// Sends a signal, or kills the container if the kernel would drop a signal that ends other processes.
     pub fn signal(&mut self, signal: i32) {
         if !self.end_unless_handled(signal) {
-            // ESRCH: it has ended, which the next poll reports.
+            // ESRCH: pid 1 has ended, which the next poll reports.
             let _ = process::send_signal(self.pidfd.as_fd(), signal);
         }
     }
 
-    /// Ends the container where the kernel drops this signal although it ends other processes. Whether it did.
+    /// Kills the container if the kernel drops this signal although it ends other processes. Returns whether it did.
     ///
-    /// A signal that is blocked now may be so for good, by an init, or for a moment, by posix_spawn(3) or a shell that starts a
-    /// program: then the kernel drops it as soon as it is let through. So it is looked at again: [`PidOne::look_again`].
+    /// An init blocks a signal permanently; posix_spawn(3) and shells block it briefly while they start a program, and then the
+    /// kernel drops it when it is unblocked. [`PidOne::look_again`] therefore checks again.
     pub fn end_unless_handled(&mut self, signal: i32) -> bool {
-        /// Of 50 ms: a second.
+        /// Checks at intervals of 50 ms: one second.
         const LOOKS: u8 = 20;
         if !ends_a_process(signal) {
             return false;
@@ -137,7 +138,7 @@ impl PidOne {
         self.doubtful.is_some()
     }
 
-    /// Ends the container where the signal that was blocked no longer is, and has no handler either.
+    /// Kills the container if the signal is no longer blocked and has no handler.
     pub fn look_again(&mut self) {
         if let Some((signal, looks)) = self.doubtful.take() {
             match self.disposition(signal) {
@@ -153,7 +154,7 @@ impl PidOne {
         let masks = || disposition(&read("status").unwrap_or_default(), signal);
         match masks() {
             // sigwait(3), with which tini and dumb-init wait, takes the signals out of the mask while it waits. The mask is read
-            // again, because that wait may have ended in between. Where neither file can be read (Yama), it may be one.
+            // again, because that wait may have ended in between. If neither file can be read (Yama), it may be such a wait.
             Disposition::Unhandled => match waits_for_signals(read("syscall").ok(), read("wchan").ok()) {
                 Some(false) => masks(),
                 Some(true) => Disposition::Handled,
@@ -163,13 +164,13 @@ impl PidOne {
         }
     }
 
-    /// Ends the container as if this signal had ended pid 1.
+    /// Kills the container; its exit code is that of pid 1 killed by this signal.
     fn end(&mut self, signal: i32) {
         self.ended_by.get_or_insert(signal);
         let _ = process::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
     }
 
-    /// Waits for its end. Its exit code, or 128+n if signal n killed it.
+    /// Waits for the end of pid 1 and returns its exit code, or 128+n if signal n killed it.
     pub fn exit_code(&self) -> Result<u8> {
         let status = rustix::io::retry_on_intr(|| {
             rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
@@ -208,7 +209,7 @@ fn ends_a_process(signal: i32) -> bool {
 }
 
 /// Whether a process waits in sigwait(3), by its /proc/PID/syscall (number of the system call, or `running`) or /proc/PID/wchan
-/// (the kernel's function, `0` where that is kept secret). `None` where neither is known.
+/// (the kernel's function, `0` if that is hidden). `None` if neither is known.
 fn waits_for_signals(syscall: Option<String>, wchan: Option<String>) -> Option<bool> {
     /// rt_sigtimedwait and, for 32-bit programs, rt_sigtimedwait_time64; on x86_64 or aarch64.
     const NUMBERS: [&str; 3] = [if cfg!(target_arch = "aarch64") { "137" } else { "128" }, "177", "421"];
@@ -221,18 +222,18 @@ fn waits_for_signals(syscall: Option<String>, wchan: Option<String>) -> Option<b
     }
 }
 
-/// What a process does with a signal.
+/// The disposition of a signal in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Disposition {
     /// Caught or ignored.
     Handled,
     /// Blocked, and neither caught nor ignored: inits block signals and wait for them.
     Blocked,
-    /// The default action, which for pid 1 is none.
+    /// The default action, which the kernel skips for pid 1.
     Unhandled,
 }
 
-/// What a process with this /proc/PID/status does (proc_pid_status(5)). A status without these lines is not one to judge by.
+/// Reads the disposition from /proc/PID/status (proc_pid_status(5)). A status without these lines counts as handled.
 fn disposition(status: &str, signal: i32) -> Disposition {
     let has = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));

@@ -27,13 +27,13 @@ pub struct Container {
     pub hostname: Option<String>,
     /// NIS domain name; `None` keeps the host's.
     pub domainname: Option<String>,
-    /// Whether the host's name is shared, so that neither can be set.
+    /// Whether the container shares the host's UTS namespace, so that neither name can be set.
     pub host_uts: bool,
-    /// Whether the host's processes are seen.
+    /// Whether the container sees the host's processes.
     pub host_pid: bool,
     /// Whether the host's cgroup namespace is shared.
     pub host_cgroups: bool,
-    /// Parameters below /proc/sys of the container's own namespaces, with dots, and their values.
+    /// Kernel parameters of the container's own namespaces, with dots, and their values.
     pub sysctls: Vec<(String, String)>,
     /// `--add-host`
     pub hosts: Vec<HostEntry>,
@@ -41,7 +41,7 @@ pub struct Container {
     pub dns: Option<Dns>,
     /// Whether the host's network is used; otherwise there is only a loopback device.
     pub host_network: bool,
-    /// Whether `--network` was typed. Some kernels cannot confine root on the host's network, which then must be asked for.
+    /// Whether `--network` was given. If the kernel cannot confine root on the host's network, the option is required.
     pub network_requested: bool,
     /// Whether the host's IPC objects and /dev/shm are used.
     pub host_ipc: bool,
@@ -49,7 +49,7 @@ pub struct Container {
     pub shm_size: Option<u64>,
     /// `-v`, `--mount`, `--tmpfs`, in the order in which they were given.
     pub volumes: Vec<Volume>,
-    /// Paths that can be written whatever the root is (see [`super::image_volumes`]), outer ones first.
+    /// Paths that are always writable (see [`super::image_volumes`]), outer ones first.
     pub image_volumes: Vec<PathBuf>,
     /// `--device`, and every device of the host for `--privileged`.
     pub devices: Vec<HostDevice>,
@@ -59,7 +59,7 @@ pub struct Container {
     pub masked_paths: bool,
     /// `--privileged`: any device opens, and /sys and cgroups can be written.
     pub all_devices: bool,
-    /// `--pidfile`: where the number of the container's first process is written, as the launcher counts it.
+    /// `--pidfile`: the file for the pid of the container's first process, in the launcher's pid namespace.
     pub pid_file: Option<PathBuf>,
     /// Driver and devices.
     pub injection: Injection,
@@ -88,17 +88,17 @@ pub struct Process {
     pub tty: bool,
     /// `-i`
     pub interactive: bool,
-    /// `--init`: a process of ours is pid 1, forwards signals and reaps.
+    /// `--init`: gpurun-init is pid 1, forwards signals and reaps.
     pub init: bool,
     /// The number of the signal that asks the command to end: `--stop-signal`, else the image's STOPSIGNAL. `None` is SIGTERM.
     pub stop_signal: Option<i32>,
     /// Limits.
     pub rlimits: Vec<Rlimit>,
-    /// Capabilities as a mask of `1 << CAP_*`: bounding, and for root permitted and effective, too.
+    /// Capabilities as a mask of `1 << CAP_*`: bounding, and for root also permitted and effective.
     pub capabilities: u64,
     /// `--security-opt seccomp=unconfined` turns it off.
     pub seccomp: bool,
-    /// Whether no program of the container gives more rights than its caller has.
+    /// Whether no_new_privs is set.
     pub no_new_privileges: bool,
     /// `--oom-score-adj`
     pub oom_score_adj: Option<i32>,
@@ -122,11 +122,11 @@ pub struct Rlimit {
 /// A device of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostDevice {
-    /// Where it is, what it is called in the container, and its numbers.
+    /// Path on the host, path in the container, and device numbers.
     pub node: DeviceNode,
     /// Character or block device.
     pub kind: DeviceKind,
-    /// What the container may do with it.
+    /// The permissions of the container.
     pub rule: DeviceRule,
 }
 
@@ -135,23 +135,23 @@ pub struct HostDevice {
 pub struct HostEntry {
     /// The name.
     pub name: String,
-    /// Its address.
+    /// The address.
     pub address: IpAddr,
 }
 
-/// What of the host's /etc/resolv.conf is replaced; an empty list keeps the host's.
+/// Replacements for lines of the host's /etc/resolv.conf; an empty list keeps the host's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dns {
     /// Name servers.
     pub servers: Vec<IpAddr>,
-    /// Search domains; a single `.` is none.
+    /// Search domains; a single `.` clears the list.
     pub search: Vec<String>,
     /// Options.
     pub options: Vec<String>,
 }
 
 impl Dns {
-    /// A resolv.conf(5) with these in place of the ones of the host's.
+    /// The host's resolv.conf(5) with these replacements.
     pub fn over(&self, host: &[u8]) -> Vec<u8> {
         let host = String::from_utf8_lossy(host);
         let replaced = |line: &str| match line.split_whitespace().next() {
@@ -185,9 +185,9 @@ pub enum Volume {
         target: PathBuf,
         /// `ro`
         read_only: bool,
-        /// Whether what is mounted below the source comes with it.
+        /// Whether mounts below the source are included.
         recursive: bool,
-        /// `rslave`: whether what the host mounts there later appears in the container.
+        /// `rslave`: whether later mounts of the host appear in the container.
         receives_mounts: bool,
     },
     /// An empty file system in memory.
@@ -213,7 +213,7 @@ impl Volume {
         }
     }
 
-    /// The path on the host of what the container may write there; `None` where it is read-only or in memory.
+    /// The path on the host if the container may write there; `None` if the volume is read-only or in memory.
     pub fn writable_source(&self) -> Option<&std::path::Path> {
         match self {
             Self::Bind { source, read_only: false, .. } => Some(source),

@@ -1,7 +1,7 @@
 //! A container's standard streams.
 //!
-//! Without `-t` a container never holds a descriptor of the launcher's own streams. It gets pipes, as Docker's containers do, and
-//! the launcher copies:
+//! Without `-t` a container never holds a descriptor of the launcher's own streams. As in Docker it gets pipes, and the
+//! launcher copies:
 //!
 //! | the launcher's stream is | the container's 0 | the container's 1 and 2 |
 //! |---|---|---|
@@ -13,20 +13,21 @@
 //! | /dev/null | pipe, at its end | /dev/null |
 //! | closed: std has opened /dev/null before `main` | pipe, at its end | /dev/null |
 //!
-//! Without `-i` its 0 is /dev/null, whatever the launcher's is. With `-t` its 0, 1 and 2 are a pseudo-terminal of its own, which
-//! is typed on only with `-i`. /dev/null is always the container's own device. All of this is the same for root and other users.
+//! Without `-i` the container's 0 is /dev/null, whatever the launcher's is. With `-t` the container's 0, 1 and 2 are its own
+//! pseudo-terminal, which receives input only with `-i`. /dev/null is always the container's own device. The rules are the
+//! same for root and other users.
 //!
-//! A pipe belongs to the container's user, and every other user of the container may write to it: `> /dev/stdout` opens it again,
-//! which the kernel checks. Where the launcher's 1 and 2 are the same file, the container's are the same pipe, so that the order
-//! of what a command writes to both is kept. Two pipes keep no order between them.
+//! A pipe belongs to the container's user, and every other user of the container may write to it: `> /dev/stdout` opens it
+//! again, and the kernel checks permissions. If the launcher's 1 and 2 are the same file, the container's are the same pipe,
+//! which keeps the order of writes to both. Two pipes keep no order between them.
 //!
-//! Why not hand the launcher's stream over: on a terminal the container could read what is typed, take the terminal away
+//! Why not pass the launcher's streams: on a terminal the container could read what is typed, take the terminal away
 //! (TIOCEXCL) or change its settings; `> /dev/stdout` truncates a log file that was opened with `>>`, is refused to another user,
 //! and fails on a socket (ENXIO); and O_NONBLOCK, which belongs to the open file, would reach the caller's other programs.
 //!
-//! No byte is lost at the end: when pid 1 has ended, the kernel has killed every other process of the container, and what they
-//! wrote lies in the pipes, which [`super::relay`] empties. A descriptor that was passed to a process outside does not keep the
-//! launcher waiting.
+//! No byte is lost at the end: when pid 1 has ended, the kernel has killed every other process of the container, and their
+//! output is in the pipes, which [`super::relay`] drains. The launcher does not wait for descriptors that were passed to
+//! processes outside.
 
 use super::spec::Process;
 use crate::{
@@ -48,7 +49,7 @@ pub struct Inside {
     error: Option<OwnedFd>,
 }
 
-/// The launcher's ends, which do not block; `None` where there is nothing to copy.
+/// The launcher's ends, which do not block; `None` if there is nothing to copy.
 #[derive(Debug, Default)]
 pub struct Outside {
     /// Feeds the container's standard input.
@@ -59,7 +60,7 @@ pub struct Outside {
     pub error: Option<OwnedFd>,
 }
 
-/// Makes the pipes of a container without a terminal; one with a terminal needs none.
+/// Makes the pipes of a container without a terminal.
 pub fn connect(process: &Process) -> Result<(Inside, Outside)> {
     let (mut inside, mut outside) = (Inside::default(), Outside::default());
     if process.tty {
@@ -92,19 +93,19 @@ pub fn connect(process: &Process) -> Result<(Inside, Outside)> {
 }
 
 impl Inside {
-    /// Gives the pipes to the container's user. For a process that may still change owners.
+    /// Gives the pipes to the container's user. Called while the process may still change owners.
     pub fn give_to(&self, uid: u32, gid: u32) {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         for (pipe, mode) in [(&self.input, 0o644), (&self.output, 0o622), (&self.error, 0o622)] {
             if let Some(pipe) = pipe {
-                // In a user namespace with one id the pipe is the user's already, and no other owner is possible.
+                // In a user namespace with one id the pipe already belongs to the user, and no other owner is possible.
                 let _ = rustix::fs::fchown(pipe, Some(uid), Some(gid));
                 let _ = rustix::fs::fchmod(pipe, Mode::from_raw_mode(mode));
             }
         }
     }
 
-    /// Makes these the standard streams of this process, with the container's null device for what is `None`.
+    /// Makes these the standard streams of this process; `None` becomes the container's null device.
     pub fn install(self, null: &OwnedFd) -> Result<()> {
         let failed = || "the container's standard streams cannot be put in place";
         rustix::stdio::dup2_stdin(self.input.as_ref().unwrap_or(null)).or_fail(Code::Internal, failed)?;
@@ -113,7 +114,8 @@ impl Inside {
     }
 }
 
-/// The container's null device, by its numbers: a link in its place, to a descriptor of the host's, would be a standard stream.
+/// Opens the container's null device and checks its numbers: an image could have a link there that leads to a descriptor of
+/// the host.
 pub fn open_null(root: &Root) -> Result<OwnedFd> {
     let failed = || "the container's /dev/null cannot be opened";
     let null =
@@ -123,7 +125,7 @@ pub fn open_null(root: &Root) -> Result<OwnedFd> {
     } else {
         Err(Error::new(Code::Internal, failed())
             .cause("it is not the null device")
-            .fix("take away what the image or a volume has at /dev/null"))
+            .fix("remove the /dev/null of the image or the volume"))
     }
 }
 
@@ -142,7 +144,7 @@ fn is_null(fd: BorrowedFd<'_>) -> bool {
     })
 }
 
-/// Whether both can be written alike: what is written to one may as well be written to the other.
+/// Whether both are the same file, so that one pipe can serve both.
 fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
     let facts = |fd| {
         let stat = rustix::fs::fstat(fd).ok()?;

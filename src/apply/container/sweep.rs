@@ -1,13 +1,13 @@
-//! Removes what killed launchers and killed pulls have left, while a container runs.
+//! Removes leftovers of killed launchers and killed pulls while a container runs.
 //!
-//! A start waits for no leftovers: a container that was killed may have written 100,000 files. When the command runs, the launcher
-//! looks at a few entries of the store, and where one is stale it forks a sweeper of low priority. The sweeper ends with the
-//! launcher, in the middle of its work if need be, and the next sweeper goes on from there; the launcher never waits for it.
+//! A start does not wait for the removal, because a killed container may have written 100,000 files. When the command runs,
+//! the launcher checks a few entries of the store, and if one is stale it forks a sweeper of low priority. The sweeper ends
+//! with the launcher, even in the middle of its work, and the next sweeper continues. The launcher never waits for it.
 //!
-//! One sweeper is at work for each store: it holds an exclusive flock(2) on the store's `scratch`. Lock order: `scratch`, then one
-//! entry at a time, both without waiting.
+//! Each store has at most one sweeper, which holds an exclusive flock(2) on the store's `scratch`. Lock order: `scratch`,
+//! then one entry at a time, both without waiting.
 //!
-//! Entries are recognised before they are removed: a name of a container's id, and in it nothing but what a launcher makes.
+//! An entry is removed only if its name is a container id and it holds nothing but files that a launcher makes.
 
 use super::{
     cgroup,
@@ -31,17 +31,16 @@ use std::{
     time::Duration,
 };
 
-/// How many entries the launcher looks at. With more running containers than that, a stale entry is found by one of the next starts.
+/// How many entries the launcher checks. With more running containers than that, a later start finds the stale entries.
 const LOOKS: usize = 8;
-/// A directory that is younger may be one that a launcher makes and has not locked yet; and a sweeper of low priority must not hold
-/// what a start waits for.
+/// A younger directory may belong to a launcher that has not locked it yet; and a sweeper of low priority must not hold a
+/// lock that a start waits for.
 const YOUNG: Duration = Duration::from_secs(1);
-/// How often a sweeper comes back for what was too young.
+/// How often a sweeper checks again for entries that were too young.
 const ROUNDS: u32 = 4;
 
 impl Scratch {
-    /// Looks for leftovers, and lets a process of its own remove them. Nothing depends on it: what fails here is tried again by the
-    /// next start.
+    /// Looks for leftovers, and forks a sweeper to remove them. Failures are ignored, because the next start tries again.
     pub fn sweep_beside(&self) {
         if let Some(lock) = lock(&self.all)
             && let Err(error) = sweep_in_child(&self.all, &lock, self.id_map.as_ref())
@@ -51,7 +50,7 @@ impl Scratch {
     }
 }
 
-/// The lock of the store's sweeper, where it is free and something is to be swept.
+/// The lock of the store's sweeper, if it is free and there are leftovers.
 fn lock(all: &ScratchDir) -> Option<OwnedFd> {
     let own = openat(&all.directory, c".", tree::DIRECTORY, Mode::empty()).ok()?;
     flock(&own, FlockOperation::NonBlockingLockExclusive).ok()?;
@@ -74,7 +73,7 @@ fn sweep_in_child(all: &ScratchDir, lock: &OwnedFd, id_map: Option<&IdMap>) -> s
                 if rustix::process::getppid() != Some(launcher) {
                     return Err(rustix::io::Errno::SRCH);
                 }
-                // Who reads the container's output waits until every writer is gone.
+                // A reader of the container's output waits until every writer has closed it.
                 let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
                 rustix::stdio::dup2_stdin(&null)?;
                 rustix::stdio::dup2_stdout(&null)?;
@@ -91,7 +90,7 @@ fn sweep_in_child(all: &ScratchDir, lock: &OwnedFd, id_map: Option<&IdMap>) -> s
     }
 }
 
-/// Removes all that is stale, and waits for what is too young to tell.
+/// Removes stale entries, and waits for entries that are too young to judge.
 fn sweep(all: &ScratchDir, id_map: Option<&IdMap>) {
     for _ in 0..ROUNDS {
         let mut young = false;
@@ -101,7 +100,7 @@ fn sweep(all: &ScratchDir, id_map: Option<&IdMap>) {
             } else if let Some(directory) = tree::lock_if_free(&all.directory, &name)
                 && is_scratch(&directory)
             {
-                // What cannot be removed stays for the next sweeper.
+                // Failures are left to the next sweeper.
                 let _ = cgroup::Cgroup::remove_stale(
                     &name.to_string_lossy(),
                     cgroup_parent(&directory).as_deref(),
@@ -122,13 +121,13 @@ fn names(directory: &OwnedFd) -> impl Iterator<Item = CString> + use<> {
     entries.map(|entry| entry.file_name().to_owned())
 }
 
-/// Whether this is the name of a container's directory: 12 hexadecimal digits.
+/// Whether the name is a container id: 12 hexadecimal digits.
 fn is_id(name: &CStr) -> bool {
     let name = name.to_bytes();
     name.len() == 12 && name.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Whether a launcher made all that lies at the top of the directory.
+/// Whether a launcher made every top-level entry of the directory.
 fn is_scratch(directory: &OwnedFd) -> bool {
     names(directory).all(|name| {
         let name = name.to_bytes();
@@ -142,7 +141,7 @@ fn is_scratch(directory: &OwnedFd) -> bool {
     })
 }
 
-/// The `--cgroup-parent` of the container that had this directory.
+/// The `--cgroup-parent` that the launcher recorded in this directory.
 fn cgroup_parent(directory: &OwnedFd) -> Option<PathBuf> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(directory, CGROUP_PARENT, flags, Mode::empty()).ok()?;
@@ -156,7 +155,7 @@ fn cgroup_parent(directory: &OwnedFd) -> Option<PathBuf> {
 fn is_young(directory: &OwnedFd, name: &CStr) -> bool {
     let Ok(stat) = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { return false };
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
-    // A clock that was set back makes nothing young for ever.
+    // After the clock was set back, an entry from the future counts as old.
     (0..=i64::try_from(YOUNG.as_secs()).unwrap_or(1)).contains(&(now - stat.st_ctime))
 }
 
@@ -180,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn only_stale_directories_of_containers_go() {
+    fn only_stale_container_directories_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let all = area(dir.path());
         make(

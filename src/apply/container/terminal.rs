@@ -1,4 +1,4 @@
-//! A container's pseudo-terminal (`-t`): opened inside the container, shown and typed on by the launcher.
+//! A container's pseudo-terminal (`-t`). It is opened inside the container; the launcher relays its input and output.
 
 use super::{signals::PidOne, spec::Process};
 use crate::{
@@ -14,7 +14,7 @@ use rustix::{
 };
 use std::path::Path;
 
-/// In the container's process: a pseudo-terminal of the container's own devpts, so that its name is true inside. Master and slave.
+/// Called in the container's process: opens master and slave in the container's own devpts, so that ttyname(3) works inside.
 pub fn open(root: &Root, process: &Process) -> Result<(OwnedFd, OwnedFd)> {
     let failed = || "no pseudo-terminal can be opened in the container";
     let master = root
@@ -31,7 +31,7 @@ pub fn open(root: &Root, process: &Process) -> Result<(OwnedFd, OwnedFd)> {
     Ok((master, slave))
 }
 
-/// In the container's process, which leads a session: makes this its controlling terminal and its standard streams.
+/// Called in the container's process, a session leader: makes this its controlling terminal and its standard streams.
 pub fn install(slave: &OwnedFd) -> Result<()> {
     let failed = || "the container's terminal cannot be made its controlling terminal";
     rustix::process::ioctl_tiocsctty(slave).or_fail(Code::Internal, failed)?;
@@ -40,17 +40,17 @@ pub fn install(slave: &OwnedFd) -> Result<()> {
     rustix::stdio::dup2_stderr(slave).or_fail(Code::Internal, failed)
 }
 
-/// In the launcher: the container's terminal, and the one that the launcher was started on.
+/// The launcher's side: the container's terminal, and the terminal of the launcher.
 #[derive(Debug)]
 pub struct Terminal {
     master: OwnedFd,
-    /// Whether there is input to be typed.
+    /// Whether input is relayed.
     pub reads_stdin: bool,
     restore: Option<Termios>,
 }
 
 impl Terminal {
-    /// Takes over the launcher's own terminal, if input is typed there (`-i`).
+    /// Sets the launcher's own terminal to raw mode, if input is relayed (`-i`).
     pub fn new(master: OwnedFd, interactive: bool) -> Self {
         let mut restore = None;
         if interactive && let Ok(own) = rustix::termios::tcgetattr(rustix::stdio::stdin()) {
@@ -65,14 +65,14 @@ impl Terminal {
         terminal
     }
 
-    /// Gives the container's terminal the size of the launcher's; without one it keeps its own.
+    /// Copies the size of the launcher's terminal, if there is one, to the container's.
     pub fn resize(&self) {
         if let Ok(size) = rustix::termios::tcgetwinsize(rustix::stdio::stdout()) {
             let _ = rustix::termios::tcsetwinsize(&self.master, size);
         }
     }
 
-    /// Types what the user typed.
+    /// Writes the user's input to the container's terminal.
     pub fn copy_input(&mut self, pid_one: &mut PidOne) {
         let mut bytes = [0; 4096];
         match rustix::io::read(rustix::stdio::stdin(), &mut bytes) {
@@ -102,7 +102,7 @@ impl Terminal {
                 .find(|(code, _)| termios.special_codes[*code] == key)
                 .map(|(_, signal)| signal)
         };
-        // Almost every key is neither: nothing is asked for a key that prints.
+        // Printable keys are neither, so they need no system call.
         if !keys.iter().any(u8::is_ascii_control) {
             return;
         }
@@ -110,7 +110,7 @@ impl Terminal {
         if !termios.local_modes.contains(LocalModes::ISIG) {
             return;
         }
-        // 0 is _POSIX_VDISABLE: no key.
+        // 0 is _POSIX_VDISABLE: the key is disabled.
         let Some(signal) = keys.iter().filter(|key| **key != 0).find_map(|key| is_signal(&termios, *key))
         else {
             return;
@@ -121,13 +121,13 @@ impl Terminal {
         }
     }
 
-    /// Shows what the command wrote. Whether there may be more.
+    /// Copies the command's output. Returns whether there may be more.
     pub fn copy_output(&mut self) -> bool {
         let mut bytes = [0; 16 << 10];
         match rustix::io::read(&self.master, &mut bytes) {
             Ok(length @ 1..) => write_all(rustix::stdio::stdout(), &bytes[..length]).is_ok(),
             Err(Errno::INTR) => true,
-            // EIO: no process has the other side open any more.
+            // EIO: no process has the slave open any more.
             _ => false,
         }
     }

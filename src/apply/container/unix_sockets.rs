@@ -5,8 +5,8 @@
 //! the host's files. Landlock forbids the second direction and not the first, and a passed descriptor of a directory is enough for
 //! chmod(2), chown(2) and connect(2), which Landlock does not restrict: uid 0 would be root of the host.
 //!
-//! So a container on the host's network keeps its network devices there, and its Unix sockets elsewhere. A system call filter
-//! stops `socket(AF_UNIX, …)`, and a supervisor answers it with a socket of a network namespace in which there is nothing else.
+//! So a container on the host's network uses the host's network devices, but not its Unix sockets. A system call filter
+//! stops `socket(AF_UNIX, …)`, and a supervisor answers it with a socket of an otherwise empty network namespace.
 //! Names of abstract sockets are then the container's own, as in a container with a network of its own. Sockets with a path work
 //! as before, because a path has no network namespace. Of socketpair(2) only datagram sockets are stopped: those can be given a
 //! name and a new peer later, the others cannot.
@@ -15,8 +15,8 @@
 //! container: socket(AF_UNIX) ──► kernel ──► supervisor: makes the socket in its namespace ──► kernel ──► descriptor
 //! ```
 //!
-//! The supervisor is a process of the launcher's that starts with the first such call, so a container without Unix sockets pays
-//! for the filter alone. It ends with the container, and with the launcher.
+//! The supervisor is a child of the launcher that starts with the first such call, so a container without Unix sockets pays
+//! only for the filter. It ends with the container, and with the launcher.
 //!
 //! The C libraries ask for the number of a network interface through any socket, an AF_UNIX one first (if_nametoindex(3)). These
 //! two requests are answered from the host's network, where the container's interfaces are.
@@ -65,8 +65,8 @@ pub fn are_apart(container: &Container) -> bool {
     container.host_network && container.process.seccomp
 }
 
-/// In the container's process: stops its Unix sockets from here on. The descriptor is for [`supervise`]; `None` inside another
-/// container that has a supervisor, whose namespace the sockets then belong to.
+/// Called in the container's process: installs the filter. Returns the descriptor for [`supervise`]; `None` inside another
+/// container with a supervisor. The sockets then belong to the namespace of that supervisor.
 pub fn stop() -> Result<Option<OwnedFd>> {
     match notify::install(&filter()) {
         Ok(listener) => Ok(Some(listener)),
@@ -90,14 +90,14 @@ fn filter() -> Vec<u8> {
     const ARCH: u32 = 4;
     const FIRST: u32 = 16;
     const SECOND: u32 = 24;
-    /// Where these begin.
+    /// Offset of the arguments.
     const SOCKET: usize = 11;
     const PAIR: usize = 13;
     const IOCTL: usize = 17;
     const STOP: usize = 20;
     const ALLOW: usize = 21;
     let [own, compat] = TABLES;
-    // Code, the instructions that follow if it is equal and if not, operand.
+    // Code, jump if equal, jump if not equal, operand.
     let instructions: [(u16, usize, usize, u32); 22] = [
         (LOAD, 0, 0, ARCH),
         (JUMP_EQUAL, 2, 6, own.arch),
@@ -124,7 +124,7 @@ fn filter() -> Vec<u8> {
         (RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let bytes = |(at, (code, if_true, if_false, k)): (usize, (u16, usize, usize, u32))| {
-        // Jumps count from the next instruction; the others have none.
+        // Jumps count from the next instruction; other instructions have no jumps.
         let offset = |target: usize| u8::try_from(target.saturating_sub(at + 1)).unwrap_or(0);
         let ([c0, c1], [k0, k1, k2, k3]) = (code.to_ne_bytes(), k.to_ne_bytes());
         [c0, c1, offset(if_true), offset(if_false), k0, k1, k2, k3]
@@ -132,8 +132,8 @@ fn filter() -> Vec<u8> {
     instructions.into_iter().enumerate().flat_map(bytes).collect()
 }
 
-/// In the launcher: starts the supervisor. `user_namespace` is a process in the container's user namespace, where it has one: only
-/// there may an ordinary user make a network namespace.
+/// Called in the launcher: starts the supervisor. `user_namespace` is a process in the container's user namespace, if it has
+/// one: only there may an ordinary user make a network namespace.
 pub fn supervise(listener: &OwnedFd, user_namespace: Option<BorrowedFd<'_>>) -> Result<()> {
     let launcher = rustix::process::getpid();
     let user_namespace = user_namespace
@@ -167,7 +167,7 @@ fn serve(
     let mut kept: Vec<BorrowedFd<'_>> =
         [listener].into_iter().chain(&user_namespace).map(AsFd::as_fd).collect();
     process::close_others(&mut kept)?;
-    // Before the namespace is left: for questions about the host's interfaces.
+    // Opened before the namespace changes: for queries about the host's interfaces.
     let host = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let queue = Path::new("/proc/sys/net/unix/max_dgram_qlen");
     let length = std::fs::read(queue);
@@ -179,11 +179,11 @@ fn serve(
     let _ = length.and_then(|length| std::fs::write(queue, length));
     drop(user_namespace);
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    // The launcher's streams are not kept open by this process.
+    // So that this process does not keep the launcher's streams open.
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
-    // After the change of user namespace, which clears it.
+    // A change of the user namespace clears it, so it is set afterwards.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     if rustix::process::getppid() != Some(launcher) {
         return Ok(());
@@ -200,10 +200,10 @@ fn serve(
             return Ok(());
         }
         let listener = listener.as_fd();
-        // ENOENT: the process was killed meanwhile, here and below.
+        // ENOENT, here and below: the process was killed meanwhile.
         let Ok(call) = notify::receive(listener) else { continue };
         let number = call.number.unsigned_abs();
-        // No number of one table means another of these calls in the other.
+        // The numbers of these calls do not collide between the two tables.
         let answered = if TABLES.iter().any(|table| table.ioctl == number) {
             answer_about_interface(listener, &call, &host);
             Ok(())
@@ -247,14 +247,14 @@ fn make_pair(listener: BorrowedFd<'_>, call: &notify::Call) -> io::Result<()> {
     notify::answer(listener, call, Ok(0))
 }
 
-/// The caller's memory.
+/// Opens the caller's memory.
 fn memory_of(listener: BorrowedFd<'_>, call: &notify::Call) -> io::Result<File> {
     let memory = File::options().read(true).write(true).open(format!("/proc/{}/mem", call.thread))?;
-    // Otherwise another process may have got the thread's number.
+    // Otherwise the thread id may have been reused.
     if notify::is_waiting(listener, call) { Ok(memory) } else { Err(Errno::SRCH.into()) }
 }
 
-/// Answers about the host's interfaces where the question was asked through a Unix socket; through any other the kernel answers.
+/// Answers a query about the host's interfaces if it uses a Unix socket; the kernel answers queries on other sockets.
 fn answer_about_interface(listener: BorrowedFd<'_>, call: &notify::Call, host: &OwnedFd) {
     let answered = asked_through_unix_socket(call).unwrap_or(false).then(|| {
         let memory = memory_of(listener, call)?;

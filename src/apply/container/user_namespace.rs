@@ -55,7 +55,7 @@ pub fn write_id_map(pid: i32, map: &IdMap) -> Result<()> {
 }
 
 /// Runs `work` in a child whose user namespace has these ids, with every capability over them; whether it succeeded.
-/// Files of the caller's subordinate ids can be removed by nobody else but root.
+/// Only root and this namespace can remove files of the caller's subordinate ids.
 pub fn run_inside(map: &IdMap, work: impl FnOnce() -> bool) -> Result<bool> {
     let (ours, theirs) = Channel::pair()?;
     let flags = u64::from(libc::CLONE_NEWUSER.unsigned_abs());

@@ -36,7 +36,7 @@ impl<'a> Access<'a> {
     /// Reads the rules of the cgroups that the process `pid` is in. `scope` is systemd's unit, where it made them.
     ///
     /// # Errors
-    /// [`Code::Cgroup`] where they cannot be read, or not be extended.
+    /// [`Code::Cgroup`] if they cannot be read, or not be extended.
     pub fn read(pid: i32, nodes: &'a [DeviceNode], scope: Option<&str>) -> Result<Self> {
         let rules = nodes.iter().map(rule).collect::<Vec<_>>();
         let place =

@@ -49,7 +49,7 @@ pub struct Waiting {
     /// `/` of its first process.
     top: Root,
     namespace: OwnedFd,
-    /// Its mount table, as it was when it was opened.
+    /// The mount table at the time of opening.
     table: Vec<u8>,
     mounts: Mounts,
 }
@@ -62,7 +62,7 @@ impl Waiting {
     /// process' own namespace, which the host's never is in a user namespace.
     ///
     /// # Errors
-    /// [`Code::Namespace`] where the process is gone, or has no mount namespace of its own; [`Code::Rootfs`] where its root is
+    /// [`Code::Namespace`] if the process is gone, or has no mount namespace of its own; [`Code::Rootfs`] if its root is
     /// another one.
     pub fn open(pid: i32, root: &ContainerRoot, may_be_ours: bool) -> Result<Self> {
         let failed = || format!("the container's process {pid} cannot be looked into");
@@ -126,7 +126,7 @@ impl Waiting {
     }
 
     /// Makes the device nodes and mounts the files. This process is in the container's mount namespace afterwards, where the
-    /// host's paths mean nothing: it is the last that is done. Returns what was left out and why.
+    /// host's paths are no longer valid, so this is the last step. Returns the parts that were left out and the reasons.
     ///
     /// `nodes` are those that are to be made; `has_user_namespace` is as for [`super::delivery`]; `may_make_nodes` is false in a
     /// user namespace, where a device node cannot be opened unless it is the host's own (user_namespaces(7)).
@@ -243,7 +243,7 @@ fn refuse_kernels(point: &OwnedFd, target: &Path) -> Result<()> {
     let is_kernels = KERNELS.contains(&(fs.f_type as i64));
     if is_kernels && !target.starts_with("/proc") {
         return Err(Error::new(Code::Rootfs, failed())
-            .cause("a link leads into a file system of the kernel's")
+            .cause("a link leads into a file system of the kernel")
             .fix(format!("build the image without a link at {}", target.display())));
     }
     Ok(())

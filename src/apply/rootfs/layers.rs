@@ -1,4 +1,4 @@
-//! Reads a root through its layers, with overlayfs' rules.
+//! Reads a root through its layers, by the rules of overlayfs.
 
 use super::{Root, look_at, open_seen};
 use crate::error::{Code, OrFail, Result};
@@ -15,10 +15,10 @@ use std::{
 
 /// How many links one path may go through: the kernel's own limit (MAXSYMLINKS, path_resolution(7)).
 const MAX_LINKS: u32 = 40;
-/// How many names may be looked up for one path, again after each `..`: paths that are meant well have a dozen, and links that
-/// lead up and down the longest possible paths have a million.
+/// How many names may be looked up for one path; each `..` starts again from the root. Ordinary paths need a dozen, hostile
+/// links a million.
 const MAX_LOOKS: usize = 1000;
-/// How many names of a directory's are read in each layer.
+/// How many names of a directory are read in each layer.
 const MAX_LISTED: usize = 10_000;
 
 /// An image's root before it is mounted: overlayfs layers, topmost first.
@@ -26,14 +26,14 @@ const MAX_LISTED: usize = 10_000;
 pub struct Layers {
     paths: Vec<PathBuf>,
     descriptors: Vec<OwnedFd>,
-    /// Whether volumes are mounted in it already.
+    /// Whether volumes are already mounted in it.
     is_mounted: bool,
 }
 
-/// What a path leads to.
+/// The object at a path.
 #[derive(Debug)]
 pub enum Found {
-    /// A directory, merged of these, topmost first: descriptors to look up names and to list.
+    /// A merged directory: its directories in the layers, topmost first.
     Directory(Vec<OwnedFd>),
     /// A regular file, open for reading.
     File(std::fs::File),
@@ -44,15 +44,15 @@ pub enum Found {
 /// A path without its links.
 #[derive(Debug, Default)]
 pub struct Resolved {
-    /// The path without links; what is absent keeps its name.
+    /// The path without links; absent components keep their names.
     pub path: PathBuf,
-    /// What is there; `None` for nothing, and where another file system begins.
+    /// The object there; `None` if nothing exists, or another file system begins.
     pub found: Option<Found>,
     /// Whether another file system begins at `path`.
     pub ended: bool,
-    /// What of the path is left below that.
+    /// The rest of the path below that.
     pub below: PathBuf,
-    /// Whether something is there or can be made there: no file stands where a directory is needed.
+    /// Whether the path exists or can be made: no file is in place of a directory.
     pub is_open: bool,
 }
 
@@ -72,8 +72,8 @@ impl Layers {
         Ok(Self { descriptors, paths: lowers, is_mounted: false })
     }
 
-    /// A root in which an engine has mounted volumes and the kernel's file systems already. What lies there is found, and none of
-    /// it is [read](Self::read): a user of the container's may be forbidden to, and what is read is written again for everybody.
+    /// A root in which an engine has already mounted volumes and the kernel's file systems. Files there are found but not
+    /// [read](Self::read): the container's user may lack access to them, and gpurun writes what it reads to world-readable files.
     pub fn mounted(root: &OwnedFd) -> std::io::Result<Self> {
         Ok(Self { descriptors: vec![root.try_clone()?], paths: Vec::new(), is_mounted: true })
     }
@@ -90,8 +90,8 @@ impl Layers {
         Ok(Self { descriptors, paths: Vec::new(), is_mounted: self.is_mounted })
     }
 
-    /// Where `path` leads, as the mounted overlay would say: its name after all links, and what is there.
-    /// `None` if there is nothing, or a link that leads nowhere.
+    /// Looks up `path` as the mounted overlay would: the path without links, and the object there.
+    /// `None` if it does not exist, or is a dangling link.
     pub fn find(&self, path: &str) -> Option<(PathBuf, Found)> {
         let Resolved { path, found, is_open, .. } = self.resolve(Path::new(path), |_| false)?;
         found.filter(|_| is_open).map(|found| (path, found))
@@ -103,8 +103,8 @@ impl Layers {
         Ok(Self { descriptors, paths: Vec::new(), is_mounted: false })
     }
 
-    /// Follows `path` and its links as far as the root goes. Where `ends` says that another file system begins, nothing more is
-    /// looked up. `None` where the links lead in a circle, or up from something that is absent.
+    /// Follows `path` and its links within the root. The walk stops where `ends` reports that another file system begins. `None`
+    /// for a loop of links, or `..` after an absent component.
     pub fn resolve(&self, path: &Path, ends: impl Fn(&Path) -> bool) -> Option<Resolved> {
         let (mut links, mut looks) = (0, 0);
         let mut todo = names(path);
@@ -164,7 +164,7 @@ impl Layers {
         Some(Resolved { path: done, found: here, is_open: true, ..Resolved::default() })
     }
 
-    /// The content of a regular file of at most `limit` bytes; `None` if there is none, or if it is larger.
+    /// The content of a regular file of at most `limit` bytes; `None` if it is absent, of another kind, or larger.
     pub fn read(&self, path: &str, limit: u64) -> Option<Vec<u8>> {
         let file = if self.is_mounted {
             let top = Root::without_mounts(self.descriptors.first()?.try_clone().ok()?);
@@ -260,13 +260,13 @@ fn look(directories: &[OwnedFd], name: &OsStr) -> Option<Looked> {
     (!merged.is_empty()).then_some(Looked::Found(Found::Directory(merged)))
 }
 
-/// The same directory to be read: a descriptor of a path alone has neither names nor attributes.
+/// Opens the directory for reading: an O_PATH descriptor gives neither names nor attributes.
 fn readable(directory: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(directory, ".", flags, Mode::empty())
 }
 
-/// Whether a directory hides those of the layers below it.
+/// Whether a directory is opaque: it hides the directories of the layers below.
 fn is_opaque(directory: &OwnedFd) -> bool {
     let Ok(directory) = readable(directory) else { return false };
     ["trusted.overlay.opaque", "user.overlay.opaque"]
@@ -323,8 +323,8 @@ mod tests {
         }
     }
 
-    /// A container may exchange names of its root while it is read, and opening a device node is using the device. A FIFO stands
-    /// for the node: inotify(7) tells of each time that either is opened.
+    /// A container may exchange names of its root while it is read, and opening a device node uses the device. A FIFO replaces
+    /// the node in this test: inotify(7) reports each open of either.
     #[test]
     fn what_is_not_a_regular_file_is_never_opened() {
         use rustix::fs::{CWD, RenameFlags, inotify};
@@ -359,7 +359,7 @@ mod tests {
         let deep = ["a"; 200].join("/");
         fs::create_dir_all(dir.path().join(&deep)).unwrap();
         fs::write(dir.path().join(&deep).join("file"), "x").unwrap();
-        // 40 times 200 names down and up again, each step up a walk of its own: 800,000 names.
+        // 40 times 200 names down and up again, and each step up walks from the root: 800,000 names.
         let there_and_back = format!("/{deep}{}", "/..".repeat(200));
         for n in 0..39 {
             symlink(format!("{there_and_back}/l{}", n + 1), dir.path().join(format!("l{n}"))).unwrap();

@@ -1,7 +1,7 @@
-//! What lies over a container's root, and so what stands at a path of it.
+//! The mounts over a container's root, and lookup of paths through them.
 //!
-//! The launcher, the runtime, the prestart hook and the CDI hook ask the same questions of the same value: the launcher fills it
-//! from the options, the runtime from config.json, and both hooks from /proc/PID/mountinfo.
+//! The launcher, the runtime, the prestart hook and the CDI hook share [`Mounts`]. The launcher fills it from the options,
+//! the runtime from config.json, and both hooks from /proc/PID/mountinfo.
 
 use super::{Found, Layers, Resolved};
 use crate::formats::mountinfo;
@@ -21,18 +21,18 @@ pub struct Mounts(Vec<Mounted>);
 
 #[derive(Debug)]
 struct Mounted {
-    /// Where it is, without links.
+    /// The mount point, without links.
     path: PathBuf,
     kind: Kind,
     read_only: bool,
 }
 
-/// What a mount is.
+/// The kind of a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// Files of the host or of another container. Nothing is written there.
     Volume {
-        /// Its root as this process can open it; `None` where that is not known.
+        /// The root of the mount as this process can open it; `None` if unknown.
         source: Option<PathBuf>,
     },
     /// An empty file system that belongs to this container alone.
@@ -53,7 +53,7 @@ pub enum Outside<'a> {
     Tool,
 }
 
-/// A directory of a container, whether or not it is there yet.
+/// A directory of a container, which may not exist yet.
 #[derive(Debug, Clone)]
 pub struct DirectoryPlace {
     path: PathBuf,
@@ -61,15 +61,15 @@ pub struct DirectoryPlace {
     below: PathBuf,
 }
 
-/// What stands at a path of a container.
+/// The result of looking up a path of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// The container's own root.
     Root {
-        /// The path without links: what is absent can be made there.
+        /// The path without links. If it is absent, it can be made.
         path: PathBuf,
     },
-    /// A file system in memory of the container's own.
+    /// The container's own file system in memory.
     Memory {
         /// The path without links.
         path: PathBuf,
@@ -80,20 +80,20 @@ pub enum Place {
     Volume {
         /// The path without links.
         path: PathBuf,
-        /// What the volume has there; `None` for nothing, and where a link of the volume is on the way.
+        /// The object on the volume; `None` if nothing exists, or a link of the volume is on the way.
         found: Option<FileType>,
-        /// Device numbers of what it has there; 0 unless that is a device node.
+        /// Device numbers of the object; 0 unless it is a device node.
         device: u64,
         /// Whether it is the mount point itself.
         is_mount_point: bool,
     },
-    /// There is no such place, and none can be made: a file stands where a directory is needed, links lead in a circle, a file
-    /// system of the kernel is there, or one in memory that is read-only.
+    /// The path does not exist and cannot be made: a file is in place of a directory, links form a loop, or a file system of the
+    /// kernel or a read-only one in memory is there.
     Nowhere,
 }
 
 impl Place {
-    /// The path without links, if there is such a place.
+    /// The path without links, if it exists or can be made.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Root { path } | Self::Memory { path, .. } | Self::Volume { path, .. } => Some(path),
@@ -103,7 +103,7 @@ impl Place {
 }
 
 impl Mounts {
-    /// Adds a mount. Runtimes follow the root's links to its mount point, so that is where it is.
+    /// Adds a mount. Links to its mount point are resolved in the root, as runtimes do.
     pub fn add(&mut self, root: &Layers, mount_point: &Path, kind: Kind, read_only: bool) {
         let Some(resolved) = self.resolve(root, mount_point) else { return };
         self.0.push(Mounted { path: below(&resolved.path, &resolved.below), kind, read_only });
@@ -148,27 +148,27 @@ impl Mounts {
         Self(entries.iter().filter_map(mounted).collect())
     }
 
-    /// What stands at a path, its last component followed if it is a link.
+    /// Looks up a path; follows a link in the last component.
     pub fn place(&self, root: &Layers, path: &Path) -> Place {
         self.resolve(root, path).filter(|resolved| resolved.is_open).map_or(Place::Nowhere, |resolved| {
             self.judge(&below(&resolved.path, &resolved.below), resolved.ended)
         })
     }
 
-    /// What stands at a name of a directory: a link in the last place is replaced, not followed.
+    /// Looks up a name in a directory; does not follow a link in the last component, which is to be replaced.
     pub fn place_of_entry(&self, root: &Layers, path: &Path) -> Place {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Place::Nowhere };
         self.directory(root, parent).map_or(Place::Nowhere, |directory| self.place_in(&directory, name))
     }
 
-    /// Where a directory is, for several names in it. `None` where it cannot be a directory.
+    /// Looks up a directory, to look up several names in it. `None` if it cannot be a directory.
     pub fn directory(&self, root: &Layers, path: &Path) -> Option<DirectoryPlace> {
         let Resolved { path, ended, below, is_open, found } = self.resolve(root, path)?;
         let is_directory = matches!(found, None | Some(Found::Directory(_)));
         (is_open && is_directory).then_some(DirectoryPlace { path, ended, below })
     }
 
-    /// What stands at a name of a directory.
+    /// Looks up a name in a directory.
     pub fn place_in(&self, directory: &DirectoryPlace, name: &OsStr) -> Place {
         let DirectoryPlace { path, ended, below } = directory;
         if *ended {
@@ -194,7 +194,7 @@ impl Mounts {
         if !ended {
             return Place::Root { path };
         }
-        // One mount may lie in another.
+        // Mounts may be nested.
         let Some(mount) = path.ancestors().find_map(|above| self.at(above)) else { return Place::Nowhere };
         let is_mount_point = mount.path == path;
         match &mount.kind {
@@ -210,12 +210,12 @@ impl Mounts {
     }
 }
 
-/// A path below another. `join` of nothing would add a slash.
+/// Joins two paths. `Path::join` would add a slash for an empty path.
 fn below(path: &Path, below: &Path) -> PathBuf {
     if below == Path::new("") { path.into() } else { path.join(below) }
 }
 
-/// What a volume has below its root.
+/// Looks up a path below the root of a volume.
 fn seen(source: &Path, below: &Path) -> Option<(FileType, u64)> {
     let open = || {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -223,7 +223,7 @@ fn seen(source: &Path, below: &Path) -> Option<(FileType, u64)> {
         if below == Path::new("") {
             return Ok(source);
         }
-        // A link of a volume leads to a place of the container, which is not looked up from here.
+        // A link of a volume leads to a path of the container, which is not looked up here.
         let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         loop {
             match rustix::fs::openat2(&source, below, flags, Mode::empty(), how) {
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_stands_on_the_root_in_memory_on_a_volume_or_nowhere() {
+    fn a_path_is_on_the_root_in_memory_on_a_volume_or_nowhere() {
         let dir = tempfile::tempdir().unwrap();
         let (root, volume) = (dir.path().join("root"), dir.path().join("volume"));
         for path in ["root/usr/local", "root/etc", "root/opt/real", "volume/nvidia", "volume/deep"] {

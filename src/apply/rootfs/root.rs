@@ -18,7 +18,7 @@ use std::{
     path::Path,
 };
 
-/// A container's root that is mounted and in which no process runs yet.
+/// A mounted root of a container in which no process runs yet.
 #[derive(Debug)]
 pub struct Root {
     directory: OwnedFd,
@@ -32,20 +32,20 @@ impl Root {
         Self { directory: root, how: ResolveFlags::empty(), keeps_owners: false }
     }
 
-    /// The same, and what is made in a directory belongs to the directory's owner. For a container with a user namespace, whose
-    /// root is another user of the host.
+    /// Gives new files to the owner of their directory. For a container with a user namespace, in which root is a different user
+    /// of the host.
     #[must_use]
     pub fn keeping_owners(self, keeps_owners: bool) -> Self {
         Self { keeps_owners, ..self }
     }
 
-    /// The same without what is mounted below it: where an engine has mounted volumes already, a path through one of them
-    /// leads to files of the host or of another container.
+    /// Does not cross mounts below the root: if an engine has already mounted volumes, a path through one of them leads to files
+    /// of the host or of another container.
     pub fn without_mounts(root: OwnedFd) -> Self {
         Self { directory: root, how: ResolveFlags::NO_XDEV, keeps_owners: false }
     }
 
-    /// Opens `path` inside the root, its links resolved inside, too.
+    /// Opens `path` inside the root; its links are also resolved inside.
     pub fn open(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         self.resolve(path, flags, ResolveFlags::empty())
     }
@@ -55,7 +55,7 @@ impl Root {
         loop {
             let how = how | self.how | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
             match rustix::fs::openat2(&self.directory, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
-                // The kernel could not rule out that a rename raced the resolution (openat2(2)): again.
+                // A rename may have raced the resolution (openat2(2)), so it is retried.
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 result => return result,
             }
@@ -65,12 +65,13 @@ impl Root {
     /// The directory `path`, made with its parents where it is absent (0755, owned by the container's root).
     pub fn directory(&self, path: &Path) -> Result<OwnedFd> {
         self.make_directory(path).map_err(|errno| match errno {
-            Errno::XDEV => Error::new(
-                Code::Rootfs,
-                format!("{} of the container is on a volume", path.display()),
-            )
-            .cause("what is mounted there may be the host's, or another container's, and is not written to")
-            .fix("mount the volume at another place"),
+            Errno::XDEV => {
+                Error::new(Code::Rootfs, format!("{} of the container is on a volume", path.display()))
+                    .cause(
+                        "gpurun does not write to volumes, which may belong to the host or another container",
+                    )
+                    .fix("mount the volume at another place")
+            }
             errno => {
                 let what = format!("the image has no directory {} and none can be made", path.display());
                 Error::new(Code::Rootfs, what)
@@ -91,12 +92,12 @@ impl Root {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno),
         }
-        // NOFOLLOW: what stood there as a link that leads nowhere is an error, not a way out.
+        // NOFOLLOW: a dangling link there is an error, not a way out of the root.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         rustix::fs::openat(&parent, name, flags, Mode::empty())
     }
 
-    /// Something at `path` that a file can be mounted on; an empty file is made where there is nothing.
+    /// Opens the mount point `path` for a file; an empty file is made if nothing exists there.
     pub fn mount_point(&self, path: &Path) -> Result<OwnedFd> {
         match self.open(path, OFlags::PATH) {
             Err(Errno::NOENT) => {}
@@ -118,8 +119,8 @@ impl Root {
         self.resolve(path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS)
     }
 
-    /// A directory that a kernel file system can be mounted on: no component may be a link, because what is masked
-    /// beneath it is named by path.
+    /// Opens a directory to mount a kernel file system on. No component may be a link, because the paths masked beneath it are
+    /// given by name.
     pub fn kernel_mount_point(&self, path: &Path) -> Result<OwnedFd> {
         match self.plain_directory(path) {
             Err(Errno::NOENT) => self.directory(path),
@@ -133,12 +134,12 @@ impl Root {
         }
     }
 
-    /// A file with this content, in place of what is there; a link there is replaced, not followed.
+    /// Writes a file in place of an existing one; a link is replaced, not followed.
     pub fn write(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
         let failed = || format!("{} cannot be written in the container's root", path.display());
         let (parent, name) = self.parent(path)?;
-        // In a root that is used again it is there. To replace a file costs half a millisecond on ext4, which writes the new
-        // one's blocks at once then (auto_da_alloc).
+        // A reused root already has the file. Replacing it costs half a millisecond on ext4, which then writes the new blocks
+        // immediately (auto_da_alloc).
         if says(&parent, name, content, mode) {
             return Ok(());
         }
@@ -153,14 +154,14 @@ impl Root {
         .or_fail(Code::Rootfs, failed)
     }
 
-    /// Whether a file with this content and mode is there already.
+    /// Whether a file with this content and mode already exists.
     #[cfg(test)]
     pub(super) fn is_written(&self, path: &Path, content: &[u8], mode: u32) -> bool {
         self.parent(path).is_ok_and(|(parent, name)| says(&parent, name, content, mode))
     }
 
-    /// A device node. `false` where this process may make none, as in a user namespace. The same device that is there already
-    /// stays as it is; anything else is not ours to replace.
+    /// Makes a device node. `false` if this process may not make nodes, as in a user namespace. An existing node of the same
+    /// device is kept; anything else there is an error.
     pub fn device_node(&self, node: &DeviceNode) -> Result<bool> {
         let path = &node.container_path.0;
         let failed = || format!("the device node {} cannot be made", path.display());
@@ -193,7 +194,7 @@ impl Root {
         Ok(true)
     }
 
-    /// A link that says `target`, in place of a file or link that is there.
+    /// Makes a link to `target`, in place of an existing file or link.
     pub fn symlink(&self, link: &Path, target: &Path) -> Result<()> {
         let (parent, name) = self.parent(link)?;
         if rustix::fs::readlinkat(&parent, name, Vec::new())
@@ -213,8 +214,8 @@ impl Root {
         .or_fail(Code::Rootfs, failed)
     }
 
-    /// Makes something in a directory. The container's own root may write where it is the owner, whatever the directory's mode
-    /// (Fedora ships `/` and `/usr/bin` as 0555), and what it does not own stays with the owner.
+    /// Makes something in a directory. The owner of a directory may write to it whatever its mode (Fedora ships `/` and
+    /// `/usr/bin` as 0555), and the new file belongs to that owner.
     fn make_in<T>(&self, directory: &OwnedFd, make: impl FnOnce() -> T) -> T {
         match rustix::fs::fstat(directory) {
             Ok(stat) if self.keeps_owners => as_owner((stat.st_uid, stat.st_gid), make),
@@ -237,12 +238,12 @@ impl AsFd for Root {
     }
 }
 
-/// Does something as a user of the host whose directories are written to whatever their mode: what is made belongs to that user.
+/// Runs `act` as a user of the host, so that new files belong to that user. The modes of directories are ignored.
 fn as_owner<T>((uid, gid): (u32, u32), act: impl FnOnce() -> T) -> T {
     let before_gid = setfsgid(nix::unistd::Gid::from_raw(gid));
     let before_uid = setfsuid(nix::unistd::Uid::from_raw(uid));
     if uid != 0 {
-        // setfsuid(2) takes this capability away with root's uid. Where it cannot be raised again, the directory's mode counts.
+        // setfsuid(2) from root clears this capability. If it cannot be raised again, the directory's mode applies.
         let _ = caps::raise(None, caps::CapSet::Effective, caps::Capability::CAP_DAC_OVERRIDE);
     }
     let result = act();
@@ -273,8 +274,8 @@ fn unlink_dangling(parent: &OwnedFd, name: &OsStr) -> Result<()> {
     }
 }
 
-/// A name beside `name` that no image uses on purpose. What is there was left by a gpurun that was killed in a root that is
-/// used again; O_EXCL finds out if it is something else.
+/// A temporary name beside `name`. An existing file of that name is a leftover of a killed gpurun in a reused root, and is
+/// removed; O_EXCL fails if another one appears.
 fn temporary(parent: &OwnedFd, name: &OsStr) -> OsString {
     let mut temporary = OsString::from(".gpurun-");
     temporary.push(name);
@@ -291,7 +292,7 @@ fn relative(path: &Path) -> &Path {
     }
 }
 
-/// Opens a host path that gpurun itself made, without following a link in its last place.
+/// Opens a host path that gpurun itself made, without following a link in its last component.
 pub fn open_host_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(
         CWD,
@@ -317,7 +318,7 @@ mod tests {
         symlink("../../outside", root.join("var")).unwrap();
         symlink("../outside/file", root.join("link")).unwrap();
         let fd = Root::new(open_host_directory(&root).unwrap());
-        // The links lead to places inside the root that do not exist; making them there is fine, outside is not.
+        // The links lead to absent paths inside the root. Making them inside is fine, outside is not.
         let _ = fd.write(Path::new("/etc/file"), b"hostile", 0o644);
         let _ = fd.write(Path::new("/var/file"), b"hostile", 0o644);
         let _ = fd.symlink(Path::new("/etc/x"), Path::new("y"));

@@ -47,16 +47,16 @@ pub fn has_name(text: &str, wanted: &Registration) -> bool {
     })
 }
 
-/// How the tables of a file are written.
+/// The table layout of a file.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout {
-    /// The version of a file that names none: that of the file which imports it. `None` for a file that nothing imports.
+    /// The version for a file without one: that of the file which imports it. `None` for a file that nothing imports.
     pub version: Option<i64>,
-    /// Whether the whole table of the CRI plugin is needed, because it replaces that of the files before it.
+    /// Whether the file needs the whole table of the CRI plugin, because it replaces the table of earlier files.
     pub whole_table: bool,
 }
 
-/// The version that a file names.
+/// The version in a file.
 pub fn version(text: &str) -> Result<Option<i64>> {
     Ok(TomlDocument::parse(text)?.get(&["version"]).and_then(Item::as_integer))
 }
@@ -122,7 +122,7 @@ pub fn add(text: &str, read: &[String], layout: Layout, wanted: &Registration) -
     Ok(document.text())
 }
 
-/// Makes a file of version 1, which is also what names no version, one of version 2. containerd 2 reads version 1, but loses
+/// Converts a file of version 1 (or without a version) to version 2. containerd 2 reads version 1, but loses
 /// the tables of its CRI plugin; every release since 1.3 reads version 2, which calls plugins by their full names
 /// (containerd's v1MigratePluginName) and refuses short ones in `disabled_plugins`.
 fn make_version_2(document: &mut TomlDocument) -> Result<()> {
@@ -165,13 +165,13 @@ pub fn low_level(files: &[&str], wanted: &Registration) -> Option<String> {
             files.iter().rev().find_map(|file| file.text_at(&path).filter(other)).map(str::to_owned)
         };
         let name = at(&["default_runtime_name"]).unwrap_or_else(|| "runc".into());
-        // Others are shims of their own, which take no OCI command line.
+        // Other types are shims without an OCI command line.
         let is_runc = at(&["runtimes", &name, "runtime_type"]).is_none_or(|kind| kind == RUNC);
         at(&["runtimes", &name, "options", "BinaryName"]).filter(|path| is_runc && !path.is_empty())
     })
 }
 
-/// What `containerd config dump` says of the runtime: `Err` if it does not have it, and what else is off.
+/// Checks the runtime in `containerd config dump`: `Err` if it is missing, else warnings.
 pub fn check(dump: &str, wanted: &Registration) -> std::result::Result<Vec<String>, String> {
     let document = TomlDocument::parse(dump).map_err(|error| error.cause_line())?;
     let mut off = Vec::new();
@@ -229,7 +229,7 @@ pub fn remove(text: &str, before: &str, wanted: &Registration) -> Result<String>
     if document.is_only(&[], "version") {
         document.restore(&["version"], &earlier)?;
     }
-    // A file that named no version names one now, and may have been one of version 1.
+    // The file may have been one of version 1 without a version.
     let mut upgraded = TomlDocument::parse(before)?;
     let version = |file: &TomlDocument| file.get(&["version"]).and_then(Item::as_integer);
     match (version(&earlier), version(&document)) {
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_the_runtime_stays_as_it_is() {
+    fn a_file_without_the_runtime_is_unchanged() {
         assert_eq!(remove("version = 4\n", "", &WANTED()).unwrap(), "version = 4\n");
     }
 

@@ -16,8 +16,8 @@ pub fn has(text: &str, wanted: &Registration) -> Result<bool> {
     Ok(document.text_at(&at(wanted, "runtime_path")).is_some_and(|path| is_ours(path, wanted)))
 }
 
-/// The low-level runtime that CRI-O starts by default, by name or path; `None` where nothing names one. Of several files the last
-/// to say something counts.
+/// The low-level runtime that CRI-O starts by default, by name or path; `None` if no file names one. The last file that names
+/// one takes precedence.
 pub fn low_level(files: &[&str], wanted: &Registration) -> Option<String> {
     let files: Vec<TomlDocument> = files.iter().filter_map(|text| TomlDocument::parse(text).ok()).collect();
     let last = |path: &[&str]| {
@@ -30,7 +30,7 @@ pub fn low_level(files: &[&str], wanted: &Registration) -> Option<String> {
         entry("runtime_path").filter(|path| !path.is_empty() && !is_vm)
     };
     match last(DEFAULT) {
-        // Without a path CRI-O looks for the name in PATH.
+        // Without a path CRI-O looks up the name in PATH.
         Some(name) => Some(path(&name).unwrap_or(name)),
         None => path("crun").or_else(|| path("runc")),
     }

@@ -20,7 +20,7 @@ pub fn low_level(files: &[&str], wanted: &Registration) -> Option<String> {
         let document = JsonDocument::parse(text).ok()?;
         let name = document.get(DEFAULT)?.as_str().map(str::to_owned).filter(is_other)?;
         let entry = document.get(&["runtimes", &name])?;
-        // One with a type is a shim of its own; runc's shim has the program among its options.
+        // A runtime with a type is a shim; the options of runc's shim name the program.
         let path = entry.get("path").or_else(|| entry.get("options")?.get("BinaryName"))?.as_str()?;
         Some(path.to_owned()).filter(|path| !path.is_empty() && !is_ours(path, wanted))
     })

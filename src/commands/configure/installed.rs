@@ -1,4 +1,4 @@
-//! The containerd that is installed on this host: its version, and what it reads.
+//! The installed containerd: its version and effective configuration.
 
 use super::{Registration, containerd};
 use crate::error::{Code, Error, OrFail, Result};
@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-/// Where containerd lies, besides PATH: k3s and RKE2 bring their own.
+/// Directories of containerd besides PATH: k3s and RKE2 ship their own.
 const DIRECTORIES: [&str; 4] =
     ["/usr/local/bin", "/usr/bin", "/var/lib/rancher/k3s/data/current/bin", "/var/lib/rancher/rke2/bin"];
 
@@ -16,7 +16,7 @@ const DIRECTORIES: [&str; 4] =
 pub struct Containerd(PathBuf);
 
 impl Containerd {
-    /// The first one in PATH, or where distributions put it.
+    /// The first containerd in PATH or in the usual directories.
     pub fn find() -> Option<Self> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let dirs = std::env::split_paths(&path).chain(DIRECTORIES.map(PathBuf::from));
@@ -35,15 +35,15 @@ impl Containerd {
     /// The whole configuration, with every import, as containerd reads it from this file.
     ///
     /// # Errors
-    /// [`Code::Config`] with containerd's own words when it refuses the file.
+    /// [`Code::Config`] with containerd's own message if it refuses the file.
     pub fn dump(&self, file: &Path) -> Result<String> {
         self.output(&["--config", &file.to_string_lossy(), "config", "dump"])
     }
 
-    /// Fails if containerd does not read the runtime from this file, and warns of what keeps the runtime from being used.
+    /// Fails if containerd does not read the runtime from this file, and warns if other settings prevent its use.
     ///
     /// # Errors
-    /// [`Code::Config`], with what to do.
+    /// [`Code::Config`], with a fix.
     pub fn verify(&self, file: &Path, wanted: &Registration) -> Result<()> {
         let name = file.display();
         let refused = |error: Error| {

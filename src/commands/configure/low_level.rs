@@ -1,4 +1,4 @@
-//! Notes the low-level runtime that an engine uses without gpurun (see `config::engines`).
+//! Records the low-level runtime that an engine uses without gpurun (see `config::engines`).
 
 use super::{Order, containerd, crio, docker, podman};
 use crate::{
@@ -11,11 +11,11 @@ use crate::{
 use similar::TextDiff;
 use std::path::{Path, PathBuf};
 
-/// Where the runtime looks for names.
+/// The directories in which the runtime looks up names.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Notes what the engine's effective configuration names, or forgets it. `texts` are the engine's files in the order in which it
-/// reads them, each preceded by what it was before gpurun was put in: the default may be gpurun by now.
+/// Records the low-level runtime of the engine's effective configuration, or removes the record. `texts` are the engine's
+/// files in reading order. Each is preceded by its text before gpurun was added, because the default may be gpurun by now.
 pub fn note(order: &Order, texts: &[&str]) -> Result<()> {
     let engine = match order.engine {
         _ if order.hook => return Ok(()),
@@ -33,7 +33,7 @@ pub fn note(order: &Order, texts: &[&str]) -> Result<()> {
     new.set(engine, runtime.clone());
     let path = EngineRuntimes::file();
     if !rustix::process::geteuid().is_root() {
-        // The file is the administrator's, and rootless engines share it.
+        // Only the administrator can write the file, which rootless engines share.
         if let Some(runtime) = runtime.filter(|_| is_in_path("runc")) {
             tracing::warn!(
                 "gpurun hands over to runc, and this engine uses {0}: an administrator can set runtimes = [{0:?}] in /etc/gpurun/config.toml",
@@ -64,7 +64,7 @@ pub fn note(order: &Order, texts: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The runtime that is worth a note: any but runc in the usual places, which is tried first anyway.
+/// The runtime to record: any except runc in the usual directories, which is tried first anyway.
 fn effective(order: &Order, texts: &[&str]) -> Option<PathBuf> {
     let wanted = &order.wanted;
     let runtime = match order.engine {
@@ -81,7 +81,7 @@ fn effective(order: &Order, texts: &[&str]) -> Option<PathBuf> {
     Some(runtime).filter(|_| !(is_runc && is_in_path))
 }
 
-/// Whether a program is in one of the usual places.
+/// Whether a program is in one of the usual directories.
 pub fn is_in_path(name: &str) -> bool {
     std::env::split_paths(PATH).any(|dir| super::is_executable(&dir.join(name)))
 }

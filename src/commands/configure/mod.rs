@@ -43,7 +43,7 @@ pub struct Order {
     pub engine: Engine,
     /// Which of its files, if not the usual one.
     pub file: Option<PathBuf>,
-    /// The main file of a CRI-O whose drop-ins are elsewhere.
+    /// The main file of CRI-O, if its drop-ins are in another directory.
     pub source: Option<PathBuf>,
     /// What it is told. With `hook` its path is that of the prestart hook.
     pub wanted: Registration,
@@ -147,7 +147,7 @@ pub fn carry_out(order: &Order) -> Result<u8> {
 }
 
 /// Nothing is written before the file is understood.
-const MEND: &str = "mend the file, or name another one; it is as it was";
+const MEND: &str = "correct the file, or name another one; it is unchanged";
 
 fn change(order: &Order, file: &ConfigFile, files: &Files) -> Result<()> {
     let name = &order.wanted.name;
@@ -183,7 +183,7 @@ fn change(order: &Order, file: &ConfigFile, files: &Files) -> Result<()> {
         if kept.text().is_none() {
             file.forget(name)?;
         }
-        return Err(error.cause(format!("{path} is as it was")));
+        return Err(error.cause(format!("{path} is unchanged")));
     }
     out!("{path} is {}; {}", if new.is_some() { "written" } else { "removed" }, next(order))?;
     Ok(())
@@ -200,7 +200,7 @@ fn has(order: &Order, text: &str) -> Result<bool> {
     }
 }
 
-/// Lets the installed containerd read its configuration. Where none is installed, nothing is known of its version.
+/// Checks the file with the installed containerd, if any.
 fn verify(order: &Order, files: &Files) -> Result<()> {
     let Some((containerd, root)) = files.containerd.as_ref().zip(files.root.as_ref()) else { return Ok(()) };
     if order.dry_run { Ok(()) } else { containerd.verify(root, &order.wanted) }
@@ -234,13 +234,13 @@ fn removed(order: &Order, text: &str, before: &str) -> Result<String> {
 /// The files of an engine.
 #[derive(Debug)]
 struct Files {
-    /// Those to be changed.
+    /// Files to change.
     change: Vec<ConfigFile>,
-    /// The text of others that say what these build on, in the order in which the engine reads them.
+    /// Texts of the other files that the engine reads first, in reading order.
     read: Vec<String>,
-    /// How containerd's tables are written.
+    /// Layout of containerd's tables.
     layout: containerd::Layout,
-    /// containerd's main file, from which it reads all others.
+    /// containerd's main file, which imports all others.
     root: Option<PathBuf>,
     /// The installed containerd.
     containerd: Option<Containerd>,
@@ -343,7 +343,7 @@ fn containerd_files(order: &Order, named: &Path) -> Result<Files> {
     }
     let file = files.remove(chosen);
     if chosen > 0 && main.is_none() {
-        // It is imported, so it must have the version of the main file.
+        // An imported file must have the version of the main file.
         layout.version = files.first().and_then(|main| containerd::version(main.text()?).ok().flatten());
     }
     let read = files.iter().filter_map(|file| file.text().map(str::to_owned)).collect();
@@ -351,7 +351,7 @@ fn containerd_files(order: &Order, named: &Path) -> Result<Files> {
 }
 
 /// The main file of a drop-in, by the usual layout: /etc/containerd/config.toml and conf.d, or config.toml and
-/// config-v3.toml.d side by side, as k3s and RKE2 have it. `None` for what is no drop-in.
+/// config-v3.toml.d side by side, as in k3s and RKE2. `None` if the path is not a drop-in.
 fn main_of_drop_in(path: &Path) -> Option<PathBuf> {
     Some(drop_ins_of(path)?.with_file_name("config.toml"))
 }
@@ -373,12 +373,12 @@ fn crio_files(drop_in: &Path, main: Option<&Path>) -> Result<Vec<String>> {
     texts(&paths, drop_in)
 }
 
-/// The directory, if it is one of drop-ins.
+/// The directory, if it is a drop-in directory.
 fn drop_ins_of(file: &Path) -> Option<&Path> {
     file.parent().filter(|dir| dir.extension().is_some_and(|ending| ending == "d"))
 }
 
-/// What lies beside a drop-in, in order.
+/// The files beside a drop-in, in order.
 fn drop_ins(file: &Path) -> Result<Vec<PathBuf>> {
     drop_ins_of(file).map_or_else(|| Ok(Vec::new()), |dir| matching(&dir.join("*")))
 }
@@ -388,7 +388,7 @@ fn texts(paths: &[PathBuf], without: &Path) -> Result<Vec<String>> {
     others.map(|path| Ok(ConfigFile::open(path)?.text().unwrap_or_default().to_owned())).collect()
 }
 
-/// Podman reads containers.conf of the distribution, of the host, and then the drop-ins in their order.
+/// Podman reads the containers.conf of the distribution, that of the host, and then the drop-ins in order.
 fn podman_files(drop_in: &Path) -> Result<Vec<String>> {
     let mut paths = vec![PathBuf::from("/usr/share/containers/containers.conf")];
     paths.extend(drop_ins_of(drop_in).map(|dir| dir.with_extension("")));
@@ -428,7 +428,7 @@ fn matching(pattern: &Path) -> Result<Vec<PathBuf>> {
 fn next(order: &Order) -> &'static str {
     match order.engine {
         Engine::Podman => "Podman reads it at its next start of a container",
-        // The user's own file is read by rootless Docker alone.
+        // Only rootless Docker reads the user's own file.
         Engine::Docker if !rustix::process::geteuid().is_root() && order.file.is_none() => {
             "next, for rootless Docker: systemctl --user restart docker; for the system's: sudo gpurun configure docker"
         }

@@ -15,8 +15,8 @@ pub fn has(text: &str, wanted: &Registration) -> Result<bool> {
     }))
 }
 
-/// The low-level runtime that Podman starts by default, by name or path: what the last file names, else crun if it is
-/// installed, which Podman prefers to runc (containers/common, `findRuntime`).
+/// The low-level runtime that Podman starts by default, by name or path: the one in the last file, else crun if it is
+/// installed, because Podman prefers it to runc (containers/common, `findRuntime`).
 pub fn low_level(files: &[&str], wanted: &Registration) -> Option<String> {
     let files: Vec<TomlDocument> = files.iter().filter_map(|text| TomlDocument::parse(text).ok()).collect();
     let ours = |name: &&str| *name != wanted.name && !is_ours(name, wanted);

@@ -30,8 +30,8 @@ const DEFAULT_CAPABILITIES: [caps::Capability; 14] = {
     ]
 };
 
-/// `--cap-add` and `--cap-drop` over the default set, which only root has. On the host's network NET_RAW is not in it: it would
-/// let the container read and forge the packets of every program of the host.
+/// Applies `--cap-add` and `--cap-drop` to the default set, which only root has. On the host's network the set lacks NET_RAW,
+/// which would let the container read and forge the packets of every program on the host.
 pub fn capabilities(args: &Run, root: bool) -> Result<u64> {
     let mask = |names: &[String]| -> Result<u64> {
         names.iter().try_fold(0, |mask, name| {
@@ -56,12 +56,12 @@ pub fn capabilities(args: &Run, root: bool) -> Result<u64> {
         default = mask(&["ALL".to_owned()])?;
     }
     let (added, dropped) = (mask(&args.cap_add)?, mask(&args.cap_drop)?);
-    // Docker: what is named wins over ALL on the other side.
+    // As in Docker, a named capability overrides ALL of the other option.
     let all = |names: &[String]| names.iter().any(|n| n.eq_ignore_ascii_case("all"));
     Ok(if all(&args.cap_drop) { mask(&args.cap_add)? } else { (default | added) & !dropped })
 }
 
-/// Refuses a capability that was asked for by name and that this process has not got itself; `ALL` is all that it has.
+/// Refuses a named capability that this process does not hold; `ALL` means all that it holds.
 pub fn can_give(args: &Run) -> Result<()> {
     let own = caps::read(None, caps::CapSet::Permitted).or_fail(Code::Internal, || "capget failed")?;
     let named = args.cap_add.iter().filter(|name| !name.eq_ignore_ascii_case("all"));
@@ -70,8 +70,8 @@ pub fn can_give(args: &Run) -> Result<()> {
         let full = if full.starts_with("CAP_") { full } else { format!("CAP_{full}") };
         if full.parse().is_ok_and(|capability| !own.contains(&capability)) {
             return Err(Error::new(Code::User, format!("{full} cannot be given to the container"))
-                .cause("gpurun itself has not got it here")
-                .fix("start gpurun where root has it, or leave it out"));
+                .cause("gpurun does not hold it itself")
+                .fix("start gpurun where root holds it, or leave it out"));
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use crate::{
 use rustix::fs::{FileType, Stat};
 use std::path::{Path, PathBuf};
 
-/// What `--device` asks for.
+/// A request of `--device`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Devices {
     /// NVIDIA GPUs, by the part of their CDI names behind `nvidia.com/gpu=`.
@@ -20,10 +20,11 @@ pub struct Devices {
     pub nodes: Vec<HostDevice>,
 }
 
-/// Reads `--device`; a directory stands for every device in it.
+/// Parses `--device`; a directory means every device in it.
 ///
 /// # Errors
-/// [`Code::Usage`] for a word that is neither a CDI name nor a path, [`Code::DeviceNodeMissing`] for a path that is no device.
+/// [`Code::Usage`] for a word that is neither a CDI name nor a path, [`Code::DeviceNodeMissing`] for a path that is not a
+/// device.
 pub fn devices(args: &Run) -> Result<Devices> {
     let mut devices = Devices::default();
     for text in &args.device {
@@ -123,7 +124,7 @@ fn node(host: &Path, inside: &Path, stat: &Stat, (read, write, mknod): Access) -
     })
 }
 
-/// The devices in a directory, without what every container has of its own (runc, devices.GetDevices).
+/// The devices in a directory, without those that every container has (runc, devices.GetDevices).
 fn below(host: &Path, inside: &Path, access: Access, depth: u32, all: &mut Vec<HostDevice>) -> Result<()> {
     const OWN: [&str; 15] = [
         "pts",
@@ -154,7 +155,7 @@ fn below(host: &Path, inside: &Path, access: Access, depth: u32, all: &mut Vec<H
         if inside == Path::new("/dev") && OWN.iter().any(|own| name == Path::new(own)) {
             continue;
         }
-        // Links are left out: what they lead to has a name of its own.
+        // Links are left out, because their targets have their own names.
         let Ok(stat) = rustix::fs::lstat(host.join(&name)) else { continue };
         if FileType::from_raw_mode(stat.st_mode).is_dir() {
             if depth < DEEPEST {

@@ -1,7 +1,7 @@
-//! The files of `--env-file`: a variable a line, as Docker reads them (docker/cli, `pkg/kvfile`).
+//! Parses `--env-file` like Docker (docker/cli, `pkg/kvfile`): one variable per line.
 //!
-//! Blanks before a name are dropped, those behind a value belong to it; quotes are no syntax. A name alone takes the value that
-//! gpurun itself has. `integration/docker-answers/env-files.json` has the real Docker's answers.
+//! Blanks before a name are dropped, blanks after a value belong to it, and quotes have no meaning. A name alone takes the
+//! value from gpurun's environment. `integration/docker-answers/env-files.json` has the real Docker's answers.
 
 use crate::{
     error::{Code, Error, OrFail, Result},
@@ -13,7 +13,7 @@ use std::path::Path;
 /// The largest file, in bytes: more than an environment can hold (execve(2), "Limits on size of arguments and environment").
 const MAX_FILE: u64 = 16 << 20;
 
-/// Reads a file. `own` gives a variable of gpurun's environment.
+/// Reads a file. `own` looks up a variable of gpurun's environment.
 ///
 /// # Errors
 /// [`Code::Usage`], with the file's name and the line.
@@ -100,7 +100,7 @@ mod tests {
                 assert!(!error.fix_line().is_empty());
                 continue;
             };
-            // The container has the last one of each name; the recorder shortens long lines and reads bytes.
+            // The last variable of each name is used. The recorder shortens long lines and reads bytes.
             let mut last = std::collections::BTreeMap::new();
             last.extend(answer.unwrap_or_else(|error| panic!("{name}: {error}")));
             last.retain(|name, _| name != "PATH");

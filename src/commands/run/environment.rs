@@ -10,7 +10,7 @@ pub fn environment(args: &Run) -> Result<Vec<EnvVar>> {
         env.extend(env_file::read(file, |name| std::env::var(name).ok())?);
     }
     if args.env_host {
-        // What the container has by itself stays, as with Podman.
+        // As in Podman, the container keeps its own values of these variables.
         env.extend(
             own_variables()
                 .filter(|(name, _)| !["PATH", "HOME", "HOSTNAME", "TERM"].contains(&name.as_str())),
@@ -31,7 +31,7 @@ fn own_variables() -> impl Iterator<Item = EnvVar> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
-/// `NAME=VALUE`, or `NAME` for the value that gpurun itself has; nothing if it has none.
+/// `NAME=VALUE`, or `NAME` for the value in gpurun's environment; `None` if it is unset there.
 fn variable(text: &str) -> Result<Option<EnvVar>> {
     let (name, value) = match text.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// File systems that hold the kernel's or the machine's state, not files.
+/// File systems that show kernel or machine state instead of storing files.
 const NOT_FILES: [&str; 22] = [
     "proc",
     "sysfs",
@@ -56,7 +56,7 @@ pub fn host_mounts(mountinfo: &str) -> Vec<PathBuf> {
         }
     }
     points.sort_by_key(|point| point.components().count());
-    // What lies below another comes with it: binds are recursive.
+    // Binds are recursive, so nested mounts are included.
     let mut kept: Vec<PathBuf> = Vec::new();
     for point in points {
         if !kept.iter().any(|outer| point.starts_with(outer)) {
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_root_shows_its_file_systems_of_files() {
+    fn mounts_of_kernel_file_systems_are_left_out() {
         let text = "1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 8:2 / /home\\040x rw - xfs /dev/b rw\n3 1 0:5 / /proc rw - proc p rw\n\
                     4 2 8:3 / /home\\040x/y rw - ext4 c rw\n5 1 0:9 / /run rw - tmpfs t rw\nbroken";
         assert_eq!(host_mounts(text), [PathBuf::from("/home x")]);

@@ -12,7 +12,7 @@ use crate::{
 use nix::sys::resource::{Resource, getrlimit};
 use std::path::PathBuf;
 
-/// Least memory that Docker takes, in bytes.
+/// The smallest memory limit of Docker, in bytes.
 const LEAST_MEMORY: u64 = 6 << 20;
 /// The kernel's default period and Docker's, in microseconds.
 const PERIOD: u64 = 100_000;
@@ -20,7 +20,7 @@ const PERIOD: u64 = 100_000;
 /// The limits of the container's cgroup, by Docker's rules (daemon/daemon_unix.go, verifyPlatformContainerResources).
 ///
 /// # Errors
-/// [`Code::Usage`] for what the kernel or Docker does not take.
+/// [`Code::Usage`] for values that the kernel or Docker refuses.
 pub fn limits(args: &Run) -> Result<Limits> {
     let typed = &args.resources;
     let memory = bytes("--memory", typed.memory.as_deref())?;
@@ -47,7 +47,7 @@ pub fn limits(args: &Run) -> Result<Limits> {
         },
         oom_kill_disable: typed.oom_kill_disable,
         cpu: cpu(typed)?,
-        // The kernel's own bounds, to which Docker's answers lead.
+        // The kernel's bounds, which Docker relies on.
         cpu_shares: match typed.cpu_shares {
             None | Some(0) => None,
             Some(shares) => Some(in_range("--cpu-shares", shares, 0, i64::MAX)?.clamp(2, 262_144)),
@@ -107,7 +107,7 @@ fn cpu(typed: &Resources) -> Result<Option<CpuQuota>> {
         if cpus == 0.0 {
             return Ok(None);
         }
-        // The kernel's least quota is a millisecond in 100.
+        // The kernel's smallest quota is one millisecond in 100.
         if !(cpus.is_finite() && (0.01..=1_000_000.0).contains(&cpus)) {
             return Err(usage(format!("--cpus {cpus} is out of range")).fix("write 0.01 or more: --cpus 1.5"));
         }
@@ -146,7 +146,8 @@ fn list(option: &str, text: Option<&str>) -> Result<Option<String>> {
         .fix(format!("write numbers and ranges: {option} 0-3,8; `lscpu -e` shows them")))
 }
 
-/// `--cgroup-parent`, relative to the root of the hierarchies. A slice's name holds those above it (systemd.slice(5)).
+/// `--cgroup-parent`, relative to the root of the hierarchies. The name of a slice contains its parent slices
+/// (systemd.slice(5)).
 fn parent(text: &str) -> Result<Option<PathBuf>> {
     let relative = text.trim_matches('/');
     if relative.split('/').any(|part| part == ".." || part == ".") || relative.contains('\0') {
@@ -183,11 +184,11 @@ const LIMITS: [(&str, Resource); 15] = [
     ("stack", Resource::RLIMIT_STACK),
 ];
 
-/// The most descriptors that a container gets unasked: programs that close every possible one take seconds where the limit
-/// is 10⁹, as systemd sets it for daemons.
+/// The default limit on descriptors: programs that close every possible descriptor take seconds if the limit is 10⁹, as
+/// systemd sets it for daemons.
 const NOFILE: u64 = 1_048_576;
 
-/// What GPU work wants (memory for RDMA locked, NCCL), and over it what `--ulimit` says.
+/// Defaults for GPU programs (locked memory for RDMA and NCCL), overridden by `--ulimit`.
 pub fn rlimits(typed: &[String]) -> Result<Vec<Rlimit>> {
     let mut limits = vec![
         Rlimit {
@@ -237,14 +238,14 @@ fn rlimit(text: &str) -> Result<Rlimit> {
             "--ulimit {text}: the limit is {permitted}, as high as is permitted here; to raise it start gpurun as root or raise the hard \
              limit (ulimit -H, /etc/security/limits.conf)"
         );
-        // As much as is permitted is what -1 asks for.
+        // -1 asks for the permitted maximum.
         return Ok(Rlimit { resource, name, soft: soft.min(permitted), hard: permitted, required: true });
     }
     Ok(Rlimit { resource, name, soft, hard, required: true })
 }
 
-/// The highest limit that this process may set. Above its own hard limit that takes a capability (getrlimit(2)), which root of
-/// an enclosing container may lack. `RLIM_INFINITY` of files is refused to everybody (fs.nr_open).
+/// The highest limit that this process may set. Raising its hard limit needs a capability (getrlimit(2)), which root of an
+/// enclosing container may lack. The kernel always refuses `RLIM_INFINITY` for files (fs.nr_open).
 fn permitted(resource: Resource) -> Result<u64> {
     let may_raise =
         caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE).unwrap_or(false);

@@ -80,7 +80,7 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     result
 }
 
-/// What was typed, understood, before anything is fetched or made.
+/// The parsed options, before anything is fetched or made.
 #[derive(Debug)]
 pub struct Options {
     namespaces: namespaces::Namespaces,
@@ -92,10 +92,10 @@ pub struct Options {
 }
 
 impl Options {
-    /// Reads the options that do not depend on the image.
+    /// Parses the options that do not depend on the image.
     ///
     /// # Errors
-    /// [`Code::Usage`] and others, with what to write instead.
+    /// [`Code::Usage`] and others, with a fix.
     pub fn read(args: &Run) -> Result<Self> {
         names::check(args)?;
         if let Some(name) = args.runtime.as_deref().filter(|name| !RUNTIMES.contains(name)) {
@@ -118,7 +118,7 @@ impl Options {
     }
 }
 
-/// Names of runtimes whose containers are like gpurun's.
+/// Names of runtimes with containers like gpurun's.
 const RUNTIMES: [&str; 8] = [
     "nvidia",
     "nvidia-container-runtime",
@@ -130,7 +130,7 @@ const RUNTIMES: [&str; 8] = [
     "",
 ];
 
-/// `--gpus`, `--nv` and the CDI names of `--device`, as `--gpus` says it.
+/// The value of `--gpus`, also from `--nv` and the CDI names of `--device`.
 fn gpus(args: &Run, cdi: &[String]) -> Result<Option<String>> {
     let named = if cdi.iter().any(|name| name == "all") {
         Some("all".to_owned())
@@ -149,8 +149,8 @@ fn gpus(args: &Run, cdi: &[String]) -> Result<Option<String>> {
     }
 }
 
-/// A job of MPI or Slurm tells each of its processes its rank by variables, which a container does not get by itself: without
-/// them every process takes itself for the only one.
+/// Warns about variables of MPI and Slurm that hold a process's rank. A container does not get them by default, and without
+/// them every process runs as a job of its own.
 fn warn_of_what_is_left_behind(user_env: &[EnvVar]) {
     const RANKS: [(&str, &str); 6] = [
         ("OMPI_COMM_WORLD_RANK", "OMPI_*"),
@@ -181,7 +181,7 @@ fn warn_of_what_is_left_behind(user_env: &[EnvVar]) {
 struct IdFile(PathBuf);
 
 impl IdFile {
-    /// Writes a new file, as Docker does: one that is there may be of a container that runs.
+    /// Writes a new file. As in Docker an existing file is an error, because it may belong to a running container.
     fn create(path: &Path, id: &str) -> Result<Self> {
         let write = || {
             let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(path)?;
@@ -204,10 +204,10 @@ impl IdFile {
     }
 }
 
-/// The image that was typed.
+/// Parses the image.
 ///
 /// # Errors
-/// Where it is the path of a file or directory of this machine: a registry may have an image of that name.
+/// If it is the path of a local file or directory: a registry may have an image of that name.
 pub fn image_reference(typed: &str) -> Result<ImageReference> {
     match cli::path_without_kind(typed) {
         Some(error) => Err(error),
@@ -242,7 +242,7 @@ pub fn injection(
     const VISIBLE: &str = "NVIDIA_VISIBLE_DEVICES";
     let config = image.config();
     let mut user_env = user_env.to_vec();
-    // Who names NVIDIA's runtime lets the image ask.
+    // With NVIDIA's runtime the image's variables request GPUs.
     if args.runtime.as_deref().is_some_and(|name| name.starts_with("nvidia"))
         && !user_env.iter().any(|(name, _)| name == VISIBLE)
     {
@@ -260,7 +260,7 @@ pub fn injection(
     context.plan(&request, &policy)
 }
 
-// One call site, and each is what its step made.
+// Only one call site, with the result of each step.
 #[allow(clippy::too_many_arguments)]
 fn container(
     context: &Context,
@@ -365,7 +365,7 @@ fn container(
             env: process_environment(&host_name, &config.env, &injection.env, user_env, &user.home, args.tty),
             argv,
             cwd: cwd.unwrap_or_else(|| "/".into()),
-            // A user without root may still get some by a program's file, where that is allowed.
+            // A user without root can still gain capabilities from files of programs, if that is allowed.
             capabilities: capabilities::capabilities(args, user.uid == 0 || !security.no_new_privileges)?,
             user,
             tty: args.tty,
@@ -381,7 +381,7 @@ fn container(
     })
 }
 
-/// What will be mounted over the container's root before the driver is.
+/// The mounts over the container's root that precede the driver's mounts.
 fn mounts(volumes: &[Volume], root: &Layers) -> Mounts {
     let mut mounts = Mounts::default();
     for (path, kind) in [("/proc", Kind::Kernel), ("/sys", Kind::Kernel), ("/dev", Kind::Memory)] {
@@ -392,7 +392,7 @@ fn mounts(volumes: &[Volume], root: &Layers) -> Mounts {
             Volume::Bind { source, target, read_only, .. } => {
                 mounts.add(root, target, Kind::Volume { source: Some(source.clone()) }, *read_only);
             }
-            // Device nodes are made before it is mounted, and it would hide them.
+            // Device nodes are made earlier, and this mount would hide them.
             Volume::Tmpfs { target, .. } if target.starts_with("/dev") => {
                 mounts.add(root, target, Kind::Kernel, false);
             }
@@ -402,12 +402,12 @@ fn mounts(volumes: &[Volume], root: &Layers) -> Mounts {
     mounts
 }
 
-/// The command: `--entrypoint` or the image's, and the arguments that were typed or the image's. `None` if there is none.
+/// The command: `--entrypoint` or the image's, followed by the typed arguments or the image's. `None` if both are missing.
 fn command(args: &Run, entrypoint: &[String], cmd: &[String]) -> Option<Vec<OsString>> {
     let images = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
     let typed = args.command.clone();
     let (front, back) = match &args.entrypoint {
-        // As with Docker, a new entrypoint drops the image's own arguments; an empty one drops the entrypoint alone.
+        // As in Docker, a new entrypoint drops the image's arguments; an empty one drops only the entrypoint.
         Some(entry) if entry.is_empty() => (Vec::new(), if typed.is_empty() { images(cmd) } else { typed }),
         Some(entry) => (vec![entry.into()], typed),
         None if typed.is_empty() => (images(entrypoint), images(cmd)),
@@ -454,7 +454,7 @@ fn process_environment(
     let mut all: Vec<EnvVar> = Vec::new();
     // An image may name a million.
     let mut places: HashMap<String, usize> = HashMap::new();
-    // Decided already, from what the user typed and the image says.
+    // Already decided from the options and the image.
     let home = ("HOME".to_owned(), home.to_string_lossy().into_owned());
     for (name, value) in [path, host_name]
         .into_iter()

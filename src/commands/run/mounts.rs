@@ -12,24 +12,23 @@ use crate::{
 };
 use std::path::{Path, PathBuf};
 
-/// Every mount that was typed, outer ones first. Targets are absolute.
+/// All mounts of the command line, outer ones first. Targets are absolute.
 ///
 /// # Errors
-/// [`Code::Usage`] for what is not understood or needs a volume that outlives the container, [`Code::Volume`] for a source that
-/// does not exist.
+/// [`Code::Usage`] for malformed options and for volumes that outlive the container, [`Code::Volume`] for a missing source.
 pub fn volumes(args: &Run) -> Result<Vec<Volume>> {
     let tmpfs = args.tmpfs.iter().map(|text| tmpfs(text));
     let volume = args.volume.iter().filter(|text| text.contains(':')).map(|text| volume(text));
     let bind = args.bind.iter().flat_map(|list| list.split(',')).map(bind);
     let mount = args.mount.iter().filter_map(|text| mount(text).transpose());
     let mut all = tmpfs.chain(volume).chain(bind).chain(mount).collect::<Result<Vec<_>>>()?;
-    // Outer mounts first, whatever the order in which they were typed; the same depth keeps its order.
+    // A stable sort: outer mounts first, and mounts of the same depth in the typed order.
     all.sort_by_key(|volume| volume.target().components().count());
     Ok(all)
 }
 
-/// The directories of `-v TARGET` and of `--mount type=volume` without a source: empty, or with what the image has there, and
-/// gone with the container, as Docker's anonymous volumes with `--rm`.
+/// The directories of `-v TARGET` and of `--mount type=volume` without a source. Like Docker's anonymous volumes with `--rm`
+/// they show the image's content and are removed with the container.
 pub fn anonymous(args: &Run) -> Result<Vec<PathBuf>> {
     let short = args.volume.iter().filter(|text| !text.contains(':')).map(|text| target("-v", text));
     let long = args.mount.iter().filter_map(|text| match Fields::parse(text) {
@@ -43,7 +42,7 @@ pub fn anonymous(args: &Run) -> Result<Vec<PathBuf>> {
 /// Refuses a file over one of the image's directories, and the reverse.
 ///
 /// # Errors
-/// [`Code::Volume`], which names both.
+/// [`Code::Volume`], with both paths.
 pub fn check_targets(volumes: &[Volume], layers: &Layers) -> Result<()> {
     for volume in volumes {
         let Volume::Bind { source, target, .. } = volume else { continue };
@@ -77,7 +76,7 @@ fn target(option: &str, text: &str) -> Result<PathBuf> {
     Ok(path.components().collect())
 }
 
-/// A path of the host. As with Docker, a path begins with `/`, `.` or `~`, and anything else is the name of a volume.
+/// Parses a path of the host. As in Docker, a path begins with `/`, `.` or `~`, and anything else is the name of a volume.
 fn source(option: &str, text: &str) -> Result<PathBuf> {
     let path = std::path::absolute(text).map_err(|error| {
         usage(format!("{option}: the source {text:?} is not a path"))
@@ -117,12 +116,12 @@ struct Bind {
 }
 
 impl Bind {
-    /// One of the words behind the target of `-v`. `false` where it is unknown.
+    /// Parses an option after the target of `-v`. `false` if it is unknown.
     fn set(&mut self, option: &str) -> bool {
         match option {
             "ro" | "readonly" => self.read_only = true,
             "rslave" | "slave" => self.receives_mounts = true,
-            // SELinux labels, consistency hints and copying into new volumes: there is nothing to do for a bind mount here.
+            // SELinux labels, consistency hints and copying into new volumes have no effect on a bind mount.
             "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" | "default" | "nocopy" | "rprivate"
             | "private" | "rbind" | "exec" | "suid" | "" => {}
             "bind" => self.recursive = false,
@@ -137,7 +136,7 @@ impl Bind {
     }
 }
 
-const PROPAGATION: &str = "mounts that are made in a container never reach the host: write rslave, which lets those of the host reach \
+const PROPAGATION: &str = "mounts made in a container never reach the host: write rslave, which lets mounts of the host reach \
                            the container";
 
 fn volume(text: &str) -> Result<Volume> {

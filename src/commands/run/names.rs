@@ -1,5 +1,4 @@
-//! The files by which the container knows names, and what is kept about the container: `--add-host`, `--dns`, `--label`,
-//! `--name`, `--attach`.
+//! Name resolution and metadata of the container: `--add-host`, `--dns`, `--label`, `--name`, `--attach`.
 
 use super::usage;
 use crate::{
@@ -9,8 +8,8 @@ use crate::{
 };
 use std::net::IpAddr;
 
-/// `--add-host NAME:ADDRESS`, also with `=` between them. `host-gateway` is the host, which is this one where the container has
-/// its network.
+/// Parses `--add-host NAME:ADDRESS`, also with `=`. `host-gateway` is the host: localhost, if the container shares the host's
+/// network.
 pub fn hosts(args: &Run, host_network: bool) -> Result<Vec<HostEntry>> {
     args.add_host.iter().map(|text| host(text, host_network)).collect()
 }
@@ -59,8 +58,8 @@ pub fn dns(args: &Run) -> Result<Option<Dns>> {
     Ok(Some(Dns { servers, search: args.dns_search.clone(), options: args.dns_option.clone() }))
 }
 
-/// What is only checked, because nothing outlives the command that could be asked for it: `--name`, `--label`, `--label-file`,
-/// `--annotation`, `--attach`.
+/// Checks `--name`, `--label`, `--label-file`, `--annotation` and `--attach`. They are not stored, because nothing outlives
+/// the command.
 pub fn check(args: &Run) -> Result<()> {
     if let Some(name) = &args.name {
         let mut letters = name.chars();

@@ -1,13 +1,13 @@
-//! Which of the host's namespaces the container shares: `--network`, `--ipc`, `--pid`, `--uts`, `--cgroupns`, `--userns`; and
-//! `--sysctl`, whose parameters belong to them.
+//! Options for namespaces: `--network`, `--ipc`, `--pid`, `--uts`, `--cgroupns`, `--userns`; and `--sysctl`, because its
+//! parameters belong to namespaces.
 
 use super::usage;
 use crate::{cli::Run, error::Result};
 
-/// The namespaces and their names.
+/// The namespaces that are shared with the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespaces {
-    /// The host's network; otherwise a loopback device alone.
+    /// The host's network; otherwise only a loopback device.
     pub host_network: bool,
     /// IPC objects and /dev/shm.
     pub ipc: Ipc,
@@ -26,15 +26,15 @@ pub struct Namespaces {
 /// `--ipc`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ipc {
-    /// Its own IPC objects and /dev/shm.
+    /// The container's own IPC objects and /dev/shm.
     Private,
-    /// Its own IPC objects, and no /dev/shm.
+    /// The container's own IPC objects, and no /dev/shm.
     WithoutShm,
-    /// The host's.
+    /// The host's IPC objects and /dev/shm.
     Host,
 }
 
-/// Reads the options.
+/// Parses the options.
 ///
 /// # Errors
 /// [`crate::error::Code::Usage`] for modes that need another container or a network, with what to do instead.
@@ -90,7 +90,7 @@ fn ipc(typed: Option<&str>) -> Result<Ipc> {
     }
 }
 
-/// For the namespaces that are private or the host's.
+/// Parses an option for a namespace that is private or the host's.
 fn is_host(option: &str, typed: Option<&str>, fix: &str) -> Result<bool> {
     match typed {
         None | Some("" | "private") => Ok(false),
@@ -101,7 +101,7 @@ fn is_host(option: &str, typed: Option<&str>, fix: &str) -> Result<bool> {
 
 fn keeps_id(typed: Option<&str>) -> Result<bool> {
     match typed {
-        // Of root's container the host's is the default; an ordinary user's needs one, as with Podman.
+        // The host's user namespace is the default for root; as in Podman, an ordinary user always needs a new one.
         None | Some("" | "host") => Ok(false),
         Some("keep-id") => Ok(true),
         Some(other) => Err(usage(format!("--userns {other} cannot be served")).fix(
@@ -110,8 +110,7 @@ fn keeps_id(typed: Option<&str>) -> Result<bool> {
     }
 }
 
-/// `NAME=VALUE` of a parameter that belongs to a namespace of the container's, by runc's list
-/// (libcontainer/configs/validate).
+/// Parses `NAME=VALUE` for a parameter of the container's own namespaces, by runc's list (libcontainer/configs/validate).
 fn sysctl(text: &str, namespaces: &Namespaces) -> Result<(String, String)> {
     const IPC: [&str; 8] =
         ["msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"];
@@ -119,7 +118,7 @@ fn sysctl(text: &str, namespaces: &Namespaces) -> Result<(String, String)> {
         return Err(usage(format!("--sysctl {text:?} does not set a parameter"))
             .fix("write --sysctl NAME=VALUE: --sysctl kernel.shmmax=68719476736"));
     };
-    // sysctl(8): where a slash stands before a dot, slashes separate and dots belong to names.
+    // sysctl(8): if a slash precedes the first dot, slashes separate and dots belong to names.
     let name = match (name.find('/'), name.find('.')) {
         (Some(slash), dot) if dot.is_none_or(|dot| slash < dot) => {
             name.replace('.', "\0").replace('/', ".").replace('\0', "/")

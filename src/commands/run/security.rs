@@ -1,4 +1,4 @@
-//! `--security-opt` and `--privileged`: what is taken off the container's confinement.
+//! `--security-opt` and `--privileged`, which reduce the container's confinement.
 
 use super::usage;
 use crate::{
@@ -6,12 +6,12 @@ use crate::{
     error::Result,
 };
 
-/// What holds a container back, beside its namespaces and capabilities.
+/// Confinement of a container besides namespaces and capabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Security {
     /// Docker's system call filter.
     pub seccomp: bool,
-    /// No program gives more rights than its caller has.
+    /// Whether no_new_privs is set.
     pub no_new_privileges: bool,
     /// Parts of /proc and /sys are hidden or read-only.
     pub masked_paths: bool,
@@ -19,10 +19,10 @@ pub struct Security {
     pub privileged: bool,
 }
 
-/// Reads the options. `--privileged` comes first, and `--security-opt` may take some of it back.
+/// Parses the options. `--privileged` applies first, and `--security-opt` can revert parts of it.
 ///
 /// # Errors
-/// [`crate::error::Code::Usage`] for what cannot be served.
+/// [`crate::error::Code::Usage`] for unsupported values.
 pub fn security(args: &Run) -> Result<Security> {
     let privileged = args.privileged;
     let mut security = Security {
@@ -38,7 +38,7 @@ pub fn security(args: &Run) -> Result<Security> {
 }
 
 fn apply(security: &mut Security, option: &str) -> Result<()> {
-    // Docker takes ":" as well, from before 1.11.
+    // Docker also accepts ":", the separator before 1.11.
     let (name, value) =
         option.split_once(['=', ':']).map_or((option, None), |(name, value)| (name, Some(value)));
     let refused = |fix: &str| Err(usage(format!("--security-opt {option} cannot be served")).fix(fix));
@@ -57,7 +57,7 @@ fn apply(security: &mut Security, option: &str) -> Result<()> {
         },
         ("systempaths", Some("unconfined")) => security.masked_paths = false,
         ("unmask", Some(paths)) if paths.eq_ignore_ascii_case("all") => security.masked_paths = false,
-        // gpurun sets no label, so containers have the one of gpurun itself.
+        // gpurun sets no label, so containers have gpurun's own.
         ("label", Some("disable" | "nested")) | ("apparmor", Some("unconfined")) | ("disable", None) => {}
         ("label", Some(_)) => {
             tracing::warn!(

@@ -1,4 +1,4 @@
-//! Sizes as Docker's options take them.
+//! Parses sizes in the format of Docker's options.
 
 use super::usage;
 use crate::error::Result;
@@ -25,7 +25,7 @@ pub fn size(option: &str, text: &str) -> Result<u64> {
     }
     let (whole, fraction) = number.split_once('.').ok_or_else(bad)?;
     let whole: u64 = whole.parse().map_err(|_| bad())?;
-    // Six digits are more than anyone writes, and what they mean is exact in integers.
+    // Six digits are enough in practice and can be computed exactly with integers.
     let digits: String = fraction.chars().chain("000000".chars()).take(6).collect();
     let millionths: u64 = digits.parse().map_err(|_| bad())?;
     let whole = whole.checked_mul(1 << shift).ok_or_else(bad)?;

@@ -41,8 +41,7 @@ const NAMES: [(&str, i32); 36] = [
     ("RTMAX", 64),
 ];
 
-/// The number of a signal that is named, with or without SIG, or given as a number. `None` where there is no such signal: Docker
-/// then sends SIGTERM.
+/// Parses a signal: a name with or without SIG, or a number. `None` if there is no such signal; Docker then sends SIGTERM.
 pub fn number(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
         return (1..=64).contains(&number).then_some(number);

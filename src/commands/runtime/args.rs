@@ -4,8 +4,8 @@
 //! differ on words with a single dash: to runc `-bundle=/b` and `-b=/b` are long options, to crun `-b/b` is an option with its
 //! value attached, and `-db /b` is two options. [`Dialect`] is that difference.
 //!
-//! Only a complete `create` or `run` is looked into. Everything else (help, a missing name, an unknown option without a bundle)
-//! goes to the low-level runtime, which answers with its own usage.
+//! Only a complete `create` or `run` is parsed. Everything else (help, a missing name, an unknown option without a bundle)
+//! goes to the low-level runtime, which prints its own usage.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -13,10 +13,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Whose rules hold for options with a single dash.
+/// The rules for options with a single dash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
-    /// runc: one dash is as good as two.
+    /// runc: one dash is the same as two.
     Go,
     /// crun: letters, of which the last may have its value attached.
     Argp,
@@ -30,7 +30,7 @@ impl Dialect {
     }
 }
 
-/// The options before the verb, and where the words of a new container begin.
+/// The options before the verb, and the position of the words of a new container.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RuntimeArgs {
     /// Index of the first word behind `create` or `run`; `None` for other verbs and for questions such as `--help`.
@@ -47,14 +47,14 @@ pub struct RuntimeArgs {
     pub systemd_cgroup: bool,
 }
 
-/// What a complete `create` or `run` says of its container.
+/// A container of a complete `create` or `run`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewContainer {
     /// `--bundle`; the working directory by default.
     pub bundle: PathBuf,
     /// crun's `--config`: the file that is read in place of the bundle's config.json.
     pub config: Option<PathBuf>,
-    /// Whether an option is unknown here. The low-level runtime may know it, or refuse it.
+    /// Whether an option is unknown to gpurun. The low-level runtime may support it, or refuse it.
     pub has_unknown_option: bool,
 }
 
@@ -113,7 +113,7 @@ impl RuntimeArgs {
         let mut at = 0;
         while let Some(word) = words.get(at) {
             at += 1;
-            // Both parsers take the word behind `--` for the verb.
+            // Both parsers take the word after `--` as the verb.
             let verb = if word == "--" { words.get(at) } else { Some(word).filter(|word| !is_option(word)) };
             if let Some(verb) = verb {
                 let behind = at + usize::from(word == "--");
@@ -153,7 +153,7 @@ impl RuntimeArgs {
                 break;
             }
             if !is_option(word) {
-                // runc takes options behind the name as well.
+                // runc also accepts options after the name.
                 names += 1;
                 continue;
             }
@@ -174,7 +174,7 @@ impl RuntimeArgs {
                 }
             }
         }
-        // An unknown option may own one of the names.
+        // One of the names may be the value of an unknown option.
         let is_complete = names == 1 || (names > 1 && new.has_unknown_option);
         is_complete.then_some(new)
     }
@@ -185,7 +185,7 @@ fn is_option(word: &OsStr) -> bool {
     word.len() > 1 && word.as_bytes().starts_with(b"-")
 }
 
-/// What Go's `strconv.ParseBool` takes for true.
+/// The words for true of Go's `strconv.ParseBool`.
 fn is_true(value: &OsStr) -> bool {
     ["1", "t", "T", "TRUE", "true", "True"].iter().any(|text| value == *text)
 }
@@ -228,7 +228,7 @@ impl<'a> Word<'a> {
         self.letters()
     }
 
-    /// `--name`, `--name=value`, and as getopt_long(3) takes it, the beginning of a name that no other name has.
+    /// `--name`, `--name=value`, and as in getopt_long(3) a unique prefix of a name.
     fn long(self, known: &[Known]) -> Option<Given<'a>> {
         let end = self.rest.iter().position(|&byte| byte == b'=').unwrap_or(self.rest.len());
         let (typed, value) = (&self.rest[..end], self.rest.get(end + 1..).map(OsStr::from_bytes));
@@ -257,7 +257,7 @@ impl<'a> Word<'a> {
     }
 }
 
-/// The name and attached value of an option of the prestart hook, which has Go's grammar: one dash is as good as two.
+/// The name and attached value of an option of the prestart hook, in Go's grammar: one dash is the same as two.
 pub fn option(word: &OsStr) -> Option<(&str, Option<&OsStr>)> {
     if !is_option(word) {
         return None;

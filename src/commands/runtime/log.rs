@@ -1,6 +1,6 @@
 //! The low-level runtime's own log, in which engines look for the reason of a failure. Its lines are logrus', Go's logger.
 //!
-//! A failure is one line there (`Error::for_engine`). On a terminal, where a person called the runtime, it is a paragraph.
+//! A failure is one line there (`Error::for_engine`), and a paragraph on a terminal.
 
 use super::args::RuntimeArgs;
 use crate::{

@@ -12,27 +12,27 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Those that are tried where neither the configuration nor the engine names one.
+/// The runtimes to try if neither the configuration nor the engine names one.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
-/// Where they are looked for behind PATH: engines start their runtimes with any, or with none.
+/// Directories to search after PATH: engines start their runtimes with any PATH, or without one.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The path of the first runtime that exists: of the configured `runtimes`; else the one that `gpurun configure` noted for the
-/// engine with this state directory, runc and crun, and what was noted for other engines.
+/// The path of the first existing runtime of the configured `runtimes`. Without that key: the runtime that `gpurun configure`
+/// recorded for the engine with this state directory, then runc and crun, then the records of other engines.
 ///
 /// # Errors
-/// [`Code::NoRuntime`] when none of them exists.
+/// [`Code::NoRuntime`] if none of them exists.
 pub fn find(config: &Config, engines: &EngineRuntimes, root: Option<&Path>) -> Result<PathBuf> {
     let names = candidates(config, engines, root);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // A relative entry would be a directory of the container's user.
+    // A relative entry would be a directory that the container's user controls.
     let directories: Vec<PathBuf> = std::env::split_paths(&path)
         .chain(std::env::split_paths(PATH))
         .filter(|dir| dir.is_absolute())
         .collect();
     let own = identity(Path::new("/proc/self/exe"));
     let is_runtime = |path: &PathBuf| {
-        // A wrapper that is called runc would call itself for ever.
+        // A wrapper named runc would call itself forever.
         identity(path).is_some_and(|identity| Some(identity) != own)
             && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
     };

@@ -68,7 +68,7 @@ fn become_runtime(args: &RuntimeArgs, words: &[OsString], log: &mut Log) -> Resu
 /// Gives the container what it asks for; one that asks for nothing is not touched.
 fn make_gpu_container(args: &RuntimeArgs, new: &NewContainer, context: &Context, log: &Log) -> Result<()> {
     let (bundle, mut spec) = match Bundle::open(&new.bundle, new.config.as_deref()) {
-        // An option that is unknown here may be why: the low-level runtime knows, and refuses the bundle or the option.
+        // An unknown option may be the reason, so the low-level runtime decides and refuses the bundle or the option.
         Err(_) if new.has_unknown_option => return Ok(()),
         opened => opened.map_err(by_hand)?,
     };

@@ -1,8 +1,8 @@
-//! Whether this host has a runc that a hostile container can make create files on the host (CVE-2024-45310).
+//! Checks for old versions of runc, with which a hostile container can create files on the host (CVE-2024-45310).
 //!
-//! runc before 1.1.14 and 1.2.0-rc.3 makes mount points on a volume by name. A container that renames directories of a shared
-//! volume meanwhile leads it to another place of the host. A CDI spec has a mount for each file of the driver; gpurun-runtime has
-//! one, and makes none on a volume.
+//! runc before 1.1.14 and 1.2.0-rc.3 makes mount points on a volume by path. A container that renames directories of a shared
+//! volume meanwhile redirects it to other host paths. A CDI spec has one mount for each driver file; gpurun-runtime has only
+//! one mount, and makes no mount points on a volume.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ const PATHS: [&str; 5] = [
     "/usr/libexec/crio/runc",
 ];
 
-/// The programs that are older, with the version that each prints.
+/// The affected programs and their versions.
 pub fn find() -> Vec<(PathBuf, String)> {
     let mut found: Vec<(PathBuf, String)> = Vec::new();
     for path in PATHS.map(Path::new) {
@@ -39,7 +39,7 @@ fn version(output: &str) -> Option<String> {
     output.lines().next()?.strip_prefix("runc version ").map(str::to_owned)
 }
 
-/// Distributions patch an old release without another number, so the check only knows releases.
+/// Compares release numbers only: distributions may have patched an old release without changing its number.
 fn is_old(version: &str) -> bool {
     let end = version.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(version.len());
     let mut numbers = version[..end].split('.').map(|number| number.parse::<u32>().ok());

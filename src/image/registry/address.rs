@@ -1,10 +1,10 @@
 //! Addresses of HTTP (RFC 3986): parsing, references relative to an address, and origins.
 //!
-//! An origin is scheme, host and port. Credentials belong to an origin, so two spellings of one origin have to be equal, and
-//! everything that could be read in two ways has to be refused:
+//! An origin is scheme, host and port. Credentials belong to an origin, so two spellings of one origin must compare equal,
+//! and ambiguous spellings must be refused:
 //!
-//! * Hosts are compared in lower case, IPv6 addresses by value, and a default port equals none.
-//! * A trailing dot makes another host, as in Go.
+//! * Hosts are compared in lower case, IPv6 addresses by value, and a default port equals a missing port.
+//! * A host with a trailing dot is a different host, as in Go.
 //! * User names, backslashes, percent signs and non-ASCII letters in the host are refused.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-/// Where a server is. Displayed as in an address, without the default port.
+/// Scheme, host and port of a server. Displayed without the default port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Origin {
     https: bool,
@@ -87,7 +87,7 @@ impl Origin {
         }
     }
 
-    /// How administrators may have written the host: `HOST:PORT`, and `HOST` where the port is the default.
+    /// The names of the host in configuration files: `HOST:PORT`, and `HOST` if the port is the default.
     pub fn names(&self) -> Vec<String> {
         let with_port = format!("{}:{}", self.host, self.port);
         let plain = (self.port == Self::default_port(self.https)).then(|| self.host.clone());
@@ -118,7 +118,7 @@ impl Address {
         Ok(Self { origin, path: path_and_query(&rest[end..]) })
     }
 
-    /// What a reference in an answer from here means (RFC 3986, section 5.2): absolute, or relative to this address.
+    /// Resolves a reference in a response from this address (RFC 3986, section 5.2).
     ///
     /// # Errors
     /// A sentence without its subject.
@@ -142,7 +142,7 @@ impl Address {
         Ok(Self { origin: self.origin.clone(), path: path_and_query(&text) })
     }
 
-    /// The same with more of a query.
+    /// Appends parameters to the query.
     #[must_use]
     pub fn with_query<'a>(&self, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut path = self.path.clone();
@@ -160,7 +160,7 @@ impl Address {
         Self { origin: self.origin.clone(), path }
     }
 
-    /// The address of a file below this one. `path` consists of characters that may be sent.
+    /// Appends `path`, which needs no escaping.
     #[must_use]
     pub fn below(&self, path: &str) -> Self {
         Self { origin: self.origin.clone(), path: format!("{}/{path}", self.path) }
@@ -183,7 +183,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Path and query without fragment and dot segments; what may not be sent as it is, is encoded.
+/// Path and query without fragment and dot segments, percent-encoded where needed.
 fn path_and_query(text: &str) -> String {
     let text = text.split('#').next().unwrap_or_default();
     let (path, query) = text.split_once('?').map_or((text, None), |(path, query)| (path, Some(query)));
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_refused() {
+    fn ambiguous_addresses_are_refused() {
         for bad in [
             "",
             "r.example",
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_this_machine_alone() {
+    fn only_addresses_of_this_machine_are_loopback() {
         for host in ["localhost", "LOCALHOST:5000", "127.0.0.1:1", "127.8.8.8", "[::1]:5000"] {
             assert!(Origin::parse(true, host).unwrap().is_loopback(), "{host}");
         }

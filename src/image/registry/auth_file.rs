@@ -1,8 +1,8 @@
 //! Files of credentials, as `docker login` and `podman login` write them (containers-auth.json(5); Docker's config.json has the same
 //! keys).
 //!
-//! The rule is that of [`go_json`]: what Docker or containers/image read is read with the same value. Beyond it, a byte order mark
-//! and an empty file are accepted, because people edit these files.
+//! The rule of [`go_json`] applies: whatever Docker or containers/image accept is accepted with the same value. A byte order
+//! mark and an empty file are also accepted, because people edit these files.
 
 use crate::{
     error::{Code, Error, OrFail, Result},
@@ -12,30 +12,30 @@ use crate::{
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// A secret that proves to a registry who is asking.
+/// A secret that authenticates a user to a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Secret {
-    /// A name and a password, in the bytes that were typed.
+    /// A name and a password, as the bytes that were typed.
     Password {
         /// The name; not empty.
         user: Vec<u8>,
         /// The password; not empty.
         password: Vec<u8>,
     },
-    /// The token that `docker login` got in exchange for them, where the registry supports OAuth 2.
+    /// The token that `docker login` received from a registry that supports OAuth 2.
     IdentityToken(String),
 }
 
-/// The answer of a file about one repository.
+/// The entry of a file for one repository.
 #[derive(PartialEq, Eq)]
 pub enum Entry {
     /// The secret itself.
     Secret(Secret),
-    /// The program `docker-credential-NAME` was configured for this host.
+    /// The name of the helper `docker-credential-NAME` that is configured for this host.
     Helper(String),
-    /// The program `docker-credential-NAME` keeps all credentials of this file.
+    /// The name of the helper `docker-credential-NAME` that keeps all credentials of this file.
     Store(String),
-    /// There is an entry, and the reason why it holds no secret.
+    /// The entry holds no secret, for this reason.
     Unusable(String),
 }
 
@@ -56,10 +56,10 @@ struct Login {
     password: String,
 }
 
-/// The entry for a repository. `legacy` is the format of `~/.dockercfg`, which has nothing but logins.
+/// Looks up a repository. `legacy` is the format of `~/.dockercfg`, which has only logins.
 ///
 /// # Errors
-/// [`Code::NotAuthorised`] where the file or the entry is damaged.
+/// [`Code::NotAuthorised`] if the file or the entry is damaged.
 pub fn look_up(bytes: &[u8], legacy: bool, host: &str, repository: &str) -> Result<Option<Entry>> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     if bytes.iter().all(u8::is_ascii_whitespace) {
@@ -98,8 +98,8 @@ pub fn look_up(bytes: &[u8], legacy: bool, host: &str, repository: &str) -> Resu
     Ok(unusable.map(Entry::Unusable))
 }
 
-/// The entries for a repository, the most special first: keys may name a repository or a part of it (Podman), a host, or an address
-/// that begins with the host (old versions of Docker).
+/// The entries for a repository, the most specific first: keys may name a repository or a prefix of it (Podman), a host, or
+/// an address that begins with the host (old versions of Docker).
 fn matching<'a>(
     auths: &'a BTreeMap<String, Login>,
     host: &str,
@@ -120,13 +120,13 @@ fn matching<'a>(
     }
 }
 
-/// Hosts in lower case; Docker Hub has many names.
+/// The host in lower case, with one name for the many of Docker Hub.
 fn normal_host(host: &str) -> String {
     let host = host.to_ascii_lowercase();
     if [DOCKER_HUB_ALIAS, DOCKER_HUB_HOST].contains(&host.as_str()) { DOCKER_HUB.into() } else { host }
 }
 
-/// A key in the form `HOST[/PATH]`. An address loses its path, as in containers/image.
+/// Normalises a key to `HOST[/PATH]`. The path of an address is dropped, as in containers/image.
 fn normal_key(key: &str, cut: bool) -> String {
     let stripped = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
     let rest = stripped.unwrap_or(key);
@@ -135,11 +135,11 @@ fn normal_key(key: &str, cut: bool) -> String {
     if path.is_empty() || cut || stripped.is_some() { host } else { format!("{host}/{path}") }
 }
 
-/// Why a login has no secret.
+/// The reason why a login has no secret.
 enum Fault {
-    /// Docker and Podman ignore it.
+    /// Docker and Podman ignore such a login.
     Skipped(String),
-    /// Podman fails.
+    /// Podman fails on such a login.
     Damaged(String),
 }
 
@@ -157,7 +157,7 @@ impl Login {
     }
 }
 
-/// Without both a name and a password there is nothing that could be sent (distribution, `ErrNoBasicAuthCredentials`).
+/// Both a name and a password are required (distribution, `ErrNoBasicAuthCredentials`).
 pub fn password_of(user: Vec<u8>, password: Vec<u8>) -> Option<Secret> {
     (!user.is_empty() && !password.is_empty()).then_some(Secret::Password { user, password })
 }
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_special_entry_counts() {
+    fn the_most_specific_entry_is_used() {
         // a:x, b:x, c:x, d:x
         let text = r#"{"auths": {
             "h:5000": {"auth": "YTp4"}, "h:5000/team": {"auth": "Yjp4"}, "https://old.example/v1/": {"auth": "Yzp4"},

@@ -46,7 +46,7 @@ const STEP: usize = 256 << 10;
 
 /// What all blobs of an image share.
 pub struct Shared {
-    /// Why the first of them failed, since an [`io::Error`] has no room for it; then the others end, too.
+    /// The error of the first failed piece, because an [`io::Error`] cannot carry it; the other pieces then end as well.
     failure: Mutex<Option<Error>>,
     /// Connections that may still be made.
     free: Mutex<usize>,
@@ -171,7 +171,7 @@ impl<'a> Blob<'a> {
         PIECE.min(self.size - start(piece))
     }
 
-    /// Fetches pieces until there are none, or nobody wants them.
+    /// Fetches pieces until none are left, or the reader has ended.
     pub fn fetch(&self) {
         let mut patience = Patience::default();
         while let Some(piece) = self.take() {
@@ -257,7 +257,7 @@ impl<'a> Blob<'a> {
     fn connect(&self, at: u64, end: &mut u64) -> Result<Paced<BodyReader<'static>>, Failure> {
         let range = (at > 0 || *end < self.size).then_some(at..*end);
         let response = self.client.get_blob(self.digest, range.as_ref()).map_err(|mut failure| {
-            // A registry that restarts refuses connections for a while.
+            // A restarting registry refuses connections for a while.
             failure.again |= lock(&self.state).begun && failure.error.code() == Code::Registry;
             failure
         })?;
@@ -406,7 +406,7 @@ struct Stream {
 }
 
 impl Reader<'_, '_> {
-    /// Waits until there are bytes in the files; `None` where the reader has to see to it himself.
+    /// Waits until there are bytes in the files; `None` if the reader has to see to it himself.
     fn ready(&self) -> io::Result<Option<u64>> {
         let (blob, piece) = (self.blob, number(self.at));
         let mut state = lock(&blob.state);

@@ -1,5 +1,5 @@
 //! Certificates: the system's authorities, and the authorities and client certificates of a host in `certs.d`
-//! (containers-certs.d(5)). A client certificate is shown to the host that it lies there for and to no other.
+//! (containers-certs.d(5)). A client certificate is sent only to the host of its directory.
 
 use super::address::Origin;
 use crate::error::{Code, Error, OrFail, Result};
@@ -12,7 +12,7 @@ use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConf
 /// The directories, where the host's own is looked for; the user's first.
 const DIRECTORIES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
 
-/// The directories of a host, by each of its names; the user's first.
+/// The directories of a host under each of its names; the user's directories first.
 fn directories(origin: &Origin) -> Vec<PathBuf> {
     let home = std::env::home_dir().filter(|home| home.is_absolute());
     let own = home.map(|home| home.join(".config/containers/certs.d"));
@@ -21,16 +21,16 @@ fn directories(origin: &Origin) -> Vec<PathBuf> {
     named.filter(|directory| directory.is_dir()).collect()
 }
 
-/// Whether there is an authority for this host alone: then it is checked, also where it need not be.
+/// Whether an authority is configured for this host. Then its certificate is checked even if the host is insecure.
 pub fn has_authorities(origin: &Origin) -> bool {
     let entries = directories(origin).into_iter().filter_map(|directory| directory.read_dir().ok()).flatten();
     entries.flatten().any(|entry| entry.path().extension().is_some_and(|end| end == "crt"))
 }
 
-/// The settings of TLS for a host.
+/// TLS settings for a host.
 ///
 /// # Errors
-/// [`Code::Registry`] where a file cannot be read, or holds no certificate.
+/// [`Code::Registry`] if a file cannot be read, or holds no certificate.
 pub fn configure(origin: &Origin, insecure: bool) -> Result<TlsConfig> {
     let (mut authorities, mut client) = (Vec::new(), None);
     for directory in directories(origin) {
@@ -90,7 +90,7 @@ fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>> {
     Ok(found)
 }
 
-/// A client certificate and the key beside it. That they belong together is checked here, because ureq does not.
+/// Reads a client certificate and the key beside it. Checks that they belong together, because ureq does not.
 fn pair(path: &Path) -> Result<ClientCert> {
     let key_path = path.with_extension("key");
     let fail = || format!("{} cannot be used", key_path.display());

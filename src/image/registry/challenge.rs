@@ -1,8 +1,8 @@
-//! What a registry demands of its clients (RFC 9110, section 11.6.1: `WWW-Authenticate`).
+//! Parses authentication challenges of registries (RFC 9110, section 11.6.1: `WWW-Authenticate`).
 
 use std::collections::BTreeMap;
 
-/// A scheme that is supported, and its parameters.
+/// A challenge of a supported scheme.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Challenge {
     /// Name and password with each request.
@@ -19,7 +19,7 @@ pub enum Challenge {
 }
 
 impl Challenge {
-    /// From a header's value, which begins with its scheme.
+    /// Parses the value of a header.
     pub fn parse(value: &str) -> Option<Self> {
         let value = value.trim();
         let (scheme, rest) = value.split_once([' ', '\t']).unwrap_or((value, ""));
@@ -38,7 +38,7 @@ impl Challenge {
     }
 }
 
-/// `a="b, c", d=e`; in a quoted string a backslash stands before a character that counts as itself.
+/// Parses `a="b, c", d=e`; in a quoted string a backslash escapes the next character.
 fn parameters(mut text: &str) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     while let Some((name, rest)) = text.split_once('=') {
@@ -50,14 +50,14 @@ fn parameters(mut text: &str) -> BTreeMap<String, String> {
             let (value, after) = rest.split_once(',').unwrap_or((rest, ""));
             (value.trim().to_owned(), after)
         };
-        // Of two, the first counts: a second one could only have been added on the way.
+        // The first of two is used: the second may have been added on the way.
         found.entry(name).or_insert(value);
         text = after;
     }
     found
 }
 
-/// A quoted string without its first quote, and what stands behind it.
+/// Splits off a quoted string whose first quote is already removed.
 fn unquote(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut characters = text.char_indices();

@@ -1,4 +1,4 @@
-//! One repository: its mirrors and the registry itself, asked in turn, with the credentials that each of them wants.
+//! Client of one repository: asks its mirrors and the registry itself in turn, with the credentials for each of them.
 
 use super::{
     Pull,
@@ -51,24 +51,24 @@ pub struct Client<'a> {
 
 /// A server that has the repository.
 struct Endpoint {
-    /// `https://HOST/v2/REPOSITORY`, and where plain HTTP is allowed that as well.
+    /// `https://HOST/v2/REPOSITORY`, and `http://…` if plain HTTP is allowed.
     bases: Vec<Address>,
-    /// The base that answered first; from then on the others are not asked.
+    /// The base that answered first; the others are not asked afterwards.
     base: OnceLock<usize>,
     http: Http,
     repository: String,
     credentials: Credentials,
     /// Whether the secret was sent to the registry or to its token service.
     shown: AtomicBool,
-    /// The header that a base accepted last. Another base is another origin.
+    /// The header that was accepted last, and its origin, because credentials belong to an origin.
     authorization: Mutex<Option<(Origin, String)>>,
 }
 
 impl<'a> Client<'a> {
-    /// Finds mirrors, certificates and credentials. Nothing is asked yet.
+    /// Finds mirrors, certificates and credentials. Sends no request.
     ///
     /// # Errors
-    /// Where one of their files cannot be used.
+    /// If one of their files cannot be used.
     pub fn new(name: &RegistryName, pull: &Pull, status: &'a Status) -> Result<Self> {
         let Places { mirrors, own } = registries::find(name)?;
         let mut endpoints = match pull.mirrors.get(&name.host) {
@@ -82,7 +82,7 @@ impl<'a> Client<'a> {
         Ok(Self { name: name.clone(), endpoints, status })
     }
 
-    /// What is being done at the moment.
+    /// The progress of the pull.
     pub fn status(&self) -> &Status {
         self.status
     }
@@ -116,7 +116,7 @@ impl<'a> Client<'a> {
         check_document(descriptor, bytes)
     }
 
-    /// A document and the registry's word for its kind. `verified`: the caller knows its digest.
+    /// Fetches a document; returns its bytes and Content-Type. `verified`: the caller knows its digest.
     fn document(&self, path: &str, verified: bool) -> Result<(Option<String>, Vec<u8>)> {
         let mut attempts = Attempts::default();
         loop {
@@ -140,7 +140,7 @@ impl<'a> Client<'a> {
         let mut bytes = Vec::new();
         let body = Paced::new(response.into_body().into_reader()).for_seconds(DOCUMENT_SECONDS);
         body.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(|error| self.cut(error))?;
-        // Some servers compress although nothing but the identity was asked for. JSON does not begin like this.
+        // Some servers compress although only `identity` was accepted. JSON never begins with these bytes.
         if bytes.starts_with(&[0x1f, 0x8b]) {
             let mut inflated = Vec::new();
             let reader = flate2::read::MultiGzDecoder::new(bytes.as_slice());
@@ -159,12 +159,12 @@ impl<'a> Client<'a> {
         Ok(bytes)
     }
 
-    /// A blob or some bytes of it, in one attempt.
+    /// Requests a blob or a range of it, in one attempt.
     pub fn get_blob(&self, digest: &Digest, range: Option<&Range<u64>>) -> Result<Response<Body>, Failure> {
         self.get(&format!("blobs/{digest}"), range, true)
     }
 
-    /// One attempt at each endpoint, until one has the file.
+    /// Makes one attempt at each endpoint, until one has the file.
     fn get(&self, path: &str, range: Option<&Range<u64>>, verified: bool) -> Result<Response<Body>, Failure> {
         let mut before: Vec<Error> = Vec::new();
         let mut last: Option<Failure> = None;
@@ -189,8 +189,8 @@ impl<'a> Client<'a> {
     }
 }
 
-/// The kind of a document: its own word, else the registry's, else the kind that its keys make it (containers/image,
-/// `GuessMIMEType`): manifests of OCI's first version have no word of their own.
+/// The media type of a document: its own, else the Content-Type, else a guess by its keys (containers/image,
+/// `GuessMIMEType`). Manifests of OCI 1.0 have no media type of their own.
 fn media_type(bytes: &[u8], registry: Option<&str>) -> Result<String> {
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase", default)]
@@ -211,20 +211,20 @@ fn media_type(bytes: &[u8], registry: Option<&str>) -> Result<String> {
         (None, Some(_)) => INDEXES.first(),
         _ => None,
     };
-    // A type that is known, and known to be something else, is not guessed at.
+    // A known type of something else is kept.
     if let Some(guess) = guess.filter(|_| typed.media_type.is_empty()) {
         return Ok((*guess).to_owned());
     }
     let kind = named.find(|kind| !kind.is_empty()).unwrap_or_default();
     if typed.schema_version == 1 {
         return Err(Error::new(Code::ImageBroken, "the image has a manifest of Docker's first version")
-            .cause("its parts have no digests that could be checked; Docker 28 refuses it as well")
+            .cause("its parts have no digests to check; Docker 28 refuses it as well")
             .fix("push the image again with a current tool: `skopeo copy --format v2s2 docker://IMAGE docker://IMAGE`"));
     }
     Err(not_an_image(kind))
 }
 
-/// The refusal of a server that the registry redirected to. It knows nothing of logins.
+/// The error for access denied by a server that the registry redirected to. Logging in does not help there.
 fn store_denied(answer: Answer, base: &Address, name: &RegistryName) -> Failure {
     let (registry, store) = (base.origin().host(), answer.from.origin().host());
     let what = format!("{store}, to which {registry} redirects, denied access to {name}");
@@ -233,13 +233,13 @@ fn store_denied(answer: Answer, base: &Address, name: &RegistryName) -> Failure 
         Error::new(Code::NotAuthorised, what)
             .cause(format!("{cause}: credentials for {registry} are not sent to {store}"))
             .fix(format!(
-                "pull again, because such redirects expire; if it stays, the administrator of {registry} corrects its storage backend"
+                "pull again, because such redirects expire; if it fails again, ask the administrator of {registry} to correct its storage backend"
             )),
     )
 }
 
 impl Endpoint {
-    /// The place that registries.conf and the image's name lead to.
+    /// Endpoint of a location from registries.conf and the image's name.
     fn at(place: &Place, pull: &Pull, status: &Status) -> Result<Self> {
         let fail = |why: String| {
             Error::new(Code::ImageReference, format!("{:?} {why}", place.host)).fix(
@@ -250,7 +250,7 @@ impl Endpoint {
         Self::new(None, &place.host, &place.repository, trust, status).map_err(fail)?
     }
 
-    /// A mirror of registry-mirrors: a host, or a base address with its scheme.
+    /// Endpoint of an entry of registry-mirrors: a host, or a base address with its scheme.
     fn of_mirror(address: &str, repository: &str, pull: &Pull, status: &Status) -> Result<Self> {
         let fail = |why: String| {
             Error::new(Code::Config, format!("registry-mirrors: {address:?} {why}")).fix(
@@ -260,12 +260,12 @@ impl Endpoint {
         let (scheme, rest) =
             address.split_once("://").map_or((None, address), |(scheme, rest)| (Some(scheme), rest));
         let host = rest.split('/').next().unwrap_or_default();
-        // An administrator who writes http:// has decided.
+        // http:// in the configuration allows plain HTTP.
         let trust = Trust::of(host, scheme == Some("http"), pull).map_err(fail)?;
         Self::new(scheme, rest.trim_end_matches('/'), repository, trust, status).map_err(fail)?
     }
 
-    /// `place` is a host and perhaps a path. The outer error is about this address.
+    /// `place` is a host and optionally a path. The outer error is about this address.
     fn new(
         scheme: Option<&str>,
         place: &str,
@@ -304,7 +304,7 @@ impl Endpoint {
         status: &Status,
     ) -> Result<Response<Body>, Failure> {
         let (base, mut answer) = self.answer(path, range, verified, status)?;
-        // A challenge counts only from the server that was asked: another one could send the secret anywhere.
+        // Only the challenge of the requested server is answered: another server could direct the secret anywhere.
         if answer.response.status() == StatusCode::UNAUTHORIZED && !answer.left {
             let challenges = answer.response.headers().get_all(header::WWW_AUTHENTICATE);
             let challenge = challenges.iter().find_map(|value| Challenge::parse(value.to_str().ok()?));
@@ -328,16 +328,16 @@ impl Endpoint {
         }
     }
 
-    /// What was shown to the registry, for messages.
+    /// The credentials that were sent to the registry, for messages.
     fn about_credentials(&self) -> String {
         match (&self.credentials.secret, self.shown.load(Ordering::Relaxed)) {
-            (None, _) => format!("nobody is logged in: {}", self.credentials.found),
+            (None, _) => format!("not logged in: {}", self.credentials.found),
             (Some(_), true) => format!("the credentials that were sent are {}", self.credentials.found),
             (Some(_), false) => format!("it did not ask for the credentials: {}", self.credentials.found),
         }
     }
 
-    /// An answer, and the base that gave it.
+    /// Sends a request to the bases in turn. Returns the first response and its base.
     fn answer(
         &self,
         path: &str,
@@ -382,7 +382,7 @@ impl Endpoint {
         )
     }
 
-    /// The header that the registry's challenge wants; `None` where there are no credentials for it.
+    /// The Authorization header for the registry's challenge; `None` without credentials for it.
     fn authorize(
         &self,
         challenge: Option<Challenge>,

@@ -1,4 +1,4 @@
-//! Where the credentials for a registry are: the files that Docker and Podman write, and the programs that keep them.
+//! Finds the credentials for a registry: in files of Docker and Podman, and through credential helpers.
 
 use super::{
     auth_file::{self, Entry, Secret},
@@ -18,21 +18,21 @@ use std::{
 /// The longest file of credentials, in bytes.
 const MAX_FILE: u64 = 8 << 20;
 
-/// What is known about a user of a registry.
+/// The credentials for a registry.
 pub struct Credentials {
-    /// The secret; `None`: requests are anonymous.
+    /// The secret; requests are anonymous if `None`.
     pub secret: Option<Secret>,
-    /// Where the secret comes from, or why there is none. For messages.
+    /// The source of the secret, or the reason why it is missing. For messages.
     pub found: String,
 }
 
 /// Finds the credentials for a repository.
 ///
-/// Files in default places that cannot be read, and stores of credentials that fail, make the request anonymous: public images need
-/// none. [`Credentials::found`] names them for the case that the registry wants some.
+/// If a file in a default place cannot be read, or a credentials store fails, the request is anonymous: public images need no
+/// credentials. [`Credentials::found`] names these failures in case the registry requires credentials.
 ///
 /// # Errors
-/// [`Code::NotAuthorised`] where a file is damaged, or the helper that is configured for this host fails.
+/// [`Code::NotAuthorised`] if a file is damaged, or the helper that is configured for this host fails.
 pub fn find(host: &str, repository: &str, status: &Status) -> Result<Credentials> {
     let mut notes = Vec::new();
     let files = AuthFiles::locate();
@@ -100,9 +100,9 @@ fn kept_by(helper: &str, secret: Secret) -> Credentials {
 
 /// The files in the order in which Podman reads them (containers-auth.json(5)).
 struct AuthFiles {
-    /// And whether the file has the format of `~/.dockercfg`.
+    /// Whether the file has the format of `~/.dockercfg`.
     paths: Vec<(PathBuf, bool)>,
-    /// The user named the file.
+    /// Whether the user named the file.
     explicit: bool,
 }
 
@@ -129,8 +129,8 @@ impl AuthFiles {
     }
 }
 
-/// Reads a file. What the user named may be a pipe (`<(command)`); in a default place only a regular file is read, since a FIFO there
-/// would block.
+/// Reads a file. A file that the user named may be a pipe (`<(command)`); in a default place only a regular file is read,
+/// since a FIFO there would block.
 fn read(path: &Path, explicit: bool) -> io::Result<Vec<u8>> {
     if !explicit && !path.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
@@ -143,7 +143,7 @@ fn read(path: &Path, explicit: bool) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// `docker-credential-NAME get` (docker/docker-credential-helpers): an address in, an object out.
+/// Runs `docker-credential-NAME get` (docker/docker-credential-helpers), which reads an address and prints an object.
 fn ask_helper(name: &str, host: &str, status: &Status) -> Result<Option<Secret>> {
     if name.contains('/') || name.contains('\0') {
         return Err(Error::new(
@@ -180,7 +180,7 @@ fn ask_helper_for(program: &OsStr, address: &str, status: &Status) -> Result<Opt
             format!("the credential helper {} cannot be run", program.display())
         })?;
     if let Some(mut input) = child.stdin.take() {
-        // A helper without credentials may end without reading.
+        // A helper may end without reading its input.
         let _ = input.write_all(address.as_bytes());
     }
     let output = child.wait_with_output().or_fail(Code::NotAuthorised, fail)?;
@@ -206,7 +206,7 @@ fn ask_helper_for(program: &OsStr, address: &str, status: &Status) -> Result<Opt
     })
 }
 
-/// What a program printed, in one line of bounded length.
+/// The output of a program, in one line of bounded length.
 fn one_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(400).collect()

@@ -1,4 +1,4 @@
-//! Failures of requests: what they mean, what to do about them, and whether another attempt may succeed.
+//! Failures of requests: their errors with fixes, and whether a retry may succeed.
 
 use super::address::Address;
 use crate::{
@@ -20,37 +20,37 @@ use ureq::{
     http::{Response, StatusCode, header},
 };
 
-/// Attempts at one request before it has failed.
+/// The most attempts at one request.
 const ATTEMPTS: u32 = 5;
-/// The first pause between two attempts; each is twice as long as the one before.
+/// The first pause between two attempts; it doubles each time.
 const PAUSE: Duration = Duration::from_millis(250);
-/// The longest pause that a registry may ask for.
+/// The longest Retry-After that is obeyed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The time for all attempts together, as long as nothing comes of them.
+/// The time for all attempts without progress.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A request that failed.
 pub struct Failure {
-    /// The message, should it be the last attempt.
+    /// The error to report after the last attempt.
     pub error: Error,
-    /// Whether another attempt may succeed.
+    /// Whether a retry may succeed.
     pub again: bool,
-    /// The pause that the registry asks for.
+    /// The pause that the registry requests (Retry-After).
     pub pause: Option<Duration>,
 }
 
 impl Failure {
-    /// A failure that does not change by itself.
+    /// A failure that a retry cannot fix.
     pub fn lasting(error: Error) -> Self {
         Self { error, again: false, pause: None }
     }
 
-    /// A failure that another attempt may not meet.
+    /// A failure that a retry may avoid.
     pub fn passing(error: Error) -> Self {
         Self { error, again: true, pause: None }
     }
 
-    /// The same with more of a cause.
+    /// Adds a cause.
     #[must_use]
     pub fn cause(mut self, cause: impl Display) -> Self {
         self.error = self.error.cause(cause);
@@ -58,7 +58,7 @@ impl Failure {
     }
 }
 
-/// Attempts at one thing. They are counted from the last progress.
+/// Counts attempts since the last progress.
 #[derive(Default)]
 pub struct Attempts {
     failed: u32,
@@ -66,10 +66,10 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// Has the caller `wait` before the next attempt; `wait` is told how long and why.
+    /// Calls `wait` with the pause and the reason before the next attempt.
     ///
     /// # Errors
-    /// The failure, where there is no next attempt.
+    /// The failure, if no attempt is left.
     pub fn after(&mut self, failure: Failure, wait: impl FnOnce(Duration, &str)) -> Result<()> {
         self.failed += 1;
         let Failure { error, again, pause } = failure;
@@ -105,13 +105,13 @@ pub fn unreachable(what: String) -> Error {
     )
 }
 
-/// The name of a host as users log in to it.
+/// The name of a host for `docker login`.
 pub fn login_name(address: &Address) -> String {
     let host = address.origin().host();
     if host == DOCKER_HUB_HOST { DOCKER_HUB.into() } else { host }
 }
 
-/// The refusal of a registry or of its token service. `who` is the host that users log in to.
+/// The error for access denied by a registry or its token service. `who` is the host for `docker login`.
 pub fn denied(host: &str, name: &RegistryName, who: &str, cause: impl Display) -> Failure {
     Failure::lasting(Error::new(Code::NotAuthorised, format!("{host} denied access to {name}")).cause(cause).fix(format!(
         "log in, `docker login {who}` or `podman login {who}`, with an account that may read it; and check the name: \
@@ -126,7 +126,7 @@ pub fn status_line(response: Response<Body>) -> String {
     if said.is_empty() { status.to_string() } else { format!("{status}: {said}") }
 }
 
-/// The failure that an answer of a registry, or of the server that it led to, stands for. Not for [`denied`] access.
+/// The failure for an error status of a registry or of a server that it redirects to. For denied access see [`denied`].
 pub fn refused(response: Response<Body>, from: &Address, path: &str, name: &RegistryName) -> Failure {
     let status = response.status();
     let seconds = response
@@ -172,7 +172,7 @@ pub fn refused(response: Response<Body>, from: &Address, path: &str, name: &Regi
     }
 }
 
-/// The words of a registry's own errors, in one line.
+/// The error message in a registry's response, in one line.
 fn complaint(body: Body) -> String {
     #[derive(Default, Deserialize)]
     #[serde(default)]
@@ -201,11 +201,11 @@ fn complaint(body: Body) -> String {
     words.join("; ").chars().take(400).collect()
 }
 
-/// The failure of a request without an answer.
+/// The failure of a request without a response.
 pub fn transport(error: &ureq::Error, to: &Address, proxy: Option<&str>) -> Failure {
     let host = to.origin().host();
     let again = match error {
-        // A name that is unknown and a port that is closed stay so; a connection that was cut does not.
+        // Unknown names and closed ports are permanent; cut connections are not.
         ureq::Error::Io(error) => matches!(
             error.kind(),
             ErrorKind::ConnectionReset
@@ -262,7 +262,7 @@ fn insecure(host: &str, cause: &rustls::Error) -> Error {
                  (of an ordinary user: ~/.config/containers/certs.d)"
             ))
         }
-        // rustls does not know what a server without TLS says.
+        // rustls cannot parse the response of a server without TLS.
         rustls::Error::InvalidMessage(_) => Error::new(Code::Registry, format!("{host} does not speak TLS"))
             .cause(cause)
             .fix(format!(
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_end_by_their_number_their_pause_and_their_time() {
+    fn attempts_are_limited_by_number_pause_and_time() {
         let mut attempts = Attempts::default();
         let mut pauses = Vec::new();
         let last = loop {

@@ -25,13 +25,13 @@ use std::{cell::Cell, num::NonZero, thread, time::Duration};
 /// So many layers come side by side at least; each has a few MB in memory, and what its compression wants.
 const AT_ONCE: NonZero<usize> = NonZero::new(4).unwrap();
 
-/// So long a half of a layer stays for somebody to fetch the other one.
+/// How long partial downloads are kept to be resumed.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Carries it out.
 ///
 /// # Errors
-/// [`Code::Registry`], [`Code::NotAuthorised`], [`Code::ImageNotFound`] where there is nothing to be had, [`Code::NoSpace`]
+/// [`Code::Registry`], [`Code::NotAuthorised`], [`Code::ImageNotFound`] if there is nothing to be had, [`Code::NoSpace`]
 /// before anything is fetched that there is no room for, and all that unpacking can meet.
 pub fn carry_out(order: &Order) -> Result<()> {
     // ureq leaves it to programs which implementation of cryptography they bring.
@@ -95,7 +95,7 @@ fn layers(order: &Order, store: &Store, board: &Board<'_>, status: &Status) -> R
     let pulling = Pulling { store, client: &client, board, shared: &shared };
     let workers = thread::available_parallelism().or_fail(Code::Internal, || "processors")?.max(AT_ONCE);
     let done = unpack_all(&missing, workers, |layer| {
-        // The other layers stop, too: without this one nobody needs them.
+        // The other layers stop as well, because the image is useless without this one.
         pulling.layer(layer).inspect_err(|error| shared.fail(error.clone()))
     });
     // Where a stream failed, all else failed because of it.

@@ -1,4 +1,4 @@
-//! Parsers of what registries send and of what users' files hold, for [`crate::fuzz_targets`].
+//! Parsers of registries' responses and users' files, for [`crate::fuzz_targets`].
 
 use super::{address::Address, auth_file, challenge::Challenge, registries};
 use crate::fuzz_targets::text;

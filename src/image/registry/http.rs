@@ -1,7 +1,8 @@
-//! Requests to the servers that a registry consists of: the registry itself, the stores that it redirects to, its token service.
+//! Requests to the servers of a registry: the registry itself, the stores that it redirects to, and its token service.
 //!
 //! Certificates, authorities and proxies belong to a host, so there is one agent for each. Redirects are followed here and not by
-//! the HTTP library, because they decide who sees a secret; the rules are in the documentation of [the module](super).
+//! the HTTP library, because they decide which server receives a secret; see the rules in the documentation of [the
+//! module](super).
 
 use super::{
     Pull,
@@ -23,13 +24,13 @@ use ureq::{
     http::{Response, StatusCode, header},
 };
 
-/// Connections to a registry at once: one seldom fills a line, and a registry serves others as well.
+/// Parallel connections to a registry: one connection rarely uses the whole bandwidth.
 pub const CONNECTIONS: usize = 8;
-/// The longest silence of a server.
+/// Read timeout.
 const SILENCE: Duration = Duration::from_secs(20);
-/// The longest time for the head of an answer, however often a few bytes of it come.
+/// The longest time for the head of a response, even if bytes keep arriving.
 const HEAD: Duration = Duration::from_secs(60);
-/// Redirects in a row, as in Go.
+/// The most consecutive redirects, as in Go.
 const REDIRECTS: usize = 10;
 
 /// The agents of one registry.
@@ -38,46 +39,46 @@ pub struct Http {
     agents: Mutex<BTreeMap<Origin, Agent>>,
 }
 
-/// Which hosts may speak plain HTTP, or TLS with a certificate that is not checked.
+/// The hosts for which plain HTTP, or TLS with an unchecked certificate, is allowed.
 pub struct Trust {
     /// `insecure-registries` of the configuration.
     pub listed: Vec<String>,
-    /// The registry itself is configured as insecure, and so is what it leads to.
+    /// Whether the registry itself is configured as insecure; then the servers that it leads to are insecure as well.
     pub registry: bool,
 }
 
-/// A GET, or a POST where there is a form.
+/// A GET request, or a POST request with a form.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
-    /// Where to.
+    /// Address of the request.
     pub address: &'a Address,
-    /// The value of Authorization, for this origin alone.
+    /// The value of Authorization, for this origin only.
     pub authorization: Option<&'a str>,
-    /// The media types that are wanted.
+    /// The accepted media types.
     pub accept: &'a str,
-    /// These bytes only.
+    /// The requested bytes.
     pub range: Option<&'a Range<u64>>,
-    /// What is posted.
+    /// The fields of the form.
     pub form: Option<&'a [(&'a str, &'a str)]>,
-    /// A digest of what comes is known, so it does not matter who sends it.
+    /// Whether the digest of the content is known, so that any server may send it.
     pub verified: bool,
 }
 
-/// An answer that is not a redirect.
+/// A response that is not a redirect.
 pub struct Answer {
-    /// The answer itself.
+    /// The response itself.
     pub response: Response<Body>,
-    /// Who sent it.
+    /// The address that sent the response.
     pub from: Address,
-    /// Another origin than the one that was asked was involved.
+    /// Whether a redirect led to another origin.
     pub left: bool,
 }
 
 impl Trust {
-    /// The trust that is configured for a registry. `insecure`: registries.conf says so, or the address of a mirror.
+    /// The trust that is configured for a registry. `insecure` is set by registries.conf or a mirror's address.
     ///
     /// # Errors
-    /// Where that is not a host; a sentence without its subject.
+    /// If `host` is not a host; the text lacks its subject.
     pub fn of(host: &str, insecure: bool, pull: &Pull) -> Result<Self, String> {
         let names = [Origin::parse(true, host)?.names(), Origin::parse(false, host)?.names()].concat();
         let listed = |name: &String| pull.insecure.iter().any(|one| one.eq_ignore_ascii_case(name));
@@ -85,10 +86,10 @@ impl Trust {
         Ok(Self { listed: pull.insecure.clone(), registry })
     }
 
-    /// Whether this host may be asked over plain HTTP where TLS fails. Not where an authority is configured for it alone.
+    /// Whether plain HTTP is allowed for this host if TLS fails. Not if an authority is configured for this host.
     ///
     /// # Errors
-    /// Where that is not a host; a sentence without its subject.
+    /// If `host` is not a host; the text lacks its subject.
     pub fn may_be_plain(&self, host: &str) -> Result<bool, String> {
         let origin = Origin::parse(true, host)?;
         Ok(self.accepts_any_certificate(&origin) && !certificates::has_authorities(&origin))
@@ -99,16 +100,16 @@ impl Trust {
         self.registry || self.lists(origin)
     }
 
-    /// Whether the host itself is one that may be insecure.
+    /// Whether the host is listed as insecure or is this machine.
     pub fn lists(&self, origin: &Origin) -> bool {
         let listed = |name: &String| self.listed.iter().any(|one| one.eq_ignore_ascii_case(name));
         origin.is_loopback() || origin.names().iter().any(listed)
     }
 
-    /// Whether an answer from one server may lead to another. `verified`: a digest of what comes from there is known.
+    /// Whether a response of one server may lead to another server. `verified`: the digest of the content there is known.
     ///
     /// # Errors
-    /// The reason why not.
+    /// The reason for the refusal.
     pub fn may_lead(&self, from: &Origin, to: &Origin, verified: bool) -> Result<(), &'static str> {
         if to.is_https() || from == to {
             Ok(())
@@ -123,12 +124,12 @@ impl Trust {
 }
 
 impl Http {
-    /// Without a connection yet.
+    /// Makes the agents; opens no connection.
     pub fn new(trust: Trust) -> Self {
         Self { trust, agents: Mutex::default() }
     }
 
-    /// Which hosts may be insecure.
+    /// The trust of this registry.
     pub fn trust(&self) -> &Trust {
         &self.trust
     }
@@ -148,7 +149,7 @@ impl Http {
             if request.form.is_some() && !repeats_post(&response, &at, &next) {
                 return Err(not_followed(&at, &reference, "it would carry a secret to another server"));
             }
-            // Once another server was involved, its answers decide where requests go, and none of them carries a secret.
+            // After a redirect to another origin that server decides where requests go, so no request carries a secret.
             left |= next.origin() != at.origin();
             at = next;
         }
@@ -179,7 +180,7 @@ impl Http {
             let mut get = agent
                 .get(at.to_string())
                 .header(header::ACCEPT, request.accept)
-                // A blob's digest is that of the bytes in the store: no coding may be applied on the way.
+                // A blob's digest is that of the stored bytes, so no content coding may be applied.
                 .header(header::ACCEPT_ENCODING, "identity");
             if let Some(value) = authorization {
                 get = get.header(header::AUTHORIZATION, value);
@@ -202,7 +203,7 @@ impl Http {
             .tls_config(tls)
             .http_status_as_error(false)
             .user_agent(concat!("gpurun/", env!("CARGO_PKG_VERSION")))
-            // As in Go, no proxy stands between a machine and itself.
+            // As in Go, no proxy is used for this machine.
             .proxy(if origin.is_loopback() { None } else { Proxy::try_from_env() })
             .max_idle_connections_per_host(CONNECTIONS)
             .max_redirects(0)
@@ -218,14 +219,14 @@ impl Http {
     }
 }
 
-/// The proxy that stands before a host, for messages.
+/// The proxy for a host, for messages.
 fn proxy_of(origin: &Origin) -> Option<String> {
     let proxy = Proxy::try_from_env().filter(|_| !origin.is_loopback())?;
     let exempt = origin.to_string().parse().is_ok_and(|uri| proxy.is_no_proxy(&uri));
     (!exempt).then(|| format!("{}:{}", proxy.host(), proxy.port()))
 }
 
-/// The reference of a redirect that Go's client follows as well.
+/// The Location of a redirect that Go's client would also follow.
 fn redirect(response: &Response<Body>) -> Option<String> {
     let follows = matches!(
         response.status(),
@@ -255,33 +256,33 @@ fn not_followed(at: &Address, reference: &str, why: &str) -> Failure {
     )
 }
 
-/// A body that may not come too slowly: a silence has an end, and so has a byte every few seconds.
+/// A body with a minimum speed: a silent server fails, and also one that sends a byte every few seconds.
 pub struct Paced<R> {
     body: R,
-    /// Time that reads took, and what came, since they were compared last.
+    /// Time of the reads, and their bytes, since the last check.
     waited: Duration,
     bytes: u64,
-    /// When all of it has to be there.
+    /// The deadline for the whole body.
     deadline: Option<Instant>,
 }
 
-/// The slowest that a body may come: [`SLOWEST`] bytes in this time.
+/// The minimum speed is [`SLOWEST`] bytes in this time.
 const WINDOW: Duration = Duration::from_secs(30);
 const SLOWEST: u64 = 16 << 10;
 
 impl<R> Paced<R> {
-    /// From now on.
+    /// Starts now, without a deadline.
     pub fn new(body: R) -> Self {
         Self { body, waited: Duration::ZERO, bytes: 0, deadline: None }
     }
 
-    /// The same with a bound on the whole time.
+    /// Sets a deadline for the whole body.
     #[must_use]
     pub fn for_seconds(self, seconds: u64) -> Self {
         Self { deadline: Instant::now().checked_add(Duration::from_secs(seconds)), ..self }
     }
 
-    /// Whether what was read until now came fast enough.
+    /// Fails if the body arrived too slowly so far.
     fn check(&mut self, count: usize, took: Duration) -> io::Result<()> {
         let slow = |text: String| io::Error::new(io::ErrorKind::TimedOut, text);
         self.waited += took;
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn an_encrypted_connection_leads_to_encrypted_ones_alone() {
+    fn an_encrypted_connection_leads_only_to_encrypted_ones() {
         let origin = |text: &str| Address::parse(text).unwrap().origin().clone();
         let trust = |registry: bool| Trust { listed: vec!["lab.example:5000".into()], registry };
         // (from, to, registry insecure, verified, follows)

@@ -11,8 +11,8 @@
 //!
 //! # Trust boundary
 //!
-//! Registries, the servers that they redirect to, and their token services are hostile. Whatever they send is bounded in bytes and
-//! in time, and checked against a digest wherever one is known.
+//! Registries, the servers that they redirect to, and their token services are hostile. Their responses are bounded in bytes
+//! and in time, and checked against a digest if one is known.
 //!
 //! # Which credential is sent to which host
 //!
@@ -35,13 +35,13 @@
 //!
 //! # Plain HTTP
 //!
-//! R is asked over plain HTTP if the configuration calls it insecure or it is this machine, and TLS fails. An https server never
-//! leads to an http one, neither by a redirect nor by the address of a token service. An http server leads to another http server
-//! if the configuration calls R insecure, or calls the other one so, or the other one is this machine, or a digest of what comes is
-//! known and nothing secret goes there. So a manifest that is asked for by tag is not fetched from there.
+//! R is asked over plain HTTP if TLS fails, and the configuration marks R as insecure or R is this machine. An https server
+//! never leads to an http server, neither by a redirect nor by the address of a token service. An http server leads to
+//! another http server if the configuration marks R or the other one as insecure, if the other one is this machine, or if the
+//! digest of the content is known and no secret is sent. So a manifest that is requested by tag is not fetched from there.
 //!
-//! Certificates of R are not checked where the configuration calls R insecure or R is this machine, and nothing in `certs.d` names an
-//! authority for it. What R leads to is checked unless the configuration calls R insecure, or calls that host so.
+//! Certificates of R are not checked if the configuration marks R as insecure or R is this machine, and `certs.d` has no
+//! authority for R. Servers that R leads to are checked unless the configuration marks R or that server as insecure.
 
 mod address;
 mod auth_file;
@@ -75,7 +75,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// The name of the program that fetches.
+/// The name of the program that pulls images.
 pub const PULLER: &str = "gpurun-pull";
 
 /// When a registry is asked.
@@ -105,7 +105,7 @@ pub enum Progress {
     None,
 }
 
-/// How images of registries are had.
+/// Options for pulls from registries.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Pull {
     /// When the registry is asked.

@@ -1,4 +1,4 @@
-//! Shows on stderr how far a pull is.
+//! Shows the progress of a pull on stderr.
 //!
 //! | `--progress` | terminal | elsewhere |
 //! |---|---|---|
@@ -25,7 +25,7 @@ use std::{
 const EVERY: Duration = Duration::from_millis(500);
 /// The pause between two lines about the whole pull.
 const LINES: Duration = Duration::from_secs(5);
-/// A wait that is shown.
+/// Shorter waits are not shown.
 const LONG_WAIT: Duration = Duration::from_secs(2);
 /// Columns that the numbers beside a bar take, and those that a name with two numbers takes.
 const NUMBERS: u16 = 54;
@@ -50,14 +50,14 @@ pub struct Line<'a> {
 }
 
 impl<'a> Board<'a> {
-    /// An empty one, for a pull of this image.
+    /// A board for a pull of this image.
     pub fn new(kind: Progress, status: &'a Status, image: String) -> Self {
         let terminal = kind == Progress::Auto && std::io::stderr().is_terminal();
         let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         Self { kind, terminal, bars: MultiProgress::with_draw_target(target), status, image }
     }
 
-    /// Does the work, and shows meanwhile how far it is.
+    /// Runs the work and shows its progress meanwhile.
     pub fn watch<T>(&self, work: impl FnOnce() -> T) -> T {
         if self.kind == Progress::None {
             return work();
@@ -127,7 +127,7 @@ impl<'a> Board<'a> {
         print(&line);
     }
 
-    /// A layer that is about to be fetched.
+    /// Adds a layer that is about to be fetched.
     pub fn line(&self, layer: &Digest, size: u64) -> Line<'a> {
         let bar = self.bars.add(ProgressBar::new(size).with_style(style(columns())));
         bar.set_prefix(layer.hex()[..12].to_owned());
@@ -147,7 +147,7 @@ fn columns() -> u16 {
     rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |size| size.ws_col).max(1)
 }
 
-/// One line of the terminal for each layer: a line that wraps cannot be drawn again in place.
+/// The style of a layer's bar, which must fit on one line: a wrapped line cannot be redrawn in place.
 fn style(columns: u16) -> ProgressStyle {
     let sizes = "{prefix} {decimal_bytes:>9} of {decimal_total_bytes:9}";
     let template = match columns.saturating_sub(NUMBERS + 1) {
@@ -159,7 +159,7 @@ fn style(columns: u16) -> ProgressStyle {
     ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// The reader may be gone, and the image matters more.
+/// Errors are ignored: the reader may be gone, and the pull continues.
 fn print(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
@@ -245,7 +245,7 @@ mod tests {
             bar.set_position(999_980_000_000);
             bar.tick();
             let drawn = paper.0.lock().unwrap().clone();
-            // What was drawn last, without the padding.
+            // The last drawn line, without padding.
             let drawn = drawn.trim_end().rsplit("          ").next().unwrap().trim();
             assert!(drawn.starts_with("0123456789ab"), "{columns}: {drawn:?}");
             assert!(

@@ -1,5 +1,5 @@
-//! The places that an image is fetched from, by the configuration of Podman users (containers-registries.conf(5), version 2, and the
-//! lists of version 1): other locations, mirrors, blocked registries, registries that need no certificate.
+//! Reads Podman's registry configuration (containers-registries.conf(5), version 2, and the lists of version 1): other
+//! locations, mirrors, blocked registries, and registries that need no certificate.
 //!
 //! `unqualified-search-registries` and short names are not read: a name without a host is Docker Hub's, as in Docker.
 
@@ -81,7 +81,7 @@ enum Which {
 /// What the files of this machine and of this user say of a name.
 ///
 /// # Errors
-/// [`Code::Config`] where a file cannot be understood, [`Code::NotAllowed`] where the registry is blocked.
+/// [`Code::Config`] if a file cannot be understood, [`Code::NotAllowed`] if the registry is blocked.
 pub fn find(name: &RegistryName) -> Result<Places> {
     let mut all = BTreeMap::new();
     for path in files()? {
@@ -89,7 +89,7 @@ pub fn find(name: &RegistryName) -> Result<Places> {
         let text = match std::fs::read_to_string(&path) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
             read => read.or_fail(Code::Config, fail).map_err(|error| {
-                error.fix(format!("correct {}, or let yourself read it: chmod", path.display()))
+                error.fix(format!("correct {0}, or make it readable: chmod a+r {0}", path.display()))
             })?,
         };
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);

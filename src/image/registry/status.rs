@@ -1,4 +1,4 @@
-//! What a pull is doing at the moment: how much has come, and what is waited for.
+//! The state of a running pull: progress, and what it waits for.
 
 use std::{
     collections::BTreeMap,
@@ -9,14 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Written by those who fetch, read by [`Board`](super::progress::Board).
+/// Written by the fetching threads, read by [`Board`](super::progress::Board).
 #[derive(Default)]
 pub struct Status {
     waits: Mutex<Waits>,
-    /// Bytes of layers that have come, and bytes of all layers that are fetched.
+    /// Received bytes of layers, and their total.
     bytes: AtomicU64,
     total_bytes: AtomicU64,
-    /// Layers that are in the store, and layers that are fetched.
+    /// Finished layers, and their total.
     layers: AtomicUsize,
     total_layers: AtomicUsize,
 }
@@ -34,21 +34,21 @@ pub struct Waiting<'a> {
     number: u64,
 }
 
-/// How far a pull is.
+/// Progress of a pull.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Bytes of layers that have come.
+    /// Received bytes of layers.
     pub bytes: u64,
-    /// Bytes of all layers that are fetched; 0 before that is known.
+    /// Bytes of all layers to fetch; 0 until known.
     pub total_bytes: u64,
-    /// Layers that are in the store.
+    /// Layers in the store.
     pub layers: usize,
-    /// Layers that are fetched.
+    /// Layers to fetch.
     pub total_layers: usize,
 }
 
 impl Status {
-    /// Something is waited for, from now until the result is dropped.
+    /// Starts a wait for `what`; dropping the result ends it.
     pub fn waiting(&self, what: String) -> Waiting<'_> {
         let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
         waits.next += 1;
@@ -57,30 +57,30 @@ impl Status {
         Waiting { status: self, number }
     }
 
-    /// What has been waited for longest, and for how long.
+    /// The longest current wait: its duration and what it waits for.
     pub fn longest_wait(&self) -> Option<(Duration, String)> {
         let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
         let (since, what) = waits.current.values().next()?;
         Some((since.elapsed(), what.clone()))
     }
 
-    /// So many layers with so many bytes will be fetched.
+    /// Sets the totals.
     pub fn expect(&self, layers: usize, bytes: u64) {
         self.total_layers.store(layers, Ordering::Relaxed);
         self.total_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// So many bytes more have come.
+    /// Counts received bytes.
     pub fn advance(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// One layer more is in the store.
+    /// Counts a finished layer.
     pub fn layer_done(&self) {
         self.layers.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How far the pull is.
+    /// The current progress.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             bytes: self.bytes.load(Ordering::Relaxed),

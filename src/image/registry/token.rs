@@ -17,9 +17,9 @@ use serde::Deserialize;
 use std::io::Read;
 use ureq::http::StatusCode;
 
-/// The longest answer of a token service, in bytes. Tokens with many rights have a few kB.
+/// The longest response of a token service, in bytes. Tokens with many rights have a few kB.
 const MAX_ANSWER: u64 = 1 << 20;
-/// The longest time for all of it.
+/// The longest time for a whole response.
 const SECONDS: u64 = 60;
 
 /// A challenge of the registry itself.
@@ -34,7 +34,7 @@ pub struct Demand<'a> {
     pub scope: &'a str,
 }
 
-/// Fetches a token, with the credentials of the registry that demands it. The value for Authorization.
+/// Fetches a token with the credentials of the registry that demands it. Returns the value for Authorization.
 pub fn fetch(
     http: &Http,
     demand: &Demand<'_>,
@@ -111,7 +111,7 @@ fn request<'a>(
     Request { address, authorization, accept: "application/json, */*", range: None, form, verified: false }
 }
 
-/// The token service that the registry names, if a secret may be sent there.
+/// The address of the token service, if a secret may be sent there.
 fn token_service(http: &Http, demand: &Demand<'_>) -> Result<Address, Failure> {
     let registry = demand.registry.origin();
     let parsed = Address::parse(demand.realm).and_then(|service| {
@@ -127,7 +127,7 @@ fn token_service(http: &Http, demand: &Demand<'_>) -> Result<Address, Failure> {
     })
 }
 
-/// The token in the answer of a token service: `token`, else `access_token`.
+/// The token in the response of a token service: `token`, else `access_token`.
 fn read_token(bytes: &[u8]) -> Result<String, String> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
@@ -139,7 +139,7 @@ fn read_token(bytes: &[u8]) -> Result<String, String> {
         go_json::from_slice(bytes).map_err(|error| format!("its answer cannot be understood: {error}"))?;
     let found = [token, access_token].into_iter().find(|token| !token.is_empty());
     let found = found.ok_or("its answer has neither token nor access_token")?;
-    // It becomes a part of a header.
+    // The token becomes part of a header.
     if !found.bytes().all(|byte| (b'!'..=b'~').contains(&byte)) {
         return Err("its token has characters that no header may have".into());
     }

@@ -1,4 +1,4 @@
-//! The images of a store: which name stands for which configuration and layers.
+//! The images of a store: maps names to configurations and layers.
 
 use super::{BLOBS, Digest, IMAGES, Store, Version, damaged, marker::is_hex, short};
 use crate::{
@@ -15,45 +15,45 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// The fewest digits by which an image can be named, as with Docker's and Podman's commands.
+/// The shortest id prefix that names an image, as in Docker and Podman.
 const MIN_ID: usize = 3;
 
-/// What an image's name stood for.
+/// The configuration and layers of a name when it was last opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The name, with its path made absolute.
     pub name: String,
     /// The configuration file's digest: the image's identity.
     pub id: Digest,
-    /// Which version of the image that was; `None` where its file had only just been written, and of a registry's.
+    /// The version of the image's file; `None` for images of registries, and for files that were written just before.
     pub stamp: Option<Version>,
-    /// Lowest first.
+    /// The layers, lowest first.
     pub layers: Vec<Layer>,
 }
 
 /// An image that was opened before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredImage {
-    /// As it was opened.
+    /// The name with which it was opened.
     pub name: String,
     /// The configuration file's digest.
     pub id: Digest,
-    /// Of its layers as they were delivered, in bytes.
+    /// Size of the layers as they were delivered, in bytes.
     pub size: u64,
-    /// Of those that other images have, too.
+    /// Size of the layers that other images share, in bytes.
     pub shared: u64,
-    /// Its layers, lowest first.
+    /// The layers, lowest first.
     pub layers: Vec<Digest>,
-    /// How many of its layers are not in the store: its pull was killed, or it was only looked at.
+    /// How many layers are missing from the store, because the pull was killed or the image was only inspected.
     pub missing: usize,
-    /// When it was built, as its configuration says (RFC 3339); `None` where that says nothing.
+    /// Build time in the configuration (RFC 3339), if any.
     pub created: Option<String>,
-    /// When it was opened last.
+    /// When it was last opened.
     pub last_used: SystemTime,
 }
 
 impl Store {
-    /// Forgets a name; whether it was known. Layers go when [`Store::prune`] comes.
+    /// Removes a name; returns whether it existed. [`Store::prune`] removes the layers.
     pub fn forget(&self, name: &str) -> Result<bool> {
         match unlinkat(&self.directory, record_path(name), AtFlags::empty()) {
             Ok(()) => Ok(true),
@@ -62,10 +62,10 @@ impl Store {
         }
     }
 
-    /// The names of the image whose id begins so: `sha256:HEX`, HEX, or its first digits.
+    /// The names of the image with this id: `sha256:HEX`, HEX, or a prefix.
     ///
     /// # Errors
-    /// [`Code::ImageNotFound`] where several images' ids begin so.
+    /// [`Code::ImageNotFound`] if several ids have the prefix.
     pub fn names_of_id(&self, id: &str) -> Result<Vec<String>> {
         let hex = id.strip_prefix("sha256:").unwrap_or(id);
         if hex.len() < MIN_ID || !is_hex(hex, hex.len()) {
@@ -85,8 +85,8 @@ impl Store {
         Ok(found.into_iter().map(|(record, _)| record.name.clone()).collect())
     }
 
-    /// Removes the configurations of which no image is made. One whose content is not what its name promises was not made by
-    /// gpurun, or is damaged, and stays.
+    /// Removes the configurations that no image uses. A file whose content does not match its digest is damaged or was not made
+    /// by gpurun, and is kept.
     pub fn prune_blobs(&self) -> Result<()> {
         let blobs = self.names(BLOBS)?;
         let records = self.records()?;
@@ -105,9 +105,9 @@ impl Store {
         Ok(())
     }
 
-    /// What is wrong with an image: its configuration is read and checked against its digest, the layers' names against
-    /// the configuration, and each layer must be there. The files in a layer were checked when they were unpacked, and bear
-    /// no digest of their own.
+    /// Verifies an image and returns its defects: the configuration must match its digest, the layers must match the
+    /// configuration, and each layer must exist. The files in a layer were checked when they were unpacked, and have no digests
+    /// of their own.
     pub fn verify(&self, name: &str) -> Vec<String> {
         let Some(record) = self.record_of(name) else { return vec!["its record cannot be read".into()] };
         let Some(config) = self.blob(&record.id) else {
@@ -127,25 +127,25 @@ impl Store {
         wrong
     }
 
-    /// A configuration file; `None` where there is none that is whole.
+    /// Reads a configuration file; `None` if it is missing or damaged.
     pub fn blob(&self, digest: &Digest) -> Option<Vec<u8>> {
         let bytes = self.read(&format!("{BLOBS}/{}", digest.hex())).ok()?;
         digest.matches(&bytes).then_some(bytes)
     }
 
-    /// Keeps a configuration file.
+    /// Writes a configuration file.
     pub fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
         self.replace(&format!("{BLOBS}/{}", digest.hex()), bytes)
     }
 
-    /// What a name stood for when it was last opened, and marks it as used now.
+    /// The record of a name. Marks it as used now.
     pub fn record(&self, name: &str) -> Option<Record> {
         let path = record_path(name);
         let record = self.record_of(name)?;
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let times =
             Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: now };
-        // A store on a full or read-only filesystem still serves what it has.
+        // A store on a full or read-only filesystem still serves its images.
         let _ = rustix::fs::utimensat(&self.directory, path, &times, AtFlags::SYMLINK_NOFOLLOW);
         Some(record)
     }
@@ -155,14 +155,14 @@ impl Store {
         (record.name == name).then_some(record)
     }
 
-    /// Keeps what a name stands for.
+    /// Writes the record of a name.
     pub fn put_record(&self, record: &Record) -> Result<()> {
         let bytes = serde_json::to_vec(record)
             .map_err(|error| damaged("an image's record cannot be written", error))?;
         self.replace(&record_path(&record.name), &bytes)
     }
 
-    /// The images that were opened before, last used first.
+    /// The images of the store, last used first.
     pub fn images(&self) -> Result<Vec<StoredImage>> {
         let records = self.records()?;
         let mut owners: HashMap<&Digest, usize> = HashMap::new();
@@ -192,7 +192,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Every record that can be read, and when it was used last.
+    /// Every readable record, with the time of its last use.
     pub fn records(&self) -> Result<Vec<(Record, SystemTime)>> {
         let mut found = Vec::new();
         for name in self.names(IMAGES)? {
@@ -207,7 +207,7 @@ impl Store {
     }
 }
 
-/// When an image was built, as its configuration says.
+/// The build time in an image's configuration.
 fn created(config: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Created {

@@ -1,4 +1,4 @@
-//! The layers of a store: made, kept from being removed, measured, and removed.
+//! The layers of a store: makes, holds, measures and removes them.
 
 use super::{
     Digest, LAYERS, NOTES, PARTS, SHORT, STACKS, Store, StoredImage, TMP, c_string, damaged, marker::is_hex,
@@ -29,43 +29,43 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// What [`Store::prune`] did.
+/// The result of [`Store::prune`].
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Pruned {
-    /// So many layers are gone.
+    /// Layers that were removed.
     pub removed: usize,
-    /// So many are not, because containers run on them.
+    /// Unused layers that were kept, because containers run on them.
     pub in_use: usize,
-    /// So many bytes of the disk are free again.
+    /// Freed bytes on disk.
     pub freed: u64,
 }
 
 impl Store {
-    /// Where a layer's directory is or will be.
+    /// The path of a layer's directory, which may not exist yet.
     pub fn layer_path(&self, diff_id: &Digest) -> PathBuf {
         self.path.join(LAYERS).join(short(diff_id))
     }
 
-    /// Whether a layer is there, whole.
+    /// Whether a layer exists, complete.
     pub fn has_layer(&self, diff_id: &Digest) -> bool {
         self.exists(&format!("{LAYERS}/{}", short(diff_id)))
     }
 
-    /// Keeps a layer from being removed as long as the result is open; `None` where it is not there.
+    /// Prevents removal of a layer as long as the result is open; `None` if the layer does not exist.
     pub fn hold_layer(&self, diff_id: &Digest) -> Result<Option<OwnedFd>> {
         let path = format!("{LAYERS}/{}", short(diff_id));
         let directory = match openat(&self.directory, &path, tree::DIRECTORY, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(None),
             done => done.map_err(|errno| damaged("a layer cannot be opened", errno))?,
         };
-        // Who has it alone has only just made it, or is removing it, and then the name is gone.
+        // An exclusive holder is either creating the layer or deleting it; after a delete the path no longer exists.
         rustix::io::retry_on_intr(|| flock(&directory, FlockOperation::LockShared))
             .map_err(|errno| damaged("flock", errno))?;
         Ok(self.is(&path, &directory).then_some(directory))
     }
 
-    /// Fails where so many bytes do not fit: what is unpacked is seldom smaller than what it came as. A hundredth of the
-    /// filesystem stays free, as when layers are written.
+    /// Fails if the bytes do not fit, because unpacked layers are rarely smaller than packed ones. A hundredth of the filesystem
+    /// stays free, as when layers are written.
     ///
     /// # Errors
     /// [`Code::NoSpace`]
@@ -85,8 +85,8 @@ impl Store {
             .fix("make room (`gpurun images`, `gpurun rmi`), or name a directory on another filesystem in GPURUN_STORE"))
     }
 
-    /// Fails where layers that are not here would pass the quota, by their sizes as they are delivered. Where there is a quota,
-    /// nobody else brings layers until the result is dropped: two that come at once might each find room.
+    /// Fails if the missing layers would exceed the quota, by their packed sizes. With a quota the result holds a lock against
+    /// other pulls: two concurrent pulls might each find room.
     ///
     /// # Errors
     /// [`Code::NoSpace`]
@@ -107,7 +107,7 @@ impl Store {
         );
         let unused = self.unused()?;
         let fix = match unused.iter().map(|name| self.usage_of(name)).sum::<Result<u64>>()? {
-            0 => "remove images that you do without (`gpurun images`, `gpurun rmi`), or raise store-quota in the configuration".into(),
+            0 => "remove images that you do not need (`gpurun images`, `gpurun rmi`), or raise store-quota in the configuration".into(),
             free => format!("`gpurun prune` frees {} MB; or raise store-quota in the configuration", mb(free)),
         };
         let cause = format!(
@@ -119,13 +119,13 @@ impl Store {
         Err(Error::new(Code::NoSpace, what).cause(cause).fix(fix))
     }
 
-    /// What each layer takes on the disk, in bytes, by its directory's name.
+    /// Disk usage of each layer in bytes, by the name of its directory.
     pub fn usage(&self) -> Result<BTreeMap<String, u64>> {
         let names = self.names(LAYERS)?;
         names.into_iter().map(|name| Ok((name.clone(), self.usage_of(&name)?))).collect()
     }
 
-    /// What an image's layers take on the disk, in bytes, and how much of that other images have, too.
+    /// Disk usage of an image's layers in bytes, and the part of it that other images share.
     pub fn usage_of_image(
         &self,
         image: &StoredImage,
@@ -147,9 +147,9 @@ impl Store {
         }
     }
 
-    /// The layers of which no image is made, and that gpurun made.
+    /// Layers that gpurun made and no image uses.
     fn unused(&self) -> Result<Vec<String>> {
-        // Layers before images: a pull writes the image first, so none of its layers is here without it.
+        // Layers are listed before images: a pull writes its image first, so a listed layer of the pull has its image.
         let mut layers = self.names(LAYERS)?;
         let records = self.records()?;
         let stacks: Vec<Digest> = records
@@ -168,7 +168,7 @@ impl Store {
         Ok(layers)
     }
 
-    /// Removes the layers and configurations of which no image is made, but for layers that a container runs on.
+    /// Removes the layers and configurations that no image uses, except layers that a container runs on.
     pub fn prune(&self) -> Result<Pruned> {
         self.clean()?;
         let unused = self.unused()?;
@@ -188,7 +188,7 @@ impl Store {
         Ok(pruned)
     }
 
-    /// Removes what says how the layers of images that are gone were put together.
+    /// Removes the stacks of removed images.
     fn prune_stacks(&self) -> Result<()> {
         let records = self.records()?;
         let used: HashSet<String> = records
@@ -215,7 +215,7 @@ impl Store {
         Ok(())
     }
 
-    /// Whether it is gone; not, where somebody holds it.
+    /// Removes a layer; `false` if a process holds it.
     fn remove_layer(&self, name: &str) -> Result<bool> {
         let fail = |errno| damaged("a layer cannot be removed", errno);
         let path = format!("{LAYERS}/{name}");
@@ -227,7 +227,7 @@ impl Store {
             Err(Errno::WOULDBLOCK) => return Ok(false),
             done => done.map_err(fail)?,
         }
-        // Gone at once: who is killed here leaves no half of a layer where a whole one is looked for.
+        // Renamed first, so that a process killed here leaves no partial layer under the name of a complete one.
         let temporary = format!("{TMP}/{name}.{}", std::process::id());
         match renameat(&self.directory, &path, &self.directory, &temporary) {
             Err(Errno::NOENT) => return Ok(true),
@@ -240,7 +240,7 @@ impl Store {
         }
     }
 
-    /// Where a blob's bytes are kept until its layer is there; nobody else has it as long as the result is open.
+    /// The directory for the partial download of a blob, locked exclusively as long as the result is open.
     pub fn parts(&self, blob: &Digest) -> Result<OwnedFd> {
         let path = format!("{PARTS}/{}", short(blob));
         loop {
@@ -262,12 +262,12 @@ impl Store {
         }
     }
 
-    /// Removes them, but where somebody works on them.
+    /// Removes the partial download of a blob, unless a process uses it.
     pub fn remove_parts(&self, blob: &Digest) -> Result<()> {
         self.remove_unused(&format!("{PARTS}/{}", short(blob)), Duration::ZERO)
     }
 
-    /// Removes those of every blob that nothing came of for so long.
+    /// Removes the partial downloads of all blobs without progress for this time.
     pub fn remove_old_parts(&self, age: Duration) -> Result<()> {
         if self.exists(PARTS) {
             for name in self.names(PARTS)?.iter().filter(|name| is_short_hex(name)) {
@@ -286,7 +286,7 @@ impl Store {
         let changed = fstat(&directory).map_err(fail)?.st_mtime;
         let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(changed).unwrap_or(0));
         let free = || flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok();
-        // Partial downloads are files that are called by the offset of their first byte.
+        // A part is a file named by the offset of its first byte.
         let ours = |directory: &OwnedFd| -> rustix::io::Result<bool> {
             for entry in Dir::read_from(directory)? {
                 let entry = entry?;
@@ -307,8 +307,8 @@ impl Store {
         tree::remove(&self.directory, &c_string(path)?).map_err(fail)
     }
 
-    /// Makes a layer's directory with what `fill` puts into it; nothing, if it is there already. Another process that
-    /// makes the same one is waited for. `fill` checks what it writes before it returns, and returns the layer's note.
+    /// Makes a layer's directory and lets `fill` fill it, unless the layer exists. Waits for another process that makes the same
+    /// layer. `fill` verifies what it writes, and returns the layer's note.
     pub fn add_layer<N: Into<Note>>(
         &self,
         diff_id: &Digest,
@@ -323,7 +323,7 @@ impl Store {
                 Err(errno) => return Err(damaged("a directory cannot be made", errno)),
             }
             let directory = match openat(&self.directory, &temporary, tree::DIRECTORY, Mode::empty()) {
-                // Finished or cleared away by another process meanwhile.
+                // Finished or removed by another process meanwhile.
                 Err(Errno::NOENT) => continue,
                 done => done.map_err(fail("a directory cannot be opened"))?,
             };
@@ -337,26 +337,26 @@ impl Store {
             return tree::remove(&self.directory, &c_string(&temporary)?)
                 .map_err(fail("a directory cannot be removed"));
         }
-        // What a killed process left behind, minus the directory that the lock is on.
+        // Removes leftovers of a killed process, except the locked directory itself.
         tree::empty_open(&lock)
             .and_then(|()| rustix::fs::fchmod(&lock, Mode::from_raw_mode(0o755)))
             .map_err(fail("a directory cannot be emptied"))?;
         let made = fill(lock.as_fd()).and_then(|note| {
-            // The note first: a layer without one could never be removed.
+            // The note is written first: a layer without a note could never be removed.
             self.replace(&format!("{NOTES}/{name}"), &note.into().to_bytes())?;
-            // All of it is on the disk before its name says so.
+            // Everything is synced before the rename.
             syncfs(&lock).map_err(fail("syncfs"))?;
             renameat(&self.directory, &temporary, &self.directory, format!("{LAYERS}/{name}"))
                 .map_err(fail("rename"))
         });
         if made.is_err() {
-            // The failure to report is the first one; what stays is cleared away later.
+            // The first failure is reported; leftovers are removed later.
             let _ = tree::remove(&self.directory, &c_string(&temporary)?);
         }
         made
     }
 
-    /// A layer's note; an empty one where a version of gpurun unpacked it that wrote none.
+    /// A layer's note; empty if an old version of gpurun, which wrote no notes, unpacked the layer.
     pub fn note(&self, diff_id: &Digest) -> Result<Note> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match openat(&self.directory, format!("{NOTES}/{}", short(diff_id)), flags, Mode::empty())
@@ -369,23 +369,23 @@ impl Store {
             .take(2 * MAX_NOTE as u64)
             .read_to_end(&mut bytes)
             .map_err(|error| damaged("a layer's note cannot be read", error))?;
-        // A power cut leaves a file of zeros, and then nothing is known.
+        // After a power cut the file may hold zeros.
         Ok(Note::from_bytes(&bytes).unwrap_or_default())
     }
 
-    /// Marks the layer of a store that is adopted.
+    /// Marks a layer of an adopted store as made by gpurun.
     pub fn note_adopted_layer(&self, name: &str) -> Result<()> {
         self.replace(&format!("{NOTES}/{name}"), &Note::default().to_bytes())
     }
 
-    /// How these layers were put together before, lowest first; `None` where they were not.
+    /// The recorded stack of these layers, lowest first, if any.
     pub fn stack(&self, layers: &[&Digest]) -> Option<Stack> {
         let digest = Stack::digest(layers.iter().copied());
         let stack = Stack::from_bytes(&self.read(&format!("{STACKS}/{}", short(&digest))).ok()?)?;
         (stack.own_digest() == digest).then_some(stack)
     }
 
-    /// Keeps how layers were put together.
+    /// Records a stack.
     pub fn put_stack(&self, stack: &Stack) -> Result<()> {
         self.replace(&format!("{STACKS}/{}", short(&stack.own_digest())), &stack.to_bytes()?)
     }

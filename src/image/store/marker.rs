@@ -1,11 +1,11 @@
-//! Where a store may begin, and how its directory is recognised.
+//! The marker of a store: decides where a store may be made, and recognises an existing one.
 //!
-//! gpurun deletes files in its store, so it must know that the directory is a store. A store begins only in a directory that
-//! is absent or empty, and its first file is the marker. Every other directory is refused and left as it is: `GPURUN_STORE=$HOME`
-//! is a natural thing to type.
+//! gpurun deletes files in its store, so it must know that the directory is a store. A new store is made only in an absent or
+//! empty directory, and its first file is the marker. Every other directory is refused and left unchanged, because users may
+//! well type `GPURUN_STORE=$HOME`.
 //!
-//! Versions up to 0.1.0 wrote no marker. Such a store is adopted once, if it holds exactly what those versions wrote: each
-//! name and kind is compared, and one foreign entry is enough to refuse it.
+//! Versions up to 0.1.0 wrote no marker. Such a store is adopted once, if it holds only what those versions wrote: each name
+//! and kind is checked, and one foreign entry is enough to refuse it.
 
 use super::{BLOBS, IMAGES, LAYERS, NOTES, PARTS, SCRATCH, STACKS, Store, TMP, failed, layers::is_short_hex};
 use crate::error::{Code, Error, Result};
@@ -22,7 +22,7 @@ use std::path::Path;
 
 /// The file that makes a directory a store.
 const NAME: &str = "gpurun-store";
-/// The marker's content; its length is compared at each start, so a later layout needs text of another length.
+/// Content of the marker. Each start compares only its length, so a later layout needs text of a different length.
 const CONTENT: &[u8] = b"This directory is a gpurun image store, layout 1. gpurun deletes files in it.\n";
 /// The directories of a store, in the order in which they are made.
 const DIRECTORIES: [&str; 8] = [LAYERS, NOTES, STACKS, BLOBS, IMAGES, SCRATCH, PARTS, TMP];
@@ -30,7 +30,7 @@ const DIRECTORIES: [&str; 8] = [LAYERS, NOTES, STACKS, BLOBS, IMAGES, SCRATCH, P
 /// Opens the directory of a store, and makes the directory where it is absent.
 ///
 /// # Errors
-/// [`Code::Store`] where it cannot be made or opened, belongs to another user, or others may write to it.
+/// [`Code::Store`] if it cannot be made or opened, belongs to another user, or others may write to it.
 pub fn open_directory(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = || openat(rustix::fs::CWD, path, flags, Mode::empty());
@@ -55,7 +55,7 @@ pub fn open_directory(path: &Path) -> Result<OwnedFd> {
     if owner != me {
         let what = format!("the image store {} belongs to user {owner}, not to {me}", path.display());
         return Err(Error::new(Code::Store, what)
-            .cause("what another user can change must not become a container's root")
+            .cause("another user could change files that become a container's root")
             .fix("name a directory of your own in GPURUN_STORE"));
     }
     if stat.st_mode & 0o022 != 0 {
@@ -67,16 +67,16 @@ pub fn open_directory(path: &Path) -> Result<OwnedFd> {
     Ok(directory)
 }
 
-/// Checks the marker; writes it where a store may begin.
+/// Checks the marker; writes it in an empty directory.
 ///
 /// # Errors
-/// [`Code::Store`] where the directory holds something else than a store.
+/// [`Code::Store`] if the directory is not a store and not empty.
 pub fn check(store: &Store) -> Result<()> {
     // A marker that is being written is looked at again below the lock.
     if matches!(has_marker(store), Ok(true)) {
         return Ok(());
     }
-    // Two first starts at once: the second finds what the first has made.
+    // Of two concurrent first starts, the second finds the marker of the first.
     rustix::io::retry_on_intr(|| flock(&store.directory, FlockOperation::LockExclusive))
         .map_err(|errno| failed("flock", errno))?;
     let begun = remove_empty_marker(store)
@@ -122,7 +122,7 @@ fn begin(store: &Store) -> Result<()> {
     write_marker(store)
 }
 
-/// The directories first: a marker means that all of them are there.
+/// Makes the directories first: a marker means that all of them exist.
 fn write_marker(store: &Store) -> Result<()> {
     let fail = |name: &str, errno: Errno| {
         failed(&format!("{} cannot be made", store.path.join(name).display()), errno)
@@ -140,7 +140,7 @@ fn write_marker(store: &Store) -> Result<()> {
     match written {
         Ok(count) if count == CONTENT.len() => Ok(()),
         done => {
-            // A marker that is cut off would make the directory a store of another version.
+            // A truncated marker would look like a store of another version.
             let _ = unlinkat(&store.directory, NAME, AtFlags::empty());
             Err(fail(NAME, done.err().unwrap_or(Errno::NOSPC)))
         }
@@ -150,9 +150,9 @@ fn write_marker(store: &Store) -> Result<()> {
 /// The layers of a store of a version that wrote no marker.
 ///
 /// # Errors
-/// [`Code::Store`], naming an entry that no such version wrote.
+/// [`Code::Store`], which names an entry that no such version wrote.
 fn legacy_layers(store: &Store, entries: &[String]) -> Result<Vec<String>> {
-    // A start that was killed between the directories and the marker leaves the directories alone, all of them empty.
+    // A start that was killed before it wrote the marker leaves only empty directories.
     let begun = entries.iter().all(|name| DIRECTORIES.contains(&name.as_str()))
         && entries.iter().all(|name| store.names(name).is_ok_and(|names| names.is_empty()));
     if begun {
@@ -210,7 +210,7 @@ pub fn is_temporary(name: &str) -> bool {
         && (rest == "lock" || !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Whether this is a number of so many hexadecimal digits, as [`crate::image::Digest`] writes it.
+/// Whether the text has this many hexadecimal digits, as [`crate::image::Digest`] writes them.
 pub fn is_hex(name: &str, digits: usize) -> bool {
     name.len() == digits && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

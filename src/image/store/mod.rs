@@ -1,21 +1,21 @@
-//! The store: unpacked layers and the small files that say which image is made of which.
+//! The store: unpacked layers, and small files that map images to layers.
 //!
 //! ```text
 //! gpurun-store  the marker, see [`marker`]
-//! layers/HEX    a layer's directory, named by the first half of its diff_id; there means whole and checked
-//! notes/HEX     what the layer leaves to those below it ([`super::note`]), and the mark that gpurun made the layer
-//! stacks/HEX    how layers are put together ([`super::stack`]); HEX is the digest of their diff_ids
+//! layers/HEX    a layer's directory, named by the first half of its diff_id; if it exists, it is complete and verified
+//! notes/HEX     facts that depend on the layers below ([`super::note`]); also marks the layer as made by gpurun
+//! stacks/HEX    how layers are stacked ([`super::stack`]); HEX is the digest of their diff_ids
 //! blobs/HEX     a configuration file, named by its digest and checked against it whenever it is read
-//! images/HEX    what an image's name stood for when it was last opened; HEX is the name's digest, its time the last use
+//! images/HEX    configuration and layers of an image's name; HEX is the digest of the name, the mtime is the last use
 //! parts/HEX     a partial download of a layer's blob; HEX is the blob's digest
-//! scratch/ID    what a running container writes into its root; locked (flock) by its launcher
-//! tmp/NAME      what is not finished; locked (flock) by the process that works on it
+//! scratch/ID    writes of a running container to its root; locked (flock) by its launcher
+//! tmp/NAME      unfinished files; locked (flock) by the process that writes them
 //! ```
 //!
-//! Trust boundary: the directory belongs to the caller, no other user may write to it, and it has the marker. It is opened once,
-//! and every file is reached from that descriptor. Nothing is removed that does not carry gpurun's mark: a layer has a note, a
-//! configuration and a record are named by the digest of what is in them, and in `scratch`, `parts` and `tmp` names, kinds and
-//! content are those that gpurun makes.
+//! Trust boundary: the directory belongs to the caller, no other user may write to it, and it has the marker. It is opened
+//! once, and every file is reached from that descriptor. gpurun removes only files that it recognises as its own: a layer has
+//! a note, a configuration and a record are named by the digest of their content, and in `scratch`, `parts` and `tmp` names,
+//! kinds and content are checked.
 
 mod images;
 mod layers;
@@ -38,7 +38,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The most that a file of `images` or `blobs` holds; the documents that they come from are bounded alike.
+/// The largest file of `images` or `blobs`, in bytes; their source documents have the same bound.
 const MAX_FILE: u64 = 8 << 20;
 /// Digits of a diff_id that name a layer's directory. 128 bits cannot be forged, and overlayfs takes the names of all
 /// lower directories in one page of mount options where the kernel is older than 6.5.
@@ -53,12 +53,12 @@ const SCRATCH: &str = "scratch";
 const PARTS: &str = "parts";
 const TMP: &str = "tmp";
 
-/// Where images are kept.
+/// A store of images.
 #[derive(Debug)]
 pub struct Store {
     directory: OwnedFd,
     path: PathBuf,
-    /// What all layers may take on the disk, in bytes.
+    /// Quota of all layers on disk, in bytes.
     quota: Option<u64>,
 }
 
@@ -66,13 +66,13 @@ fn failed(what: &str, cause: impl std::fmt::Display) -> Error {
     Error::new(Code::Store, format!("the image store cannot be used: {what}")).cause(cause)
 }
 
-/// What another failure of the store is, where no better advice is known.
+/// The error for a failure of the store without a specific fix.
 fn damaged(what: &str, cause: impl std::fmt::Display) -> Error {
     failed(what, cause)
         .fix("check the filesystem's health and permissions, or name an empty directory in GPURUN_STORE")
 }
 
-/// The error where the store's filesystem has no room left.
+/// The error for a full filesystem.
 pub fn full() -> Error {
     Error::new(Code::NoSpace, "the image store's filesystem is full")
         .fix("make room on it, or name a directory on another filesystem in GPURUN_STORE")
@@ -81,12 +81,13 @@ pub fn full() -> Error {
 impl Store {
     /// Opens a store, and makes one in a directory that is absent or empty.
     ///
-    /// Layers hold set-user-ID programs of any age, which must not run outside a container, so the directory is closed to others.
-    /// Leftovers of killed processes stay: [`Store::clean`] and the launcher's sweeper remove them, and no start waits for that.
+    /// Layers hold old set-user-ID programs, which must not run outside a container, so other users have no access to the
+    /// directory. Leftovers of killed processes are kept: [`Store::clean`] and the launcher's sweeper remove them, so that no
+    /// start waits for that.
     ///
     /// # Errors
-    /// [`Code::Store`] where the directory cannot be made, belongs to another user, can be written by others, or holds something
-    /// else than a store.
+    /// [`Code::Store`] if the directory cannot be made, belongs to another user, can be written by others, or is not a store and
+    /// not empty.
     pub fn open(directory: &Path) -> Result<Self> {
         let path = std::path::absolute(directory).map_err(|error| {
             failed("its name is not a path", error).fix("name a directory in GPURUN_STORE")
@@ -96,23 +97,23 @@ impl Store {
         Ok(store)
     }
 
-    /// The same with a bound on what its layers take on the disk, in bytes.
+    /// Sets the quota, in bytes.
     #[must_use]
     pub fn with_quota(self, quota: Option<u64>) -> Self {
         Self { quota, ..self }
     }
 
-    /// What its layers may take on the disk, in bytes.
+    /// The quota, in bytes.
     pub fn quota(&self) -> Option<u64> {
         self.quota
     }
 
-    /// Where it is.
+    /// The path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Waits until no other process works on what is called so; until the result is dropped, none will.
+    /// Locks `name` until the result is dropped; waits for other processes that hold the lock.
     pub fn lock(&self, name: &str) -> Result<OwnedFd> {
         let path = format!("{TMP}/{}.lock", short(&Digest::of(name.as_bytes())));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -121,7 +122,7 @@ impl Store {
                 .map_err(|errno| damaged("a lock cannot be made", errno))?;
             rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))
                 .map_err(|errno| damaged("flock", errno))?;
-            // A sweeper may have removed it meanwhile.
+            // A sweeper may have removed the file meanwhile.
             if self.is(&path, &file) {
                 return Ok(file);
             }
@@ -142,14 +143,14 @@ impl Store {
         Ok(names)
     }
 
-    /// How layers are written here: root's store keeps the image's owners. In a user namespace even root has no
-    /// `trusted.*` attributes (user_namespaces(7)), and overlayfs there is mounted with `userxattr`.
+    /// How layers are written: root's store keeps the image's owners. In a user namespace even root has no `trusted.*` attributes
+    /// (user_namespaces(7)), and overlayfs there is mounted with `userxattr`.
     pub fn ownership() -> Ownership {
         let all_users = || std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| maps_all(&map));
         if rustix::process::geteuid().is_root() && all_users() { Ownership::Image } else { Ownership::Caller }
     }
 
-    /// A file that has no name and goes when it is closed.
+    /// An unnamed file, which is removed when it is closed.
     pub fn unnamed_file(&self) -> Result<File> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         let file = openat(&self.directory, TMP, flags, Mode::RUSR | Mode::WUSR);
@@ -159,7 +160,7 @@ impl Store {
         })
     }
 
-    /// Writes all of a stream to a file, and stops before the filesystem is full.
+    /// Copies a stream to a file without using the reserve of the filesystem.
     pub fn fill(&self, file: &mut File, stream: &mut dyn Read) -> Result<()> {
         let mut file = self.filler(file);
         let mut bytes = vec![0; 256 << 10];
@@ -178,12 +179,12 @@ impl Store {
         }
     }
 
-    /// A file of the store that is written piece by piece, and never into the reserve.
+    /// A writer for a file of the store, which does not use the reserve.
     pub fn filler<'a>(&'a self, file: &'a mut File) -> Filler<'a> {
         Filler { store: self, file, reserve: Reserve::default() }
     }
 
-    /// Removes what killed processes left half made. It may take long: a start does not call it.
+    /// Removes partial files of killed processes. It may take long, so starts do not call it.
     pub fn clean(&self) -> Result<()> {
         clean_tmp(&self.open_tmp()?)
     }
@@ -192,9 +193,9 @@ impl Store {
         openat(&self.directory, TMP, tree::DIRECTORY, Mode::empty()).map_err(|errno| damaged(TMP, errno))
     }
 
-    /// Where containers write into their roots, as long as they run.
+    /// The directory for the writes of running containers to their roots.
     pub fn scratch(&self) -> Result<ScratchDir> {
-        // Absent in a store of version 0.1.0 that no container was run from.
+        // Absent in a store of version 0.1.0 without containers.
         let open = || openat(&self.directory, SCRATCH, tree::DIRECTORY, Mode::empty());
         let opened = match open() {
             Err(Errno::NOENT) => {
@@ -210,7 +211,7 @@ impl Store {
         statat(&self.directory, path, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// Whether this name still is this file: between opening and locking it, its owner may have finished.
+    /// Whether the name still leads to the file: its owner may have finished between open and lock.
     fn is(&self, path: &str, file: &OwnedFd) -> bool {
         let named = statat(&self.directory, path, AtFlags::SYMLINK_NOFOLLOW);
         match (named, fstat(file)) {
@@ -226,14 +227,14 @@ impl Store {
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
             Mode::empty(),
         )?;
-        // Nearly all of them fit: one call instead of six that ask for ever more.
+        // Nearly all files fit in one read, instead of six reads with growing buffers.
         let mut bytes = Vec::with_capacity(16 << 10);
         File::from(file).take(MAX_FILE).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 
-    /// Puts a file in place at once: readers see the old one or the new one. Not synced: what a power cut leaves of it is
-    /// taken for nothing when it is read.
+    /// Atomically replaces a file; readers see the old or the new content. It is not synced: readers ignore a file that a power
+    /// cut has damaged.
     fn replace(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let (_, name) = path.rsplit_once('/').unwrap_or_default();
         let temporary = format!("{TMP}/{name}.{}", std::process::id());
@@ -265,7 +266,7 @@ impl Filler<'_> {
     /// Appends bytes.
     ///
     /// # Errors
-    /// [`Code::NoSpace`] where the reserve would be used, [`Code::Store`] where the filesystem fails.
+    /// [`Code::NoSpace`] if the reserve would be used, [`Code::Store`] if the filesystem fails.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.reserve.take(&self.store.directory, bytes.len() as u64, 0)?;
         self.file.write_all(bytes).map_err(|error| match error.kind() {
@@ -275,10 +276,10 @@ impl Filler<'_> {
     }
 }
 
-/// Removes from a store's `tmp` what no process works on. What cannot be removed now stays for the next time.
+/// Removes unlocked files from a store's `tmp`. Failures are left to the next call.
 ///
 /// # Errors
-/// [`Code::Store`] where the directory cannot be read.
+/// [`Code::Store`] if the directory cannot be read.
 pub fn clean_tmp(temporary: &OwnedFd) -> Result<()> {
     for entry in Dir::read_from(temporary).map_err(|errno| damaged(TMP, errno))? {
         let entry = entry.map_err(|errno| damaged(TMP, errno))?;
@@ -288,13 +289,13 @@ pub fn clean_tmp(temporary: &OwnedFd) -> Result<()> {
         }
         if let Some(_lock) = tree::lock_if_free(temporary, name) {
             let removed = tree::remove(temporary, name);
-            tracing::debug!(name = %name.to_string_lossy(), ?removed, "removed what a killed process left");
+            tracing::debug!(name = %name.to_string_lossy(), ?removed, "removed a leftover of a killed process");
         }
     }
     Ok(())
 }
 
-/// Whether a user namespace's uid_map is the initial one's: every user, each as himself.
+/// Whether a uid_map is that of the initial user namespace: every id maps to itself.
 fn maps_all(map: &str) -> bool {
     map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }

@@ -1,9 +1,9 @@
-//! A header block and its numbers, decoded as Go's archive/tar decodes them (`format.go`, `strconv.go`, `reader.go`).
+//! Decodes a header block like Go's archive/tar (`format.go`, `strconv.go`, `reader.go`).
 
 use super::{BLOCK, broken};
 use crate::error::Result;
 
-/// Which fields a header has, by its magic number and version.
+/// The format of a header, by its magic number and version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Unix version 7: no device numbers, no prefix.
@@ -16,17 +16,17 @@ pub enum Format {
     Gnu,
 }
 
-/// A block that begins an entry; its checksum is right.
+/// A header block with a valid checksum.
 pub struct Header<'a> {
     block: &'a [u8; BLOCK],
     format: Format,
 }
 
 impl<'a> Header<'a> {
-    /// Checks the checksum. Writers disagree whether bytes above 127 count as negative (old Solaris, SunOS), so both sums do.
+    /// Verifies the checksum. Old writers (Solaris, SunOS) count bytes above 127 as negative, so both sums are accepted.
     pub fn new(block: &'a [u8; BLOCK]) -> Result<Self> {
         let parts = [&block[..148], &block[156..]];
-        // The field itself counts as blanks.
+        // In the sum the checksum field counts as blanks.
         let blanks = 8 * i64::from(b' ');
         let unsigned =
             || parts.iter().flat_map(|part| part.iter()).map(|&byte| i64::from(byte)).sum::<i64>() + blanks;
@@ -47,12 +47,12 @@ impl<'a> Header<'a> {
         Ok(Self { block, format })
     }
 
-    /// Which fields it has.
+    /// The format.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// What the entry is, as it is written.
+    /// The type flag, unchanged.
     pub fn type_flag(&self) -> u8 {
         self.block[156]
     }
@@ -64,7 +64,8 @@ impl<'a> Header<'a> {
             Format::V7 => &[],
             Format::Ustar => until_nul(&self.block[345..500]),
             Format::Star => until_nul(&self.block[345..476]),
-            // Go's own writer once put a prefix there: it is one where the times before it are not numbers, and only in ASCII.
+            // Old versions of Go's writer put a prefix there. As in Go, it is a prefix if the times before it are not numbers and it
+            // is ASCII.
             Format::Gnu => {
                 let times = [345..357, 357..369].map(|field| &self.block[field]);
                 let good = times.iter().all(|field| field[0] == 0 || number(field).is_some());
@@ -80,7 +81,7 @@ impl<'a> Header<'a> {
         until_nul(&self.block[157..257]).to_vec()
     }
 
-    /// Permission bits, and bits that mean nothing.
+    /// Mode; only the permission bits have a meaning.
     pub fn mode(&self) -> Result<i64> {
         self.number("mode", 100..108)
     }
@@ -95,7 +96,7 @@ impl<'a> Header<'a> {
         self.number("gid", 116..124)
     }
 
-    /// Length of what follows, in bytes.
+    /// Length of the data, in bytes.
     pub fn size(&self) -> Result<i64> {
         self.number("size", 124..136)
     }
@@ -105,7 +106,7 @@ impl<'a> Header<'a> {
         self.number("mtime", 136..148)
     }
 
-    /// Major and minor number; version 7 has none, and they are 0.
+    /// Major and minor number; 0 in version 7, which lacks them.
     pub fn device(&self) -> Result<(i64, i64)> {
         match self.format {
             Format::V7 => Ok((0, 0)),
@@ -113,12 +114,12 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// The first data regions of a sparse file of GNU's old form, and whether blocks with more follow.
+    /// The first data regions of a sparse file in the old GNU format, and whether blocks with more regions follow.
     pub fn sparse_regions(&self) -> (&'a [u8], bool) {
         (&self.block[386..482], self.block[482] != 0)
     }
 
-    /// The length of a sparse file of GNU's old form, with its holes.
+    /// The length of a sparse file in the old GNU format, including holes.
     pub fn real_size(&self) -> Result<i64> {
         self.number("realsize", 483..495)
     }
@@ -134,7 +135,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// A number, octal in ASCII or two's complement in base 256, which the first bit tells; `None` where it is neither.
+/// Parses a number: octal in ASCII, or two's complement in base 256 if the first bit is set; `None` if malformed.
 pub fn number(field: &[u8]) -> Option<i64> {
     match field {
         [first, ..] if first & 0x80 != 0 => base_256(field),
@@ -143,7 +144,7 @@ pub fn number(field: &[u8]) -> Option<i64> {
 }
 
 fn base_256(field: &[u8]) -> Option<i64> {
-    // The first bit is the mark, the second the sign.
+    // The first bit marks base 256, the second is the sign.
     let invert = if field[0] & 0x40 == 0 { 0 } else { 0xff };
     let mut value = 0_u64;
     for (at, &byte) in field.iter().enumerate() {
@@ -157,7 +158,7 @@ fn base_256(field: &[u8]) -> Option<i64> {
     Some(if invert == 0 { value } else { !value })
 }
 
-/// Digits between blanks and NULs; none at all are 0, because unused fields are filled with either.
+/// Parses octal digits between blanks and NULs. No digits are 0: writers fill unused fields with either.
 fn octal(field: &[u8]) -> Option<i64> {
     let is_filling = |byte: &u8| matches!(byte, b' ' | 0);
     let Some(start) = field.iter().position(|byte| !is_filling(byte)) else { return Some(0) };
@@ -171,7 +172,7 @@ fn octal(field: &[u8]) -> Option<i64> {
     Some(value.cast_signed())
 }
 
-/// What is before the first NUL.
+/// The bytes before the first NUL.
 pub fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|&byte| byte == 0).next().unwrap_or_default()
 }

@@ -1,14 +1,14 @@
 //! Reads a tar stream entry by entry: v7, ustar, star, GNU and PAX, with long names, extended attributes and sparse files.
 //!
-//! Writers of tar disagree, so there is one rule: what Go's archive/tar accepts, we accept with its value, and what it refuses, we
-//! refuse with a better message. Engines that made and tested an image read it with Go. The decoder is ours because the tar crate
-//! normalises before it answers: type flag NUL becomes `0` (and a version 7 directory a file), signed checksums are refused,
-//! numbers are unsigned, PAX records end at newlines (the bytes of a file capability may hold one), extended headers have any
-//! length, and PAX sparse files are unknown.
+//! Writers of tar disagree, so one rule decides: whatever Go's archive/tar accepts is accepted with the same value, and
+//! whatever it refuses is refused with a better message. The engines that make and test images read them with Go. We have our
+//! own decoder because the tar crate normalises: type flag NUL becomes `0` (and a version 7 directory a file), signed
+//! checksums are refused, numbers are unsigned, PAX records end at newlines (the bytes of a file capability may hold one),
+//! extended headers have any length, and PAX sparse files are unsupported.
 //!
-//! Three differences from Go, each a bound on what a hostile archive costs: a name or a map is at most as long as below, data that
-//! belongs to no file is passed over up to [`MAX_PASSED`], and an owner must be a 32-bit number. Go's type flags `7` (contiguous)
-//! and `S` (sparse), which Docker refuses, are regular files.
+//! Three differences from Go bound the cost of a hostile archive: the length of a name or sparse map is limited, data that
+//! belongs to no file is skipped up to [`MAX_PASSED`], and an owner must be a 32-bit number. Type flags `7` (contiguous) and
+//! `S` (sparse), which Docker refuses, are regular files.
 
 mod header;
 mod pax;
@@ -22,18 +22,18 @@ use std::io::{self, BufRead, Read, Seek};
 const BLOCK: usize = 512;
 /// The longest PAX header, long name or sparse map, in bytes; Go's archive/tar refuses more than 1 MiB as well.
 const MAX_EXTENDED: u64 = 1 << 20;
-/// Bytes that are read and belong to no file, such as extended headers and the data of whiteouts, beyond [`ALLOWED`] for each
-/// entry: an archive made of them would be read for ever, and fill no disk.
+/// The most bytes that belong to no file, such as extended headers and the data of whiteouts, beyond [`ALLOWED`] for each
+/// entry. An archive of such bytes would otherwise be read forever without filling a disk.
 const MAX_PASSED: u64 = 64 << 20;
-/// So many of them are each entry's.
+/// Such bytes that each entry may have.
 const ALLOWED: u64 = 64 << 10;
 
-/// What an entry makes.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file; data follows.
     File,
-    /// Another name of a file that came before.
+    /// A hard link to an earlier file.
     HardLink,
     /// A symbolic link.
     Symlink,
@@ -45,27 +45,27 @@ pub enum Kind {
     Directory,
     /// A named pipe.
     Fifo,
-    /// Something else: its type flag.
+    /// An unknown kind, with its type flag.
     Other(u8),
 }
 
 /// A run of data in a sparse file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Region {
-    /// Where it lies in the file, in bytes.
+    /// Offset in the file, in bytes.
     pub offset: u64,
-    /// How long it is, in bytes.
+    /// Length in bytes.
     pub length: u64,
 }
 
-/// One entry, as its headers describe it. Names are bytes, unchecked.
+/// An entry, as its headers describe it. Names are unchecked bytes.
 #[derive(Debug)]
 pub struct Entry {
-    /// What it is called.
+    /// The name.
     pub path: Vec<u8>,
     /// The target of a link.
     pub link: Vec<u8>,
-    /// What it makes.
+    /// The kind.
     pub kind: Kind,
     /// Permission bits with set-uid, set-gid and sticky.
     pub mode: u32,
@@ -81,7 +81,7 @@ pub struct Entry {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Length of the file, in bytes, holes included.
     pub size: u64,
-    /// Where the data lies in a sparse file; `None`: all of it, from the start.
+    /// The data regions of a sparse file; `None` for other files.
     pub regions: Option<Vec<Region>>,
 }
 
@@ -90,9 +90,9 @@ pub struct Reader<R> {
     source: R,
     /// Bytes of the current entry's data that were not read yet.
     remaining: u64,
-    /// Bytes that fill its last block.
+    /// Padding after the data, in bytes.
     padding: u64,
-    /// Bytes that were read and belong to no file, less what is each entry's.
+    /// Bytes that belonged to no file, minus [`ALLOWED`] for each entry.
     passed: u64,
 }
 
@@ -103,15 +103,15 @@ fn broken(cause: impl Into<String>) -> Error {
 }
 
 impl<R: Read> Reader<R> {
-    /// Over this source, which stands at the first header.
+    /// A reader of this source, which is positioned at the first header.
     pub fn new(source: R) -> Self {
         Self { source, remaining: 0, padding: 0, passed: 0 }
     }
 
-    /// The next entry; `None` at the end of the archive. Data that was not read is passed over.
+    /// The next entry; `None` at the end of the archive. Unread data is skipped.
     ///
     /// # Errors
-    /// [`Code::ImageBroken`] where the bytes are not a tar archive.
+    /// [`Code::ImageBroken`] if the bytes are not a tar archive.
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         self.passed = self.passed.saturating_sub(ALLOWED);
         self.pass_over(self.remaining)?;
@@ -139,8 +139,8 @@ impl<R: Read> Reader<R> {
                 b'x' => pax = Pax::parse(&self.extension(size)?)?,
                 b'L' => long_name = until_nul(&self.extension(size)?).to_vec(),
                 b'K' => long_link = until_nul(&self.extension(size)?).to_vec(),
-                // Defaults for all that follows. Only git writes them (a comment), and Docker passes over them. Go returns such a
-                // header as an entry, so what came before it is forgotten.
+                // Defaults for all following entries. Only git writes them (a comment), and Docker ignores them. Go returns such a
+                // header as an entry, so headers before it are dropped.
                 b'g' => {
                     Pax::parse(&self.extension(size)?)?;
                     pax = Pax::default();
@@ -208,7 +208,7 @@ impl<R: Read> Reader<R> {
         }
         check_regions(regions.as_deref(), length, self.remaining)?;
         let mtime = Timespec { tv_sec: header.mtime()?, tv_nsec: 0 };
-        // Every number of a header is read, as Go does: a header with one that is not a number is damaged.
+        // Every number of a header is parsed, as in Go: a header with a malformed number is damaged.
         let (device, mode) = (header.device()?, header.mode()?);
         let (uid, gid) = (header.uid()?, header.gid()?);
         Ok(Entry {
@@ -229,9 +229,9 @@ impl<R: Read> Reader<R> {
         })
     }
 
-    /// The old GNU form: four regions in the header, then blocks with 21 more each.
+    /// Reads the old GNU format: four regions in the header, then blocks of 21 regions.
     fn gnu_sparse(&mut self, header: &Header<'_>) -> Result<(u64, Option<Vec<Region>>)> {
-        // star has the same type flag, with another layout.
+        // star uses the same type flag with a different layout.
         if header.format() != Format::Gnu {
             return Err(broken("a sparse file has no GNU header"));
         }
@@ -267,8 +267,8 @@ impl<R: Read> Reader<R> {
         Ok((length, Some(regions)))
     }
 
-    /// PAX sparse format 1.0: the data begins with lines of decimal numbers, a count and then offset and length of each
-    /// region, filled up to a block (GNU tar manual, "PAX Format, Version 1.0").
+    /// Reads PAX sparse format 1.0: the data begins with lines of decimal numbers, a count and then offset and length of each
+    /// region, padded to a block (GNU tar manual, "PAX Format, Version 1.0").
     fn sparse_map_in_data(&mut self) -> Result<Vec<Region>> {
         let (mut numbers, mut digits) = (Vec::new(), Vec::new());
         let mut wanted = 1_usize;
@@ -305,11 +305,11 @@ impl<R: Read> Reader<R> {
         pairs(&numbers[1..])
     }
 
-    /// The content of an extended header, with the padding that follows it.
+    /// Reads the content of an extended header and skips its padding.
     fn extension(&mut self, size: i64) -> Result<Vec<u8>> {
         let Some(size) = u64::try_from(size).ok().filter(|size| *size <= MAX_EXTENDED) else {
             return Err(broken(format!(
-                "an extended header of {size} bytes; at most {MAX_EXTENDED} make sense"
+                "an extended header has {size} bytes, and at most {MAX_EXTENDED} are allowed"
             )));
         };
         let mut content = Vec::new();
@@ -326,7 +326,7 @@ impl<R: Read> Reader<R> {
         Ok(content)
     }
 
-    /// Passes over data that belongs to no file.
+    /// Skips data that belongs to no file.
     fn pass_over(&mut self, bytes: u64) -> Result<()> {
         self.count(bytes)?;
         self.skip(bytes)
@@ -346,7 +346,7 @@ impl<R: Read> Reader<R> {
         if skipped < bytes { Err(broken("it ends within an entry")) } else { Ok(()) }
     }
 
-    /// Fills the buffer; `false` where the source ends before its first byte.
+    /// Fills the buffer; `false` if the source ends before its first byte.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<bool> {
         let mut filled = 0;
         while filled < buffer.len() {
@@ -363,7 +363,8 @@ impl<R: Read> Reader<R> {
 }
 
 impl<R: Read> Reader<R> {
-    /// Where the current entry's data begins, if none of it was read; reads past it. `position` is where the source is.
+    /// Reads past the current entry's data and returns its offset, if none of it was read. `position` is the offset of the
+    /// source.
     pub fn read_past_data(&mut self, position: impl Fn(&R) -> u64) -> Result<u64> {
         let at = position(&self.source);
         let all = self.remaining + self.padding;
@@ -374,8 +375,8 @@ impl<R: Read> Reader<R> {
 }
 
 impl<R: BufRead> Reader<R> {
-    /// Hands on, without a copy, what lies ready of the current entry's data, up to so many bytes; how many those were, 0 at
-    /// its end. A sparse file's regions come one after the other, without holes.
+    /// Passes buffered data of the current entry to `take`, up to `most` bytes and without a copy. Returns the number of bytes; 0
+    /// at the end. The regions of a sparse file follow each other without holes.
     pub fn data(&mut self, most: u64, take: impl FnOnce(&[u8]) -> Result<()>) -> Result<u64> {
         let wanted = self.remaining.min(most);
         if wanted == 0 {
@@ -394,7 +395,7 @@ impl<R: BufRead> Reader<R> {
 }
 
 impl<R: Read + Seek> Reader<R> {
-    /// Where the current entry's data begins, if none of it was read; passes over it without reading.
+    /// Seeks past the current entry's data and returns its offset, if none of it was read.
     pub fn skip_data(&mut self) -> Result<u64> {
         let position = self.source.stream_position().map_err(|error| broken(error.to_string()))?;
         let next = position
@@ -406,8 +407,8 @@ impl<R: Read + Seek> Reader<R> {
     }
 }
 
-/// The number as the kernel takes it from Go: -2 is old Solaris' nobody, 4294967294. -1 leaves the owner as it is, and a new file
-/// is root's.
+/// Converts an owner as Go passes it to the kernel. -2, the user nobody of old Solaris, is 4294967294. -1 leaves the owner of
+/// a new file unchanged, which is root.
 fn owner(number: i64) -> Result<u32> {
     let refused = || broken(format!("an owner has the number {number}, which no user can have"));
     let id = match u32::try_from(number) {
@@ -421,7 +422,7 @@ fn device_number(number: i64) -> Result<u32> {
     u32::try_from(number).map_err(|_| broken(format!("a device has the number {number}")))
 }
 
-/// Regions ascend, do not overlap, lie in the file, and together are the data that is there.
+/// Checks that regions ascend, do not overlap, lie in the file, and sum up to the length of the data.
 fn check_regions(regions: Option<&[Region]>, size: u64, stored: u64) -> Result<()> {
     let Some(regions) = regions else { return Ok(()) };
     let (mut end, mut data) = (0_u64, 0_u64);

@@ -1,13 +1,13 @@
-//! PAX extended headers (POSIX pax, "pax Extended Header"), read as Go's archive/tar reads them.
+//! Parses PAX extended headers (POSIX pax, "pax Extended Header") like Go's archive/tar.
 
 use super::{Region, broken};
 use crate::error::{Error, Result};
 use rustix::fs::Timespec;
 
-/// The most data regions of a sparse file: as many as fit the longest map.
+/// The most data regions of a sparse file: as many as fit in the longest map.
 pub const MAX_REGIONS: usize = 1 << 16;
 
-/// Where the map of a sparse file is.
+/// The location of a sparse map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sparse {
     /// Formats 0.0 and 0.1: in the header.
@@ -16,11 +16,11 @@ pub enum Sparse {
     InData,
 }
 
-/// The map of a sparse file, its name, and its length with holes, where the header says them.
+/// The map of a sparse file, and its name and its length with holes if the header has them.
 pub type SparseFile = (Sparse, Option<Vec<u8>>, Option<i64>);
 
-/// What an extended header says about the entry that follows. A record that is not known is passed over, and one without a value
-/// leaves the header's own.
+/// The records of an extended header about the next entry. Unknown records are ignored, and a record without a value keeps
+/// the value of the header.
 #[derive(Default)]
 pub struct Pax {
     pub path: Option<Vec<u8>>,
@@ -33,7 +33,7 @@ pub struct Pax {
     sparse: SparseRecords,
 }
 
-/// The records of a sparse file. They mean something together only.
+/// The records of a sparse file, which are interpreted together.
 #[derive(Default)]
 struct SparseRecords {
     major: Vec<u8>,
@@ -79,7 +79,7 @@ impl Pax {
         let sparse = &mut self.sparse;
         match key {
             b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
-                // By turns, beginning with an offset.
+                // Offsets and lengths alternate, beginning with an offset.
                 let is_offset = key == b"GNU.sparse.offset";
                 if is_offset != sparse.numbers.len().is_multiple_of(2)
                     || sparse.numbers.len() > 2 * MAX_REGIONS
@@ -111,8 +111,8 @@ impl Pax {
         Ok(())
     }
 
-    /// What makes the entry a sparse file: the map, the name without the detour that other unpackers take, and the length with
-    /// holes. `None` where it is none, or of a version that is not known.
+    /// The sparse file of the entry: the map, the real name (the header has a replacement), and the length with holes. `None` if
+    /// the entry is not a sparse file, or of an unknown version.
     pub fn sparse(&mut self) -> Result<Option<SparseFile>> {
         let records = std::mem::take(&mut self.sparse);
         let sparse = match (records.major.as_slice(), records.minor.as_slice()) {
@@ -147,7 +147,7 @@ impl SparseRecords {
     }
 }
 
-/// Offsets and lengths by turns.
+/// Alternating offsets and lengths.
 pub fn pairs(numbers: &[i64]) -> Result<Vec<Region>> {
     let number =
         |number: i64| u64::try_from(number).map_err(|_| broken("a sparse file's map has a negative number"));
@@ -157,12 +157,12 @@ pub fn pairs(numbers: &[i64]) -> Result<Vec<Region>> {
         .collect()
 }
 
-/// A whole number, perhaps with a sign.
+/// Parses an integer with an optional sign.
 pub fn decimal(digits: &[u8]) -> Option<i64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// Seconds since 1970 with a fraction, perhaps negative: `1700000000.123456789`.
+/// Parses seconds since 1970 with a fraction, possibly negative: `1700000000.123456789`.
 fn timestamp(text: &[u8]) -> Option<Timespec> {
     let text = std::str::from_utf8(text).ok()?;
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
@@ -177,7 +177,7 @@ fn timestamp(text: &[u8]) -> Option<Timespec> {
         .fold(0, |sum, digit| sum * 10 + i64::from(digit - b'0'));
     Some(match (whole.starts_with('-'), nanos) {
         (false, _) | (true, 0) => Timespec { tv_sec: seconds, tv_nsec: nanos },
-        // The kernel's nanoseconds count upwards from the second before.
+        // The kernel counts nanoseconds upwards from the preceding second.
         (true, _) => Timespec { tv_sec: seconds.checked_sub(1)?, tv_nsec: 1_000_000_000 - nanos },
     })
 }
@@ -196,7 +196,7 @@ mod tests {
         format!("{length}{rest}").into_bytes()
     }
 
-    /// Go's `TestParsePAXTime` and `TestParsePAXRecord`, as far as they differ from what one would write down anyway.
+    /// The surprising cases of Go's `TestParsePAXTime` and `TestParsePAXRecord`.
     #[test]
     fn times_and_records_are_gos() {
         let time = |text: &str| timestamp(text.as_bytes()).map(|time| (time.tv_sec, time.tv_nsec));

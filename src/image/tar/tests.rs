@@ -1,4 +1,4 @@
-//! Archives by hand, read as Go reads them.
+//! Hand-made archives, with the results of Go's archive/tar.
 
 use super::*;
 use ::tar::Header;
@@ -55,7 +55,7 @@ fn values_with_newlines_stay_whole_and_pax_overrides() {
 #[test]
 fn cut_off_and_endless_archives_are_broken() {
     let whole = sample();
-    // A cut at a header is an end as well; anywhere else it is a fault.
+    // A cut before a header is an end; anywhere else it is an error.
     for length in [1, 511, 513, 600, 1024 + 512, whole.len() - 1024 - 100] {
         assert_eq!(walk(&whole[..length]).unwrap_err().code(), Code::ImageBroken, "{length}");
     }
@@ -104,7 +104,7 @@ proptest! {
     #[test]
     fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) { let _ = walk(&bytes); }
 
-    /// Mutated where it hurts: with the checksum put right again.
+    /// Mutates headers and corrects the checksum.
     #[test]
     fn mutated_archives_never_panic(at in 0usize..3072, byte in any::<u8>(), span in 1usize..12) {
         let mut bytes = sample();
@@ -119,7 +119,7 @@ proptest! {
     }
 }
 
-/// A header block by hand: what is put at which offset, with a checksum that is right.
+/// A header block of bytes at offsets, with a valid checksum.
 fn block(name: &str, flag: u8, magic: &[u8], fields: &[(usize, &[u8])]) -> Vec<u8> {
     let mut block = vec![0; BLOCK];
     let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
@@ -144,7 +144,7 @@ const V7: &[u8] = b"";
 const USTAR: &[u8] = b"ustar\x0000";
 const GNU: &[u8] = b"ustar  \0";
 
-/// An extended header of this kind, with its content.
+/// An extended header of this kind with this content.
 fn extended(flag: u8, content: &[u8]) -> Vec<u8> {
     let size = format!("{:011o}\0", content.len());
     let mut bytes = block("header", flag, USTAR, &[(124, size.as_bytes())]);
@@ -163,14 +163,14 @@ fn a_version_7_directory_is_one_by_its_slash_whatever_gives_the_name() {
     let long = [extended(b'L', b"long/d/\0"), block("short", 0, GNU, &[])].concat();
     let pax = [extended(b'x', b"14 path=a/d//\n"), block("short", 0, USTAR, &[])].concat();
     for bytes in [&plain, &long, &pax] {
-        // What follows is a header, not the directory's data, whatever size it claims.
+        // A header follows, not data, whatever size the directory claims.
         let followed = [bytes.as_slice(), &block("f", b'0', USTAR, &[])].concat();
         let entries = walk(&followed).unwrap();
         assert_eq!(entries.iter().map(|entry| entry.kind).collect::<Vec<_>>(), [Kind::Directory, Kind::File]);
     }
     let sized = [block("d/", 0, V7, &[(124, b"00000001000\0")]), block("f", b'0', USTAR, &[])].concat();
     assert_eq!(walk(&sized).unwrap().len(), 2);
-    // Not where the flag says that it is a file, and not without the slash.
+    // Not if the flag marks a file, and not without the slash.
     assert_eq!(one(&block("d/", b'0', USTAR, &[])).unwrap().kind, Kind::File);
     assert_eq!(one(&block("d", 0, V7, &[])).unwrap().kind, Kind::File);
     let renamed = [extended(b'x', b"10 path=f\n"), block("d/", 0, USTAR, &[])].concat();
@@ -202,7 +202,7 @@ fn prefixes_and_numbers_are_those_of_the_format() {
     // star: 131 bytes of prefix, then times, and a trailer.
     let star = [(345, &b"dir"[..]), (476, b"14000000000\0"), (508, b"tar\0"), number];
     assert_eq!(at(b"ustar\0", &star).unwrap().0, "dir/name");
-    // A field that is not a number refuses the archive, also one that the entry does not need.
+    // A malformed number refuses the archive, even in a field that the entry does not need.
     for field in [100, 108, 116, 124, 136] {
         let error = one(&block("f", b'0', V7, &[(field, b"12x4567\0")])).unwrap_err();
         assert!(error.cause_line().contains("not a number"), "{field}: {error}");
@@ -243,7 +243,7 @@ fn what_comes_before_an_entry_counts_as_with_go() {
     assert_eq!(name(&[&pax, &global]).unwrap(), "name");
     assert_eq!(name(&[&global, &pax]).unwrap(), "pax");
     assert!(name(&[&extended(b'g', b"nonsense")]).is_err());
-    // The end of an archive where an entry should be is the end, for Go.
+    // As in Go, an end marker instead of an entry is the end.
     assert_eq!(walk(&[pax.as_slice(), &[0; 1024]].concat()).unwrap().len(), 0);
     assert!(walk(&[&[0; 512][..], &file].concat()).is_err(), "one block of zeros is not the end");
 }

@@ -1,8 +1,8 @@
-//! What the kernel's overlayfs shows of layers that leave something to those below them.
+//! Tests stacked layers with the kernel's overlayfs.
 
 use super::*;
 
-/// Opens an image of these layers, lowest first, and lists what its container would see: path, mode, owner, kind.
+/// Opens an image of these layers, lowest first, and lists path, mode, owner and kind of each file in a container.
 fn seen(maker: &Maker, layers: &[Vec<Raw>]) -> Vec<String> {
     let packed: Vec<_> = layers.iter().map(|entries| maker.layer(&archive(entries), Pack::Gzip)).collect();
     let (descriptors, ids): (Vec<_>, Vec<_>) = packed.into_iter().unzip();
@@ -16,7 +16,7 @@ fn seen(maker: &Maker, layers: &[Vec<Raw>]) -> Vec<String> {
     );
     let mut lower: Vec<_> = first.iter().map(|path| path.to_str().unwrap()).collect();
     let _ = fs::create_dir(maker.path("merged"));
-    // overlayfs wants two layers; an opaque root leaves one.
+    // overlayfs needs two layers; an opaque root leaves one.
     let _ = fs::create_dir(maker.path("empty"));
     let below = maker.text("empty");
     if lower.len() == 1 {
@@ -49,7 +49,7 @@ fn a_directory_that_a_layer_does_not_name_is_the_one_below() {
             ..with_mode(0o2750, directory("home/u"))
         },
     ];
-    // The second leaves them open as well, and the third names one of them.
+    // The second layer also lacks entries for them, and the third has one.
     let middle = vec![file("tmp/a", ""), file("home/u/deep/er/b", "")];
     let upper =
         vec![file("tmp/c", ""), file("home/u/d", ""), with_mode(0o711, directory("home")), file("new/e", "")];
@@ -73,12 +73,12 @@ fn a_directory_that_a_layer_does_not_name_is_the_one_below() {
     let mut value = [0; 8];
     assert_eq!(rustix::fs::getxattr(facts[0].join("home/u"), "user.note", &mut value[..]), Ok(4));
     assert_eq!(facts.len(), 4, "one layer of their own facts");
-    // The same layers above another one: nothing was decided for them alone.
+    // The same layers above another one get their own stack.
     let other = vec![with_mode(0o755, directory("tmp"))];
     let shown = seen(&maker, &[other, middle, upper]);
     assert!(shown.contains(&"./tmp 755 1234 d".to_owned()), "{shown:?}");
     assert!(shown.contains(&"./home/u 755 0 d".to_owned()), "{shown:?}");
-    // What is not needed any more goes with the image.
+    // Unneeded stacks are removed with the image.
     let store = maker.store();
     store.prune().unwrap();
     for image in store.images().unwrap() {
@@ -169,7 +169,7 @@ fn whiteouts_leave_neither_ghosts_nor_directories_behind() {
 }
 
 #[test]
-fn layers_that_docker_builds_need_no_other_above() {
+fn layers_of_docker_build_need_no_additional_layer() {
     let maker = Maker::new();
     let lower = vec![with_mode(0o755, directory("./")), directory("etc"), file("etc/a", "")];
     let upper = vec![directory("etc"), file("etc/.wh.a", ""), file("etc/b", "")];

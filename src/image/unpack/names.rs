@@ -1,10 +1,10 @@
-//! The names of a layer's entries, taken apart.
+//! Splits the names of a layer's entries.
 
 use super::{MAX_PATH, refused};
 use crate::error::Result;
 use std::ffi::CString;
 
-/// A name within the root, in its two parts.
+/// A name within the root: directory and last component.
 pub struct Place {
     /// The directory's name, without slashes around it; empty for the root itself.
     pub parent: Vec<u8>,
@@ -18,8 +18,8 @@ impl Place {
         join(&self.parent, self.name.to_bytes())
     }
 
-    /// The name in its two parts; `None` for the root. Absolute names are meant in the root, and so are `./` and doubled
-    /// slashes; a name that climbs is refused, since no honest writer makes one.
+    /// Splits a name; `None` for the root. Absolute names are relative to the root, and `./` and doubled slashes are dropped. A
+    /// name with `..` is refused: no honest writer makes one.
     pub fn of(path: &[u8], entry: &[u8]) -> Result<Option<Self>> {
         if path.len() > MAX_PATH {
             let cause = format!("a name of {} bytes; at most {MAX_PATH} can be used", path.len());
@@ -41,7 +41,7 @@ impl Place {
     }
 }
 
-/// Bookkeeping files of aufs, which old layers hold; Docker passes over them, too.
+/// Whether it is a bookkeeping file of aufs. Old layers have them, and they are skipped as in Docker.
 pub fn aufs_metadata(name: &[u8]) -> bool {
     name.starts_with(b".wh..wh.") && name != b".wh..wh..opq"
 }
@@ -51,7 +51,7 @@ pub fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
     if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
 }
 
-/// Each directory on the way to `path`, with its last name: `a` and `a`, `a/b` and `b`. None for the root.
+/// Each directory on the way to `path`, with its last component: `a` and `a`, `a/b` and `b`. Empty for the root.
 pub fn prefixes(path: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
     let mut start = 0;

@@ -1,8 +1,8 @@
 //! Whiteouts: names of lower layers that this layer removes (OCI image specification, layer.md, "Whiteouts").
 //!
-//! They touch nothing that the layer itself holds, before or after them in the archive. So they are collected, and applied when
-//! everything else is there. What lies below a directory that is removed needs no whiteout of its own: kaniko writes them, in any
-//! order, and a directory made to hold them would bring the removed one back.
+//! They do not affect entries of the layer itself, before or after them in the archive. So they are collected, and applied
+//! after all other entries. Paths below a removed directory need no whiteouts: kaniko writes them, in any order, and a
+//! directory made to hold them would bring the removed one back.
 
 use super::{Unpacker, c_string, failed, is_whiteout, names, open_directory, refused, stat, too_many_names};
 use crate::{
@@ -25,7 +25,7 @@ const NAME: u8 = b'n';
 const CONTENT: u8 = b'c';
 
 impl Unpacker<'_> {
-    /// Takes a whiteout down, for the end: `.wh.HIDDEN` in the directory `parent`.
+    /// Records the whiteout `.wh.HIDDEN` in the directory `parent`, to be applied at the end.
     pub fn note_whiteout(&mut self, parent: &[u8], hidden: &[u8], entry: &Entry) -> Result<()> {
         let noted = match hidden {
             b"" | b"." | b".." => return Err(refused(&entry.path, "a whiteout of no name")),
@@ -47,7 +47,7 @@ impl Unpacker<'_> {
         whole.ok_or_else(|| too_many_names(b""))
     }
 
-    /// Hides the lower layers' directory of this name, so that only this layer's content shows.
+    /// Makes the directory opaque, so that only this layer's content shows.
     fn set_opaque(&self, directory: &OwnedFd) -> Result<()> {
         let attribute = self.ownership.opaque();
         fsetxattr(directory, attribute, b"y", XattrFlags::empty()).map_err(|errno| {
@@ -59,9 +59,9 @@ impl Unpacker<'_> {
 }
 
 struct Whiteouts<'a> {
-    /// The hashes of the directories that were made for whiteouts alone.
+    /// Hashes of the directories that were made only for whiteouts.
     made: HashSet<u64>,
-    /// The directory whose whiteouts were noted last.
+    /// The last directory that was recorded as holding whiteouts.
     last: Option<Vec<u8>>,
     note: &'a mut Note,
 }
@@ -88,11 +88,11 @@ impl Whiteouts<'_> {
             None => {}
             Some(there) if !FileType::from_raw_mode(there.st_mode).is_dir() => return Ok(()),
             Some(_) if self.made.contains(&unpacker.unnamed.hasher.hash_one(path)) => {
-                // Only whiteouts are in it, and it is gone with them.
+                // The directory holds only whiteouts, so it is removed.
                 unpacker.remove(&directory, &name, path)?;
             }
             Some(_) => {
-                // Removed and made again: it has nothing of the directory below.
+                // Removed and made again: it must not show content of the directory below.
                 unpacker.unnamed.remove(path);
                 let own = open_directory(&directory, &name).map_err(|errno| failed(path, "openat", errno))?;
                 return unpacker.set_opaque(&own);
@@ -109,7 +109,7 @@ impl Whiteouts<'_> {
         Ok(())
     }
 
-    /// The directory of this name, made where the layer has nothing there. `None` where nothing of a lower layer can show there.
+    /// Opens the directory, and makes it if the layer does not have it. `None` if no lower layer can show through there.
     fn directory(
         &mut self,
         unpacker: &mut Unpacker<'_>,
@@ -138,7 +138,7 @@ impl Whiteouts<'_> {
                 Some(_) => {}
             }
             parent = match unpacker.resolve(so_far) {
-                // A file of this layer, or a link that leads nowhere in it.
+                // A file of this layer, or a dangling link in it.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
                 done => done.map_err(|errno| failed(path, "openat2", errno))?,
             };

@@ -83,7 +83,7 @@ pub fn has(gpu: &Gpu) -> bool {
 /// Finds what these lists name, or if there are none, those of [`FILES`] that are there; `ignored` are links that are not wanted.
 ///
 /// # Errors
-/// [`Code::Cdi`] where no list is there, or none names a device node of this host.
+/// [`Code::Cdi`] if no list is there, or none names a device node of this host.
 pub fn find(host: &Host, named: &[PathBuf], ignored: &[LinkPattern]) -> Result<PlatformDriver> {
     let mut search = Search::new(host)?;
     let mut entries = Vec::new();

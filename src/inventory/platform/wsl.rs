@@ -45,7 +45,7 @@ fn is_wanted(name: &str) -> bool {
 /// Finds the driver.
 ///
 /// # Errors
-/// [`Code::NoDriver`] where Windows has given this system none, [`Code::DeviceNodeMissing`] where its node is missing.
+/// [`Code::NoDriver`] if Windows has given this system none, [`Code::DeviceNodeMissing`] if its node is missing.
 pub fn find(host: &Host) -> Result<PlatformDriver> {
     let mut search = Search::new(host)?;
     if search.root.find(Path::new(DXCORE)).is_none() {

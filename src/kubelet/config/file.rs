@@ -1,7 +1,7 @@
-//! NVIDIA's configuration file, `version: v1`, with the meaning that NVIDIA's plugin gives it. What that plugin accepts is accepted
-//! with the same value; what it ignores is ignored and named in one warning; what it refuses is refused here, with the place in the
-//! file. Two differences, both on purpose: a `sharing` entry without resources shares nothing, where NVIDIA's plugin ends, and an
-//! empty text is the same as none.
+//! NVIDIA's configuration file, `version: v1`, with the semantics of NVIDIA's plugin. Whatever that plugin accepts is
+//! accepted with the same value; ignored keys are ignored with a warning; and errors are reported with their place in the
+//! file. Two intended differences: a `sharing` entry without resources shares nothing (NVIDIA's plugin exits), and an empty
+//! text counts as absent.
 
 use super::{
     DiscoveryStrategy, IdStrategy, go_yaml,
@@ -15,7 +15,7 @@ use gpurun::error::{Code, Error, Result};
 use serde_json::Value;
 use std::{collections::BTreeMap, path::PathBuf};
 
-/// The file's settings; `None` for what it does not say.
+/// The file's settings; `None` for absent keys.
 #[derive(Debug, Default)]
 pub struct File {
     pub nvidia_driver_root: Option<PathBuf>,
@@ -38,7 +38,7 @@ pub struct File {
     pub sharing: Sharing,
     pub imex_channel_ids: Option<Vec<u32>>,
     pub imex_required: Option<bool>,
-    /// One sentence for each thing in the file that has no effect.
+    /// One sentence for each key without effect.
     pub warnings: Vec<String>,
 }
 
@@ -204,7 +204,7 @@ fn entry(item: &mut Section) -> Result<Entry> {
     Ok(Entry { name, rename, replicas, all })
 }
 
-/// With the vendor's prefix, which may be left out.
+/// Adds the vendor's prefix if it is missing.
 fn resource_name(place: &str, name: &str) -> Result<String> {
     let bare = name.strip_prefix(VENDOR).unwrap_or(name);
     if !is_name(bare) {
@@ -246,14 +246,14 @@ fn channel_ids(imex: &mut Section) -> Result<Option<Vec<u32>>> {
 pub(crate) mod tests {
     use super::*;
 
-    /// What `sharing.timeSlicing: TEXT` means.
+    /// Parses a file with `sharing.timeSlicing: TEXT`.
     pub(crate) fn time_slicing(text: &str) -> Sharing {
         File::parse(&format!("sharing: {{timeSlicing: {text}}}")).unwrap().sharing
     }
 
     /// Answers of a Go program with NVIDIA's types and sigs.k8s.io/yaml 1.3.
     #[test]
-    fn gos_leniency_is_ours() {
+    fn lenient_values_are_accepted_as_in_go() {
         for text in [
             "",
             "{}",

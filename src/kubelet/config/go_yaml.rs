@@ -1,14 +1,14 @@
-//! Reads YAML as `sigs.k8s.io/yaml` does, by which NVIDIA's plugin reads its configuration file: go-yaml v2 resolves scalars by
-//! YAML 1.1 (`yes` is true, `010` is 8, `1_000` is 1000), the last of several equal keys is used, `<<` merges, documents after the
-//! first are ignored, and keys become text. The result is JSON.
+//! Converts YAML to JSON like `sigs.k8s.io/yaml`, the library of NVIDIA's plugin. go-yaml v2 resolves scalars by YAML 1.1
+//! (`yes` is true, `010` is 8, `1_000` is 1000), the last of several equal keys is used, `<<` merges, documents after the
+//! first are ignored, and keys become text.
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 use serde_json::{Map, Number, Value};
 use std::{borrow::Cow, collections::HashMap};
 
-/// Collections within collections. A configuration has six.
+/// The deepest nesting of collections. A configuration has six levels.
 const DEEPEST: usize = 64;
-/// Values, those that aliases repeat included. A configuration has some dozens.
+/// The most values, including repetitions by aliases. A configuration has some dozens.
 const MOST_VALUES: usize = 100_000;
 /// Prefix of the tags that YAML itself defines.
 const CORE: &str = "tag:yaml.org,2002:";
@@ -31,12 +31,12 @@ pub fn parse(text: &str) -> Result<Value, String> {
 
 struct Reader<'a> {
     parser: Parser<'a, saphyr_parser::StrInput<'a>>,
-    /// Values by the number of their anchor, each with the number of values in it.
+    /// Values by anchor number, each with the count of values in it.
     anchors: HashMap<usize, (Node, usize)>,
     values: usize,
 }
 
-/// A value, and what a mapping needs to know of it when it is a key.
+/// A value, with details that a mapping needs if the value is a key.
 #[derive(Clone)]
 struct Node {
     json: Value,
@@ -200,7 +200,7 @@ fn float(text: &str) -> Option<Number> {
         return None;
     }
     let value: f64 = text.parse().ok()?;
-    // JSON knows no difference between 2 and 2.0.
+    // JSON does not distinguish 2 and 2.0.
     #[allow(clippy::cast_possible_truncation, clippy::float_cmp)]
     if value.abs() < 9e15 && value.trunc() == value {
         return Some(Number::from(value as i64));

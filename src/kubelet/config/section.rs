@@ -1,5 +1,5 @@
 //! A mapping of the configuration file, read as Go's encoding/json fills a struct: names in any case, `null` as if it were absent,
-//! numbers and booleans where text is wanted. What was not asked for is left, and can be named in a warning.
+//! numbers and booleans for text. Keys that were not read remain, and can be listed in a warning.
 
 use clap::ValueEnum;
 use gpurun::error::{Code, Error, Result};
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 pub struct Section {
     path: String,
     members: Map<String, Value>,
-    /// NVIDIA's plugin decodes what is beneath `sharing.timeSlicing` and `sharing.mps` by hand, names by their exact letters.
+    /// Whether names are case-sensitive: NVIDIA's plugin decodes `sharing.timeSlicing` and `sharing.mps` by hand.
     is_exact: bool,
 }
 
@@ -19,7 +19,7 @@ impl Section {
     /// The mapping at a path.
     ///
     /// # Errors
-    /// [`Code::Config`] where there is another kind of value.
+    /// [`Code::Config`] for another kind of value.
     pub fn new(path: impl Into<String>, value: Value, is_exact: bool) -> Result<Self> {
         let path = path.into();
         match value {
@@ -34,10 +34,10 @@ impl Section {
         if self.path.is_empty() { name.into() } else { format!("{}.{name}", self.path) }
     }
 
-    /// The mapping of this name; an empty one where there is none.
+    /// The mapping of this name; empty if it is absent.
     ///
     /// # Errors
-    /// [`Code::Config`] where there is another kind of value.
+    /// [`Code::Config`] for another kind of value.
     pub fn section(&mut self, name: &str, is_exact: bool) -> Result<Self> {
         Self::new(self.place(name), self.take(name).unwrap_or_default(), is_exact)
     }
@@ -46,16 +46,16 @@ impl Section {
     pub fn take(&mut self, name: &str) -> Option<Value> {
         let is_it = |key: &str| if self.is_exact { key == name } else { folded(key) == folded(name) };
         let mut keys: Vec<String> = self.members.keys().filter(|key| is_it(key)).cloned().collect();
-        // Go has sorted them when it decodes, and the last one stays.
+        // Go sorts the keys before decoding, and the last one is used.
         keys.sort_unstable();
         let values = keys.iter().filter_map(|key| self.members.remove(key));
         values.filter(|value| !value.is_null()).last()
     }
 
-    /// A text, or what Go takes for one. An empty one is the same as none.
+    /// A text, or a value that Go converts to text. An empty text counts as absent.
     ///
     /// # Errors
-    /// [`Code::Config`] where there is another kind of value.
+    /// [`Code::Config`] for another kind of value.
     pub fn text(&mut self, name: &str) -> Result<Option<String>> {
         match self.take(name) {
             None => Ok(None),
@@ -70,7 +70,7 @@ impl Section {
     /// A path.
     ///
     /// # Errors
-    /// [`Code::Config`] where there is another kind of value.
+    /// [`Code::Config`] for another kind of value.
     pub fn path(&mut self, name: &str) -> Result<Option<PathBuf>> {
         Ok(self.text(name)?.map(PathBuf::from))
     }
@@ -78,7 +78,7 @@ impl Section {
     /// `true` or `false`, and YAML's other words for them; text is refused, as Go refuses it.
     ///
     /// # Errors
-    /// [`Code::Config`] where there is another kind of value.
+    /// [`Code::Config`] for another kind of value.
     pub fn switch(&mut self, name: &str) -> Result<Option<bool>> {
         match self.take(name) {
             None => Ok(None),
@@ -96,10 +96,10 @@ impl Section {
         choice(&self.place(name), &word).map(Some)
     }
 
-    /// A text of several words between commas, or a list of texts.
+    /// A comma-separated text, or a list of texts.
     ///
     /// # Errors
-    /// [`Code::Config`] where there is another kind of value.
+    /// [`Code::Config`] for another kind of value.
     pub fn words(&mut self, name: &str) -> Result<Option<Vec<String>>> {
         let place = self.place(name);
         let words: Vec<String> = match self.take(name) {
@@ -117,7 +117,7 @@ impl Section {
         Ok(Some(words).filter(|words| words.iter().any(|word| !word.is_empty())))
     }
 
-    /// Adds the places of what was not asked for. Switches that are off and empty values say nothing.
+    /// Adds the places of keys that were not read, except switches that are off and empty values.
     pub fn ignored(self, ignored: &mut Vec<String>) {
         let says_nothing = |value: &Value| match value {
             Value::Null | Value::Bool(false) => true,
@@ -131,10 +131,10 @@ impl Section {
     }
 }
 
-/// The word's meaning.
+/// Parses a word.
 ///
 /// # Errors
-/// [`Code::Config`], with the words that are possible.
+/// [`Code::Config`], with the possible words.
 pub fn choice<T: ValueEnum>(place: &str, word: &str) -> Result<T> {
     T::from_str(word, false).map_err(|_| {
         let known: Vec<_> = T::value_variants().iter().filter_map(ValueEnum::to_possible_value).collect();

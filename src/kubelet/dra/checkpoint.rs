@@ -1,4 +1,4 @@
-//! Which claims are prepared. Kept in a file, so that whoever takes over from a process that was killed knows it.
+//! The prepared claims. They are kept in a file, so that the successor of a killed process knows them.
 
 use gpurun::{
     apply::whole_file,
@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The prepared claims, and the file that has them, too.
+/// The prepared claims, and their file.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -33,7 +33,7 @@ impl Kept {
     }
 }
 
-/// A checkpoint that another process has left: reading and writing it changes nothing, and its claims can be compared.
+/// Reads a checkpoint for the fuzzer: a written checkpoint must read back equal.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let Ok(kept) = Kept::parse(bytes) else { return };
@@ -104,8 +104,8 @@ impl Checkpoint {
     /// A claim is prepared.
     ///
     /// # Errors
-    /// [`Code::NotAllowed`] where another one has a device of it: the pod that was deleted by force may run still.
-    /// [`Code::StateDir`] where it cannot be kept; then it is not prepared.
+    /// [`Code::NotAllowed`] if another one has a device of it: the pod that was deleted by force may run still.
+    /// [`Code::StateDir`] if it cannot be kept; then it is not prepared.
     pub fn prepare(&mut self, uid: &str, claim: Prepared) -> Result<()> {
         if let Some((other, device)) = self.holder(uid, &claim) {
             return Err(Error::new(Code::NotAllowed, format!("{device} is another claim's still"))
@@ -126,7 +126,7 @@ impl Checkpoint {
     /// A claim is taken back, if it was prepared.
     ///
     /// # Errors
-    /// [`Code::StateDir`] where that cannot be kept; then it is prepared still.
+    /// [`Code::StateDir`] if that cannot be kept; then it is prepared still.
     pub fn take_back(&mut self, uid: &str) -> Result<()> {
         let Some(before) = self.kept.claims.remove(uid) else { return Ok(()) };
         self.write().inspect_err(|_| drop(self.kept.claims.insert(uid.into(), before)))

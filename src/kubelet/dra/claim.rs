@@ -73,7 +73,7 @@ struct Opaque {
 /// The devices of this node's pool that a claim with this UID has got from this driver.
 ///
 /// # Errors
-/// [`Code::BadRequest`] where it is another claim, has got nothing, or wants of its devices what gpurun does not do.
+/// [`Code::BadRequest`] if it is another claim, has got nothing, or wants of its devices what gpurun does not do.
 pub fn allocated(claim: Value, uid: &str, node: &str) -> Result<Vec<Allocated>> {
     let claim: Claim =
         serde_json::from_value(claim).or_fail(Code::BadRequest, || "the claim cannot be understood")?;

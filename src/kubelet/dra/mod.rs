@@ -57,7 +57,7 @@ pub const DRIVER: &str = "gpu.nvidia.com";
 
 /// Between two looks at whether another process has ended.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Between two looks at whether a socket was removed.
+/// Interval between checks whether a socket was removed.
 const LOST: Duration = Duration::from_secs(2);
 
 /// Where a driver is to be found by this node's kubelet, and as what.
@@ -95,7 +95,7 @@ impl Dra {
     /// Answers the kubelet, and publishes what [`Dra::offer`] is told. Waits until no other process does.
     ///
     /// # Errors
-    /// [`Code::Config`] where the kubelet's directories cannot be used.
+    /// [`Code::Config`] if the kubelet's directories cannot be used.
     pub async fn start(
         place: &Place,
         api_server: Arc<ApiServer>,
@@ -123,7 +123,7 @@ impl Dra {
         let registrar = Registrar { endpoint: endpoint.clone() };
         let services =
             Services { claims: DraPluginServer::new(claims), health: DraResourceHealthServer::new(health) };
-        // The kubelet asks at the endpoint as soon as it has found the registration.
+        // The kubelet calls the endpoint as soon as it finds the registration.
         let service = tokio::spawn(serve_at(Socket::bind(&endpoint)?, services));
         let registrations =
             tokio::spawn(serve_at(Socket::bind(&registration)?, RegistrationServer::new(registrar)));
@@ -164,8 +164,8 @@ async fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// Serves at a socket, and at a new one under the same name when the socket was removed. Where another program listens under the
-/// name, its end is waited for. The socket is removed with the task.
+/// Serves at a socket, and makes a new one if the socket is removed. If another program listens under the name, this waits
+/// for its end. The socket is removed with the task.
 async fn serve_at<S>(first: (UnixListener, Socket), service: S)
 where
     S: Service<http::Request<Incoming>, Response = http::Response<Body>, Error = Infallible>
@@ -188,11 +188,11 @@ where
             }
             tokio::time::sleep(LOST).await;
         }
-        tracing::info!("{} was removed, and is there again", path.display());
+        tracing::info!("{} was removed and made again", path.display());
     }
 }
 
-/// Waits until a socket's name leads to no listener.
+/// Waits until no process listens under the name.
 async fn lost(socket: &Socket) {
     let mut said = false;
     loop {

@@ -1,4 +1,4 @@
-//! Keeps the node's ResourceSlices at the API server as they should be, whoever takes them away: a kubelet that starts does.
+//! Reconciles the node's ResourceSlices at the API server. Other programs may delete them; the kubelet does so at its start.
 //!
 //! ```text
 //!   Dra::offer ─ devices ─┐
@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long what somebody else has changed is left alone at first.
+/// The first delay before a foreign change is reverted.
 const BREATH: Duration = Duration::from_secs(1);
 /// After so long without another change it is the first again.
 const QUIET: Duration = Duration::from_secs(300);
@@ -84,7 +84,7 @@ impl Publisher {
 /// The version of the API to speak.
 ///
 /// # Errors
-/// [`Code::Cluster`] where the cluster has none that is known here.
+/// [`Code::Cluster`] if the cluster has none that is known here.
 pub fn api_version(api_server: &ApiServer) -> Result<ApiVersion> {
     let failed = "the cluster offers no dynamic resource allocation that gpurun knows";
     let group = api_server.get("/apis/resource.k8s.io", &[])?.unwrap_or_default();
@@ -122,7 +122,7 @@ fn watch(api_server: &ApiServer, node: &str, news: &Sender<News>) {
     }
 }
 
-/// Until the API server ends it; false when nobody listens any more.
+/// Runs until the API server ends the watch; `false` if the receiver has ended.
 fn watch_once(api_server: &ApiServer, node: &str, news: &Sender<News>) -> Result<bool> {
     let version = api_version(api_server)?;
     let path = path(version);

@@ -1,4 +1,4 @@
-//! The sockets at which the kubelet asks for each resource: they are served, registered, and made again when they are lost.
+//! The sockets of the resources: serves and registers them, and makes them again when they are removed.
 
 use super::{AGAIN, Plugin};
 use crate::{
@@ -12,12 +12,12 @@ use gpurun::error::Result;
 use std::{sync::Arc, time::Instant};
 use tokio::task::JoinHandle;
 
-/// A resource that is served and registered. It ends when it is dropped.
+/// A served and registered resource. Dropping it ends the service.
 pub(super) struct Running {
     serving: JoinHandle<()>,
     registering: JoinHandle<()>,
     socket: Socket,
-    /// Another plugin has the socket's name, and the log says which.
+    /// Another plugin has taken the socket's name, and the log names it.
     pub(super) is_aside: bool,
 }
 
@@ -54,7 +54,7 @@ impl Plugin {
         self.publish();
     }
 
-    /// Looks whether a resource's socket is still its own. True where the resource must be served again, under a new socket.
+    /// Checks that a resource's socket still exists and is its own. Returns whether the resource must be served at a new socket.
     async fn lost_socket(&mut self, resource: &str) -> bool {
         let Some(running) = self.servers.get_mut(resource) else { return false };
         let path = running.socket.path().to_path_buf();
@@ -65,7 +65,7 @@ impl Plugin {
             }
             Standing::Gone => true,
             Standing::Taken => match socket::listener_of(&path).await {
-                // Its plugin was killed.
+                // A leftover of a killed plugin.
                 None => true,
                 Some(other) => {
                     if !running.is_aside {
@@ -90,7 +90,7 @@ impl Plugin {
         is_gone
     }
 
-    /// Looks whether the plugins that have taken sockets have ended.
+    /// Checks whether the plugins that have taken sockets have ended.
     pub(super) async fn retake_sockets(&mut self) {
         let aside = self.servers.iter().filter(|(_, running)| running.is_aside);
         let aside: Vec<String> = aside.map(|(name, _)| name.clone()).collect();
@@ -111,8 +111,8 @@ impl Plugin {
         Ok(Running { serving, registering, socket, is_aside: false })
     }
 
-    /// A kubelet knows no resource when it starts. One that was registered a moment ago may be in use already, so a socket that
-    /// is there stays.
+    /// Registers resources again after a restart of the kubelet, which knows no resources then. Resources that were registered a
+    /// moment ago may already be in use, so existing sockets are kept.
     fn register_again(&mut self) {
         self.servers.retain(|_, running| running.socket.standing() != Standing::Gone);
         let own = self.servers.iter().filter(|(_, running)| running.socket.standing() == Standing::Ours);

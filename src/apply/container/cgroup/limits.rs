@@ -1,24 +1,24 @@
-//! What a container may use, and the files of a cgroup that say so.
+//! Resource limits of a container, and the cgroup files that set them.
 
 use crate::error::{Code, Error};
 use std::path::PathBuf;
 
-/// What a container may use of the machine; `None` is no limit, or the kernel's default.
+/// Resource limits of a container; `None` is no limit, or the kernel's default.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Limits {
     /// Bytes of memory.
     pub memory: Option<u64>,
-    /// Swap; `None` is as much as of memory, as Docker has it.
+    /// Swap; `None` is as much as memory, as in Docker.
     pub swap: Option<Swap>,
     /// Bytes of memory that are reclaimed last.
     pub memory_reservation: Option<u64>,
-    /// How readily memory is swapped out, 0 to 100. cgroup v1 alone.
+    /// How readily memory is swapped out, 0 to 100. cgroup v1 only.
     pub swappiness: Option<u64>,
-    /// Whether processes wait where memory runs out, and none is killed. cgroup v1 alone.
+    /// Whether processes wait when memory runs out, instead of being killed. cgroup v1 only.
     pub oom_kill_disable: bool,
     /// Processor time.
     pub cpu: Option<CpuQuota>,
-    /// Weight of processor time against other cgroups, 2 to 262144, of which 1024 is the default.
+    /// Weight of processor time against other cgroups, 2 to 262144; the default is 1024.
     pub cpu_shares: Option<u64>,
     /// Processors, as the kernel's lists have them: `0-3,8`.
     pub cpuset_cpus: Option<String>,
@@ -32,23 +32,23 @@ pub struct Limits {
     pub parent: Option<PathBuf>,
 }
 
-/// How much swap beside the memory.
+/// A limit on swap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Swap {
-    /// As much as there is.
+    /// All swap of the host.
     Unlimited,
     /// Bytes of memory and swap together.
     Total(u64),
 }
 
-/// Microseconds of processor time in each period.
+/// Processor time per period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuQuota {
     /// Microseconds; `None` is no limit.
     pub quota: Option<u64>,
     /// Microseconds.
     pub period: u64,
-    /// The options that say so, for messages.
+    /// The options that set the quota, for messages.
     pub options: &'static str,
 }
 
@@ -59,7 +59,7 @@ pub enum Controller {
     Memory,
     /// Processor time.
     Cpu,
-    /// Which processors and memory nodes.
+    /// Processors and memory nodes.
     Cpuset,
     /// Block devices.
     Io,
@@ -67,16 +67,16 @@ pub enum Controller {
     Pids,
 }
 
-/// A file of a cgroup, and what is written there.
+/// A cgroup file and the value to write.
 #[derive(Debug)]
 pub struct Setting {
-    /// Its name.
+    /// Name of the file.
     pub file: &'static str,
-    /// What is written.
+    /// The value.
     pub value: String,
-    /// The option that asks for it, where its absence is reported.
+    /// The option to name in a warning if the file is absent.
     pub option: Option<&'static str>,
-    /// Absent on kernels that are built without it.
+    /// Whether the file is absent on some kernels.
     pub may_be_absent: bool,
 }
 
@@ -124,13 +124,13 @@ impl Controller {
         all.iter().filter(|(given, _)| *given).map(|(_, option)| *option).collect::<Vec<_>>().join(" and ")
     }
 
-    /// Whether anything is asked of it.
+    /// Whether `limits` use this controller.
     pub fn is_limited(self, limits: &Limits) -> bool {
         !self.options(limits).is_empty()
     }
 
-    /// What `limits` want of this controller in cgroup v2 (else v1), as runc writes it. In this order: v1 refuses a limit on
-    /// memory and swap that is below the one on memory.
+    /// The settings of this controller in cgroup v2 (else v1), as runc writes them. The order matters: v1 refuses a limit on
+    /// memory and swap below the limit on memory.
     pub fn settings(self, limits: &Limits, unified: bool) -> Vec<Setting> {
         let settings: Vec<Option<Setting>> = match (self, unified) {
             (Self::Memory, true) => memory(limits),
@@ -140,7 +140,7 @@ impl Controller {
                     let quota = quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
                     setting("cpu.max", &format!("{quota} {period}"))
                 }),
-                // The two scales, end to end (KEP 2254, by which runc converts).
+                // The whole range of v1 maps to the whole range of v2 (KEP 2254, as in runc).
                 limits.cpu_shares.map(|shares| setting("cpu.weight", &(1 + (shares - 2) * 9999 / 262_142))),
             ],
             (Self::Cpu, false) => vec![
@@ -181,7 +181,7 @@ fn memory(limits: &Limits) -> Vec<Option<Setting>> {
     });
     vec![
         limits.memory.map(|bytes| setting("memory.max", &bytes)),
-        // Absent on a kernel that does not account swap; the limit on memory holds without it.
+        // Absent on a kernel that does not account swap. The limit on memory works without it.
         swap.map(|value| Setting { may_be_absent: true, ..setting("memory.swap.max", &value) }),
         limits.memory_reservation.map(|bytes| setting("memory.low", &bytes)),
     ]

@@ -107,11 +107,11 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the container's cgroup with these limits. `None` where nothing was asked for and there is no cgroup that we may
+    /// Makes the container's cgroup with these limits. `None` if nothing was asked for and there is no cgroup that we may
     /// write, as for most ordinary users; where [`Cgroup::restrict`] is to follow there is always one.
     ///
     /// # Errors
-    /// [`Code::Limit`] where a limit cannot be honoured, [`Code::Cgroup`] where the cgroup cannot be made. Nothing is left
+    /// [`Code::Limit`] if a limit cannot be honoured, [`Code::Cgroup`] if the cgroup cannot be made. Nothing is left
     /// behind then.
     pub fn create(id: &str, limits: &Limits, restricted: bool) -> Result<Option<Self>> {
         let directory = directory(id)?;
@@ -213,7 +213,7 @@ impl Cgroup {
     /// the kernel checks the program while the container's root is being made.
     ///
     /// # Errors
-    /// [`Code::Cgroup`] where the rules cannot be made.
+    /// [`Code::Cgroup`] if the rules cannot be made.
     pub fn restrict(&mut self, rules: &[DeviceRule]) -> Result<()> {
         match &self.unified {
             Some((path, fd)) => restrict_devices(fd.as_fd(), rules).or_fail(Code::Cgroup, || {
@@ -287,7 +287,7 @@ impl Cgroup {
 
     /// [`Cgroup::remove`] for a container whose launcher was killed.
     ///
-    /// `parent` is what it was made below, where that was asked for.
+    /// `parent` is the cgroup of `--cgroup-parent`.
     pub fn remove_stale(id: &str, parent: Option<&Path>) -> Result<()> {
         let directory = directory(id)?;
         let own = Place::read();
@@ -461,7 +461,7 @@ fn set(path: &Path, controller: Controller, limits: &Limits, settings: &[Setting
     Ok(())
 }
 
-/// Makes `parent` in a hierarchy, and gives the controllers of v2 to everything on the way. A slice's name holds those above it
+/// Makes `parent` in a hierarchy, and enables the v2 controllers on the way. The name of a slice contains its parent slices
 /// (systemd.slice(5)): `a-b.slice` is `a.slice/a-b.slice`.
 fn below(mount: &Path, parent: &Path) -> Result<PathBuf> {
     let path = mount.join(parent);
@@ -475,7 +475,7 @@ fn below(mount: &Path, parent: &Path) -> Result<PathBuf> {
         for part in parent {
             let offered = read(&at.join("cgroup.controllers"));
             for controller in offered.split_whitespace() {
-                // Those that are wanted and cannot be had are reported where they are set.
+                // Missing controllers are reported when their limits are set.
                 let _ = write(&at.join("cgroup.subtree_control"), &format!("+{controller}"));
             }
             at.push(part);
@@ -484,8 +484,8 @@ fn below(mount: &Path, parent: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A new cgroup of the v1 hierarchy for processors and memory nodes has none, and nothing can be put into it
-/// (cgroup-v1/cpusets.rst).
+/// Copies processors and memory nodes from the parent. A new cpuset cgroup of v1 is empty, and no process can join it until
+/// it has both (cgroup-v1/cpusets.rst).
 fn inherit_processors(path: &Path) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let (own, parent) = (path.join(file), path.join("..").join(file));

@@ -4,7 +4,7 @@ use super::*;
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use std::process::{Child, Command, Output, Stdio};
 
-/// Whether the kernel lets this process make cgroups; says so where not.
+/// Whether the kernel lets this process make cgroups. Prints a notice if not.
 fn root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root() && Layout::current() != Layout::Absent;
     if !root {

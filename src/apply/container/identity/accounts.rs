@@ -1,14 +1,14 @@
-//! An image's /etc/passwd and /etc/group, and what a user string means by them.
+//! Resolves a user string (`-u`, USER) with an image's /etc/passwd and /etc/group.
 //!
-//! The rules are those of Docker 28.5 (`moby/sys/user`), down to the ones that surprise:
+//! The rules are those of Docker 28.5 (`moby/sys/user`), including the surprising ones:
 //!
-//! * A string that is a number is always an id, and must lie in 0…2147483647. A line whose *name* is that number is not looked
-//!   at (CVE-2016-3697).
+//! * A string that is a number is always an id, and must lie in 0…2147483647. A line whose *name* is that number is ignored
+//!   (CVE-2016-3697).
 //! * A uid without a line has gid 0.
 //! * The first line that matches counts. Missing and malformed numbers of a line are 0; an id beyond 2147483647 is refused.
 //! * Blanks around a line are ignored. Lines that begin with `#` are comments in /etc/group, and users in /etc/passwd.
 //! * A line of /etc/passwd has at most 65535 bytes.
-//! * A file that is missing, or a directory, is an empty one.
+//! * A missing file, or a directory in its place, counts as an empty file.
 //!
 //! `integration/docker-answers/users.json` has the real Docker's answers and, where gpurun differs, the reason. A test compares
 //! them with this module.
@@ -34,14 +34,14 @@ pub struct Accounts {
     group: Vec<u8>,
 }
 
-/// What a user string means.
+/// The result of resolving a user string.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Resolved {
     /// The user's id.
     pub uid: u32,
     /// The primary group's id.
     pub gid: u32,
-    /// The groups whose lines list the user; none where the string names a group.
+    /// The groups that list the user; empty if the string names a group.
     pub groups: Vec<u32>,
 }
 
@@ -67,7 +67,7 @@ impl Accounts {
     /// Reads both files of an image.
     ///
     /// # Errors
-    /// [`Code::User`] where a file cannot be read, or is too large.
+    /// [`Code::User`] if a file cannot be read, or is too large.
     pub fn read(image: &Layers) -> Result<Self> {
         Ok(Self { passwd: read(image, "/etc/passwd")?, group: read(image, "/etc/group")? })
     }
@@ -92,7 +92,7 @@ impl Accounts {
         self.groups().any(|line| line.gid == i64::from(gid))
     }
 
-    /// A login and group name that neither file has: this one, or this one with a number.
+    /// A login and group name that neither file has: `wanted`, or `wanted` with a number appended.
     pub fn unused_name(&self, wanted: &str) -> String {
         let users = self.users().map(|line| line.name);
         let taken: std::collections::HashSet<&[u8]> =
@@ -105,11 +105,11 @@ impl Accounts {
     /// Resolves `USER[:GROUP]`; empty is root.
     ///
     /// # Errors
-    /// [`Code::User`] where a name is unknown, or an id is out of range.
+    /// [`Code::User`] if a name is unknown, or an id is out of range.
     pub fn resolve(&self, wanted: &str) -> Result<Resolved> {
         if self.passwd.split(|&byte| byte == b'\n').any(|line| line.len() >= MAX_LINE) {
             return Err(Error::new(Code::User, "a line of the image's /etc/passwd is too long")
-                .cause("Docker, too, reads lines of at most 65535 bytes")
+                .cause("lines may have at most 65535 bytes, as in Docker")
                 .fix("correct /etc/passwd in the image"));
         }
         let (user, group) = wanted.split_once(':').unwrap_or((wanted, ""));
@@ -144,7 +144,7 @@ impl Accounts {
     /// Resolves an argument of `--group-add`: a gid, or a name of /etc/group.
     ///
     /// # Errors
-    /// [`Code::User`] where the name is unknown, or the id is out of range.
+    /// [`Code::User`] if the name is unknown, or the id is out of range.
     pub fn additional_group(&self, wanted: &str) -> Result<u32> {
         number_in_range(wanted)?.map_or_else(|| self.group_named(wanted), Ok)
     }
@@ -178,7 +178,7 @@ impl Accounts {
 fn read(image: &Layers, path: &str) -> Result<Vec<u8>> {
     let failed = || format!("the image's {path} cannot be read");
     let fix = || format!("correct {path} in the image, or remove it");
-    // Where something else stands there, a FIFO for example, no account can be in it.
+    // Something else, such as a FIFO, holds no accounts.
     let Some((_, Found::File(file))) = image.find(path) else { return Ok(Vec::new()) };
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1)
@@ -196,7 +196,7 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|&byte| byte == b'\n').map(trim).filter(|line| !line.is_empty())
 }
 
-/// Go's `bytes.TrimSpace`: white space of Unicode, in what may not be UTF-8.
+/// Go's `bytes.TrimSpace`: removes Unicode white space; the bytes need not be UTF-8.
 fn trim(line: &[u8]) -> &[u8] {
     if let Ok(text) = std::str::from_utf8(line) {
         return text.trim().as_bytes();
@@ -207,12 +207,12 @@ fn trim(line: &[u8]) -> &[u8] {
     &line[start..end]
 }
 
-/// The fields of a line by their number; a missing one is empty.
+/// Returns the fields of a line by number; a missing field is empty.
 fn fields<'a>(line: &'a [u8]) -> impl Fn(usize) -> &'a [u8] {
     move |n| line.split(|&byte| byte == b':').nth(n).unwrap_or_default()
 }
 
-/// What Go's `strconv.Atoi` makes of a text; `None` is not a number. One that 64 bits cannot hold is the nearest that they can.
+/// Parses like Go's `strconv.Atoi`; `None` if it is not a number. Numbers beyond 64 bits saturate.
 fn parse_number(text: &[u8]) -> Option<i64> {
     let (negative, digits) = match text {
         [b'-', digits @ ..] => (true, digits),
@@ -227,7 +227,7 @@ fn parse_number(text: &[u8]) -> Option<i64> {
     Some(if negative { -value } else { value })
 }
 
-/// The number of a field. Docker takes what is not a number for 0.
+/// The number in a field; 0 if it is not a number, as in Docker.
 fn number_or_zero(field: &[u8]) -> i64 {
     parse_number(field).unwrap_or(0)
 }
@@ -236,7 +236,7 @@ fn id_in_range(id: i64) -> Option<u32> {
     u32::try_from(id).ok().filter(|_| id <= MAX_ID)
 }
 
-/// The id that was typed; `None` where it is not a number.
+/// The id in a typed string; `None` if it is not a number.
 fn number_in_range(typed: &str) -> Result<Option<u32>> {
     let Some(number) = parse_number(typed.as_bytes()) else { return Ok(None) };
     id_in_range(number).map(Some).ok_or_else(|| {

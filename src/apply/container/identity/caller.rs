@@ -1,9 +1,8 @@
-//! The host's user who calls gpurun: the kernel's facts, and behind sudo the ones that sudo passed.
+//! The host user who calls gpurun, as the kernel reports it; under sudo, the user that sudo reports.
 //!
-//! `SUDO_UID` and `SUDO_GID` are environment variables, so any process can set them. They are believed only where the real and
-//! the effective uid are 0: such a process can become every user anyway. Behind sudo they name the person, and the person's
-//! groups come from the host's own account database, never from an image. doas and pkexec pass no such pair, so there the
-//! caller is root.
+//! `SUDO_UID` and `SUDO_GID` are environment variables, so any process can set them. They are used only if the real and the
+//! effective uid are 0: such a process can become any user anyway. The groups of the user behind sudo come from the host's own
+//! account database, never from an image. doas and pkexec set no such variables, so under them the caller is root.
 
 use super::host_account::HostAccount;
 use crate::error::{Code, Error, Result};
@@ -35,7 +34,7 @@ impl Caller {
     /// The user who called this process.
     ///
     /// # Errors
-    /// [`Code::User`] where `SUDO_UID` or `SUDO_GID` counts and is not an id.
+    /// [`Code::User`] if `SUDO_UID` or `SUDO_GID` is used and is not an id.
     pub fn current() -> Result<Self> {
         let (ruid, euid) = (rustix::process::getuid().as_raw(), rustix::process::geteuid().as_raw());
         let gid = rustix::process::getgid().as_raw();
@@ -67,7 +66,7 @@ impl Caller {
     }
 }
 
-/// The person behind sudo, if it is not root. Both variables are empty or absent where sudo was not used.
+/// The user behind sudo, unless that is root. Without sudo both variables are empty or absent.
 fn behind_sudo(uid: Option<&str>, gid: Option<&str>) -> Result<Option<(u32, u32)>> {
     let id = |name: &str, value: Option<&str>| match value.filter(|value| !value.is_empty()) {
         None => Ok(None),
@@ -75,7 +74,7 @@ fn behind_sudo(uid: Option<&str>, gid: Option<&str>) -> Result<Option<(u32, u32)
             // 4294967295 would leave the uid of the process, which is root's, unchanged.
             Ok(id) if id != u32::MAX && text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Some(id)),
             _ => Err(Error::new(Code::User, format!("{name} is {text:?}, which is not an id"))
-                .cause("sudo sets it to the id of its caller, as whom containers run")
+                .cause("sudo sets it to the id of its caller, and containers run as that user")
                 .fix("start gpurun without it: env -u SUDO_UID -u SUDO_GID gpurun …")),
         },
     };
@@ -96,7 +95,7 @@ impl Caller {
         Self::with_groups(euid, uid, gid, &[])
     }
 
-    /// The same with supplementary groups.
+    /// A caller with supplementary groups, for tests.
     pub fn with_groups(euid: u32, uid: u32, gid: u32, groups: &[u32]) -> Self {
         Self { euid, uid, gid, groups: GroupSource::Given(groups.to_vec()) }
     }
@@ -107,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sudo_names_an_ordinary_user_or_nobody() {
+    fn sudo_variables_name_an_ordinary_user_or_are_ignored() {
         for (uid, gid, expected) in [
             (None, None, None),
             (None, Some("77"), None),

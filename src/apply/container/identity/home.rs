@@ -1,9 +1,9 @@
-//! Where the container's HOME is.
+//! Chooses the container's HOME.
 //!
-//! Docker takes HOME from `-e`, from the image's ENV, from /etc/passwd, and is content if it does not exist or cannot be written.
-//! Caches of CUDA, Triton and Hugging Face are written there, so gpurun promises that HOME exists and is writable, for every
-//! uid. What the user typed is taken as it is. Every other place is taken only if the container's user can write it; the last
-//! ones are new directories, `/home/NAME` before the others.
+//! Docker takes HOME from `-e`, the image's ENV or /etc/passwd, even if it does not exist or cannot be written. CUDA, Triton
+//! and Hugging Face write their caches there, so gpurun ensures that HOME exists and is writable, for every uid. The value of
+//! `-e` is used as it is. Other candidates are used only if the container's user can write them; the last ones are new
+//! directories, `/home/NAME` first.
 
 use super::{caller::Caller, find};
 use crate::{
@@ -20,18 +20,18 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Who owns a file, as the host knows the ids: what the kernel compares with a file's owner and group.
+/// Ids on the host, as the kernel compares them with a file's owner and group.
 #[derive(Debug)]
 pub struct HostIds {
     /// The uid.
     pub uid: u32,
     /// The primary gid and the supplementary ones.
     pub gids: Vec<u32>,
-    /// Whether permissions do not matter: root of the container.
+    /// Whether permissions are ignored: the container's root.
     pub is_root: bool,
 }
 
-/// What decides where HOME is.
+/// Inputs for the choice of HOME.
 #[derive(Debug)]
 pub struct HomeSources<'a> {
     /// The value of `-e` or `--env-file`.
@@ -58,13 +58,13 @@ impl HomeSources<'_> {
         if let Some(typed) = self.typed.filter(|typed| !typed.is_empty()) {
             return typed.into();
         }
-        // An empty HOME that was typed hides the image's.
+        // `-e HOME=` overrides the image's HOME.
         let image = self.image.filter(|home| !home.is_empty() && self.typed.is_none()).map(PathBuf::from);
         let account = self.account.filter(|home| std::str::from_utf8(home).is_ok());
         let account = account.map(|home| PathBuf::from(OsStr::from_bytes(home)));
         let own = PathBuf::from("/home").join(self.name);
         let others = (2..10).map(|n| PathBuf::from(format!("/home/{}-{n}", self.name)));
-        // A volume may lie on all of /home, and nothing is made on volumes.
+        // A volume may cover /home, and gpurun makes nothing on volumes.
         let beside = PathBuf::from(format!("/home-{}", self.name));
         let known = image.into_iter().chain(account).filter(|home| can_be_home(home));
         let mut places = known.chain([own.clone()]).chain(others).chain([beside]);
@@ -74,7 +74,7 @@ impl HomeSources<'_> {
     fn is_usable(&self, home: &Path) -> bool {
         let volume = self.volumes.iter().rfind(|volume| home.starts_with(volume.target()));
         if let Some(volume) = volume {
-            // A volume at this very place was mounted there to be used.
+            // A volume mounted at exactly this path is meant as HOME.
             return volume.target() == home || self.is_writable_in(volume, home);
         }
         if home == Path::new("/") {
@@ -83,7 +83,7 @@ impl HomeSources<'_> {
         match find(self.layers, home) {
             Some(Found::Directory(merged)) => merged.first().is_some_and(|top| self.ids.can_write(top)),
             Some(_) => false,
-            // It is made, if its parents are directories.
+            // gpurun makes the directory if its parents are directories.
             None => home
                 .ancestors()
                 .skip(1)
@@ -92,7 +92,7 @@ impl HomeSources<'_> {
         }
     }
 
-    /// Whether the directory is there already on a volume of the host's, and can be written.
+    /// Whether the directory exists on a volume and can be written.
     fn is_writable_in(&self, volume: &Volume, home: &Path) -> bool {
         let directory = || {
             let rest = home.strip_prefix(volume.target()).ok()?;
@@ -104,7 +104,7 @@ impl HomeSources<'_> {
 }
 
 impl HostIds {
-    /// The container's user on the host: without root it is the caller, whatever the container calls it.
+    /// The container's user on the host. Without root this is the caller, whatever its uid in the container.
     pub fn new(uid: u32, gid: u32, groups: &[u32], caller: &Caller) -> Self {
         let is_root = uid == 0;
         if caller.euid == 0 {
@@ -127,7 +127,7 @@ impl HostIds {
     }
 }
 
-/// Whether a home can be there. Accounts of services have /dev/null or nothing, and images say what they like.
+/// Whether the path can be a home directory. Service accounts have /dev/null or nothing, and images may have anything.
 fn can_be_home(home: &Path) -> bool {
     home.is_absolute()
         && home.as_os_str().len() < 1024

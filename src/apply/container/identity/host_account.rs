@@ -1,9 +1,9 @@
-//! Accounts of the host, for what the kernel does not know: a user's login name and the groups that list it.
+//! Accounts of the host: a user's login name and the groups that list it.
 //!
-//! The host's /etc/passwd and /etc/group are read first. Accounts of LDAP, SSSD or systemd-homed are in neither; there the name
-//! service switch (nsswitch.conf(5)) answers. Its modules are libraries, which a static program cannot load, so `getent` of
-//! the C library asks them. It runs only where nsswitch.conf names a module beside the files, and only for a caller whom
-//! /etc/passwd does not have: an ordinary start runs no program here.
+//! The host's /etc/passwd and /etc/group are read first. Accounts of LDAP, SSSD or systemd-homed are in neither; they come
+//! from the name service switch (nsswitch.conf(5)). Its modules are libraries, which a static program cannot load, so gpurun
+//! runs the C library's `getent`: only if nsswitch.conf names a module beside the files, and only for a caller that is not in
+//! /etc/passwd. An ordinary start runs no program here.
 
 use crate::text_file::TextFile;
 use std::{
@@ -11,7 +11,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// The host's passwd and group files are not larger, in bytes.
+/// The largest passwd or group file that is read, in bytes.
 const MAX_FILE: u64 = 16 << 20;
 
 /// The program that asks the name service switch (getent(1)).
@@ -22,12 +22,12 @@ const GETENT: &str = "/usr/bin/getent";
 pub struct HostAccount {
     /// The login name.
     pub name: String,
-    /// Whether /etc/passwd has it.
+    /// Whether the account is in /etc/passwd.
     pub in_passwd: bool,
 }
 
 impl HostAccount {
-    /// The account of this uid. `None` where the host has none.
+    /// The account of this uid. `None` if the host has none.
     pub fn of_uid(uid: u32) -> Option<Self> {
         let number = uid.to_string();
         let name_in = |text: &str| {
@@ -48,7 +48,7 @@ impl HostAccount {
     /// The ids of the groups that list the account, without its primary group.
     pub fn groups(&self) -> Vec<u32> {
         // An account of a module may be in groups of the files, and the reverse.
-        // systemd's module is on every host of today and knows the members of no group of the files'.
+        // systemd's module is on most hosts and knows no members of the groups in the files.
         let elsewhere = |database| has_source(database, &["files", "compat", "systemd"]);
         if (!self.in_passwd || elsewhere("group") || elsewhere("initgroups"))
             && let Some(answer) = getent(&["initgroups", &self.name])
@@ -64,14 +64,14 @@ impl HostAccount {
     }
 }
 
-/// A file of the host's administrator; empty where it is absent or unreadable. Bytes that are not UTF-8 stand in no name here.
+/// Reads a file of the host; empty if it is absent or unreadable. Bytes that are not UTF-8 are replaced.
 fn host_file(path: &str) -> String {
     TextFile::read(Path::new(path), MAX_FILE)
         .map(|file| String::from_utf8_lossy(file.bytes()).into_owned())
         .unwrap_or_default()
 }
 
-/// Whether nsswitch.conf(5) names a source of this database beside these.
+/// Whether nsswitch.conf(5) names other sources of this database.
 fn has_source(database: &str, beside: &[&str]) -> bool {
     let switch = host_file("/etc/nsswitch.conf");
     sources(&switch, database).iter().any(|source| !beside.contains(&source.as_str()))
@@ -96,12 +96,12 @@ pub fn sources(text: &str, database: &str) -> Vec<String> {
     sources
 }
 
-/// The answer of getent(1); `None` where it fails, or does not know the key.
+/// The answer of getent(1); `None` if it fails, or does not know the key.
 fn getent(arguments: &[&str]) -> Option<String> {
     run_for_answer(GETENT, arguments)
 }
 
-/// What a program of the host prints, run without the caller's environment. `None` where it fails.
+/// The output of a host program, run without the caller's environment. `None` if it fails.
 pub fn run_for_answer(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program)
         .args(arguments)

@@ -1,13 +1,13 @@
-//! How the ids of a container without root are called on the host.
+//! Maps the ids of a container without root to ids of the host.
 
 use super::{caller::Caller, subordinate::Subordinate};
 use crate::apply::container::user_namespace::IdMap;
 
-/// How many ids a container has, where the host gives its caller enough of them.
+/// The number of ids of a container, if the caller has enough subordinate ids.
 const COUNT: u32 = 65_536;
 
-/// The map of a launcher without root: the container's user is the caller, so that volumes and devices open as usual. The ids
-/// beside it, which package managers need, are the caller's subordinate ones.
+/// The id map of a launcher without root. The container's user is the caller, so that volumes and devices open as usual. All
+/// other ids, which package managers need, are the caller's subordinate ids.
 pub fn id_map(uid: u32, gid: u32, caller: &Caller, subordinate: Option<Subordinate>) -> IdMap {
     match subordinate {
         Some(ids) => IdMap {
@@ -24,7 +24,7 @@ pub fn maps_gid(map: &IdMap, gid: u32) -> bool {
     map.gids.iter().any(|&(inside, _, count)| gid >= inside && gid - inside < count)
 }
 
-/// The ranges of [`COUNT`] ids, of which `inside` is `own` and the others are subordinate, without a gap.
+/// The ranges of [`COUNT`] ids without a gap: `inside` maps to `own`, all others to subordinate ids.
 fn spread(inside: u32, own: u32, subordinate: u32) -> Vec<(u32, u32, u32)> {
     let mut ranges = vec![(inside, own, 1)];
     let below = inside.min(COUNT);

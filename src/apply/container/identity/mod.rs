@@ -1,18 +1,18 @@
-//! Who the command runs as: the image's USER, `-u`, or the caller; in which groups, with which HOME.
+//! Decides the user, groups and HOME of the container's command: the image's USER, `-u`, or the caller.
 //!
-//! An identity comes whole from the image or whole from the caller.
+//! Uid, gid and groups come all from the image or all from the caller.
 //!
 //! * `-u` and an image's USER that is not root are resolved against the image's files, as Docker does: uid, gid and groups.
-//! * An image that says root, or nothing, runs as the caller, with the caller's uid, gid and groups on the host; the image's
+//! * An image with USER root, or without USER, runs as the caller, with the caller's uid, gid and groups on the host; the image's
 //!   /etc/passwd and /etc/group give it no group. Where the caller is root, that is the image's root. The same files are
-//!   readable, what is written into volumes belongs to the person, and a program that escapes has no more rights than that
-//!   person. `-u 0` asks for root.
+//!   readable, files written into volumes belong to the caller, and a program that escapes has only the caller's rights.
+//!   `-u 0` asks for root.
 //!
-//! **Groups without root.** On the host a container of an ordinary user is that user, and the kernel lets nobody but root add
-//! groups. A process may keep the groups of its caller, which the container shows as 65534, or, where the caller has subordinate
-//! ids, replace them all by groups of the container. They are kept where the identity is the caller's, where `--group-add` names
-//! `keep-groups` or a group of the caller's, and where a GPU's device node needs one of them: such a container would otherwise
-//! run on the CPU without a word. What cannot be had together is refused.
+//! **Groups without root.** A container of an ordinary user runs as that user on the host, and the kernel lets only root add
+//! groups. A process can keep the caller's groups, which the container shows as 65534; or, with subordinate ids, replace all of
+//! them by groups of the container. The caller's groups are kept if the identity is the caller's, if `--group-add` names
+//! `keep-groups` or one of the caller's groups, and if a GPU's device node needs one of them: such a container would otherwise
+//! silently run on the CPU. Requests that need both kinds of groups are refused.
 
 mod accounts;
 mod caller;
@@ -40,7 +40,7 @@ use home::{HomeSources, HostIds};
 use std::path::{Path, PathBuf};
 use subordinate::Subordinate;
 
-/// The word of `--group-add` that keeps the caller's groups (Podman's and crun's).
+/// The value of `--group-add` that keeps the caller's groups, as in Podman and crun.
 const KEEP_GROUPS: &str = "keep-groups";
 
 /// A user of the container.
@@ -54,22 +54,22 @@ pub struct Identity {
     pub groups: Groups,
     /// The home directory: the value of HOME.
     pub home: PathBuf,
-    /// The image's /etc/passwd with a line for this user, where it has none.
+    /// The image's /etc/passwd with a line added for this user; `None` if the user is in the file.
     pub passwd: Option<Vec<u8>>,
-    /// The image's /etc/group with a line for the primary group, where it has none.
+    /// The image's /etc/group with a line added for the primary group; `None` if the group is in the file.
     pub group: Option<Vec<u8>>,
 }
 
 /// The supplementary groups of the container's process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Groups {
-    /// These groups, by setgroups(2). As in Docker, the primary one is among them.
+    /// Groups to set with setgroups(2). As in Docker, the primary group is among them.
     Set(Vec<u32>),
     /// The groups that the launcher's process has.
     Kept,
 }
 
-/// What was asked for, and what it is asked of.
+/// Inputs for the decision.
 #[derive(Debug)]
 pub struct IdentityRequest<'a> {
     /// The image's USER.
@@ -93,19 +93,19 @@ pub struct IdentityRequest<'a> {
 }
 
 impl Identity {
-    /// Decides who runs the command; and for a launcher without root, how the container's ids are called on the host.
-    /// `root_is_caller`: an image that says root runs as the container's root, which is the caller on the host
+    /// Decides the command's user; and for a launcher without root, how the container's ids map to the host's.
+    /// `root_is_caller`: an image with USER root runs as the container's root, which is the caller on the host
     /// ([`crate::image::Image::root_is_caller`]).
     ///
     /// # Errors
-    /// [`Code::User`] where the image does not know a name, an id is out of range, or groups cannot be given.
+    /// [`Code::User`] if the image does not have a name, an id is out of range, or groups cannot be set.
     pub fn resolve(
         request: &IdentityRequest<'_>,
         caller: &Caller,
         root_is_caller: bool,
     ) -> Result<(Self, Option<IdMap>)> {
         let accounts = Accounts::read(request.layers)?;
-        // An empty -u is none, as in Docker.
+        // An empty -u counts as absent, as in Docker.
         let typed = request.user.filter(|user| !user.is_empty());
         let mut user = accounts.resolve(typed.unwrap_or(request.image_user))?;
         let is_callers = typed.is_none() && user.uid == 0 && caller.uid != 0 && !root_is_caller;
@@ -165,7 +165,7 @@ fn groups_without_root(
     injection: &Injection,
 ) -> Result<Groups> {
     let own = caller.groups();
-    // A group of the caller's cannot be given a number of the container's; it is kept.
+    // A group of the caller cannot be mapped to a gid of the container, so the group is kept.
     let (of_caller, of_container): (Vec<_>, Vec<_>) =
         added.iter().partition(|group| group.gid == caller.gid || own.contains(&group.gid));
     let node = injection.devices.iter().find(|node| needs_group(node, caller) && own.contains(&node.gid));
@@ -176,7 +176,7 @@ fn groups_without_root(
         return match of_container.first() {
             Some(group) => Err(refused(group)
                 .cause(format!(
-                    "{} is not a group of the caller, whose groups the container has, and only root can add groups",
+                    "the container has the caller's groups, {} is not one of them, and only root can add groups",
                     group.gid
                 ))
                 .fix(
@@ -267,7 +267,7 @@ fn complete(
         file.extend_from_slice(line.as_bytes());
         file
     };
-    // A field holds neither.
+    // A field of passwd(5) can hold neither character.
     let field = home.to_str().filter(|home| !home.contains([':', '\n'])).unwrap_or("/");
     let passwd =
         line.is_none().then(|| append(accounts.passwd(), format!("{name}:x:{uid}:{gid}::{field}:/bin/sh\n")));
@@ -276,7 +276,7 @@ fn complete(
     Identity { uid, gid, groups, home, passwd, group }
 }
 
-/// A login name, if it can be the name of a directory.
+/// The login name, if it is also a valid directory name.
 fn directory_name(name: &[u8]) -> Option<&str> {
     let name = std::str::from_utf8(name).ok()?;
     let is_plain = |c: char| c.is_alphanumeric() || "._-".contains(c);

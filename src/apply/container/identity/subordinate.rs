@@ -1,8 +1,8 @@
-//! The subordinate ids of an ordinary user: the ids beside its own that its containers may use (subuid(5)).
+//! The subordinate ids of an ordinary user: additional ids for the user's containers (subuid(5)).
 //!
-//! The administrator gives them in /etc/subuid and /etc/subgid, by login name or by uid, or in a directory service that
+//! The administrator assigns them in /etc/subuid and /etc/subgid, by login name or by uid, or in a directory service that
 //! `subid:` of nsswitch.conf(5) names. The setuid programs newuidmap and newgidmap write them into a user namespace. They look
-//! the caller's name up in the name service switch, so a range counts only where the caller has an account there; see
+//! up the caller's name in the name service switch, so only callers with an account there can use a range; see
 //! [`super::host_account`].
 
 use super::{
@@ -15,7 +15,7 @@ use crate::{
 };
 use std::path::Path;
 
-/// How many ids a range must have to be used: all of a container but one, which is the caller's own.
+/// The ids that a range must have to be used: all ids of a container except the caller's own.
 const NEEDED: u32 = 65_535;
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 16 << 20;
@@ -36,7 +36,7 @@ pub struct Subordinate {
 /// A range of ids: the first one and their count.
 type Range = (u32, u32);
 
-/// What the host has for a user.
+/// The ranges of a user on the host.
 struct Ranges {
     account: HostAccount,
     uids: Vec<Range>,
@@ -44,7 +44,7 @@ struct Ranges {
 }
 
 impl Subordinate {
-    /// The caller's ids, where the host gives some and has the programs that write them.
+    /// The caller's subordinate ids, if the host assigns any and has the programs that write them.
     pub fn of(caller: &Caller) -> Option<Self> {
         let ranges = Ranges::of(caller)?;
         let (first_uid, first_gid) = (first_long(&ranges.uids)?, first_long(&ranges.gids)?);
@@ -64,10 +64,10 @@ pub fn are_as_podman_maps_them(caller: &Caller) -> bool {
     Ranges::of(caller).is_none_or(|ranges| fits(&ranges.uids) && fits(&ranges.gids))
 }
 
-/// What `doctor` says of the caller's subordinate ids.
+/// The report of `doctor` about the caller's subordinate ids.
 ///
 /// # Errors
-/// [`Code::Namespace`] where the host gives ids that cannot be used.
+/// [`Code::Namespace`] if the host assigns ids that cannot be used.
 pub fn check(caller: &Caller) -> Result<String> {
     if caller.uid == 0 {
         return Ok("root needs none".into());
@@ -104,7 +104,7 @@ pub fn check(caller: &Caller) -> Result<String> {
         }
     }
     if let Some(missing) = HELPERS.into_iter().find(|helper| !Path::new(helper).exists()) {
-        let what = format!("{name} has subordinate ids, but {missing} is missing, which maps them");
+        let what = format!("{name} has subordinate ids, but {missing}, which maps them, is missing");
         return wrong(what, "apt-get install uidmap, or dnf install shadow-utils".into());
     }
     let source = if ranges.account.in_passwd { "/etc/passwd" } else { "the name service switch" };
@@ -117,8 +117,8 @@ pub fn check(caller: &Caller) -> Result<String> {
 }
 
 impl Ranges {
-    /// `None` where the host gives no ids at all, or none to the caller because it has no account. The first is known without
-    /// asking for the account, which may run a program.
+    /// `None` if the host assigns no ids at all, or the caller has no account. The account is looked up last, because that may
+    /// run a program.
     fn of(caller: &Caller) -> Option<Self> {
         let file = |path| TextFile::read(Path::new(path), MAX_FILE).ok();
         let (uids, gids) = (file("/etc/subuid"), file("/etc/subgid"));

@@ -1,4 +1,4 @@
-//! The answers of the real Docker, recorded by `integration/docker-answers/record`, are the expected values of these tests.
+//! Tests against the answers of the real Docker, recorded by `integration/docker-answers/record`.
 
 use super::*;
 use crate::apply::rootfs::Layers;
@@ -6,13 +6,13 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::{fs, os::unix::fs::symlink};
 
-/// What a subject's file has.
+/// The content of a test case's file.
 fn answers(subject: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/docker-answers").join(subject);
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Bytes that are written as Latin-1.
+/// Decodes bytes that the table writes as Latin-1.
 fn bytes(text: &str) -> Vec<u8> {
     text.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect()
 }
@@ -121,13 +121,13 @@ fn without_root_the_callers_groups_are_kept_or_replaced_as_a_whole() {
     use Groups::{Kept, Set};
     let user = Resolved { uid: 33, gid: 33, groups: vec![29, 70_000] };
     let open = with_node(0o666, 0, 0);
-    // mode, uid and gid of the node; whether the identity is the caller's; --group-add; the groups, or what is refused.
+    // mode, uid and gid of the node; whether the identity is the caller's; --group-add; the groups, or the refused option.
     let cases = [
         (0o666, 0, 0, true, &[][..], Ok(Kept)),
         (0o666, 0, 0, false, &[], Ok(Set(vec![29, 33]))),
         (0o666, 0, 0, false, &[(7, "7")], Ok(Set(vec![7, 29, 33]))),
         (0o666, 0, 0, true, &[(7, "7")], Ok(Set(vec![7, 29, 33]))),
-        // Groups of the caller's on the host, its primary one too.
+        // The caller's groups on the host, including the primary one.
         (0o666, 0, 0, false, &[(44, "video")], Ok(Kept)),
         (0o666, 0, 0, false, &[(1000, "1000")], Ok(Kept)),
         (0o666, 0, 0, false, &[(44, "video"), (7, "x")], Err("--group-add x")),
@@ -173,7 +173,7 @@ fn an_identity_comes_whole_from_the_image_or_whole_from_the_caller() {
     fs::write(dir.path().join("etc/group"), "root:x:0:hostile\nshadow:x:42:hostile,root,app\n").unwrap();
     let layers = Layers::open(vec![dir.path().into()]).unwrap();
     let nothing = Injection::default();
-    // Behind sudo: uid, gid and groups are the person's; the image's files give it none.
+    // Under sudo: uid, gid and groups are those of sudo's caller; the image's files add none.
     let person = Caller::with_groups(0, 1000, 1000, &[44]);
     let of = |caller: &Caller, image_user: &str, user| {
         let request = IdentityRequest { image_user, ..request(&layers, user, &nothing) };
@@ -183,12 +183,12 @@ fn an_identity_comes_whole_from_the_image_or_whole_from_the_caller() {
     for image_user in ["", "0", "root", "root:shadow", "0:42", ":42", ":"] {
         assert_eq!(of(&person, image_user, None), (1000, 1000, Groups::Set(vec![44, 1000])), "{image_user}");
     }
-    // What is asked for, or the image's own, is the image's; nothing of the caller's comes with it.
+    // `-u` and the image's own USER are resolved in the image, without the caller's groups.
     assert_eq!(of(&person, "app", None), (1001, 1002, Groups::Set(vec![42, 1002])));
     assert_eq!(of(&person, "", Some("hostile")), (1000, 0, Groups::Set(vec![0, 42])));
     assert_eq!(of(&person, "app", Some("0")), (0, 0, Groups::Set(vec![0, 42])));
     assert_eq!(of(&person, "app", Some("")), (1001, 1002, Groups::Set(vec![42, 1002])));
-    // Root's own container is the image's root.
+    // For root, the container's user is the image's root.
     let root = Caller::with_groups(0, 0, 0, &[0, 10]);
     assert_eq!(of(&root, "", None), (0, 0, Groups::Set(vec![0, 42])));
 }
