@@ -57,6 +57,10 @@ pub fn write(path: &Path, content: &str, code: Code) -> Result<bool> {
 /// # Errors
 /// `code`
 pub fn remove(path: &Path, code: Code) -> Result<bool> {
+    // A device node or a FIFO is written to, not replaced, so it is not removed either.
+    if path.symlink_metadata().is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
+        return Ok(false);
+    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         result => result.or_fail(code, || format!("{} cannot be removed", path.display())).map(|()| true),

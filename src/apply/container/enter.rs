@@ -170,7 +170,7 @@ fn confine(
     own: Option<&OwnedFd>,
     channel: &Channel,
 ) -> Result<()> {
-    let unix_sockets = if unix_sockets::are_apart(container) { unix_sockets::stop()? } else { None };
+    let unix_sockets = if unix_sockets::are_apart(container) { unix_sockets::stop(container)? } else { None };
     if let Some(listener) = &unix_sockets {
         channel.send_unix_sockets(listener)?;
     }

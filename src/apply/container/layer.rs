@@ -123,9 +123,8 @@ impl Layer {
                     .and_then(|()| open(&parent, name))
                     .or_fail(Code::Rootfs, failed)?;
                 if !self.owners {
-                    // The image may have a directory there that the caller may not look into (/root): merged with it, this one
-                    // could not be read either. Where the file system takes no such attribute there is nothing to lose.
-                    let _ = rustix::fs::fsetxattr(&made, "user.overlay.opaque", b"y", XattrFlags::empty());
+                    // The image may have a directory there that the caller cannot find.
+                    make_opaque(&made);
                 }
                 Ok(made)
             }
@@ -154,6 +153,11 @@ impl Layer {
                         )?;
                     }
                     rustix::fs::fchmod(&made, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+                    if !self.owners
+                        && merged.iter().any(|lower| matches!(open(lower, ".".as_ref()), Err(Errno::ACCESS)))
+                    {
+                        make_opaque(&made);
+                    }
                     made
                 }
                 opened => opened?,
@@ -218,6 +222,12 @@ impl Layer {
             .and_then(|()| rustix::fs::fchmod(&made, Mode::from_raw_mode(mode)))
             .or_fail(Code::Rootfs, || format!("{} cannot be given to its user", path.display()))
     }
+}
+
+/// Hides the directories of the layers below. The caller cannot look into one of them (/root, mode 0700), and a directory that is
+/// merged with it could not be read either. A file system without such attributes leaves them merged.
+fn make_opaque(directory: &OwnedFd) {
+    let _ = rustix::fs::fsetxattr(directory, "user.overlay.opaque", b"y", XattrFlags::empty());
 }
 
 fn open(at: &OwnedFd, name: &std::ffi::OsStr) -> rustix::io::Result<OwnedFd> {

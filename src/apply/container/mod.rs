@@ -4,6 +4,7 @@ mod assembly;
 pub mod cgroup;
 mod channel;
 mod enter;
+mod guardian;
 pub mod handover;
 mod host_proc;
 mod host_root;
@@ -38,7 +39,7 @@ pub use handover::HANDOVER_NAME;
 pub use init::INIT_NAME;
 use landlock::Confinement;
 use relay::Running;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use scratch::Scratch;
 use signals::{PidOne, Signals};
 use spec::{Container, Process};
@@ -80,6 +81,13 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     // What the start needed is not needed to wait: the launcher of a container that runs for weeks stays small.
     drop((container, layers));
     process::release_memory();
+    // The other children close what they inherit, so the launcher alone holds its end of the pipe.
+    let guardian = started.as_ref().ok().map(|started| guardian::start(started.pid_one.as_fd()));
+    if let Some(Err(error)) = &guardian {
+        tracing::warn!(
+            "a container that changes its user will outlive a killed launcher: no guardian can be started ({error})"
+        );
+    }
     if started.is_ok() {
         scratch.sweep_beside();
     }
@@ -100,6 +108,7 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     {
         tracing::warn!("{}", out_of_memory(limit));
     }
+    drop(guardian);
     let removed = cgroup.map_or(Ok(()), Cgroup::remove).and(scratch.remove());
     match (result, removed) {
         (Ok(code), removed) => {

@@ -21,12 +21,12 @@
 //! The C libraries ask for the number of a network interface through any socket, an AF_UNIX one first (if_nametoindex(3)). These
 //! two requests are answered from the host's network, where the container's interfaces are.
 //!
-//! Other ways to make a Unix socket are closed by the container's own filter: socketcall(2), x32 and io_uring. Without that
-//! filter (`--security-opt seccomp=unconfined`, `--privileged`) there is no supervisor either.
+//! Other ways to make a Unix socket are refused with ENOSYS: socketcall(2), x32 and io_uring. So the separation does not depend on
+//! the container's own filter (`--security-opt seccomp=unconfined`). Only `--privileged` has none.
 
 use super::spec::Container;
 use crate::{
-    error::{Code, OrFail, Result},
+    error::{Code, Error, OrFail, Result},
     sys::{notify, process},
 };
 use nix::sched::{CloneFlags, setns, unshare};
@@ -60,20 +60,35 @@ const TABLES: [Table; 2] = [
     Table { arch: 0x4000_0028, socket: 281, socketpair: 288, ioctl: 54 },
 ];
 
-/// Whether a container's Unix sockets are kept apart.
+/// Whether a container's Unix sockets are separated from the host's. Not with `--privileged`, which asks for no confinement.
 pub fn are_apart(container: &Container) -> bool {
-    container.host_network && container.process.seccomp
+    container.host_network && !container.all_devices
 }
 
-/// Called in the container's process: installs the filter. Returns the descriptor for [`supervise`]; `None` inside another
-/// container with a supervisor. The sockets then belong to the namespace of that supervisor.
-pub fn stop() -> Result<Option<OwnedFd>> {
+/// Called in the container's process: installs the filter. Returns the descriptor for [`supervise`]. A process has at most one
+/// supervisor (seccomp(2), EBUSY): inside another gpurun container the sockets belong to the namespace of that container's
+/// supervisor, and the answer is `None`. A supervisor of another program cannot be told from one of gpurun.
+///
+/// # Errors
+/// [`Code::Confinement`] if there is another supervisor and uid 0 of the host would share the host's network although no option
+/// asks for that; [`Code::Seccomp`] if the kernel refuses the filter.
+pub fn stop(container: &Container) -> Result<Option<OwnedFd>> {
+    let is_host_root = container.privileged && container.process.user.uid == 0;
     match notify::install(&filter()) {
         Ok(listener) => Ok(Some(listener)),
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(None),
-        Err(error) => {
-            Err(error).or_fail(Code::Seccomp, || "the container's Unix sockets cannot be kept apart")
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            if is_host_root && !container.network_requested {
+                let what = "the container's Unix sockets cannot be separated from the host's";
+                return Err(Error::new(Code::Confinement, what)
+                    .cause("gpurun runs under another seccomp supervisor, and a process has at most one")
+                    .fix("type --network host to run it nevertheless, or --network none, or -u 1000"));
+            }
+            Ok(None)
         }
+        Err(error) => Err(error).or_fail(
+            Code::Seccomp,
+            || "the filter that separates the container's Unix sockets cannot be installed",
+        ),
     }
 }
 
@@ -90,38 +105,52 @@ fn filter() -> Vec<u8> {
     const ARCH: u32 = 4;
     const FIRST: u32 = 16;
     const SECOND: u32 = 24;
-    /// Offset of the arguments.
-    const SOCKET: usize = 11;
-    const PAIR: usize = 13;
-    const IOCTL: usize = 17;
-    const STOP: usize = 20;
-    const ALLOW: usize = 21;
+    const JUMP_AT_LEAST: u16 = 0x35;
+    /// The same number in every table since Linux 5.1. io_uring makes and connects sockets without socket(2).
+    const IO_URING_SETUP: u32 = 425;
+    /// Calls of the x32 table have this bit; on other machines no call has it.
+    const X32: u32 = 0x4000_0000;
+    /// socketcall(2) of 32-bit x86. Its arguments are in memory, which a filter cannot read.
+    const SOCKETCALL: u32 = 102;
+    /// Indices of the instructions where these begin.
+    const SOCKET: usize = 15;
+    const PAIR: usize = 17;
+    const IOCTL: usize = 21;
+    const STOP: usize = 24;
+    const ALLOW: usize = 25;
+    const REFUSE: usize = 26;
     let [own, compat] = TABLES;
-    // Code, jump if equal, jump if not equal, operand.
-    let instructions: [(u16, usize, usize, u32); 22] = [
+    let socketcall = if cfg!(target_arch = "x86_64") { SOCKETCALL } else { u32::MAX };
+    // Code, the instructions that follow if it is equal and if not, operand.
+    let instructions: [(u16, usize, usize, u32); 27] = [
         (LOAD, 0, 0, ARCH),
-        (JUMP_EQUAL, 2, 6, own.arch),
+        (JUMP_EQUAL, 2, 8, own.arch),
         (LOAD, 0, 0, NUMBER),
-        (JUMP_EQUAL, SOCKET, 4, own.socket),
-        (JUMP_EQUAL, PAIR, 5, own.socketpair),
+        (JUMP_AT_LEAST, REFUSE, 4, X32),
+        (JUMP_EQUAL, REFUSE, 5, IO_URING_SETUP),
+        (JUMP_EQUAL, SOCKET, 6, own.socket),
+        (JUMP_EQUAL, PAIR, 7, own.socketpair),
         (JUMP_EQUAL, IOCTL, ALLOW, own.ioctl),
-        (JUMP_EQUAL, 7, ALLOW, compat.arch),
+        (JUMP_EQUAL, 9, ALLOW, compat.arch),
         (LOAD, 0, 0, NUMBER),
-        (JUMP_EQUAL, SOCKET, 9, compat.socket),
-        (JUMP_EQUAL, PAIR, 10, compat.socketpair),
+        (JUMP_EQUAL, REFUSE, 11, IO_URING_SETUP),
+        (JUMP_EQUAL, REFUSE, 12, socketcall),
+        (JUMP_EQUAL, SOCKET, 13, compat.socket),
+        (JUMP_EQUAL, PAIR, 14, compat.socketpair),
         (JUMP_EQUAL, IOCTL, ALLOW, compat.ioctl),
         (LOAD, 0, 0, FIRST),
         (JUMP_EQUAL, STOP, ALLOW, libc::AF_UNIX.unsigned_abs()),
         (LOAD, 0, 0, SECOND),
         // SOCK_TYPE_MASK of linux/net.h
         (AND, 0, 0, 0xf),
-        (JUMP_EQUAL, STOP, 16, libc::SOCK_DGRAM.unsigned_abs()),
+        (JUMP_EQUAL, STOP, 20, libc::SOCK_DGRAM.unsigned_abs()),
         (JUMP_EQUAL, STOP, ALLOW, libc::SOCK_RAW.unsigned_abs()),
         (LOAD, 0, 0, SECOND),
-        (JUMP_EQUAL, STOP, 19, libc::SIOCGIFNAME as u32),
+        (JUMP_EQUAL, STOP, 23, libc::SIOCGIFNAME as u32),
         (JUMP_EQUAL, STOP, ALLOW, libc::SIOCGIFINDEX as u32),
         (RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
         (RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        (RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()),
     ];
     let bytes = |(at, (code, if_true, if_false, k)): (usize, (u16, usize, usize, u32))| {
         // Jumps count from the next instruction; other instructions have no jumps.
