@@ -11,14 +11,18 @@ use crate::{
 use serde::Deserialize;
 use std::{
     env,
-    io::{BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, ErrorKind, Read, Write},
     os::unix::net::UnixStream,
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-/// The longest silence of the daemon. It packs a layer while it sends it.
+/// The longest silence of the daemon while it saves an image. It packs a layer while it sends it.
 const SILENCE: Duration = Duration::from_secs(120);
+/// The longest time for what the daemon knows of an image, from the request to the end of the answer.
+const DESCRIBING: Duration = Duration::from_secs(60);
+/// A wait that is reported.
+const LONG_WAIT: Duration = Duration::from_secs(1);
 /// The longest head, and the longest document: that of an image has a few kB.
 const MAX_DOCUMENT: u64 = 8 << 20;
 
@@ -39,7 +43,7 @@ pub struct Described {
 /// [`Code::ImageNotFound`] where it has no such image, [`Code::Registry`] where it cannot be asked.
 pub fn describe(name: &str) -> Result<Described> {
     let mut bytes = Vec::new();
-    ask(&format!("/images/{name}/json"), name)?
+    ask(&format!("/images/{name}/json"), name, Some(DESCRIBING))?
         .take(MAX_DOCUMENT)
         .read_to_end(&mut bytes)
         .or_fail(Code::Registry, || "Docker's daemon does not answer")
@@ -61,14 +65,58 @@ pub fn save(name: &str, store: &Store, progress: Progress) -> Result<Layout> {
     store.check_room(size.saturating_mul(2))?;
     let mut file = store.unnamed_file()?;
     let unpacking = Unpacking::start(format!("copying {name} from Docker"), Some(size), progress);
-    store.fill(&mut file, &mut unpacking.count(ask(&format!("/images/{name}/get"), name)?))?;
+    store.fill(&mut file, &mut unpacking.count(ask(&format!("/images/{name}/get"), name, None)?))?;
     drop(unpacking);
     Layout::archive_of(file)
         .map_err(|error| error.context(format!("what Docker saved of {name} cannot be read")))
 }
 
-/// The body of an answer.
-fn ask(path: &str, name: &str) -> Result<impl Read> {
+/// The daemon's side of a connection. A read that takes long is reported once, by a line on stderr.
+struct Answer {
+    stream: UnixStream,
+    socket: PathBuf,
+    /// When all of the answer must be here; `None` bounds each silence instead, and the reports are left to the caller's progress.
+    deadline: Option<Instant>,
+    reported: bool,
+}
+
+impl Read for Answer {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let Some(deadline) = self.deadline else {
+            self.stream.set_read_timeout(Some(SILENCE))?;
+            return self.stream.read(bytes).map_err(|error| silent(error, SILENCE));
+        };
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(silent(ErrorKind::WouldBlock.into(), DESCRIBING));
+            }
+            self.stream.set_read_timeout(Some(if self.reported { left } else { left.min(LONG_WAIT) }))?;
+            match self.stream.read(bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if !self.reported {
+                        self.reported = true;
+                        tracing::warn!("waiting for Docker's daemon at {}", self.socket.display());
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// The error of a read that timed out (EAGAIN, "Resource temporarily unavailable") in words.
+fn silent(error: io::Error, limit: Duration) -> io::Error {
+    match error.kind() {
+        ErrorKind::WouldBlock => {
+            io::Error::new(ErrorKind::TimedOut, format!("no answer came within {} s", limit.as_secs()))
+        }
+        _ => error,
+    }
+}
+
+/// The body of an answer. `within` bounds the whole answer, and otherwise each silence is bounded.
+fn ask(path: &str, name: &str, within: Option<Duration>) -> Result<impl Read> {
     let socket = socket()?;
     let fail = || format!("Docker's daemon cannot be asked at {}", socket.display());
     let mut stream = UnixStream::connect(&socket).map_err(|error| {
@@ -78,10 +126,12 @@ fn ask(path: &str, name: &str) -> Result<impl Read> {
         })
     })?;
     stream
-        .set_read_timeout(Some(SILENCE))
+        .set_write_timeout(Some(DESCRIBING))
         .and_then(|()| stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes()))
         .map_err(|error| unanswered(&fail(), &error))?;
-    let mut reader = BufReader::with_capacity(256 << 10, stream);
+    let deadline = within.map(|within| Instant::now() + within);
+    let answer = Answer { stream, socket: socket.clone(), deadline, reported: false };
+    let mut reader = BufReader::with_capacity(256 << 10, answer);
     let status = head(&mut reader).map_err(|error| unanswered(&fail(), &error))?;
     if status == 200 {
         return Ok(reader);
@@ -163,6 +213,17 @@ mod tests {
         {
             assert!(head(&mut &*bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_daemon_that_is_silent_is_given_up() {
+        let (stream, silent_daemon) = UnixStream::pair().unwrap();
+        let deadline = Some(Instant::now() + Duration::from_millis(1500));
+        let mut answer = Answer { stream, socket: "docker.sock".into(), deadline, reported: false };
+        let error = answer.read(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+        assert!(answer.reported);
+        drop(silent_daemon);
     }
 
     proptest! {
