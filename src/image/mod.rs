@@ -131,8 +131,6 @@ enum Source {
 impl Source {
     /// Puts layers into the store that it lacks.
     fn fill(&self, missing: &[&Layer], store: &Store, progress: Progress) -> Result<()> {
-        // What killed processes left may be as much as the disk lacks; and unpacking takes long anyway.
-        store.clean()?;
         match self {
             Self::Registry(name, pull) if pull.when == When::Never => {
                 let what = format!("{} layers of {name} are not on this machine", missing.len());
