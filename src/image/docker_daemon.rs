@@ -8,12 +8,19 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     formats::go_json,
 };
+use rustix::{
+    io::Errno,
+    net::{
+        self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with,
+        sockopt::{Timeout, set_socket_timeout},
+    },
+};
 use serde::Deserialize;
 use std::{
     env,
     io::{self, BufRead, BufReader, ErrorKind, Read, Write},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -115,22 +122,39 @@ fn silent(error: io::Error, limit: Duration) -> io::Error {
     }
 }
 
+/// Connects with a bound on the time, since a daemon that hangs accepts no connection and its backlog fills up. Writes have the same
+/// bound. `reported` is set where a line on stderr says that the daemon is waited for.
+fn connect(socket: &Path, reported: &mut bool) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(socket)?;
+    let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&stream, Timeout::Send, Some(LONG_WAIT))?;
+    let mut connected = net::connect(&stream, &address);
+    set_socket_timeout(&stream, Timeout::Send, Some(DESCRIBING))?;
+    if connected == Err(Errno::AGAIN) {
+        *reported = true;
+        tracing::warn!("waiting for Docker's daemon at {}", socket.display());
+        connected = net::connect(&stream, &address);
+    }
+    connected.map_err(|errno| silent(errno.into(), DESCRIBING))?;
+    Ok(stream.into())
+}
+
 /// The body of an answer. `within` bounds the whole answer, and otherwise each silence is bounded.
 fn ask(path: &str, name: &str, within: Option<Duration>) -> Result<impl Read> {
     let socket = socket()?;
     let fail = || format!("Docker's daemon cannot be asked at {}", socket.display());
-    let mut stream = UnixStream::connect(&socket).map_err(|error| {
+    let mut reported = false;
+    let mut stream = connect(&socket, &mut reported).map_err(|error| {
         Error::new(Code::Registry, fail()).cause(&error).fix(match error.kind() {
             std::io::ErrorKind::PermissionDenied => "run gpurun as root, or as a user of the group docker",
             _ => "start it (systemctl start docker), or name its socket: DOCKER_HOST=unix:///run/user/1000/docker.sock",
         })
     })?;
     stream
-        .set_write_timeout(Some(DESCRIBING))
-        .and_then(|()| stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes()))
+        .write_all(format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes())
         .map_err(|error| unanswered(&fail(), &error))?;
     let deadline = within.map(|within| Instant::now() + within);
-    let answer = Answer { stream, socket: socket.clone(), deadline, reported: false };
+    let answer = Answer { stream, socket: socket.clone(), deadline, reported };
     let mut reader = BufReader::with_capacity(256 << 10, answer);
     let status = head(&mut reader).map_err(|error| unanswered(&fail(), &error))?;
     if status == 200 {
@@ -224,6 +248,27 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
         assert!(answer.reported);
         drop(silent_daemon);
+    }
+
+    #[test]
+    fn a_daemon_that_accepts_no_connection_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("docker.sock");
+        let listener =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        net::listen(&listener, 0).unwrap();
+        let (mut first, mut second) = (false, false);
+        // A backlog of 0 holds one connection.
+        let waiting = connect(&path, &mut first).unwrap();
+        let accepted = std::thread::scope(|scope| {
+            let connected = scope.spawn(|| connect(&path, &mut second).is_ok());
+            std::thread::sleep(2 * LONG_WAIT);
+            let _first = net::accept(&listener).unwrap();
+            connected.join().unwrap()
+        });
+        drop(waiting);
+        assert!(accepted && !first && second);
     }
 
     proptest! {
