@@ -3,16 +3,13 @@
 use gpurun_integration::{
     Ended, SpawnPiped,
     engines::{Cgroups, Machine, Suite},
-    finish, image, run, until,
+    finish, image, run,
 };
 use std::{
     collections::BTreeSet,
     fs,
-    io::{Read, Write},
-    os::unix::{
-        fs::MetadataExt,
-        net::{UnixListener, UnixStream},
-    },
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
@@ -190,11 +187,9 @@ fn podmans_locks_are_waited_for_and_hold_podman_up_for_no_container() {
         .command(&machine, &[&words[..3], &["run", "-i", "-u=0"], &words[3..]].concat())
         .stdin(Stdio::piped())
         .spawn_piped();
-    let inode = format!(":{} ", fs::metadata(&lock).unwrap().ino());
-    until("gpurun waits for the lock", || {
-        let locks = fs::read_to_string("/proc/locks").unwrap();
-        locks.lines().any(|line| line.contains("-> ") && line.contains("READ") && line.contains(&inode))
-    });
+    let mut waiting = String::new();
+    BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut waiting).unwrap();
+    assert!(waiting.contains("waiting for another process") && waiting.contains("layers.lock"), "{waiting}");
     drop(holder.stdin.take());
     holder.wait().unwrap();
     let mut begun = [0; 8];

@@ -589,7 +589,7 @@ fn a_manifest_is_asked_for_again_too() {
 }
 
 #[test]
-fn the_second_start_reads_one_directory_and_two_files_of_the_store_and_opens_its_layers() {
+fn the_second_start_reads_one_directory_and_three_files_of_the_store_and_opens_its_layers() {
     let host = TestHost::new("t4");
     let Served { registry, storage: _storage } = registry();
     registry.push("ml", "1", &five_layers());
@@ -624,13 +624,13 @@ fn the_second_start_reads_one_directory_and_two_files_of_the_store_and_opens_its
         !listed.is_empty() && listed.iter().all(|line| line.contains(&format!("<{store}/tmp>"))),
         "{listed:#?}"
     );
-    for (directory, times) in [("images/", 1), ("blobs/", 1), ("parts", 0), ("layers/", 5)] {
+    for (directory, times) in [("images/", 1), ("blobs/", 1), ("stacks/", 1), ("parts", 0), ("layers/", 5)] {
         let opened = of(&["openat"]);
         let opened = opened.iter().filter(|line| line.contains(&format!("<{store}>, \"{directory}"))).count();
         assert_eq!(opened, times, "{directory}");
     }
-    // A file is one call, and one that finds its end.
-    assert_eq!(of(&["read", "pread64"]).len(), 4, "{:#?}", of(&["read", "pread64"]));
+    // One call for each file: the image's record, its configuration, and how its layers are put together.
+    assert_eq!(of(&["read", "pread64"]).len(), 3, "{:#?}", of(&["read", "pread64"]));
     let changed = of(&[
         "write",
         "pwrite64",

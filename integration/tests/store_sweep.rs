@@ -1,9 +1,9 @@
 //! Leftovers of killed launchers are removed while containers run, and no start waits for that.
 
-use gpurun_integration::{Caller, SpawnPiped, TestHost, finish, must, rootfs, until};
+use gpurun_integration::{Caller, SpawnPiped, TestHost, finish, image, must, rootfs, until};
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -78,16 +78,35 @@ fn sweepers(store: &Path) -> usize {
     .count()
 }
 
-/// A partial layer of a killed pull does not delay a start, and is also removed.
+/// Half a layer, as a killed process leaves it.
+fn leave_half_a_layer(host: &TestHost, caller: Caller) -> PathBuf {
+    host.ok(caller, "", &rootfs("busybox"), "true");
+    let tmp = host.store(caller.uid()).join("tmp");
+    let half = tmp.join("a".repeat(32));
+    fs::create_dir_all(half.join("usr/lib")).unwrap();
+    must(Command::new("chown").args(["-R", &caller.uid().to_string()]).arg(tmp));
+    half
+}
+
+#[test]
+fn a_start_that_unpacks_an_image_does_not_remove_half_a_layer_of_another_one() {
+    let host = TestHost::new("t4");
+    let archive = format!("docker-archive:{}", image("busybox", "docker.tar").display());
+    for caller in Caller::EACH {
+        let half = leave_half_a_layer(&host, caller);
+        // The lock of the store's sweepers: with it, only the start itself could remove anything.
+        let sweepers = fs::File::open(host.store(caller.uid()).join("scratch")).unwrap();
+        sweepers.lock().unwrap();
+        host.ok(caller, "", &archive, "true");
+        assert!(half.join("usr/lib").exists(), "{caller:?}");
+    }
+}
+
 #[test]
 fn a_killed_pulls_files_go_while_a_container_runs() {
     let host = TestHost::new("t4");
     for caller in Caller::EACH {
-        let store = host.store(caller.uid());
-        host.ok(caller, "", &rootfs("busybox"), "true");
-        let half = store.join("tmp").join("a".repeat(32));
-        fs::create_dir_all(half.join("usr/lib")).unwrap();
-        must(Command::new("chown").args(["-R", &caller.uid().to_string()]).arg(store.join("tmp")));
+        let half = leave_half_a_layer(&host, caller);
         let child = host.command(caller, "", &rootfs("busybox"), &["sleep", "1000"]).spawn_piped();
         until("the end of the half layer", || !half.exists());
         let mut child = child;

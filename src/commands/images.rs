@@ -91,6 +91,10 @@ pub fn pull(context: &Context, pulling: &Pulling, images: &[String]) -> Result<u
             out!("{id}")?;
         }
     }
+    // A start leaves this to its sweeper; a machine that only pulls has none.
+    if let Err(error) = store.clean() {
+        tracing::debug!(%error, "leftovers of killed pulls stay");
+    }
     Ok(0)
 }
 

@@ -8,17 +8,28 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     formats::go_json,
 };
+use rustix::{
+    io::Errno,
+    net::{
+        self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with,
+        sockopt::{Timeout, set_socket_timeout},
+    },
+};
 use serde::Deserialize;
 use std::{
     env,
-    io::{BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, ErrorKind, Read, Write},
     os::unix::net::UnixStream,
-    path::PathBuf,
-    time::Duration,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-/// Read timeout. The daemon packs a layer while it sends it.
+/// The longest silence of the daemon while it saves an image. It packs a layer while it sends it.
 const SILENCE: Duration = Duration::from_secs(120);
+/// The longest time for what the daemon knows of an image, from the request to the end of the answer.
+const DESCRIBING: Duration = Duration::from_secs(60);
+/// A wait that is reported.
+const LONG_WAIT: Duration = Duration::from_secs(1);
 /// The longest head, and the longest document: that of an image has a few kB.
 const MAX_DOCUMENT: u64 = 8 << 20;
 
@@ -39,7 +50,7 @@ pub struct Described {
 /// [`Code::ImageNotFound`] if it has no such image, [`Code::Registry`] if it cannot be asked.
 pub fn describe(name: &str) -> Result<Described> {
     let mut bytes = Vec::new();
-    ask(&format!("/images/{name}/json"), name)?
+    ask(&format!("/images/{name}/json"), name, Some(DESCRIBING))?
         .take(MAX_DOCUMENT)
         .read_to_end(&mut bytes)
         .or_fail(Code::Registry, || "Docker's daemon does not answer")
@@ -61,27 +72,90 @@ pub fn save(name: &str, store: &Store, progress: Progress) -> Result<Layout> {
     store.check_room(size.saturating_mul(2))?;
     let mut file = store.unnamed_file()?;
     let unpacking = Unpacking::start(format!("copying {name} from Docker"), Some(size), progress);
-    store.fill(&mut file, &mut unpacking.count(ask(&format!("/images/{name}/get"), name)?))?;
+    store.fill(&mut file, &mut unpacking.count(ask(&format!("/images/{name}/get"), name, None)?))?;
     drop(unpacking);
     Layout::archive_of(file)
         .map_err(|error| error.context(format!("what Docker saved of {name} cannot be read")))
 }
 
-/// The body of an answer.
-fn ask(path: &str, name: &str) -> Result<impl Read> {
+/// The daemon's side of a connection. A read that takes long is reported once, by a line on stderr.
+struct Answer {
+    stream: UnixStream,
+    socket: PathBuf,
+    /// When all of the answer must be here; `None` bounds each silence instead, and the reports are left to the caller's progress.
+    deadline: Option<Instant>,
+    reported: bool,
+}
+
+impl Read for Answer {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let Some(deadline) = self.deadline else {
+            self.stream.set_read_timeout(Some(SILENCE))?;
+            return self.stream.read(bytes).map_err(|error| silent(error, SILENCE));
+        };
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(silent(ErrorKind::WouldBlock.into(), DESCRIBING));
+            }
+            self.stream.set_read_timeout(Some(if self.reported { left } else { left.min(LONG_WAIT) }))?;
+            match self.stream.read(bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if !self.reported {
+                        self.reported = true;
+                        tracing::warn!("waiting for Docker's daemon at {}", self.socket.display());
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// The error of a read that timed out (EAGAIN, "Resource temporarily unavailable") in words.
+fn silent(error: io::Error, limit: Duration) -> io::Error {
+    match error.kind() {
+        ErrorKind::WouldBlock => {
+            io::Error::new(ErrorKind::TimedOut, format!("no answer came within {} s", limit.as_secs()))
+        }
+        _ => error,
+    }
+}
+
+/// Connects with a bound on the time, since a daemon that hangs accepts no connection and its backlog fills up. Writes have the same
+/// bound. `reported` is set where a line on stderr says that the daemon is waited for.
+fn connect(socket: &Path, reported: &mut bool) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(socket)?;
+    let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&stream, Timeout::Send, Some(LONG_WAIT))?;
+    let mut connected = net::connect(&stream, &address);
+    set_socket_timeout(&stream, Timeout::Send, Some(DESCRIBING))?;
+    if connected == Err(Errno::AGAIN) {
+        *reported = true;
+        tracing::warn!("waiting for Docker's daemon at {}", socket.display());
+        connected = net::connect(&stream, &address);
+    }
+    connected.map_err(|errno| silent(errno.into(), DESCRIBING))?;
+    Ok(stream.into())
+}
+
+/// The body of an answer. `within` bounds the whole answer, and otherwise each silence is bounded.
+fn ask(path: &str, name: &str, within: Option<Duration>) -> Result<impl Read> {
     let socket = socket()?;
     let fail = || format!("Docker's daemon cannot be asked at {}", socket.display());
-    let mut stream = UnixStream::connect(&socket).map_err(|error| {
+    let mut reported = false;
+    let mut stream = connect(&socket, &mut reported).map_err(|error| {
         Error::new(Code::Registry, fail()).cause(&error).fix(match error.kind() {
             std::io::ErrorKind::PermissionDenied => "run gpurun as root, or as a user of the group docker",
             _ => "start it (systemctl start docker), or name its socket: DOCKER_HOST=unix:///run/user/1000/docker.sock",
         })
     })?;
     stream
-        .set_read_timeout(Some(SILENCE))
-        .and_then(|()| stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes()))
+        .write_all(format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes())
         .map_err(|error| unanswered(&fail(), &error))?;
-    let mut reader = BufReader::with_capacity(256 << 10, stream);
+    let deadline = within.map(|within| Instant::now() + within);
+    let answer = Answer { stream, socket: socket.clone(), deadline, reported };
+    let mut reader = BufReader::with_capacity(256 << 10, answer);
     let status = head(&mut reader).map_err(|error| unanswered(&fail(), &error))?;
     if status == 200 {
         return Ok(reader);
@@ -163,6 +237,38 @@ mod tests {
         {
             assert!(head(&mut &*bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_daemon_that_is_silent_is_given_up() {
+        let (stream, silent_daemon) = UnixStream::pair().unwrap();
+        let deadline = Some(Instant::now() + Duration::from_millis(1500));
+        let mut answer = Answer { stream, socket: "docker.sock".into(), deadline, reported: false };
+        let error = answer.read(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+        assert!(answer.reported);
+        drop(silent_daemon);
+    }
+
+    #[test]
+    fn a_daemon_that_accepts_no_connection_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("docker.sock");
+        let listener =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        net::listen(&listener, 0).unwrap();
+        let (mut first, mut second) = (false, false);
+        // A backlog of 0 holds one connection.
+        let waiting = connect(&path, &mut first).unwrap();
+        let accepted = std::thread::scope(|scope| {
+            let connected = scope.spawn(|| connect(&path, &mut second).is_ok());
+            std::thread::sleep(2 * LONG_WAIT);
+            let _first = net::accept(&listener).unwrap();
+            connected.join().unwrap()
+        });
+        drop(waiting);
+        assert!(accepted && !first && second);
     }
 
     proptest! {

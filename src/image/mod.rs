@@ -131,8 +131,6 @@ enum Source {
 impl Source {
     /// Puts layers into the store that it lacks.
     fn fill(&self, missing: &[&Layer], store: &Store, progress: Progress) -> Result<()> {
-        // Leftovers of killed processes may fill the disk, and unpacking takes long anyway, so they are removed first.
-        store.clean()?;
         match self {
             Self::Registry(name, pull) if pull.when == When::Never => {
                 let what = format!("{} layers of {name} are not on this machine", missing.len());

@@ -885,6 +885,8 @@ fn eight_at_once_make_one_layer_and_a_killed_one_leaves_nothing() {
     fs::write(temporary(&format!("{}.1", "c".repeat(64))), "x").unwrap();
     fs::create_dir_all(temporary("mine/a")).unwrap();
     fs::write(temporary("half.1"), "x").unwrap();
+    let foreign = "e".repeat(64);
+    fs::write(temporary(&foreign), "x").unwrap();
     let lock = fs::File::open(temporary(&busy)).unwrap();
     lock.lock().unwrap();
     let store = maker.store();
@@ -893,11 +895,31 @@ fn eight_at_once_make_one_layer_and_a_killed_one_leaves_nothing() {
     let mut left: Vec<_> =
         fs::read_dir(maker.path("store/tmp")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
-    assert_eq!(left, [busy.as_str(), "half.1", "mine"]);
-    // And one that comes after the look: it is emptied before it is filled.
-    fs::create_dir_all(maker.path("store/tmp").join(&diff_id.hex()[..32]).join("a/b/c")).unwrap();
+    assert_eq!(left, [busy.as_str(), &foreign, "half.1", "mine"]);
+    // Half of the layer that is made is set aside, and removed later.
+    fs::create_dir_all(temporary(&diff_id.hex()[..32]).join("a/b/c")).unwrap();
     store.add_layer(&diff_id, |_| Ok(())).unwrap();
     assert_eq!(fs::read_dir(store.layer_path(&diff_id)).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(maker.path("store/tmp")).unwrap().count(), left.len() + 1);
+    store.clean().unwrap();
+    assert_eq!(fs::read_dir(maker.path("store/tmp")).unwrap().count(), left.len());
+}
+
+#[test]
+fn prune_leaves_foreign_entries_among_partial_downloads() {
+    let maker = Maker::new();
+    let store = maker.store();
+    let parts = |name: &str| maker.path("store/parts").join(name.repeat(32));
+    fs::write(parts("d"), "x").unwrap();
+    std::os::unix::fs::symlink("/etc", parts("e")).unwrap();
+    fs::create_dir_all(parts("f").join("0")).unwrap();
+    fs::create_dir(parts("0")).unwrap();
+    fs::write(parts("0").join("4096"), "x").unwrap();
+    store.prune().unwrap();
+    let mut left: Vec<_> =
+        fs::read_dir(maker.path("store/parts")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    left.sort();
+    assert_eq!(left, ["d", "e", "f"].map(parts));
 }
 
 /// The one that waited locks a directory that is gone, and must see it.

@@ -11,6 +11,7 @@ use super::{
     image_volumes,
     landlock::Confinement,
     layer::Layer,
+    scratch::{UPPER, WORK},
     spec::{Container, Process, Rlimit, Volume},
     stdio, terminal, unix_sockets,
 };
@@ -223,8 +224,7 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<R
     }
     let lowers = lower_directories(layers, layer).map_err(|errno| no_overlay(container, errno))?;
     let mount = |upper: Option<&OwnedFd>| -> Result<rustix::io::Result<()>> {
-        let writable =
-            upper.map(|at| Ok((directory_in(at, "upper")?, directory_in(at, "work")?))).transpose()?;
+        let writable = upper.map(|at| Ok((directory_in(at, UPPER)?, directory_in(at, WORK)?))).transpose()?;
         Ok(overlay(container, &lowers, writable.as_ref(), &path.join("root")))
     };
     let mounted = match mount((!container.read_only).then_some(&scratch))? {

@@ -2,7 +2,11 @@
 //! "Restrictions on mount namespaces"), and overlayfs takes no lower directory with such mounts. The directories in `/` have
 //! none, as a rule, so each gets an overlay of its own on a root in memory.
 
-use super::{enter::directory_in, enter::overlay, spec::Container};
+use super::{
+    enter::{directory_in, overlay},
+    scratch::{UPPER, WORK},
+    spec::Container,
+};
 use crate::{
     apply::{
         host_object::HostObject,
@@ -112,8 +116,8 @@ fn place(
 ) -> Result<Option<(OwnedFd, OwnedFd)>> {
     let (Some(at), Some(top)) = (writable, top) else { return Ok(None) };
     let text = name.to_string_lossy();
-    let upper = directory_in(at, &format!("upper-{mark}{text}"))?;
-    let work = directory_in(at, &format!("work-{mark}{text}"))?;
+    let upper = directory_in(at, &format!("{UPPER}-{mark}{text}"))?;
+    let work = directory_in(at, &format!("{WORK}-{mark}{text}"))?;
     rustix::fs::fstat(top)
         .and_then(|stat| rustix::fs::fchmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777 | 0o700)))
         .or_fail(Code::Mount, || "a directory of the container's root cannot be opened to its users")?;

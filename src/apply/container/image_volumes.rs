@@ -8,6 +8,7 @@
 
 use super::{
     enter::{directory_in, overlay},
+    scratch::VOLUMES,
     spec::{Container, Volume},
 };
 use crate::{
@@ -79,7 +80,7 @@ pub fn mount(
     }
     let failed = || "the image's volumes cannot be mounted";
     let layers = Layers::of_descriptors(lowers).or_fail(Code::Internal, failed)?;
-    let places = [directory_in(disk, "volumes")?, directory_in(memory, "volumes")?];
+    let places = [directory_in(disk, VOLUMES)?, directory_in(memory, VOLUMES)?];
     for (n, path) in container.image_volumes.iter().enumerate() {
         let point = root
             .open(path, OFlags::PATH | OFlags::DIRECTORY)

@@ -35,6 +35,14 @@ pub struct Scratch {
 /// The file of a scratch directory with the container's `--cgroup-parent`. The container does not see it.
 pub const CGROUP_PARENT: &str = "cgroup-parent";
 
+/// The directories that are made in a scratch directory, alone or with a suffix that begins with "-". [`super::sweep`] leaves alone
+/// what holds anything else.
+pub const UPPER: &str = "upper";
+/// The overlay's work directory, see [`UPPER`].
+pub const WORK: &str = "work";
+/// What is written into the image's volumes, see [`UPPER`]. A `--read-only` container has nothing else.
+pub const VOLUMES: &str = "volumes";
+
 impl Scratch {
     /// Makes the directory `id` beneath `all`.
     pub fn create(all: &ScratchDir, id: &str, id_map: Option<IdMap>) -> Result<Self> {

@@ -11,7 +11,7 @@
 
 use super::{
     cgroup,
-    scratch::{CGROUP_PARENT, Scratch, remove_tree},
+    scratch::{CGROUP_PARENT, Scratch, UPPER, VOLUMES, WORK, remove_tree},
     user_namespace::IdMap,
 };
 use crate::{
@@ -131,7 +131,7 @@ fn is_id(name: &CStr) -> bool {
 fn is_scratch(directory: &OwnedFd) -> bool {
     names(directory).all(|name| {
         let name = name.to_bytes();
-        let made = ["upper", "work", tree::LIFTED].iter().any(|start| {
+        let made = [UPPER, WORK, VOLUMES, tree::LIFTED].iter().any(|start| {
             name == start.as_bytes()
                 || name
                     .strip_prefix(start.as_bytes())
@@ -184,7 +184,13 @@ mod tests {
         let all = area(dir.path());
         make(
             &all.path,
-            &["0123456789ab/upper/x/y", "0123456789ab/work/work", "00000000aaaa/.lifted-7", "00000000bbbb"],
+            &[
+                "0123456789ab/upper/x/y",
+                "0123456789ab/work/work",
+                "00000000aaaa/.lifted-7",
+                "00000000bbbb",
+                "00000000ffff/volumes/0",
+            ],
         );
         make(
             &all.path,

@@ -2,6 +2,7 @@
 
 use super::{
     auth_file::{self, Entry, Secret},
+    helper::{self, Limits},
     status::Status,
 };
 use crate::error::{Code, Error, OrFail, Result};
@@ -10,9 +11,8 @@ use std::{
     env,
     ffi::OsStr,
     fs::File,
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 /// The longest file of credentials, in bytes.
@@ -170,20 +170,7 @@ fn ask_helper_for(program: &OsStr, address: &str, status: &Status) -> Result<Opt
     }
     let fail = || format!("the credential helper {} failed", program.display());
     let _waiting = status.waiting(format!("the credential helper {}", program.display()));
-    let mut child = Command::new(program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .or_fail(Code::NotAuthorised, || {
-            format!("the credential helper {} cannot be run", program.display())
-        })?;
-    if let Some(mut input) = child.stdin.take() {
-        // A helper may end without reading its input.
-        let _ = input.write_all(address.as_bytes());
-    }
-    let output = child.wait_with_output().or_fail(Code::NotAuthorised, fail)?;
+    let output = helper::run(program, address, Limits::DEFAULT)?;
     if !output.status.success() {
         // The helpers' library prints its failures to stdout; others, and their libraries, to stderr.
         let said = [&output.stdout, &output.stderr].map(|bytes| one_line(bytes));

@@ -54,6 +54,7 @@ mod failure;
 pub mod fetch;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
+mod helper;
 mod http;
 mod progress;
 mod registries;

@@ -43,6 +43,7 @@ pub fn fetch(
     status: &Status,
 ) -> Result<String, Failure> {
     let service = token_service(http, demand)?;
+    let _waiting = status.waiting(format!("the token service {}", service.public()));
     let named = demand.service.map(|service| ("service", service));
     let (address, form, authorization);
     let request = match &credentials.secret {

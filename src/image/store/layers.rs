@@ -2,7 +2,7 @@
 
 use super::{
     Digest, LAYERS, NOTES, PARTS, SHORT, STACKS, Store, StoredImage, TMP, c_string, damaged, marker::is_hex,
-    short, tree,
+    set_aside, short, tree,
 };
 use crate::{
     error::{Code, Error, Result},
@@ -16,8 +16,8 @@ use crate::{
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{
-        AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, fstatvfs, mkdirat, openat, renameat,
-        syncfs, unlinkat,
+        AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, flock, fstat, fstatvfs, mkdirat, openat,
+        renameat, statat, syncfs, unlinkat,
     },
     io::Errno,
 };
@@ -59,8 +59,7 @@ impl Store {
             done => done.map_err(|errno| damaged("a layer cannot be opened", errno))?,
         };
         // An exclusive holder is either creating the layer or deleting it; after a delete the path no longer exists.
-        rustix::io::retry_on_intr(|| flock(&directory, FlockOperation::LockShared))
-            .map_err(|errno| damaged("flock", errno))?;
+        self.wait_for_lock(&directory, FlockOperation::NonBlockingLockShared, &path)?;
         Ok(self.is(&path, &directory).then_some(directory))
     }
 
@@ -70,6 +69,13 @@ impl Store {
     /// # Errors
     /// [`Code::NoSpace`]
     pub fn check_room(&self, bytes: u64) -> Result<()> {
+        let space = fstatvfs(&self.directory).map_err(|errno| damaged("fstatvfs", errno))?;
+        let (free, _) = reserve::room(&space);
+        if bytes <= free {
+            return Ok(());
+        }
+        // Half a layer that a killed process left may be what the disk lacks.
+        self.clean()?;
         let space = fstatvfs(&self.directory).map_err(|errno| damaged("fstatvfs", errno))?;
         let (free, _) = reserve::room(&space);
         if bytes <= free {
@@ -141,8 +147,8 @@ impl Store {
 
     fn usage_of(&self, layer: &str) -> Result<u64> {
         match tree::usage(&self.directory, &format!("{LAYERS}/{layer}")) {
-            // Removed meanwhile.
-            Err(Errno::NOENT) => Ok(0),
+            // Removed meanwhile, or a foreign file.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(0),
             done => done.map_err(|errno| damaged("a layer cannot be measured", errno)),
         }
     }
@@ -254,8 +260,7 @@ impl Store {
                 Err(Errno::NOENT) => continue,
                 done => done.map_err(|errno| damaged("a directory cannot be opened", errno))?,
             };
-            rustix::io::retry_on_intr(|| flock(&directory, FlockOperation::LockExclusive))
-                .map_err(|errno| damaged("flock", errno))?;
+            self.wait_for_lock(&directory, FlockOperation::NonBlockingLockExclusive, &path)?;
             if self.is(&path, &directory) {
                 return Ok(directory);
             }
@@ -280,7 +285,8 @@ impl Store {
     fn remove_unused(&self, path: &str, age: Duration) -> Result<()> {
         let fail = |errno| damaged("a part of a layer cannot be removed", errno);
         let directory = match openat(&self.directory, path, tree::DIRECTORY, Mode::empty()) {
-            Err(Errno::NOENT) => return Ok(()),
+            // gpurun makes directories here. Anything else is foreign, and stays.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             done => done.map_err(fail)?,
         };
         let changed = fstat(&directory).map_err(fail)?.st_mtime;
@@ -291,7 +297,11 @@ impl Store {
             for entry in Dir::read_from(directory)? {
                 let entry = entry?;
                 let name = entry.file_name().to_bytes();
-                if !matches!(name, b"." | b"..") && !name.iter().all(u8::is_ascii_digit) {
+                if matches!(name, b"." | b"..") {
+                    continue;
+                }
+                let stat = statat(directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+                if !name.iter().all(u8::is_ascii_digit) || !FileType::from_raw_mode(stat.st_mode).is_file() {
                     return Ok(false);
                 }
             }
@@ -316,6 +326,7 @@ impl Store {
     ) -> Result<()> {
         let name = short(diff_id);
         let temporary = format!("{TMP}/{name}");
+        let temporaries = self.open_tmp()?;
         let fail = |what: &'static str| move |errno: Errno| damaged(what, errno);
         let lock = loop {
             match mkdirat(&self.directory, &temporary, Mode::RWXU) {
@@ -327,9 +338,8 @@ impl Store {
                 Err(Errno::NOENT) => continue,
                 done => done.map_err(fail("a directory cannot be opened"))?,
             };
-            rustix::io::retry_on_intr(|| flock(&directory, FlockOperation::LockExclusive))
-                .map_err(fail("flock"))?;
-            if self.is(&temporary, &directory) {
+            self.wait_for_lock(&directory, FlockOperation::NonBlockingLockExclusive, &temporary)?;
+            if self.is(&temporary, &directory) && set_aside(&temporaries, name, &directory).is_none() {
                 break directory;
             }
         };
@@ -337,7 +347,7 @@ impl Store {
             return tree::remove(&self.directory, &c_string(&temporary)?)
                 .map_err(fail("a directory cannot be removed"));
         }
-        // Removes leftovers of a killed process, except the locked directory itself.
+        // What a killed process left and could not be set aside, except the directory that the lock is on.
         tree::empty_open(&lock)
             .and_then(|()| rustix::fs::fchmod(&lock, Mode::from_raw_mode(0o755)))
             .map_err(fail("a directory cannot be emptied"))?;

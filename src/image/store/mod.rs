@@ -23,12 +23,16 @@ mod marker;
 
 pub use images::{Record, StoredImage};
 pub use layers::Pruned;
+use layers::is_short_hex;
 
 use super::{Digest, ScratchDir, layout::Version, reserve::Reserve, tree, unpack::Ownership};
 use crate::error::{Code, Error, Result};
 use rustix::{
     fd::OwnedFd,
-    fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, openat, renameat, statat},
+    fs::{
+        AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, openat, renameat,
+        renameat_with, statat,
+    },
     io::Errno,
 };
 use std::{
@@ -36,6 +40,8 @@ use std::{
     fs::File,
     io::{self, ErrorKind, Read, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 
 /// The largest file of `images` or `blobs`, in bytes; their source documents have the same bound.
@@ -126,6 +132,29 @@ impl Store {
             if self.is(&path, &file) {
                 return Ok(file);
             }
+        }
+    }
+
+    /// Waits for a flock(2) on a directory of the store. After a second, a line names the directory by its `path`. `operation` is one
+    /// that does not block.
+    fn wait_for_lock(&self, file: &OwnedFd, operation: FlockOperation, path: &str) -> Result<()> {
+        let started = Instant::now();
+        let mut shown = false;
+        loop {
+            match flock(file, operation) {
+                Ok(()) => return Ok(()),
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                Err(errno) => return Err(damaged("flock", errno)),
+            }
+            if started.elapsed() > Duration::from_secs(1) && !shown {
+                shown = true;
+                let path = self.path.join(path);
+                tracing::warn!(
+                    "waiting for another process that holds {} (fuser -v {0} names it)",
+                    path.display()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -227,9 +256,14 @@ impl Store {
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
             Mode::empty(),
         )?;
-        // Nearly all files fit in one read, instead of six reads with growing buffers.
-        let mut bytes = Vec::with_capacity(16 << 10);
-        File::from(file).take(MAX_FILE).read_to_end(&mut bytes)?;
+        // Nearly all of them fit, and then one call is enough: less than was asked for is all that a regular file has.
+        let mut bytes = vec![0; 16 << 10];
+        let count = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut bytes))?;
+        let is_whole = count < bytes.len();
+        bytes.truncate(count);
+        if !is_whole {
+            File::from(file).take(MAX_FILE - count as u64).read_to_end(&mut bytes)?;
+        }
         Ok(bytes)
     }
 
@@ -276,7 +310,24 @@ impl Filler<'_> {
     }
 }
 
-/// Removes unlocked files from a store's `tmp`. Failures are left to the next call.
+/// Renames half a layer that a killed process left. Its name is needed for the layer, and removing its content may take minutes.
+/// Returns the new name; `None` where the directory is empty or cannot be renamed. `lock` is the locked directory `name`.
+fn set_aside(temporary: &OwnedFd, name: &str, lock: &OwnedFd) -> Option<CString> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut entries = Dir::read_from(lock).ok()?.flatten();
+    if !is_short_hex(name) || entries.all(|entry| matches!(entry.file_name().to_bytes(), b"." | b"..")) {
+        return None;
+    }
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let (seconds, next) = (now.tv_sec & 0xffff_ffff, NEXT.fetch_add(1, Ordering::Relaxed));
+    let aside = format!("{name}{seconds:08x}{:08x}{:08x}{next:08x}", now.tv_nsec, std::process::id());
+    renameat_with(temporary, name, temporary, &aside, RenameFlags::NOREPLACE).ok()?;
+    CString::new(aside).ok()
+}
+
+/// Removes from a store's `tmp` what no process works on. What cannot be removed now stays for the next time.
+///
+/// An entry is recognised by its name and its kind. What gpurun makes here has no other mark, and no other program writes here.
 ///
 /// # Errors
 /// [`Code::Store`] if the directory cannot be read.
@@ -287,15 +338,36 @@ pub fn clean_tmp(temporary: &OwnedFd) -> Result<()> {
         if !marker::is_temporary(&name.to_string_lossy()) {
             continue;
         }
-        if let Some(_lock) = tree::lock_if_free(temporary, name) {
-            let removed = tree::remove(temporary, name);
-            tracing::debug!(name = %name.to_string_lossy(), ?removed, "removed a leftover of a killed process");
+        let Some(mut lock) = tree::lock_if_free(temporary, name) else { continue };
+        if !is_made_here(name.to_bytes(), &lock) {
+            continue;
         }
+        let aside = set_aside(temporary, &name.to_string_lossy(), &lock);
+        if let Some(aside) = &aside {
+            // Processes that wait for this lock need the name and not the content: they go on while the content is removed.
+            drop(lock);
+            let Some(again) = tree::lock_if_free(temporary, aside) else { continue };
+            lock = again;
+        }
+        let removed = tree::remove(temporary, aside.as_deref().unwrap_or(name));
+        drop(lock);
+        tracing::debug!(name = %name.to_string_lossy(), ?removed, "removed what a killed process left");
     }
     Ok(())
 }
 
-/// Whether a uid_map is that of the initial user namespace: every id maps to itself.
+/// Whether gpurun makes files or directories of this kind by this name: `.lock` is a file, half a layer a directory, and a number is
+/// on a file that is being written or on a layer that is being removed.
+fn is_made_here(name: &[u8], opened: &OwnedFd) -> bool {
+    let kind = fstat(opened).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    match kind {
+        Ok(FileType::Directory) => !name.ends_with(b".lock"),
+        Ok(FileType::RegularFile) => name.contains(&b'.'),
+        _ => false,
+    }
+}
+
+/// Whether a user namespace's uid_map is the initial one's: every user, each as himself.
 fn maps_all(map: &str) -> bool {
     map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
