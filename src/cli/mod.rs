@@ -179,7 +179,7 @@ fn other(words: &[OsString]) -> Parsed {
     let help = verb.map_or_else(|| "gpurun --help".to_owned(), |verb| format!("gpurun {verb} --help"));
     let request = match command().try_get_matches_from(line) {
         Ok(matches) => match Cli::from_arg_matches(&matches) {
-            Ok(cli) => Ok(Request::Other(Box::new(cli))),
+            Ok(cli) => known_place(&cli, &matches).map(|()| Request::Other(Box::new(cli))),
             Err(error) => printed_or_refused(&error, &help).map(Request::Print),
         },
         Err(error) => match (error.kind(), error.get(clap::error::ContextKind::InvalidSubcommand)) {
@@ -196,6 +196,25 @@ fn other(words: &[OsString]) -> Parsed {
         },
     };
     Parsed { json, request }
+}
+
+/// Refuses `configure --config FILE`, which NVIDIA's toolkit has for the engine's file: gpurun's own option of that name is
+/// accepted by every command, and the engine's usual file would be changed in place of FILE.
+fn known_place(cli: &Cli, matches: &ArgMatches) -> Result<()> {
+    let typed = |matches: &ArgMatches| {
+        matches.try_contains_id("config").is_ok_and(|known| known)
+            && matches.value_source("config") == Some(clap::parser::ValueSource::CommandLine)
+    };
+    let is_typed = typed(matches) || matches.subcommand().is_some_and(|(_, matches)| typed(matches));
+    let (Command::Configure(_), Some(file), true) = (&cli.command, &cli.global.config, is_typed) else {
+        return Ok(());
+    };
+    Err(Error::new(Code::Usage, "--config is the configuration of gpurun itself, not the engine's file").fix(
+        format!(
+            "did you mean --file {0}? To name gpurun's own configuration write GPURUN_CONFIG={0} gpurun configure …",
+            file.display()
+        ),
+    ))
 }
 
 /// Reads another program's words with clap alone. `Err` within the result is help that was asked for.

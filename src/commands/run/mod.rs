@@ -189,10 +189,7 @@ impl IdFile {
         };
         write().or_fail(Code::Usage, || format!("--cidfile {} cannot be made", path.display())).map_err(
             |error| {
-                error.fix(format!(
-                    "name a new file in a directory that you may write; rm {0} if nothing runs by it",
-                    path.display()
-                ))
+                error.fix("name a file that does not exist yet, in a directory that you may write: `--cidfile NEW`")
             },
         )?;
         Ok(Self(path.to_owned()))
