@@ -185,7 +185,8 @@ fn local_image(word: &str) -> Option<(String, String)> {
         None => (
             "a file".into(),
             format!(
-                "run it on the host's files: gpurun run host: ./{shown}; or in an image: gpurun run IMAGE COMMAND"
+                "run it on the host's files: gpurun run host: {}{shown}; or in an image: gpurun run IMAGE COMMAND",
+                if word.contains('/') { "" } else { "./" }
             ),
         ),
     })
@@ -231,6 +232,7 @@ mod tests {
         ] {
             assert!(path_without_kind(&path(name)).unwrap().fix_line().contains(fix), "{name}");
         }
+        assert!(path_without_kind("/bin/sh").unwrap().fix_line().contains("host: /bin/sh;"));
         assert!(path_without_kind(&path("absent.tar")).is_none());
         assert!(path_without_kind("ubuntu").is_none());
         assert!(path_without_kind(&format!("rootfs:{}", path(""))).is_none());

@@ -410,7 +410,8 @@ fn perform(root: &Root, step: Step) -> Result<()> {
                 let null = HostObject::named(Path::new("/dev/null"), HOST_NODE, false)?.into_mount();
                 let stat = rustix::fs::fstat(&null).or_fail(Code::Mount, || "/dev/null cannot be read")?;
                 if stat.st_rdev != rustix::fs::makedev(1, 3) {
-                    return Err(Error::new(Code::Mount, "the host's /dev/null is not the null device"));
+                    return Err(Error::new(Code::Mount, "the host's /dev/null is not the null device")
+                        .fix("make it again as root: rm /dev/null && mknod -m 666 /dev/null c 1 3"));
                 }
                 null
             };

@@ -265,10 +265,16 @@ fn lower_directories(layers: &Layers, added: Layer) -> rustix::io::Result<Vec<Ow
 fn no_overlay(container: &Container, errno: Errno) -> Error {
     Error::new(Code::Mount, "the image's layers cannot be mounted as the container's root")
         .cause(format!("overlay: {errno}"))
-        .fix(if container.privileged {
-            "load the module: modprobe overlay"
-        } else {
-            "overlayfs in a user namespace needs Linux 5.11 or newer; on an older kernel run gpurun as root"
+        .fix(match errno {
+            Errno::NODEV => "load the module: modprobe overlay",
+            Errno::PERM if !container.privileged => {
+                "overlayfs in a user namespace needs Linux 5.11 or newer; on an older kernel run gpurun as root"
+            }
+            Errno::INVAL => {
+                "name a directory of a disk's file system (ext4, xfs, btrfs) in rootfs:DIR or GPURUN_STORE=DIR: overlayfs cannot be \
+                 mounted over /proc, /sys and some network file systems"
+            }
+            _ => "see `dmesg | grep overlay` for the kernel's reason, or name another directory in GPURUN_STORE",
         })
 }
 
@@ -500,7 +506,10 @@ pub fn run_first(command: &OsStr, candidates: &[CString], argv: &[CString], env:
         Some(libc::EACCES) => {
             "make it executable for the container's user (chmod +x), and not on a mount with noexec"
         }
-        Some(libc::E2BIG) => "shorten the arguments or the environment",
+        Some(libc::E2BIG) => {
+            "shorten it: one argument or variable may have 128 KiB, and all together a quarter of the stack's limit (`ulimit -s`); \
+             pass more in a file: -v ./FILE:/FILE"
+        }
         _ => "see execve(2) for what this error means",
     };
     Error::new(Code::CannotRun, format!("{} cannot be run", path.to_string_lossy()))

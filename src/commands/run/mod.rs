@@ -106,6 +106,12 @@ impl Options {
             return Err(usage(format!("--oom-score-adj {score} is out of range"))
                 .fix("write a number from -1000 to 1000"));
         }
+        for (option, name) in [("--hostname", &args.hostname), ("--domainname", &args.domainname)] {
+            if let Some(name) = name.as_deref().filter(|name| name.len() > NAME_MAX) {
+                return Err(usage(format!("{option} has {} letters", name.len()))
+                    .fix(format!("write {option} with at most {NAME_MAX} letters")));
+            }
+        }
         let devices = devices::devices(args)?;
         Ok(Self {
             namespaces: namespaces::namespaces(args)?,
@@ -117,6 +123,9 @@ impl Options {
         })
     }
 }
+
+/// The longest name of a host or domain, in bytes (`__NEW_UTS_LEN` of linux/utsname.h).
+const NAME_MAX: usize = 64;
 
 /// Names of runtimes whose containers are like gpurun's.
 const RUNTIMES: [&str; 8] = [

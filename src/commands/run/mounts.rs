@@ -98,7 +98,11 @@ fn source(option: &str, text: &str) -> Result<PathBuf> {
             .cause(
                 "gpurun makes no directory on the host for a mount: a misspelt path would be an empty volume",
             )
-            .fix(format!("mkdir -p {}", path.display())));
+            .fix(if path.extension().is_some() {
+                format!("correct the path, or make the file: {}", path.display())
+            } else {
+                format!("correct the path, or mkdir -p {}", path.display())
+            }));
     }
     Ok(path)
 }
