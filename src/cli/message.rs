@@ -70,7 +70,9 @@ impl Context<'_> {
 
     /// How the command is written. The parser's own usage repeats the options that were typed.
     fn usage(&self, help: &str) -> Option<String> {
-        if let Some(command) = help.strip_suffix(" --help").filter(|c| c.ends_with(" run") || c.ends_with(" plan")) {
+        if let Some(command) =
+            help.strip_suffix(" --help").filter(|c| c.ends_with(" run") || c.ends_with(" plan"))
+        {
             return Some(format!("{command} [OPTIONS] IMAGE [COMMAND…]"));
         }
         let usage = self.text(ContextKind::Usage);

@@ -136,10 +136,12 @@ fn is_reference(word: Option<&OsString>) -> bool {
 /// `run` and `plan`. `before` are options in front of `rest`; more may follow a command's name.
 fn container(command: clap::Command, before: line::Front, mut rest: &[OsString]) -> Parsed {
     let mut options = before.options;
+    let mut unknown = before.unknown;
     if !(before.has_own || before.escaped || before.unknown) {
         match line::front(&command, rest) {
             Ok(front) => {
                 options.extend(front.options);
+                unknown |= front.unknown;
                 rest = if front.unknown { &[] } else { &rest[front.length..] };
             }
             Err(error) => return Parsed { json: asks_for_json(&options), request: Err(error) },
@@ -148,6 +150,9 @@ fn container(command: clap::Command, before: line::Front, mut rest: &[OsString])
         rest = &[];
     }
     let json = asks_for_json(&options);
+    if let Some(error) = options.last().filter(|_| unknown).and_then(|word| line::respelt(&command, word)) {
+        return Parsed { json, request: Err(error) };
+    }
     let is_plan = command.get_name() == "plan";
     // From here on there are no options: whatever follows is the image and the container's words.
     let line =
@@ -349,24 +354,37 @@ pub enum Command {
         /// Measure what each takes on the disk
         #[arg(long)]
         usage: bool,
+        /// Print ids alone
+        #[arg(short = 'q', long, conflicts_with_all = ["verify", "usage"])]
+        quiet: bool,
     },
     /// Fetch images from a registry, or unpack them from an archive, into the store
     Pull {
         /// How they are had
         #[command(flatten)]
         pulling: Pulling,
+        /// Show no progress
+        #[arg(short = 'q', long)]
+        quiet: bool,
         /// NAME[:TAG][@DIGEST], docker://… or any other image
         #[arg(required = true)]
         images: Vec<String>,
     },
     /// Remove images from the store, and the layers that no other image needs
     Rmi {
+        /// Docker's and Podman's option, which changes nothing
+        #[arg(short = 'f', long, hide = true)]
+        force: bool,
         /// As `gpurun images` lists them
         #[arg(required = true)]
         images: Vec<String>,
     },
     /// Remove the layers that no image in the store needs
-    Prune,
+    Prune {
+        /// Docker's and Podman's option, which changes nothing: no question is asked
+        #[arg(short = 'f', long, hide = true)]
+        force: bool,
+    },
     /// CDI documents: for docker, podman, containerd and CRI-O
     #[command(subcommand)]
     Cdi(Cdi),

@@ -140,7 +140,11 @@ fn the_short_form_is_for_options_and_explicit_references_alone() {
 #[test]
 fn a_failure_of_parsing_says_what_the_parser_knows() {
     for (line, parts) in [
-        ("run", &["IMAGE is missing", "write gpurun run [OPTIONS] IMAGE [COMMAND…]", "gpurun run --help"] as &[_]),
+        (
+            "run",
+            &["IMAGE is missing", "write gpurun run [OPTIONS] IMAGE [COMMAND…]", "gpurun run --help"]
+                as &[_],
+        ),
         ("--gpu all ubuntu", &["there is no option --gpu", "did you mean --gpus?"]),
         ("run --gpu all ubuntu", &["there is no option --gpu", "did you mean --gpus?"]),
         ("run -Z ubuntu", &["there is no option -Z", "gpurun run --help"]),
@@ -167,6 +171,14 @@ fn a_failure_of_parsing_says_what_the_parser_knows() {
         ("run --pids-limit x ubuntu", &["--pids-limit 1024"]),
         ("run --platform windows ubuntu", &["--platform linux/amd64"]),
         ("configure docker --config /x", &["did you mean --file /x?"]),
+        ("--GPUS all ubuntu", &["did you mean --gpus?"]),
+        ("-gpus all ubuntu", &["there is no option -gpus", "did you mean --gpus?"]),
+        ("run -rm ubuntu", &["did you mean --rm?"]),
+        ("run -net=host ubuntu", &["did you mean --net=host?"]),
+        ("–-gpus all ubuntu", &["there is no option –-gpus", "did you mean --gpus?"]),
+        ("run —gpus all ubuntu", &["did you mean --gpus?"]),
+        ("run –x ubuntu", &["type its dashes again"]),
+        ("RUN ubuntu", &["did you mean gpurun run?"]),
         ("run --rm=maybe ubuntu", &["--rm=maybe is neither true nor false"]),
     ] {
         let refused = refusal(line);

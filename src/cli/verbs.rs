@@ -118,6 +118,10 @@ pub fn is_explicit_reference(word: &str) -> bool {
 /// What to say to a word that is no command. `suggested` are commands that look like it.
 pub fn unknown(word: &str, suggested: &[String]) -> Error {
     let error = Error::new(Code::Usage, format!("there is no command {word:?}"));
+    let lower = word.to_lowercase();
+    if lower != word && super::VERBS.contains(&lower.as_str()) {
+        return error.fix(format!("did you mean gpurun {lower}?"));
+    }
     if let Some((_, instead)) = ELSEWHERE.iter().find(|(verb, _)| *verb == word) {
         return error.fix(*instead);
     }
@@ -203,6 +207,7 @@ mod tests {
             unknown(word, &suggested).fix_line().to_owned()
         };
         assert!(fix("dcotor", &["doctor"]).starts_with("did you mean doctor? `gpurun run dcotor`"));
+        assert_eq!(fix("RUN", &[]), "did you mean gpurun run?");
         assert!(fix("ubuntu", &[]).starts_with("`gpurun run ubuntu`"));
         assert!(fix("login", &[]).contains("podman login"));
         assert!(fix("load", &[]).contains("docker-archive:FILE"));

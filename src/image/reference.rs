@@ -128,9 +128,12 @@ impl ImageReference {
             "host" => Err(broken("host: stands alone")),
             _ => {
                 if let Some((cause, fix)) = prefix::misspelt(text) {
-                    return Err(Error::new(Code::ImageReference, format!("{text:?} is not the name of an image"))
-                        .cause(cause)
-                        .fix(fix));
+                    return Err(Error::new(
+                        Code::ImageReference,
+                        format!("{text:?} is not the name of an image"),
+                    )
+                    .cause(cause)
+                    .fix(fix));
                 }
                 let name = text.strip_prefix("docker://").unwrap_or(text);
                 if name.starts_with(['/', '.', '~']) {

@@ -42,15 +42,19 @@ pub(super) fn gpus(text: &str) -> Result<Gpus> {
             _ => field.split_once('=').unwrap_or(("count", &field)),
         };
         if seen.iter().any(|before| before == key) {
-            return Err(refuse(format!("`{key}` is said twice"))
-                .fix(quoting(text).unwrap_or_else(|| GRAMMAR.into())));
+            return Err(
+                refuse(format!("`{key}` is said twice")).fix(quoting(text).unwrap_or_else(|| GRAMMAR.into()))
+            );
         }
         match key {
             "count" => match parse_count(value) {
                 Some(parsed) => count = Some(parsed),
                 None => {
                     return Err(refuse(format!("{} is neither `all` nor a number of GPUs", quoted(value)))
-                        .fix(quoting(text).unwrap_or_else(|| format!("a list needs quotes of its own: {GRAMMAR}"))));
+                        .fix(
+                            quoting(text)
+                                .unwrap_or_else(|| format!("a list needs quotes of its own: {GRAMMAR}")),
+                        ));
                 }
             },
             "device" => {

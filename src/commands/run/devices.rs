@@ -30,7 +30,8 @@ pub fn devices(args: &Run) -> Result<Devices> {
     for text in &args.device {
         match text.split_once('=') {
             Some(("nvidia.com/gpu", name)) if !name.is_empty() => {
-                if name != "all" && name.parse::<DeviceId>().is_err() {
+                let is_known = |one: &str| matches!(one, "all" | "none") || one.parse::<DeviceId>().is_ok();
+                if !name.split(',').all(is_known) {
                     return Err(usage(format!("--device {text}: {name:?} is not a GPU's name")).fix(
                         "write --device nvidia.com/gpu=0, =all, =GPU-… or =0:1 (MIG); `gpurun ls` lists the GPUs",
                     ));

@@ -112,6 +112,8 @@ impl Options {
                     .fix(format!("write {option} with at most {NAME_MAX} letters")));
             }
         }
+        // Before an image is fetched.
+        working_directory(args.workdir.as_deref(), "")?;
         let devices = devices::devices(args)?;
         Ok(Self {
             namespaces: namespaces::namespaces(args)?,
@@ -198,7 +200,9 @@ impl IdFile {
         };
         write().or_fail(Code::Usage, || format!("--cidfile {} cannot be made", path.display())).map_err(
             |error| {
-                error.fix("name a file that does not exist yet, in a directory that you may write: `--cidfile NEW`")
+                error.fix(
+                    "name a file that does not exist yet, in a directory that you may write: `--cidfile NEW`",
+                )
             },
         )?;
         Ok(Self(path.to_owned()))
@@ -315,8 +319,7 @@ fn container(
         Error::new(Code::Usage, "the image has no command of its own")
             .fix("name one after the image: `gpurun run IMAGE sh`")
     })?;
-    let cwd =
-        args.workdir.clone().or_else(|| Some(PathBuf::from(&config.working_dir)).filter(|d| d.is_absolute()));
+    let cwd = working_directory(args.workdir.as_deref(), &config.working_dir)?;
     if args.tty && args.interactive && !rustix::termios::isatty(rustix::stdio::stdin()) {
         return Err(
             Error::new(Code::Usage, "-i -t needs a terminal, and standard input is none").fix("leave out -t")
@@ -370,7 +373,7 @@ fn container(
         process: Process {
             env: process_environment(&host_name, &config.env, &injection.env, user_env, &user.home, args.tty),
             argv,
-            cwd: cwd.unwrap_or_else(|| "/".into()),
+            cwd,
             // A user without root may still get some by a program's file, where that is allowed.
             capabilities: capabilities::capabilities(args, user.uid == 0 || !security.no_new_privileges)?,
             user,
@@ -385,6 +388,26 @@ fn container(
         },
         injection,
     })
+}
+
+/// Where the command starts. A relative path is refused, as Docker refuses it.
+fn working_directory(typed: Option<&Path>, images: &str) -> Result<PathBuf> {
+    match typed {
+        Some(typed) if typed.as_os_str().is_empty() => {}
+        Some(typed) if typed.is_absolute() => return Ok(typed.into()),
+        Some(typed) => {
+            let typed = typed.display();
+            return Err(usage(format!("the working directory {typed} is not absolute"))
+                .fix(format!("write its whole path in the container: -w /{typed}")));
+        }
+        None => {}
+    }
+    match images {
+        "" => Ok("/".into()),
+        images if images.starts_with('/') => Ok(images.into()),
+        images => Err(usage(format!("the image's working directory {images} is not absolute"))
+            .fix(format!("write its whole path in the container: -w /{images}"))),
+    }
 }
 
 /// What will be mounted over the container's root before the driver is.
@@ -535,6 +558,25 @@ mod tests {
             Ok(cli::Request::Run(_, run)) => *run,
             other => panic!("{words:?}: {other:?}"),
         }
+    }
+
+    #[test]
+    fn the_working_directory_is_absolute() {
+        let of = |typed: Option<&str>, images| working_directory(typed.map(Path::new), images);
+        assert_eq!(of(None, "").unwrap(), Path::new("/"));
+        assert_eq!(of(None, "/srv").unwrap(), Path::new("/srv"));
+        assert_eq!(of(Some(""), "/srv").unwrap(), Path::new("/srv"));
+        assert_eq!(of(Some("/w"), "srv").unwrap(), Path::new("/w"));
+        for (typed, images) in [(Some("w"), "/srv"), (None, "srv")] {
+            let error = of(typed, images).unwrap_err();
+            assert!(error.fix_line().contains("-w /"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_host_name_fits_the_kernel() {
+        assert!(Options::read(&run(&["--hostname", &"x".repeat(64)])).is_ok());
+        assert!(Options::read(&run(&["--hostname", &"x".repeat(65)])).is_err());
     }
 
     #[test]

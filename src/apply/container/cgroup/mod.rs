@@ -455,9 +455,10 @@ fn set(path: &Path, controller: Controller, limits: &Limits, settings: &[Setting
                 let failed = controller
                     .failed(limits, format!("write {value} to {}: {error}", path.join(file).display()));
                 return Err(match available(path, file) {
-                    Some(list) => {
-                        failed.fix(format!("ask for some of those that are available here: --{} {list}", file.replace('.', "-")))
-                    }
+                    Some(list) => failed.fix(format!(
+                        "ask for some of those that are available here: --{} {list}",
+                        file.replace('.', "-")
+                    )),
                     None => failed,
                 });
             }
