@@ -201,7 +201,7 @@ impl IdFile {
         write().or_fail(Code::Usage, || format!("--cidfile {} cannot be made", path.display())).map_err(
             |error| {
                 error.fix(
-                    "name a file that does not exist yet, in a directory that you may write: `--cidfile NEW`",
+                    "name a new file in a directory that you may write: `--cidfile FILE`",
                 )
             },
         )?;
