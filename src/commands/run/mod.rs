@@ -199,11 +199,7 @@ impl IdFile {
             std::io::Write::write_all(&mut file, id.as_bytes())
         };
         write().or_fail(Code::Usage, || format!("--cidfile {} cannot be made", path.display())).map_err(
-            |error| {
-                error.fix(
-                    "name a new file in a directory that you may write: `--cidfile FILE`",
-                )
-            },
+            |error| error.fix("name a new file in a directory that you may write: `--cidfile FILE`"),
         )?;
         Ok(Self(path.to_owned()))
     }
