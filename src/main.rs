@@ -98,10 +98,13 @@ fn other(cli: Cli) -> Result<u8> {
         Command::Doctor(args) => commands::doctor::run(&context()?, &args.directories),
         Command::Inventory => commands::inventory::run(&context()?),
         Command::Images { verify: true, .. } => commands::images::verify(&context()?),
+        Command::Images { quiet: true, .. } => commands::images::ids(&context()?),
         Command::Images { usage, .. } => commands::images::list(&context()?, usage),
-        Command::Pull { pulling, images } => commands::images::pull(&context()?, &pulling, &images),
-        Command::Rmi { images } => commands::images::remove(&context()?, &images),
-        Command::Prune => commands::images::prune(&context()?),
+        Command::Pull { pulling, quiet, images } => {
+            commands::images::pull(&context()?, &pulling, quiet, &images)
+        }
+        Command::Rmi { images, .. } => commands::images::remove(&context()?, &images),
+        Command::Prune { .. } => commands::images::prune(&context()?),
         Command::Cdi(command) => commands::cdi::run(&context()?, &command),
         Command::Demo(args) => commands::demo::run(context()?, &args),
         Command::Configure(args) => commands::configure::run(&args),

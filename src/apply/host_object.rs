@@ -170,11 +170,8 @@ fn verify_owner(path: &Path, directory: &Stat, object: &Stat) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Code::Mount, format!("{} is not mounted", path.display()))
-        .cause(format!(
-            "it belongs to uid {}, which may not be the user of the driver's daemon",
-            object.st_uid
-        ))
-        .fix(format!("remove {}, and start the daemon as root", path.display())))
+        .cause(format!("it belongs to uid {}, who may not be the driver's daemon", object.st_uid))
+        .fix(format!("see who made it (ls -l {}), and start the driver's daemon as root", path.display())))
 }
 
 fn unexpected(path: &Path, kind: FileType) -> Error {

@@ -63,7 +63,14 @@ impl Tree {
         match trusted(&place) {
             Err(Errno::NOENT) => {}
             Ok(true) if trusted(&trees) == Ok(true) && trusted(state_dir) == Ok(true) => return Ok(place),
-            result => return Err(untrusted(&place, result.err())),
+            // The outermost directory that is wrong: what is below it is no safer.
+            result => {
+                let wrong = [state_dir, &trees].into_iter().find(|path| trusted(path) != Ok(true));
+                return Err(match wrong {
+                    Some(path) => untrusted(path, state_dir, trusted(path).err()),
+                    None => untrusted(&place, state_dir, result.err()),
+                });
+            }
         }
         for directory in [state_dir, &trees] {
             std::fs::DirBuilder::new()
@@ -74,7 +81,7 @@ impl Tree {
             // Checked before anything is made in it: another user may have put a link there.
             match trusted(directory) {
                 Ok(true) => {}
-                result => return Err(untrusted(directory, result.err())),
+                result => return Err(untrusted(directory, state_dir, result.err())),
             }
         }
         // Only a directory that this call has made is removed: an existing one belongs to another process.
@@ -177,17 +184,21 @@ fn trusted(path: &Path) -> rustix::io::Result<bool> {
     Ok(stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o022 == 0)
 }
 
-fn untrusted(path: &Path, errno: Option<Errno>) -> Error {
+/// `path` is the state directory, which the user may have named, or one that gpurun made below it.
+fn untrusted(path: &Path, state_dir: &Path, errno: Option<Errno>) -> Error {
     let error = Error::new(Code::StateDir, format!("{} cannot be used", path.display()));
-    match errno {
-        Some(errno) => error.cause(errno).fix(format!(
-            "move {} away: gpurun makes it again; or name another directory in GPURUN_STATE_DIR",
+    let error = match errno {
+        Some(errno) => error.cause(errno),
+        None => error.cause("it belongs to another user, or another user may write to it"),
+    };
+    error.fix(if path == state_dir {
+        "name a directory of your own in GPURUN_STATE_DIR, which no other user may write".to_owned()
+    } else {
+        format!(
+            "remove {}: gpurun makes it again; or name another directory in GPURUN_STATE_DIR",
             path.display()
-        )),
-        None => error
-            .cause("it belongs to another user, or another user may write to it")
-            .fix(format!("remove {}: gpurun makes it again", path.display())),
-    }
+        )
+    })
 }
 
 #[cfg(test)]
@@ -241,6 +252,10 @@ mod tests {
             );
             fs::set_permissions(path, mode).unwrap();
         }
+        fs::set_permissions(state.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = tree("x").place(state.path()).unwrap_err();
+        assert!(!error.fix_line().contains("remove"), "{error}");
+        fs::set_permissions(state.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let aside = state.path().join("aside");
         fs::rename(&place, &aside).unwrap();
         std::os::unix::fs::symlink(&aside, &place).unwrap();

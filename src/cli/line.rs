@@ -46,6 +46,11 @@ pub fn front(command: &Command, words: &[OsString]) -> Result<Front> {
         let read = match bytes {
             [b'-', b'-', name @ ..] => front.long(command, word, name, next)?,
             [b'-', letters @ ..] if !letters.is_empty() => front.cluster(command, word, letters, next)?,
+            _ if begins_with_another_dash(word) => {
+                front.options.push(word.clone());
+                front.unknown = true;
+                1
+            }
             _ => break,
         };
         front.length += read;
@@ -58,6 +63,39 @@ pub fn front(command: &Command, words: &[OsString]) -> Result<Front> {
     let at = front.options.len() - usize::from(front.unknown);
     front.options.splice(at..at, on.collect::<Vec<_>>());
     Ok(front)
+}
+
+/// Characters that text processors put in place of hyphens.
+const OTHER_DASHES: [char; 6] = ['\u{2010}', '\u{2011}', '\u{2012}', '\u{2013}', '\u{2014}', '\u{2212}'];
+
+fn begins_with_another_dash(word: &OsStr) -> bool {
+    word.to_str().is_some_and(|word| word.starts_with(OTHER_DASHES))
+}
+
+/// Our error for an unknown option that is a known one in another spelling: capitals, one dash in place of two, another
+/// character in place of a hyphen.
+pub fn respelt(command: &Command, typed: &OsStr) -> Option<Error> {
+    let typed = typed.to_str()?;
+    let (name, value) = typed.split_once('=').map_or((typed, None), |(name, value)| (name, Some(value)));
+    let name = name.trim_start_matches('-').trim_start_matches(OTHER_DASHES).trim_start_matches('-');
+    let name = name.replace(OTHER_DASHES, "-").replace('_', "-").to_lowercase();
+    let meant = match (name.as_bytes(), long(command, &name)) {
+        (_, Some(_)) => format!("--{name}"),
+        ([letter], None) if short(command, *letter).is_some() => format!("-{name}"),
+        _ if begins_with_another_dash(OsStr::new(typed)) => {
+            return Some(
+                Error::new(Code::Usage, format!("there is no option {typed}"))
+                    .cause("it begins with another character than the hyphen of the keyboard")
+                    .fix("type its dashes again; `gpurun run --help` lists what there is"),
+            );
+        }
+        _ => return None,
+    };
+    let value = value.map_or_else(String::new, |value| format!("={value}"));
+    Some(
+        Error::new(Code::Usage, format!("there is no option {typed}"))
+            .fix(format!("did you mean {meant}{value}?")),
+    )
 }
 
 impl Front {

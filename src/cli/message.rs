@@ -40,6 +40,15 @@ pub fn suggested_commands(error: &clap::Error) -> Vec<String> {
     Context { error }.strings(ContextKind::SuggestedSubcommand)
 }
 
+/// What options allow whose parsers say only that a value is not a number or a word of theirs.
+const ALLOWED: [(&str, &str); 5] = [
+    ("--cpus", "write a number of processors: --cpus 1.5"),
+    ("--pids-limit", "write a number of processes, or -1 for no limit: --pids-limit 1024"),
+    ("--platform", "write --platform linux/amd64 or --platform linux/arm64"),
+    ("--log", "choose from off, error, warn, info, debug, trace"),
+    ("--cpu-shares", "write a weight from 2 to 262144: --cpu-shares 1024"),
+];
+
 struct Context<'a> {
     error: &'a clap::Error,
 }
@@ -59,7 +68,19 @@ impl Context<'_> {
         self.strings(kind).join(", ")
     }
 
-    /// Builds the fix: suggestions first, then the possible values, then the help command.
+    /// How the command is written. The parser's own usage repeats the options that were typed.
+    fn usage(&self, help: &str) -> Option<String> {
+        if let Some(command) =
+            help.strip_suffix(" --help").filter(|c| c.ends_with(" run") || c.ends_with(" plan"))
+        {
+            return Some(format!("{command} [OPTIONS] IMAGE [COMMAND…]"));
+        }
+        let usage = self.text(ContextKind::Usage);
+        let usage = usage.trim_start_matches("Usage: ").split_whitespace().collect::<Vec<_>>().join(" ");
+        (!usage.is_empty()).then(|| usage.replace(['<', '>'], "").replace("...", "…"))
+    }
+
+    /// What was probably meant comes first, then every possible value, then where the rest is.
     fn fix(&self, help: &str) -> String {
         let meant: Vec<String> =
             [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue]
@@ -77,11 +98,12 @@ impl Context<'_> {
             parts.push(format!("choose from {}", values.join(", ")));
         }
         if meant.is_empty() && self.error.kind() == ErrorKind::MissingRequiredArgument {
-            let usage = self.text(ContextKind::Usage);
-            let usage = usage.trim_start_matches("Usage: ").split_whitespace().collect::<Vec<_>>().join(" ");
-            if !usage.is_empty() {
-                parts.push(format!("write {usage}"));
-            }
+            parts.extend(self.usage(help).map(|usage| format!("write {usage}")));
+        }
+        if self.error.kind() == ErrorKind::ValueValidation {
+            let argument = self.text(ContextKind::InvalidArg);
+            let name = argument.split_whitespace().next().unwrap_or_default();
+            parts.extend(ALLOWED.iter().find(|(known, _)| *known == name).map(|(_, fix)| (*fix).to_owned()));
         }
         parts.push(format!("`{help}` lists what there is"));
         parts.join("; ").replace("?; ", "? ")

@@ -136,10 +136,12 @@ fn is_reference(word: Option<&OsString>) -> bool {
 /// `run` and `plan`. `before` are options in front of `rest`; more may follow a command's name.
 fn container(command: clap::Command, before: line::Front, mut rest: &[OsString]) -> Parsed {
     let mut options = before.options;
+    let mut unknown = before.unknown;
     if !(before.has_own || before.escaped || before.unknown) {
         match line::front(&command, rest) {
             Ok(front) => {
                 options.extend(front.options);
+                unknown |= front.unknown;
                 rest = if front.unknown { &[] } else { &rest[front.length..] };
             }
             Err(error) => return Parsed { json: asks_for_json(&options), request: Err(error) },
@@ -148,6 +150,9 @@ fn container(command: clap::Command, before: line::Front, mut rest: &[OsString])
         rest = &[];
     }
     let json = asks_for_json(&options);
+    if let Some(error) = options.last().filter(|_| unknown).and_then(|word| line::respelt(&command, word)) {
+        return Parsed { json, request: Err(error) };
+    }
     let is_plan = command.get_name() == "plan";
     // No options follow, only the image and the container's words.
     let line =
@@ -179,7 +184,7 @@ fn other(words: &[OsString]) -> Parsed {
     let help = verb.map_or_else(|| "gpurun --help".to_owned(), |verb| format!("gpurun {verb} --help"));
     let request = match command().try_get_matches_from(line) {
         Ok(matches) => match Cli::from_arg_matches(&matches) {
-            Ok(cli) => Ok(Request::Other(Box::new(cli))),
+            Ok(cli) => known_place(&cli, &matches).map(|()| Request::Other(Box::new(cli))),
             Err(error) => printed_or_refused(&error, &help).map(Request::Print),
         },
         Err(error) => match (error.kind(), error.get(clap::error::ContextKind::InvalidSubcommand)) {
@@ -198,7 +203,26 @@ fn other(words: &[OsString]) -> Parsed {
     Parsed { json, request }
 }
 
-/// Parses the command line of another program with clap. The inner `Err` is the requested help.
+/// Refuses `configure --config FILE`, which NVIDIA's toolkit has for the engine's file: gpurun's own option of that name is
+/// accepted by every command, and the engine's usual file would be changed in place of FILE.
+fn known_place(cli: &Cli, matches: &ArgMatches) -> Result<()> {
+    let typed = |matches: &ArgMatches| {
+        matches.try_contains_id("config").is_ok_and(|known| known)
+            && matches.value_source("config") == Some(clap::parser::ValueSource::CommandLine)
+    };
+    let is_typed = typed(matches) || matches.subcommand().is_some_and(|(_, matches)| typed(matches));
+    let (Command::Configure(_), Some(file), true) = (&cli.command, &cli.global.config, is_typed) else {
+        return Ok(());
+    };
+    Err(Error::new(Code::Usage, "--config is the configuration of gpurun itself, not the engine's file").fix(
+        format!(
+            "did you mean --file {0}? To name gpurun's own configuration write GPURUN_CONFIG={0} gpurun configure …",
+            file.display()
+        ),
+    ))
+}
+
+/// Reads another program's words with clap alone. `Err` within the result is help that was asked for.
 ///
 /// # Errors
 /// [`Code::Usage`], with what the parser knows.
@@ -330,24 +354,37 @@ pub enum Command {
         /// Show disk usage of each image
         #[arg(long)]
         usage: bool,
+        /// Print only ids
+        #[arg(short = 'q', long, conflicts_with_all = ["verify", "usage"])]
+        quiet: bool,
     },
     /// Fetch images from a registry, or unpack them from an archive, into the store
     Pull {
         /// Options of the pull.
         #[command(flatten)]
         pulling: Pulling,
+        /// Show no progress
+        #[arg(short = 'q', long)]
+        quiet: bool,
         /// NAME[:TAG][@DIGEST], docker://… or any other image
         #[arg(required = true)]
         images: Vec<String>,
     },
     /// Remove images from the store, and the layers that no other image needs
     Rmi {
+        /// Docker's and Podman's option, which changes nothing
+        #[arg(short = 'f', long, hide = true)]
+        force: bool,
         /// Names as in `gpurun images`
         #[arg(required = true)]
         images: Vec<String>,
     },
     /// Remove the layers that no image in the store needs
-    Prune,
+    Prune {
+        /// Docker's and Podman's option, which changes nothing: no question is asked
+        #[arg(short = 'f', long, hide = true)]
+        force: bool,
+    },
     /// Write and check CDI specs for docker, podman, containerd and CRI-O
     #[command(subcommand)]
     Cdi(Cdi),

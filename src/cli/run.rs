@@ -58,7 +58,7 @@ pub struct Run {
     /// Mount: type=bind,source=…,target=…[,readonly] or type=tmpfs,target=…[,tmpfs-size=…]
     #[arg(long, value_name = "MOUNT", help_heading = "Files")]
     pub mount: Vec<String>,
-    /// Mount an empty directory in memory: TARGET[:size=…,mode=…,exec,ro]
+    /// Mount an empty directory in memory: TARGET[:size=…,mode=…,uid=…,gid=…,exec,ro]
     #[arg(long, value_name = "TARGET[:OPTIONS]", help_heading = "Files")]
     pub tmpfs: Vec<String>,
     /// Make the root read-only (HOME, /tmp through --tmpfs and the volumes stay writable)

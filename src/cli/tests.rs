@@ -140,7 +140,11 @@ fn the_short_form_is_for_options_and_explicit_references_alone() {
 #[test]
 fn a_failure_of_parsing_says_what_the_parser_knows() {
     for (line, parts) in [
-        ("run", &["IMAGE is missing", "write gpurun run <IMAGE> [COMMAND]...", "gpurun run --help"] as &[_]),
+        (
+            "run",
+            &["IMAGE is missing", "write gpurun run [OPTIONS] IMAGE [COMMAND…]", "gpurun run --help"]
+                as &[_],
+        ),
         ("--gpu all ubuntu", &["there is no option --gpu", "did you mean --gpus?"]),
         ("run --gpu all ubuntu", &["there is no option --gpu", "did you mean --gpus?"]),
         ("run -Z ubuntu", &["there is no option -Z", "gpurun run --help"]),
@@ -150,7 +154,7 @@ fn a_failure_of_parsing_says_what_the_parser_knows() {
             "run --pull sometimes ubuntu",
             &["\"sometimes\" is not a value of --pull", "always, missing, never"],
         ),
-        ("run --cpus x ubuntu", &["\"x\" cannot be used for --cpus", "cause: invalid float"]),
+        ("run --cpus x ubuntu", &["\"x\" cannot be used for --cpus", "cause: invalid float", "--cpus 1.5"]),
         ("run --cpu-shares many ubuntu", &["\"many\" cannot be used for --cpu-shares"]),
         ("completions foo", &["\"foo\" is not a value of <SHELL>", "bash, elvish, fish"]),
         ("completions bsh", &["did you mean bash?"]),
@@ -162,7 +166,19 @@ fn a_failure_of_parsing_says_what_the_parser_knows() {
         ("", &["no command is given", "gpurun --help"]),
         ("doctor --jsn", &["there is no option --jsn", "did you mean --json?"]),
         ("doctor x", &["there is no option x"]),
-        ("--log loud doctor", &["\"loud\" cannot be used for --log"]),
+        ("--log loud doctor", &["\"loud\" cannot be used for --log", "error, warn, info"]),
+        ("run --gpus all -it", &["write gpurun run [OPTIONS] IMAGE [COMMAND…]"]),
+        ("run --pids-limit x ubuntu", &["--pids-limit 1024"]),
+        ("run --platform windows ubuntu", &["--platform linux/amd64"]),
+        ("configure docker --config /x", &["did you mean --file /x?"]),
+        ("--GPUS all ubuntu", &["did you mean --gpus?"]),
+        ("-gpus all ubuntu", &["there is no option -gpus", "did you mean --gpus?"]),
+        ("run -rm ubuntu", &["did you mean --rm?"]),
+        ("run -net=host ubuntu", &["did you mean --net=host?"]),
+        ("–-gpus all ubuntu", &["there is no option –-gpus", "did you mean --gpus?"]),
+        ("run —gpus all ubuntu", &["did you mean --gpus?"]),
+        ("run –x ubuntu", &["type its dashes again"]),
+        ("RUN ubuntu", &["did you mean gpurun run?"]),
         ("run --rm=maybe ubuntu", &["--rm=maybe is neither true nor false"]),
     ] {
         let refused = refusal(line);

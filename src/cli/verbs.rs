@@ -117,6 +117,10 @@ pub fn is_explicit_reference(word: &str) -> bool {
 /// The error for a word that is not a command. `suggested` are similar commands.
 pub fn unknown(word: &str, suggested: &[String]) -> Error {
     let error = Error::new(Code::Usage, format!("there is no command {word:?}"));
+    let lower = word.to_lowercase();
+    if lower != word && super::VERBS.contains(&lower.as_str()) {
+        return error.fix(format!("did you mean gpurun {lower}?"));
+    }
     if let Some((_, instead)) = ELSEWHERE.iter().find(|(verb, _)| *verb == word) {
         return error.fix(*instead);
     }
@@ -184,7 +188,8 @@ fn local_image(word: &str) -> Option<(String, String)> {
         None => (
             "a file".into(),
             format!(
-                "run it on the host's files: gpurun run host: ./{shown}; or in an image: gpurun run IMAGE COMMAND"
+                "run it on the host's files: gpurun run host: {}{shown}; or in an image: gpurun run IMAGE COMMAND",
+                if word.contains('/') { "" } else { "./" }
             ),
         ),
     })
@@ -201,6 +206,7 @@ mod tests {
             unknown(word, &suggested).fix_line().to_owned()
         };
         assert!(fix("dcotor", &["doctor"]).starts_with("did you mean doctor? `gpurun run dcotor`"));
+        assert_eq!(fix("RUN", &[]), "did you mean gpurun run?");
         assert!(fix("ubuntu", &[]).starts_with("`gpurun run ubuntu`"));
         assert!(fix("login", &[]).contains("podman login"));
         assert!(fix("load", &[]).contains("docker-archive:FILE"));
@@ -230,6 +236,7 @@ mod tests {
         ] {
             assert!(path_without_kind(&path(name)).unwrap().fix_line().contains(fix), "{name}");
         }
+        assert!(path_without_kind("/bin/sh").unwrap().fix_line().contains("host: /bin/sh;"));
         assert!(path_without_kind(&path("absent.tar")).is_none());
         assert!(path_without_kind("ubuntu").is_none());
         assert!(path_without_kind(&format!("rootfs:{}", path(""))).is_none());

@@ -398,7 +398,7 @@ fn found(directories: &[PathBuf]) -> Result<Vec<Found>> {
         for path in paths {
             let text = std::fs::read_to_string(&path)
                 .or_fail(Code::Cdi, || "it cannot be read")
-                .map_err(|error| error.fix("run the command with sudo, or remove the file: `rm FILE`"));
+                .map_err(|error| error.fix("run the command with sudo, or move the file out of the directory: `mv FILE FILE.old`"));
             all.push(Found { document: text.and_then(|text| Document::parse(&text)), path });
         }
     }
@@ -518,7 +518,7 @@ pub fn checked(directories: &[PathBuf], inventory: &Result<Inventory>) -> Result
             Ok(document) => findings.extend(check(document, inventory).into_iter().map(finding)),
             Err(error) => findings.push(finding((
                 format!("{}: {}", error.what(), error.cause_line()),
-                "remove it, or write it again",
+                "move it out of the directory, or write it again",
             ))),
         }
     }

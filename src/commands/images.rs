@@ -60,6 +60,21 @@ pub fn list(context: &Context, usage: bool) -> Result<u8> {
     Ok(0)
 }
 
+/// Prints the ids of the images, each once, for `gpurun rmi`.
+pub fn ids(context: &Context) -> Result<u8> {
+    let images = context.store()?.images()?;
+    let ids: std::collections::BTreeSet<String> =
+        images.iter().map(|image| image.id.hex()[..12].to_owned()).collect();
+    if context.json {
+        out!("{:#}", serde_json::json!(ids))?;
+    } else {
+        for id in ids {
+            out!("{id}")?;
+        }
+    }
+    Ok(0)
+}
+
 /// Prints what is wrong with it; 1 if anything is.
 pub fn verify(context: &Context) -> Result<u8> {
     let store = context.store()?;
@@ -78,9 +93,9 @@ pub fn verify(context: &Context) -> Result<u8> {
 }
 
 /// Brings images into it.
-pub fn pull(context: &Context, pulling: &Pulling, images: &[String]) -> Result<u8> {
+pub fn pull(context: &Context, pulling: &Pulling, quiet: bool, images: &[String]) -> Result<u8> {
     let store = context.store()?;
-    let pull = context.pull(When::Always, pulling, false)?;
+    let pull = context.pull(When::Always, pulling, quiet)?;
     for text in images {
         let image = Image::open(&ImageReference::parse(text)?, &store, &pull)?;
         image.root(&store)?;

@@ -57,6 +57,15 @@ impl Context {
     pub fn new(global: &Global) -> Result<Self> {
         let config = Config::load_or_broken(global.config.as_deref());
         let host = match &global.simulated_host {
+            Some(dir) if !dir.is_dir() => {
+                return Err(Error::new(
+                    Code::Usage,
+                    format!("--simulated-host {} is not a directory", dir.display()),
+                )
+                .fix(
+                    "name a directory that `gpurun demo --keep DIR` has made, or unset GPURUN_SIMULATED_HOST",
+                ));
+            }
             Some(dir) => Host::simulated(dir),
             None => Host::new(
                 global

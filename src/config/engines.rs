@@ -77,7 +77,7 @@ impl EngineRuntimes {
         .map_err(|error| {
             error
                 .context(format!("{} cannot be used", path.display()))
-                .fix("remove it, and run `gpurun configure ENGINE` again")
+                .fix("move it away, and run `gpurun configure ENGINE` again")
         })
     }
 

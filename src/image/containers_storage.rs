@@ -288,7 +288,7 @@ impl Graph {
         };
         if !FileType::from_raw_mode(fstat(&file).map_err(fail)?.st_mode).is_file() {
             return Err(unusable(&self.path, format!("{name} is not a regular file")).fix(format!(
-                "rm {}, and run podman info, which makes it again",
+                "mv {0} {0}.old, and run podman info, which makes it again",
                 self.path.join(name).display()
             )));
         }

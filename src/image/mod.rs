@@ -21,6 +21,7 @@ mod layout;
 mod manifest;
 mod note;
 mod platform;
+mod prefix;
 mod progress;
 mod reference;
 pub mod registry;

@@ -1,6 +1,6 @@
 //! The name of an image: where it is, as the user typed it.
 
-use super::Digest;
+use super::{Digest, prefix};
 use crate::error::{Code, Error, OrFail, Result};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -78,7 +78,7 @@ const KINDS: &str = "NAME[:TAG] or docker://NAME[:TAG], oci:DIR[:TAG], oci-archi
                      containers-storage:NAME[:TAG], docker-daemon:NAME[:TAG], rootfs:DIR, host:";
 
 impl ImageReference {
-    /// Reads an image's name. The world is not looked at.
+    /// Reads an image's name. The file system is read only to recognize a path behind an unknown kind.
     ///
     /// The first colon after the kind ends the path, as skopeo has it (containers-transports(5)), so a path cannot
     /// hold one; `rootfs:` has no tag and takes any path.
@@ -127,6 +127,14 @@ impl ImageReference {
             "host" if rest.is_empty() => Ok(Self::Host),
             "host" => Err(broken("host: stands alone")),
             _ => {
+                if let Some((cause, fix)) = prefix::misspelt(text) {
+                    return Err(Error::new(
+                        Code::ImageReference,
+                        format!("{text:?} is not the name of an image"),
+                    )
+                    .cause(cause)
+                    .fix(fix));
+                }
                 let name = text.strip_prefix("docker://").unwrap_or(text);
                 if name.starts_with(['/', '.', '~']) {
                     return Err(broken("it looks like a path, and a path needs its kind in front"));
@@ -186,6 +194,10 @@ impl RegistryName {
             Some((host, repository)) if is_host(host) => (host, repository),
             _ => (DOCKER_HUB, path),
         };
+        let port = host.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
+        if port.is_some_and(|port| port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit())) {
+            return Err(format!("{host:?} is not a registry's host: its port is not a number"));
+        }
         let good_host = host.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[')
             && host
                 .bytes()

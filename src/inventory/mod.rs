@@ -132,7 +132,11 @@ impl Inventory {
     }
 
     fn read_by(host: &Host, find_reader: impl FnOnce() -> Result<PathBuf>) -> Result<Self> {
-        let version = driver::loaded_version(host)?;
+        let version = driver::loaded_version(host).or_else(|error| {
+            // A root that does not exist explains more than a driver that is not found.
+            host.driver_root.open()?;
+            Err(error)
+        })?;
         // Before the slow reading: what changes meanwhile is noticed at the next start.
         let mut fingerprint = Fingerprint::of_kernel(host);
         let root = host.driver_root.open()?;

@@ -42,14 +42,19 @@ pub(super) fn gpus(text: &str) -> Result<Gpus> {
             _ => field.split_once('=').unwrap_or(("count", &field)),
         };
         if seen.iter().any(|before| before == key) {
-            return Err(refuse(format!("`{key}` is said twice")).fix(GRAMMAR));
+            return Err(
+                refuse(format!("`{key}` is said twice")).fix(quoting(text).unwrap_or_else(|| GRAMMAR.into()))
+            );
         }
         match key {
             "count" => match parse_count(value) {
                 Some(parsed) => count = Some(parsed),
                 None => {
                     return Err(refuse(format!("{} is neither `all` nor a number of GPUs", quoted(value)))
-                        .fix(format!("a list needs quotes of its own: {GRAMMAR}")));
+                        .fix(
+                            quoting(text)
+                                .unwrap_or_else(|| format!("a list needs quotes of its own: {GRAMMAR}")),
+                        ));
                 }
             },
             "device" => {
@@ -101,6 +106,17 @@ pub(super) fn gpus(text: &str) -> Result<Gpus> {
     // Docker counts one GPU where neither a number nor a name is given.
     let selection = device.or(count).unwrap_or(Some(DeviceSelection::Count(1)));
     Ok(Gpus { selection, filter, capabilities })
+}
+
+/// A list that lacks its quotes, with them.
+fn quoting(text: &str) -> Option<String> {
+    let is_name = |name: &str| name.parse::<DeviceId>().is_ok();
+    if text.contains(',') && text.split(',').all(is_name) {
+        return Some(format!("write --gpus device={text}"));
+    }
+    let (before, list) = text.split_once("capabilities=")?;
+    let lacks_quotes = list.contains(',') && !list.contains(['=', '"', '\'']) && !before.contains('"');
+    lacks_quotes.then(|| format!("write --gpus '{before}\"capabilities={list}\"'"))
 }
 
 /// A shell takes the inner quotes from `--gpus "device=0,1"`: a field that names neither a key nor a count and stands behind
@@ -302,9 +318,16 @@ mod tests {
             ("\"device=0", 20, "a quote is not closed", GRAMMAR),
             ("de\"vice=0\"", 20, "a quote stands inside a field and not around it", GRAMMAR),
             ("\"all\"x", 20, "a quote is followed by something else than a comma", GRAMMAR),
-            ("all,2", 20, "`count` is said twice", GRAMMAR),
+            ("all,all", 20, "`count` is said twice", GRAMMAR),
             ("device=0,device=1", 20, "`device` is said twice", GRAMMAR),
             ("count=2,device=0", 20, "it both counts GPUs and names them", &list),
+            ("0,1", 20, "`count` is said twice", "write --gpus device=0,1"),
+            (
+                "all,capabilities=utility,compute",
+                20,
+                "`count` is said twice",
+                "write --gpus 'all,\"capabilities=utility,compute\"'",
+            ),
             ("some", 20, "`some` is neither `all` nor a number of GPUs", &list),
             ("-2", 20, "`-2` is neither `all` nor a number of GPUs", &list),
             ("99999999999", 20, "`99999999999` is neither `all` nor a number of GPUs", &list),

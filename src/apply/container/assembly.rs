@@ -333,13 +333,14 @@ fn volume(volume: &Volume, all_devices: bool) -> Step {
                 Step::Bind { source, target, flags, recursive: *recursive }
             }
         }
-        Volume::Tmpfs { target, size, mode, exec, read_only } => Step::Mount {
+        Volume::Tmpfs { target, size, mode, more, exec, read_only } => Step::Mount {
             filesystem: "tmpfs",
             target: target.clone(),
             flags: Flags { read_only: *read_only, nosuid: true, nodev: true, noexec: !exec },
             options: [("mode", format!("{mode:04o}"))]
                 .into_iter()
                 .chain(size.map(|size| ("size", size.to_string())))
+                .chain(more.iter().map(|(name, number)| (*name, number.to_string())))
                 .collect(),
         },
     }
@@ -408,7 +409,8 @@ fn perform(root: &Root, step: Step) -> Result<()> {
                 let null = HostObject::named(Path::new("/dev/null"), HOST_NODE, false)?.into_mount();
                 let stat = rustix::fs::fstat(&null).or_fail(Code::Mount, || "/dev/null cannot be read")?;
                 if stat.st_rdev != rustix::fs::makedev(1, 3) {
-                    return Err(Error::new(Code::Mount, "the host's /dev/null is not the null device"));
+                    return Err(Error::new(Code::Mount, "the host's /dev/null is not the null device")
+                        .fix("make it again as root: rm /dev/null && mknod -m 666 /dev/null c 1 3"));
                 }
                 null
             };

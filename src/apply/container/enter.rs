@@ -265,10 +265,16 @@ fn lower_directories(layers: &Layers, added: Layer) -> rustix::io::Result<Vec<Ow
 fn no_overlay(container: &Container, errno: Errno) -> Error {
     Error::new(Code::Mount, "the image's layers cannot be mounted as the container's root")
         .cause(format!("overlay: {errno}"))
-        .fix(if container.privileged {
-            "load the module: modprobe overlay"
-        } else {
-            "overlayfs in a user namespace needs Linux 5.11 or newer; on an older kernel run gpurun as root"
+        .fix(match errno {
+            Errno::NODEV => "load the module: modprobe overlay",
+            Errno::PERM if !container.privileged => {
+                "overlayfs in a user namespace needs Linux 5.11 or newer; on an older kernel run gpurun as root"
+            }
+            Errno::INVAL => {
+                "name a directory of a disk's file system (ext4, xfs, btrfs) in rootfs:DIR or GPURUN_STORE=DIR: overlayfs cannot be \
+                 mounted over /proc, /sys and some network file systems"
+            }
+            _ => "see `dmesg | grep overlay` for the kernel's reason, or name another directory in GPURUN_STORE",
         })
 }
 
@@ -425,13 +431,19 @@ fn c_string(text: impl AsRef<OsStr>) -> Result<CString> {
     })
 }
 
+/// What to do about E2BIG (execve(2), "Limits on size of arguments and environment").
+const TOO_LONG: &str = "shorten it: one argument or variable may have 128 KiB, and all together a quarter of the stack's limit (`ulimit -s`); \
+                        pass more in a file: -v ./FILE:/FILE";
+
 /// execve(2), with the command looked up in PATH as a shell does it; by way of gpurun's own file where that is given.
 fn execute(process: &Process, own: Option<&OwnedFd>, channel: &Channel) -> Error {
     let through_own = |program: &OwnedFd, argv: Vec<CString>, env: &[CString]| {
         let before = if process.init { vec![super::INIT_NAME.into()] } else { handover::words(channel)? };
         let argv: Vec<CString> = before.into_iter().chain(argv).collect();
-        Err(process::fexecve(program.as_fd(), &argv, env))
-            .or_fail(Code::CannotRun, || "gpurun cannot start itself in the container")
+        let error = process::fexecve(program.as_fd(), &argv, env);
+        let is_too_long = error.raw_os_error() == Some(libc::E2BIG);
+        let failed = Err(error).or_fail(Code::CannotRun, || "gpurun cannot start itself in the container");
+        if is_too_long { failed.map_err(|error: Error| error.fix(TOO_LONG)) } else { failed }
     };
     let executed: Result<Infallible> = prepare(process).and_then(|(argv, env, candidates)| match own {
         Some(program) => through_own(program, argv, &env),
@@ -500,7 +512,7 @@ pub fn run_first(command: &OsStr, candidates: &[CString], argv: &[CString], env:
         Some(libc::EACCES) => {
             "make it executable for the container's user (chmod +x), and not on a mount with noexec"
         }
-        Some(libc::E2BIG) => "shorten the arguments or the environment",
+        Some(libc::E2BIG) => TOO_LONG,
         _ => "see execve(2) for what this error means",
     };
     Error::new(Code::CannotRun, format!("{} cannot be run", path.to_string_lossy()))

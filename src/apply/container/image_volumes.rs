@@ -163,6 +163,7 @@ mod tests {
             target: target.into(),
             size: None,
             mode: 0o1777,
+            more: Vec::new(),
             exec: false,
             read_only: false,
         };

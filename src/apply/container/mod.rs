@@ -26,7 +26,7 @@ pub mod user_namespace;
 
 use crate::{
     apply::{loader::SmallFile, rootfs::Layers, tree::Tree},
-    error::{Code, Error, Result},
+    error::{Code, Error, OrFail, Result},
     sys::{
         bpf::{DeviceKind, DeviceRule},
         process::{self, Clone},
@@ -206,11 +206,17 @@ fn start(
 /// `--pidfile`
 fn write_pid_file(container: &Container, pid: i32) -> Result<()> {
     let Some(path) = &container.pid_file else { return Ok(()) };
-    crate::apply::whole_file::write(path, &pid.to_string(), Code::Usage).map(drop).map_err(|error| {
-        error
-            .context("--pidfile")
-            .fix("name a file in a directory that you may write: --pidfile ./container.pid")
-    })
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    // A misspelt path is not made, as Docker and Podman do not make it.
+    parent
+        .map_or(Ok(()), |parent| std::fs::metadata(parent).map(drop))
+        .or_fail(Code::Usage, || format!("{} cannot be written", path.display()))
+        .and_then(|()| crate::apply::whole_file::write(path, &pid.to_string(), Code::Usage).map(drop))
+        .map_err(|error| {
+            error.context("--pidfile").fix(
+                "name a file in a directory that exists and that you may write: --pidfile ./container.pid",
+            )
+        })
 }
 
 fn prepare(container: &Container, pid: i32, cgroup: Option<&mut Cgroup>) -> Result<()> {

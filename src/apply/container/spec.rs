@@ -198,6 +198,8 @@ pub enum Volume {
         size: Option<u64>,
         /// Permission bits.
         mode: u32,
+        /// Owner, group and number of inodes, by the names that tmpfs(5) has for them.
+        more: Vec<(&'static str, u64)>,
         /// `exec`: programs on it may be run (Docker's default forbids it for --tmpfs).
         exec: bool,
         /// `ro`

@@ -221,9 +221,8 @@ fn removed(order: &Order, text: &str, before: &str) -> Result<String> {
     let wanted = &order.wanted;
     match order.engine {
         _ if order.hook && (text.is_empty() || oci_hook::is_prestart(text)) => Ok(before.to_owned()),
-        _ if order.hook => {
-            Err(Error::new(Code::Config, "it is not as gpurun wrote it").fix("remove it with `rm`"))
-        }
+        _ if order.hook => Err(Error::new(Code::Config, "it is not as gpurun wrote it")
+            .fix("move it out of hooks.d yourself, with `mv`")),
         Engine::Docker => docker::remove(text, before, wanted),
         Engine::Containerd => containerd::remove(text, before, wanted),
         Engine::Crio => crio::remove(text, before, wanted),

@@ -6,6 +6,7 @@ use crate::{
     cli::Run,
     error::{Code, Error, OrFail, Result},
     inventory::{ContainerPath, DeviceNode, HostPath},
+    request::DeviceId,
     sys::bpf::{DeviceKind, DeviceRule},
 };
 use rustix::fs::{FileType, Stat};
@@ -29,7 +30,15 @@ pub fn devices(args: &Run) -> Result<Devices> {
     let mut devices = Devices::default();
     for text in &args.device {
         match text.split_once('=') {
-            Some(("nvidia.com/gpu", name)) if !name.is_empty() => devices.gpus.push(name.to_owned()),
+            Some(("nvidia.com/gpu", name)) if !name.is_empty() => {
+                let is_known = |one: &str| matches!(one, "all" | "none") || one.parse::<DeviceId>().is_ok();
+                if !name.split(',').all(is_known) {
+                    return Err(usage(format!("--device {text}: {name:?} is not a GPU's name")).fix(
+                        "write --device nvidia.com/gpu=0, =all, =GPU-… or =0:1 (MIG); `gpurun ls` lists the GPUs",
+                    ));
+                }
+                devices.gpus.push(name.to_owned());
+            }
             Some((kind, _)) if !text.starts_with('/') && kind.contains('/') => {
                 return Err(usage(format!("--device {text}: gpurun injects NVIDIA GPUs, and no other CDI devices"))
                     .fix("name the device nodes: --device /dev/…; or start it with Podman or Docker, which read CDI specs"));
@@ -221,6 +230,7 @@ mod tests {
             "/dev/null:/a:x",
             "/dev/null:/a:r:w",
             "amd.com/gpu=0",
+            "nvidia.com/gpu=zzz",
             "/dev/../dev/null",
             "/etc",
         ] {

@@ -30,7 +30,9 @@ fn parse(file: &TextFile, name: &str, own: impl Fn(&str) -> Option<String>) -> R
         let text = line
             .text()
             .or_fail(Code::Usage, || format!("--env-file {name} cannot be read"))
-            .map_err(|error| error.fix(format!("save {name} as UTF-8: iconv -f latin1 -t utf8 {name}")))?
+            .map_err(|error| {
+                error.fix(format!("save {name} as UTF-8: iconv -f {} -t UTF-8 {name}", encoding(file)))
+            })?
             .trim_start();
         if text.is_empty() || text.starts_with('#') {
             continue;
@@ -43,6 +45,14 @@ fn parse(file: &TextFile, name: &str, own: impl Fn(&str) -> Option<String>) -> R
         variables.extend(value.map(|value| (key.to_owned(), value)));
     }
     Ok(variables)
+}
+
+/// What iconv calls the encoding of a file that is not UTF-8.
+fn encoding(file: &TextFile) -> &'static str {
+    match file.bytes() {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "UTF-16",
+        _ => "latin1",
+    }
 }
 
 fn check(key: &str, value: Option<&str>) -> Result<(), &'static str> {
@@ -76,6 +86,14 @@ mod tests {
     fn parsed(bytes: &[u8]) -> Result<Vec<EnvVar>> {
         let own = |name: &str| (name == "INHERITED").then(|| "yes".to_owned());
         parse(&TextFile::from(bytes.to_vec()), "FILE", own)
+    }
+
+    #[test]
+    fn another_encoding_is_named_for_iconv() {
+        for (bytes, from) in [(&b"\xff\xfeA\0"[..], "-f UTF-16 -t UTF-8"), (b"A=wei\xdf", "-f latin1")] {
+            let error = parsed(bytes).unwrap_err();
+            assert!(error.fix_line().contains(from), "{error}");
+        }
     }
 
     #[test]

@@ -106,6 +106,14 @@ impl Options {
             return Err(usage(format!("--oom-score-adj {score} is out of range"))
                 .fix("write a number from -1000 to 1000"));
         }
+        for (option, name) in [("--hostname", &args.hostname), ("--domainname", &args.domainname)] {
+            if let Some(name) = name.as_deref().filter(|name| name.len() > NAME_MAX) {
+                return Err(usage(format!("{option} has {} letters", name.len()))
+                    .fix(format!("write {option} with at most {NAME_MAX} letters")));
+            }
+        }
+        // Before an image is fetched.
+        working_directory(args.workdir.as_deref(), "")?;
         let devices = devices::devices(args)?;
         Ok(Self {
             namespaces: namespaces::namespaces(args)?,
@@ -118,7 +126,10 @@ impl Options {
     }
 }
 
-/// Names of runtimes with containers like gpurun's.
+/// The longest name of a host or domain, in bytes (`__NEW_UTS_LEN` of linux/utsname.h).
+const NAME_MAX: usize = 64;
+
+/// Names of runtimes whose containers are like gpurun's.
 const RUNTIMES: [&str; 8] = [
     "nvidia",
     "nvidia-container-runtime",
@@ -188,12 +199,7 @@ impl IdFile {
             std::io::Write::write_all(&mut file, id.as_bytes())
         };
         write().or_fail(Code::Usage, || format!("--cidfile {} cannot be made", path.display())).map_err(
-            |error| {
-                error.fix(format!(
-                    "name a new file in a directory that you may write; rm {0} if nothing runs by it",
-                    path.display()
-                ))
-            },
+            |error| error.fix("name a new file in a directory that you may write: `--cidfile FILE`"),
         )?;
         Ok(Self(path.to_owned()))
     }
@@ -309,8 +315,7 @@ fn container(
         Error::new(Code::Usage, "the image has no command of its own")
             .fix("name one after the image: `gpurun run IMAGE sh`")
     })?;
-    let cwd =
-        args.workdir.clone().or_else(|| Some(PathBuf::from(&config.working_dir)).filter(|d| d.is_absolute()));
+    let cwd = working_directory(args.workdir.as_deref(), &config.working_dir)?;
     if args.tty && args.interactive && !rustix::termios::isatty(rustix::stdio::stdin()) {
         return Err(
             Error::new(Code::Usage, "-i -t needs a terminal, and standard input is none").fix("leave out -t")
@@ -364,8 +369,8 @@ fn container(
         process: Process {
             env: process_environment(&host_name, &config.env, &injection.env, user_env, &user.home, args.tty),
             argv,
-            cwd: cwd.unwrap_or_else(|| "/".into()),
-            // A user without root can still gain capabilities from files of programs, if that is allowed.
+            cwd,
+            // A user without root may still get some by a program's file, where that is allowed.
             capabilities: capabilities::capabilities(args, user.uid == 0 || !security.no_new_privileges)?,
             user,
             tty: args.tty,
@@ -381,7 +386,27 @@ fn container(
     })
 }
 
-/// The mounts over the container's root that precede the driver's mounts.
+/// Where the command starts. A relative path is refused, as Docker refuses it.
+fn working_directory(typed: Option<&Path>, images: &str) -> Result<PathBuf> {
+    match typed {
+        Some(typed) if typed.as_os_str().is_empty() => {}
+        Some(typed) if typed.is_absolute() => return Ok(typed.into()),
+        Some(typed) => {
+            let typed = typed.display();
+            return Err(usage(format!("the working directory {typed} is not absolute"))
+                .fix(format!("write its whole path in the container: -w /{typed}")));
+        }
+        None => {}
+    }
+    match images {
+        "" => Ok("/".into()),
+        images if images.starts_with('/') => Ok(images.into()),
+        images => Err(usage(format!("the image's working directory {images} is not absolute"))
+            .fix(format!("write its whole path in the container: -w /{images}"))),
+    }
+}
+
+/// What will be mounted over the container's root before the driver is.
 fn mounts(volumes: &[Volume], root: &Layers) -> Mounts {
     let mut mounts = Mounts::default();
     for (path, kind) in [("/proc", Kind::Kernel), ("/sys", Kind::Kernel), ("/dev", Kind::Memory)] {
@@ -529,6 +554,25 @@ mod tests {
             Ok(cli::Request::Run(_, run)) => *run,
             other => panic!("{words:?}: {other:?}"),
         }
+    }
+
+    #[test]
+    fn the_working_directory_is_absolute() {
+        let of = |typed: Option<&str>, images| working_directory(typed.map(Path::new), images);
+        assert_eq!(of(None, "").unwrap(), Path::new("/"));
+        assert_eq!(of(None, "/srv").unwrap(), Path::new("/srv"));
+        assert_eq!(of(Some(""), "/srv").unwrap(), Path::new("/srv"));
+        assert_eq!(of(Some("/w"), "srv").unwrap(), Path::new("/w"));
+        for (typed, images) in [(Some("w"), "/srv"), (None, "srv")] {
+            let error = of(typed, images).unwrap_err();
+            assert!(error.fix_line().contains("-w /"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_host_name_fits_the_kernel() {
+        assert!(Options::read(&run(&["--hostname", &"x".repeat(64)])).is_ok());
+        assert!(Options::read(&run(&["--hostname", &"x".repeat(65)])).is_err());
     }
 
     #[test]

@@ -97,7 +97,11 @@ fn source(option: &str, text: &str) -> Result<PathBuf> {
             .cause(
                 "gpurun makes no directory on the host for a mount: a misspelt path would be an empty volume",
             )
-            .fix(format!("mkdir -p {}", path.display())));
+            .fix(if path.extension().is_some() {
+                format!("correct the path, or make the file: {}", path.display())
+            } else {
+                format!("correct the path, or mkdir -p {}", path.display())
+            }));
     }
     Ok(path)
 }
@@ -263,6 +267,7 @@ fn mount(text: &str) -> Result<Option<Volume>> {
             target: to,
             size: fields.bytes,
             mode: fields.mode,
+            more: Vec::new(),
             exec: true,
             read_only: fields.read_only,
         })),
@@ -281,6 +286,17 @@ fn mount(text: &str) -> Result<Option<Volume>> {
 fn tmpfs(text: &str) -> Result<Volume> {
     let (path, options) = text.split_once(':').unwrap_or((text, ""));
     let (mut bytes, mut mode, mut exec, mut read_only) = (None, 0o1777, false, false);
+    let mut more: Vec<(&'static str, u64)> = Vec::new();
+    let mut number = |name: &'static str, value: Option<u64>| {
+        let value = value.ok_or_else(|| {
+            usage(format!("--tmpfs {text:?}: {name} is not a number"))
+                .fix(format!("write --tmpfs TARGET:{name}=1000"))
+        })?;
+        more.retain(|(known, _)| *known != name);
+        more.push((name, value));
+        Ok::<_, Error>(())
+    };
+    let id = |value: &str| value.parse::<u32>().ok().map(u64::from);
     for option in options.split(',').filter(|o| !o.is_empty()) {
         match option.split_once('=') {
             Some(("size", value)) => bytes = Some(size("--tmpfs size", value)?),
@@ -288,17 +304,40 @@ fn tmpfs(text: &str) -> Result<Volume> {
                 mode =
                     octal(value).ok_or_else(|| usage(format!("--tmpfs {text:?}: the mode is not octal")))?;
             }
+            Some(("uid", value)) => number("uid", id(value))?,
+            Some(("gid", value)) => number("gid", id(value))?,
+            Some(("nr_inodes", value)) => number("nr_inodes", size("--tmpfs nr_inodes", value).ok())?,
             None if option == "exec" => exec = true,
+            None if option == "noexec" => exec = false,
             None if option == "ro" => read_only = true,
-            None if ["noexec", "nosuid", "nodev", "rw"].contains(&option) => {}
+            None if option == "rw" => read_only = false,
+            // Times and synchronous writes mean nothing on a file system in memory.
+            None if TMPFS_DEFAULTS.contains(&option) => {}
             _ => {
-                return Err(usage(format!("--tmpfs {text:?} has the option {option:?}"))
-                    .fix("write `--tmpfs TARGET:OPTIONS` with size=, mode=, exec or ro"));
+                return Err(usage(format!("--tmpfs {text:?} has the option {option:?}")).fix(
+                    "write `--tmpfs TARGET:OPTIONS` with size=, mode=, uid=, gid=, nr_inodes=, exec or ro",
+                ));
             }
         }
     }
-    Ok(Volume::Tmpfs { target: target("--tmpfs", path)?, size: bytes, mode, exec, read_only })
+    Ok(Volume::Tmpfs { target: target("--tmpfs", path)?, size: bytes, mode, more, exec, read_only })
 }
+
+/// Options of `--tmpfs` that ask for what is the case anyway.
+const TMPFS_DEFAULTS: [&str; 12] = [
+    "nosuid",
+    "nodev",
+    "async",
+    "sync",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+];
 
 fn octal(text: &str) -> Option<u32> {
     u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777)
@@ -327,7 +366,7 @@ mod tests {
             "--mount",
             &format!("type=bind,src={path},dst=/a"),
             "--tmpfs",
-            "/t:size=1m,exec",
+            "/t:size=1m,exec,uid=1,uid=1000,gid=1000,nr_inodes=1k,nosuid,noatime",
         ]);
         let bind = |target: &str, read_only| Volume::Bind {
             source: dir.path().into(),
@@ -340,6 +379,7 @@ mod tests {
             target: "/t".into(),
             size: Some(1 << 20),
             mode: 0o1777,
+            more: vec![("uid", 1000), ("gid", 1000), ("nr_inodes", 1024)],
             exec: true,
             read_only: false,
         };
@@ -362,6 +402,7 @@ mod tests {
             ("--mount", "type=bind,target=/x"),
             ("--mount", "type=nfs,target=/x"),
             ("--tmpfs", "/x:size=huge"),
+            ("--tmpfs", "/x:uid=root"),
         ] {
             let args = run(&[option, text]);
             let error = volumes(&args).and_then(|_| anonymous(&args)).unwrap_err();

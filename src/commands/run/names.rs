@@ -64,10 +64,10 @@ pub fn check(args: &Run) -> Result<()> {
     if let Some(name) = &args.name {
         let mut letters = name.chars();
         let first = letters.next().is_some_and(|c| c.is_ascii_alphanumeric());
-        // Docker's RestrictedNamePattern.
-        if !first || name.len() < 2 || !letters.all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) {
+        // Podman's names, which may be one letter long; Docker's have two.
+        if !first || !letters.all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) {
             return Err(usage(format!("--name {name:?} is not a name"))
-                .fix("write two or more of a-z, A-Z, 0-9, _, . and -, with a letter or digit in front"));
+                .fix("write one or more of a-z, A-Z, 0-9, _, . and -, with a letter or digit in front"));
         }
     }
     for (option, values) in [("--label", &args.label), ("--annotation", &args.annotation)] {
@@ -142,8 +142,8 @@ mod tests {
     #[test]
     fn metadata_is_checked() {
         for words in [
-            &["--name", "x"] as &[_],
-            &["--name", "-x"],
+            &["--name", "-x"] as &[_],
+            &["--name", ""],
             &["--name", "a/b"],
             &["--label", "=x"],
             &["--attach", "stdout"],
@@ -152,6 +152,7 @@ mod tests {
         ] {
             assert!(!check(&run(words)).unwrap_err().fix_line().is_empty(), "{words:?}");
         }
+        check(&run(&["--name", "x"])).unwrap();
         check(&run(&[
             "--name", "ollama", "-l", "a=b", "--label", "c", "-a", "STDIN", "-a", "stdout", "-a", "stderr",
         ]))

@@ -71,7 +71,7 @@ fn system() -> &'static [Certificate<'static>] {
 fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>> {
     let fail = || format!("{} cannot be used", path.display());
     let fix = |error: Error| {
-        error.fix(format!("put a certificate in PEM into {}, or remove the file", path.display()))
+        error.fix(format!("put a certificate in PEM into {}, or move the file away", path.display()))
     };
     let bytes = std::fs::read(path).or_fail(Code::Registry, fail).map_err(fix)?;
     let items: Result<Vec<_>, _> = ureq::tls::parse_pem(&bytes).collect();

@@ -53,7 +53,7 @@ pub fn find(host: &str, repository: &str, status: &Status) -> Result<Credentials
         let entry = auth_file::look_up(&bytes, *legacy, host, repository).map_err(|error| {
             error
                 .context(format!("the credentials in {shown} cannot be used"))
-                .fix(format!("correct {shown}, or remove it and log in again: docker login {host}"))
+                .fix(format!("correct {shown}, or move it away and log in again: docker login {host}"))
         })?;
         match entry {
             None => {}

@@ -69,7 +69,13 @@ pub struct Store {
 }
 
 fn failed(what: &str, cause: impl std::fmt::Display) -> Error {
-    Error::new(Code::Store, format!("the image store cannot be used: {what}")).cause(cause)
+    let cause = cause.to_string();
+    let is_read_only = cause.contains("Read-only file system");
+    let error = Error::new(Code::Store, format!("the image store cannot be used: {what}")).cause(cause);
+    if is_read_only {
+        return error.fix("name a directory on a file system that can be written in GPURUN_STORE");
+    }
+    error
 }
 
 /// The error for a failure of the store without a specific fix.

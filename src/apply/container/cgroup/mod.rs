@@ -452,8 +452,15 @@ fn set(path: &Path, controller: Controller, limits: &Limits, settings: &[Setting
                 }
             }
             Err(error) => {
-                return Err(controller
-                    .failed(limits, format!("write {value} to {}: {error}", path.join(file).display())));
+                let failed = controller
+                    .failed(limits, format!("write {value} to {}: {error}", path.join(file).display()));
+                return Err(match available(path, file) {
+                    Some(list) => failed.fix(format!(
+                        "ask for some of those that are available here: --{} {list}",
+                        file.replace('.', "-")
+                    )),
+                    None => failed,
+                });
             }
             Ok(()) => {}
         }
@@ -461,7 +468,21 @@ fn set(path: &Path, controller: Controller, limits: &Limits, settings: &[Setting
     Ok(())
 }
 
-/// Makes `parent` in a hierarchy, and enables the v2 controllers on the way. The name of a slice contains its parent slices
+/// The processors or memory nodes that a cgroup may ask for, for a file that lists them.
+fn available(path: &Path, file: &str) -> Option<String> {
+    let online = match file {
+        "cpuset.cpus" => "/sys/devices/system/cpu/online",
+        "cpuset.mems" => "/sys/devices/system/node/online",
+        _ => return None,
+    };
+    let parent = path.parent()?;
+    [parent.join(format!("{file}.effective")), parent.join(file), PathBuf::from(online)]
+        .iter()
+        .map(|source| read(source).trim().to_owned())
+        .find(|list| !list.is_empty())
+}
+
+/// Makes `parent` in a hierarchy, and gives the controllers of v2 to everything on the way. A slice's name holds those above it
 /// (systemd.slice(5)): `a-b.slice` is `a.slice/a-b.slice`.
 fn below(mount: &Path, parent: &Path) -> Result<PathBuf> {
     let path = mount.join(parent);
