@@ -642,6 +642,8 @@ fn the_second_start_reads_one_directory_and_three_files_of_the_store_and_opens_i
         "fsync",
         "syncfs",
     ]);
+    // A sweeper may remove free locks while the container runs.
+    let changed: Vec<_> = changed.into_iter().filter(|line| !line.contains(".lock\"")).collect();
     assert_eq!(changed, Vec::<&str>::new());
 }
 
