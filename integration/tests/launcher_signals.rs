@@ -35,7 +35,7 @@ fn behind(words: &[&str], command: &Command) -> Command {
     all
 }
 
-const ENDING: [(&str, i32); 9] = [
+const ENDING: [(&str, i32); 12] = [
     ("HUP", 129),
     ("INT", 130),
     ("QUIT", 131),
@@ -43,8 +43,11 @@ const ENDING: [(&str, i32); 9] = [
     ("USR2", 140),
     ("ALRM", 142),
     ("TERM", 143),
+    ("XCPU", 152),
     ("VTALRM", 154),
+    ("PROF", 155),
     ("IO", 157),
+    ("PWR", 158),
 ];
 
 #[test]
@@ -59,6 +62,23 @@ fn a_signal_without_a_handler_ends_the_container() {
                 assert_eq!(ended.code, code, "{caller:?} {options} {signal}: {ended:?}");
             }
         }
+    }
+}
+
+#[test]
+fn real_time_signals_are_forwarded() {
+    let host = TestHost::new("t4");
+    for caller in Caller::EACH {
+        for options in ["", "-t", "-u 0"] {
+            let child = started(&mut host.command(caller, options, &busybox(), &["sh", "-c", SLEEP]));
+            send(&child, "40");
+            assert_eq!(finish(child).code, 168, "{caller:?} {options}");
+        }
+        let handled = "trap 'exit 9' 40; echo ready; while :; do sleep 0.02; done";
+        let child =
+            started(&mut host.command(caller, "", &rootfs("debian-python"), &["bash", "-c", handled]));
+        send(&child, "40");
+        assert_eq!(finish(child).code, 9);
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
         unix::{fs::PermissionsExt, net::UnixStream},
     },
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 fn busybox() -> String {
@@ -262,14 +262,9 @@ fn output_that_cannot_be_written_is_an_error() {
     }
 }
 
-#[test]
-fn the_launcher_does_not_wait_for_descriptors_that_left_the_container() {
-    // A process of the host holds the container's standard output open, as after SCM_RIGHTS on a volume.
-    let host = TestHost::new("t4");
-    let script = "echo ready; while :; do sleep 0.05; done";
-    let mut child = host.command(Caller::Root, "", &busybox(), &["sh", "-c", script]).spawn_piped();
-    child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
-    let children = format!("/proc/{0}/task/{0}/children", child.id());
+/// The pid of a container's first process.
+fn process_inside(launcher: &Child) -> String {
+    let children = format!("/proc/{0}/task/{0}/children", launcher.id());
     let mut inside = String::new();
     // The launcher has other children: one removes what killed launchers left.
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
@@ -280,6 +275,17 @@ fn the_launcher_does_not_wait_for_descriptors_that_left_the_container() {
         inside = found.unwrap_or_default().to_owned();
         !inside.is_empty()
     });
+    inside
+}
+
+#[test]
+fn the_launcher_does_not_wait_for_descriptors_that_left_the_container() {
+    // A process of the host holds the container's standard output open, as after SCM_RIGHTS on a volume.
+    let host = TestHost::new("t4");
+    let script = "echo ready; while :; do sleep 0.05; done";
+    let mut child = host.command(Caller::Root, "", &busybox(), &["sh", "-c", script]).spawn_piped();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    let inside = process_inside(&child);
     let held = fs::OpenOptions::new().write(true).open(format!("/proc/{inside}/fd/1")).unwrap();
     gpurun_integration::must(Command::new("kill").args(["-TERM", &child.id().to_string()]));
     assert_eq!(finish(child).code, 143);
@@ -292,5 +298,137 @@ fn an_empty_input_ends_the_commands_input() {
     for caller in Caller::EACH {
         let ended = run(&mut host.command(caller, "-i", &busybox(), &["cat"]));
         assert_eq!((ended.code, ended.out.as_str()), (0, ""));
+    }
+}
+
+#[test]
+fn the_launcher_does_not_wait_for_a_process_outside_that_goes_on_writing() {
+    let host = TestHost::new("t4");
+    let script = "echo ready; while :; do sleep 0.05; done";
+    for options in ["", "-t"] {
+        let mut child = host.command(Caller::Root, options, &busybox(), &["sh", "-c", script]).spawn_piped();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+        let fd = format!("/proc/{}/fd/1", process_inside(&child));
+        let mut held = fs::OpenOptions::new().write(true).open(fd).unwrap();
+        // It ends with EPIPE or EIO when the launcher has closed its end.
+        let writer = std::thread::spawn(move || while held.write_all(&[b'x'; 1000]).is_ok() {});
+        gpurun_integration::must(Command::new("kill").args(["-TERM", &child.id().to_string()]));
+        assert_eq!(finish(child).code, 143, "{options}");
+        writer.join().unwrap();
+    }
+}
+
+#[test]
+fn a_signal_ends_a_container_whose_output_is_not_read() {
+    let host = TestHost::new("t4");
+    for caller in Caller::EACH {
+        for options in ["", "-t"] {
+            for (signal, code) in [("TERM", 143), ("INT", 130), ("HUP", 129)] {
+                let mut child = host.command(caller, options, &busybox(), &["yes"]).spawn_piped();
+                child.stdout.as_mut().unwrap().read_exact(&mut [0; 2]).unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(300));
+                gpurun_integration::must(
+                    Command::new("kill").args([&format!("-{signal}"), child.id().to_string().as_str()]),
+                );
+                let mut ended = None;
+                until("the end of a launcher without a reader", || {
+                    ended = child.try_wait().unwrap();
+                    ended.is_some()
+                });
+                assert_eq!(ended.unwrap().code(), Some(code), "{caller:?} {options} {signal}");
+            }
+        }
+    }
+}
+
+/// Runs the command on a terminal, types this many bytes and reads nothing meanwhile. Then reads until `wanted`, sends SIGTERM,
+/// and prints the exit code and whether the terminal has its settings back.
+fn type_and_terminate(command: &Command, typed: usize, wanted: &str) -> String {
+    const DRIVER: &str = r#"
+import os, pty, signal, sys, termios, time
+typed, wanted, argv = int(sys.argv[1]), sys.argv[2].encode(), sys.argv[3:]
+master, slave = pty.openpty()
+before = termios.tcgetattr(slave)
+pid = os.fork()
+if pid == 0:
+    os.login_tty(slave) if hasattr(os, "login_tty") else (os.setsid(), [os.dup2(slave, n) for n in range(3)])
+    os.execvp(argv[0], argv)
+def until(text):
+    seen = b""
+    while text not in seen: seen += os.read(master, 1000)
+until(b"ready")
+os.set_blocking(master, False)
+stop = time.time() + 2
+while time.time() < stop:
+    try: typed -= os.write(master, b"x" * min(typed, 4096))
+    except BlockingIOError: pass
+    time.sleep(0.01)
+os.set_blocking(master, True)
+if wanted == b"100000": os.write(master, b"x" * typed)
+until(wanted)
+os.kill(pid, signal.SIGTERM)
+code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+print(code, termios.tcgetattr(slave) == before)
+"#;
+    let mut driver = Command::new("/usr/bin/python3");
+    driver
+        .args(["-c", DRIVER, &typed.to_string(), wanted])
+        .arg(command.get_program())
+        .args(command.get_args());
+    driver.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let ended = run(driver.current_dir(command.get_current_dir().unwrap()));
+    assert_eq!(ended.code, 0, "{ended:?}");
+    ended.out
+}
+
+#[test]
+fn a_terminal_that_is_not_read_delays_no_signal() {
+    let host = TestHost::new("t4");
+    let yes = "echo ready; exec yes";
+    let echo = "stty raw; echo ready; exec cat";
+    let ticks = "stty raw -echo; echo ready; while :; do sleep 0.2; echo tick; done";
+    for caller in Caller::EACH {
+        for (options, script, typed, wanted) in [
+            ("", yes, 0, ""),
+            ("-t", yes, 0, ""),
+            ("-it", yes, 0, ""),
+            ("-it", echo, 300_000, ""),
+            // Input that the command does not read delays no output.
+            ("-it", ticks, 20_000, "tick"),
+        ] {
+            let command = host.command(caller, options, &busybox(), &["sh", "-c", script]);
+            let ended = type_and_terminate(&command, typed, wanted);
+            assert_eq!(ended, "143 True\n", "{caller:?} {options} {script}");
+        }
+    }
+}
+
+#[test]
+fn input_arrives_whole_at_a_terminal_that_was_full() {
+    let host = TestHost::new("t4");
+    // The command reads late, so that the terminal is full meanwhile.
+    let script =
+        "stty raw -echo; echo ready; sleep 3; head -c 100000 | wc -c; sleep 1; echo; exec sleep 1000";
+    for caller in Caller::EACH {
+        let command = host.command(caller, "-it", &busybox(), &["sh", "-c", script]);
+        assert_eq!(type_and_terminate(&command, 100_000, "100000"), "143 True\n", "{caller:?}");
+    }
+}
+
+#[test]
+fn a_file_size_limit_is_reported_like_a_full_disk() {
+    let host = TestHost::new("t4");
+    let dir = temporary();
+    for caller in Caller::EACH {
+        for options in ["", "-t"] {
+            let command = host.command(caller, options, &busybox(), &["yes"]);
+            let mut limited = Command::new("sh");
+            limited.args(["-c", "ulimit -f 1000; exec \"$@\" > \"$0\""]).arg(dir.path().join("out"));
+            limited.arg(command.get_program()).args(command.get_args()).env_clear();
+            limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            let ended = run(limited.current_dir(command.get_current_dir().unwrap()));
+            assert_eq!(ended.code, 125, "{caller:?} {options}: {ended:?}");
+            assert!(ended.err.contains("File too large") && ended.err.contains("fix: "), "{ended:?}");
+        }
     }
 }

@@ -2,23 +2,35 @@
 //!
 //! One thread polls everything, and its writes never block: a slow reader of standard output must not delay standard error or
 //! a signal. A stream therefore alternates between waiting for its source and waiting for its destination.
+//!
+//! The launcher's own terminal or pipe is opened again with O_NONBLOCK, because the caller's other programs share the
+//! descriptor that the launcher inherited. Where that is not permitted, a write is so small that it does not block after POLLOUT.
+//!
+//! After the container's end only the bytes that are buffered then are copied. The launcher waits for a slow reader, but for at
+//! most [`GRACE`] without progress if a signal asked for the end, and not at all after another signal.
 
 use super::{
-    signals::{PidOne, Signals},
+    signals::{self, PidOne, Signals},
     stdio::Outside,
     terminal::Terminal,
     unix_sockets,
 };
 use crate::error::{Code, Error, OrFail, Result};
-use nix::sys::signal::Signal;
 use rustix::{
     event::{PollFd, PollFlags},
     fd::{AsFd, BorrowedFd, OwnedFd},
-    fs::FileType,
+    fs::{FileType, Mode, OFlags},
     io::Errno,
     net::SendFlags,
     pipe::SpliceFlags,
 };
+use std::time::{Duration, Instant};
+
+/// The longest wait for a reader that does not read, after a signal has ended the container.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The interval at which a signal that pid 1 blocks is checked again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The launcher's handles on a running container.
 #[derive(Debug)]
@@ -46,37 +58,41 @@ pub struct Running {
 pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
     let Running { mut pid_one, streams, terminal, mut unix_sockets, has_user_namespace, .. } = running;
     let Running { interactive, stop_signal, .. } = running;
-    let mut terminal = terminal.map(|master| Terminal::new(master, interactive));
     let mut input = streams.input.map(|pipe| Flow::new(End::Standard(0), End::Own(pipe)));
     let outputs = [(streams.output, 1), (streams.error, 2)];
     let mut outputs: Vec<Flow> = outputs
         .into_iter()
-        .filter_map(|(pipe, number)| Some(Flow::new(End::Own(pipe?), End::Standard(number))))
+        .filter_map(|(pipe, number)| Some(Flow::new(End::Own(pipe?), End::standard(number))))
         .collect();
+    let mut terminal = terminal.map(|master| Terminal::new(master, interactive)).transpose()?;
+    if let Some(terminal) = &terminal {
+        outputs.push(Flow::new(End::Own(terminal.clone_master()?), End::standard(1)));
+        if interactive {
+            input = Some(Flow::new(End::Standard(0), End::Own(terminal.clone_master()?)));
+        }
+    }
     let mut lost = None;
     let mut ended = false;
-    while !(ended && outputs.is_empty() && terminal.is_none()) {
+    // The wait for a reader that does not read, after the container's end; `None` is without limit.
+    let mut grace = None;
+    let mut progress = Instant::now();
+    // A signal after the container's end, because of which output is dropped.
+    let mut cut_by = None;
+    while !(ended && outputs.is_empty()) {
         // Everything that the container wrote before its end is available immediately.
-        let patience = if ended && outputs.iter().all(|flow| !flow.waits_for_destination()) {
-            Some(0)
-        } else {
-            (pid_one.is_doubtful() && !ended).then_some(50_000_000)
+        let patience = match ended {
+            false => pid_one.is_doubtful().then_some(LOOK_AGAIN),
+            true if !outputs.iter().any(Flow::waits_for_destination) => Some(Duration::ZERO),
+            true => grace.map(|grace: Duration| grace.saturating_sub(progress.elapsed())),
         };
-        let patience = patience.map(|tv_nsec| rustix::time::Timespec { tv_sec: 0, tv_nsec });
         let mut ready = Ready::default();
         {
             let mut polled = Polled::default();
+            polled.add(What::Signal, signals.as_fd(), PollFlags::IN);
             if !ended {
                 polled.add(What::End, pid_one.as_fd(), PollFlags::IN);
-                polled.add(What::Signal, signals.as_fd(), PollFlags::IN);
                 if let Some(listener) = &unix_sockets {
                     polled.add(What::UnixSocket, listener.as_fd(), PollFlags::IN);
-                }
-            }
-            if let Some(terminal) = &terminal {
-                polled.add(What::Shown, terminal.as_fd(), PollFlags::IN);
-                if terminal.reads_stdin {
-                    polled.add(What::Typed, rustix::stdio::stdin(), PollFlags::IN);
                 }
             }
             if let Some(input) = &input {
@@ -90,14 +106,28 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
             polled.wait(patience, &mut ready)?;
         }
         if ready.nothing {
+            if ended {
+                break;
+            }
             pid_one.look_again();
         }
         if ready.signal {
             while let Some(signal) = signals.next() {
                 match (signal, &terminal) {
-                    (Signal::SIGWINCH, Some(terminal)) => terminal.resize(),
-                    (Signal::SIGTERM, _) => pid_one.signal(stop_signal.unwrap_or(libc::SIGTERM)),
-                    (signal, _) => pid_one.signal(signal as i32),
+                    (libc::SIGWINCH, Some(terminal)) => terminal.resize(),
+                    (signal, _) if ended => {
+                        if signals::ends_a_process(signal) {
+                            cut_by = (grace.is_none()).then_some(signal).or(cut_by);
+                            grace = Some(Duration::ZERO);
+                        }
+                    }
+                    (signal, _) => {
+                        if matches!(signal, libc::SIGTERM | libc::SIGINT | libc::SIGHUP) {
+                            grace = Some(GRACE);
+                        }
+                        let stop = stop_signal.filter(|_| signal == libc::SIGTERM);
+                        pid_one.signal(stop.unwrap_or(signal));
+                    }
                 }
             }
         }
@@ -108,25 +138,26 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
         {
             unix_sockets::supervise(&listener, has_user_namespace.then(|| pid_one.as_fd()))?;
         }
-        if let Some(open) = &mut terminal {
-            if ready.typed {
-                open.copy_input(&mut pid_one);
+        if ready.input
+            && let Some(flow) = &mut input
+        {
+            let next = match &terminal {
+                Some(terminal) => terminal.advance_input(flow, &mut pid_one),
+                None => flow.advance(),
+            };
+            if next != Next::Wait {
+                input = None;
             }
-            // Without a reader, or after the command has closed its side, further polling would spin. The command sees its
-            // terminal hung up, as after a lost remote login.
-            let over = if ready.shown { !open.copy_output() } else { ended };
-            if over {
-                terminal = None;
-            }
-        }
-        if ready.input && input.as_mut().is_some_and(|flow| flow.advance() != Next::Wait) {
-            input = None;
         }
         let mut at = 0;
         outputs.retain_mut(|flow| {
             let is_ready = ready.outputs[at];
             at += 1;
-            match if is_ready { flow.advance() } else { Next::Wait } {
+            let next = if is_ready { flow.advance() } else { Next::Wait };
+            if std::mem::take(&mut flow.moved) {
+                progress = Instant::now();
+            }
+            match next {
                 Next::Wait => is_ready || !ended || flow.waits_for_destination(),
                 Next::Over => false,
                 Next::Failed(errno) => {
@@ -135,16 +166,23 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
                 }
             }
         });
+        if terminal.is_some() && outputs.is_empty() {
+            // Without a reader, or after the command has closed its side, further polling would spin. The command sees its
+            // terminal hung up, as after a lost remote login.
+            (input, terminal) = (None, None);
+        }
         if ready.end {
             ended = true;
+            progress = Instant::now();
             input = None;
-            signals.unblock();
-            if let Some(terminal) = &mut terminal {
-                terminal.reads_stdin = false;
-            }
+            outputs.iter_mut().for_each(Flow::limit_to_buffered);
         }
     }
+    let cut_by = cut_by.filter(|_| !outputs.is_empty());
+    drop((outputs, terminal));
+    signals.unblock();
     let code = pid_one.exit_code()?;
+    let code = cut_by.and_then(|signal| u8::try_from(128 + signal).ok()).unwrap_or(code);
     match lost {
         None => Ok(code),
         Some((name, errno)) => {
@@ -162,8 +200,6 @@ enum What {
     End,
     Signal,
     UnixSocket,
-    Shown,
-    Typed,
     Input,
     Output(usize),
 }
@@ -176,8 +212,6 @@ struct Ready {
     end: bool,
     signal: bool,
     unix_socket: Option<PollFlags>,
-    shown: bool,
-    typed: bool,
     input: bool,
     outputs: [bool; 2],
 }
@@ -194,7 +228,8 @@ impl<'a> Polled<'a> {
         self.fds.push(PollFd::from_borrowed_fd(fd, events));
     }
 
-    fn wait(&mut self, patience: Option<rustix::time::Timespec>, ready: &mut Ready) -> Result<()> {
+    fn wait(&mut self, patience: Option<Duration>, ready: &mut Ready) -> Result<()> {
+        let patience = patience.and_then(|patience| rustix::time::Timespec::try_from(patience).ok());
         match rustix::event::poll(&mut self.fds, patience.as_ref()) {
             Ok(happened) => ready.nothing = happened == 0,
             Err(Errno::INTR) => return Ok(()),
@@ -208,8 +243,6 @@ impl<'a> Polled<'a> {
                 What::End => ready.end = true,
                 What::Signal => ready.signal = true,
                 What::UnixSocket => ready.unix_socket = Some(fd.revents()),
-                What::Shown => ready.shown = true,
-                What::Typed => ready.typed = true,
                 What::Input => ready.input = true,
                 What::Output(at) => ready.outputs[at] = true,
             }
@@ -220,17 +253,33 @@ impl<'a> Polled<'a> {
 
 /// One end of a stream.
 #[derive(Debug)]
-enum End {
-    /// The launcher's end of a pipe to the container.
+pub(super) enum End {
+    /// The launcher's end of a pipe to the container, or the master of its terminal. It does not block.
     Own(OwnedFd),
     /// The launcher's own 0, 1 or 2.
     Standard(u8),
+    /// The launcher's own 1 or 2, opened again so that it does not block.
+    Reopened(OwnedFd, u8),
 }
 
 impl End {
+    /// The launcher's own 1 or 2, opened again if it is a pipe or a terminal.
+    fn standard(number: u8) -> Self {
+        let end = Self::Standard(number);
+        if !matches!(end.kind(), Some(FileType::Fifo)) && !end.is_terminal() {
+            return end;
+        }
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        // EACCES: it belongs to another user, as after su(1).
+        match rustix::fs::open(format!("/proc/self/fd/{number}"), flags, Mode::empty()) {
+            Ok(fd) => Self::Reopened(fd, number),
+            Err(_) => end,
+        }
+    }
+
     fn name(&self) -> &'static str {
         match self {
-            Self::Standard(1) => "standard output",
+            Self::Standard(1) | Self::Reopened(_, 1) => "standard output",
             _ => "standard error",
         }
     }
@@ -238,12 +287,20 @@ impl End {
     fn kind(&self) -> Option<FileType> {
         rustix::fs::fstat(self).ok().map(|stat| FileType::from_raw_mode(stat.st_mode))
     }
+
+    /// Whether this is a terminal that can be opened again. Opening /dev/ptmx makes another pseudo-terminal, and /dev/tty0 is
+    /// the console that is shown at the moment.
+    fn is_terminal(&self) -> bool {
+        let others = [(5, 2), (4, 0)].map(|(major, minor)| rustix::fs::makedev(major, minor));
+        rustix::termios::isatty(self)
+            && rustix::fs::fstat(self).is_ok_and(|stat| !others.contains(&stat.st_rdev))
+    }
 }
 
 impl AsFd for End {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Own(pipe) => pipe.as_fd(),
+            Self::Own(fd) | Self::Reopened(fd, _) => fd.as_fd(),
             Self::Standard(0) => rustix::stdio::stdin(),
             Self::Standard(1) => rustix::stdio::stdout(),
             Self::Standard(_) => rustix::stdio::stderr(),
@@ -253,7 +310,7 @@ impl AsFd for End {
 
 /// The next step of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
+pub(super) enum Next {
     Wait,
     /// The source is at its end, or the reader has closed the stream.
     Over,
@@ -263,35 +320,53 @@ enum Next {
 
 /// Bytes from one descriptor to another.
 #[derive(Debug)]
-struct Flow {
+pub(super) struct Flow {
     from: End,
     to: End,
     /// Whether both are files or pipes, so that splice(2) moves pages without a copy and without blocking.
     splices: bool,
-    /// Whether the destination never blocks: a regular file, or the launcher's end of a pipe.
-    never_blocks: bool,
+    /// The most bytes of one write that does not block after POLLOUT.
+    most: usize,
     is_socket: bool,
+    is_terminal: bool,
     /// Whether splice(2) found the destination full.
     full: bool,
     /// Bytes that were read and not yet written.
     pending: Vec<u8>,
+    /// Bytes to read until the end; `None` is without limit.
+    left: Option<usize>,
+    /// Whether bytes were written since the caller last cleared this.
+    moved: bool,
 }
 
 impl Flow {
     fn new(from: End, to: End) -> Self {
+        let kind = to.kind();
         let moves = |end: &End| matches!(end.kind(), Some(FileType::Fifo | FileType::RegularFile));
+        let is_terminal = rustix::termios::isatty(&to);
+        let most = match &to {
+            End::Own(_) | End::Reopened(..) => usize::MAX,
+            End::Standard(_) if kind == Some(FileType::RegularFile) => usize::MAX,
+            // poll(2) reports a terminal with any room at all.
+            End::Standard(_) if is_terminal => 1,
+            // PIPE_BUF: where poll(2) reports room, a pipe has room for as much.
+            End::Standard(_) => 4096,
+        };
         Self {
             splices: moves(&from) && moves(&to),
-            never_blocks: matches!(to, End::Own(_)) || to.kind() == Some(FileType::RegularFile),
-            is_socket: to.kind() == Some(FileType::Socket),
+            most,
+            is_socket: kind == Some(FileType::Socket),
+            is_terminal,
             full: false,
             pending: Vec::new(),
+            left: None,
+            moved: false,
             from,
             to,
         }
     }
 
-    fn waits_for_destination(&self) -> bool {
+    pub fn waits_for_destination(&self) -> bool {
         self.full || !self.pending.is_empty()
     }
 
@@ -303,22 +378,56 @@ impl Flow {
         }
     }
 
+    /// Ends the stream after the bytes that are buffered now: a process outside may hold the other end and go on writing.
+    fn limit_to_buffered(&mut self) {
+        /// More than a pseudo-terminal buffers. FIONREAD does not count all of that (drivers/tty/pty.c, tty_buffer.c).
+        const TERMINAL: usize = 64 << 10;
+        let buffered = match self.from.kind() {
+            Some(FileType::Fifo) => rustix::io::ioctl_fionread(&self.from).ok(),
+            _ => None,
+        };
+        self.left = Some(buffered.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(TERMINAL));
+        self.full &= self.left != Some(0);
+    }
+
+    /// Writes these bytes as the last ones.
+    pub fn end_with(&mut self, bytes: &[u8]) {
+        self.pending.extend_from_slice(bytes);
+        self.left = Some(0);
+    }
+
+    pub fn pending(&self) -> &[u8] {
+        &self.pending
+    }
+
     /// Continues when the descriptor of [`Flow::waits_for`] is ready.
     fn advance(&mut self) -> Next {
         if !self.pending.is_empty() {
             return self.write();
         }
-        if self.splices { self.splice() } else { self.read() }
+        if self.left == Some(0) {
+            return Next::Over;
+        }
+        if self.splices {
+            return self.splice();
+        }
+        match self.read() {
+            Next::Wait if self.most == usize::MAX && !self.is_socket && !self.pending.is_empty() => {
+                self.write()
+            }
+            next => next,
+        }
     }
 
     fn splice(&mut self) -> Next {
         /// More than a pipe holds.
         const MOST: usize = 1 << 20;
-        match rustix::pipe::splice(&self.from, None, &self.to, None, MOST, SpliceFlags::NONBLOCK) {
+        let most = self.left.unwrap_or(MOST).min(MOST);
+        match rustix::pipe::splice(&self.from, None, &self.to, None, most, SpliceFlags::NONBLOCK) {
             Ok(0) => Next::Over,
-            Ok(_) => {
-                self.full = false;
-                Next::Wait
+            Ok(moved) => {
+                (self.full, self.moved) = (false, true);
+                self.count(moved)
             }
             // The other side is not ready.
             Err(Errno::AGAIN) => {
@@ -334,35 +443,47 @@ impl Flow {
         }
     }
 
-    fn read(&mut self) -> Next {
+    /// Reads into the empty buffer.
+    pub fn read(&mut self) -> Next {
         /// A pipe's capacity.
         const MOST: usize = 64 << 10;
         self.pending.reserve_exact(MOST);
         match rustix::io::read(&self.from, rustix::buffer::spare_capacity(&mut self.pending)) {
             Ok(0) => Next::Over,
-            Ok(_) if self.never_blocks => self.write(),
-            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => Next::Wait,
+            Ok(_) => {
+                self.pending.truncate(self.left.unwrap_or(usize::MAX));
+                self.left = self.left.map(|left| left.saturating_sub(self.pending.len()));
+                Next::Wait
+            }
+            Err(Errno::INTR | Errno::AGAIN) => Next::Wait,
             // A closed terminal, or a directory.
             Err(_) => Next::Over,
         }
     }
 
-    fn write(&mut self) -> Next {
-        /// PIPE_BUF: where poll(2) reports room, a pipe has room for as much.
-        const LEAST: usize = 4096;
+    pub fn write(&mut self) -> Next {
         let written = if self.is_socket {
             rustix::net::send(&self.to, &self.pending, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
         } else {
-            let most = if self.never_blocks { self.pending.len() } else { self.pending.len().min(LEAST) };
+            let most = self.pending.len().min(self.most);
             rustix::io::write(&self.to, &self.pending[..most])
         };
         match written {
             Ok(written) => {
+                self.moved = true;
                 self.pending.drain(..written);
-                Next::Wait
+                if self.pending.is_empty() { self.count(0) } else { Next::Wait }
             }
+            // It was hung up.
+            Err(Errno::IO) if self.is_terminal => Next::Over,
             Err(errno) => failed(errno),
         }
+    }
+
+    /// Counts bytes that were read. The stream is over when none are left.
+    fn count(&mut self, read: usize) -> Next {
+        self.left = self.left.map(|left| left.saturating_sub(read));
+        if self.left == Some(0) { Next::Over } else { Next::Wait }
     }
 }
 

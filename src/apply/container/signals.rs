@@ -1,8 +1,8 @@
 //! Forwards signals to a container.
 //!
-//! Signals to the launcher go to the container's pid 1, as Docker's `--sig-proxy` forwards them. SIGTERM is the request to stop
-//! and becomes the container's stop signal (`--stop-signal`, the image's STOPSIGNAL). Signals that the launcher's parent ignores
-//! (nohup, background jobs of a script) stay ignored.
+//! Signals to the launcher go to the container's pid 1, as Docker's `--sig-proxy` forwards them, real-time signals included.
+//! SIGTERM is the request to stop and becomes the container's stop signal (`--stop-signal`, the image's STOPSIGNAL). Signals
+//! that the launcher's parent ignores (nohup, background jobs of a script) stay ignored.
 //!
 //! The kernel drops a signal to pid 1 whose action is the default (pid_namespaces(7)), so `sleep` as pid 1 would never end by
 //! SIGTERM. [`PidOne`] therefore reads from /proc/PID/status what pid 1 does with the signal. Where it neither handles, ignores
@@ -27,19 +27,21 @@ use rustix::{
     process::{WaitId, WaitIdOptions},
 };
 
-/// All signals but those about the launcher itself: its children, its terminal's job control, its own faults.
-const FORWARDED: [Signal; 11] = [
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGTERM,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGALRM,
-    Signal::SIGCONT,
-    Signal::SIGVTALRM,
-    Signal::SIGIO,
-    Signal::SIGWINCH,
+/// Signals about the launcher itself: its children, its terminal's job control, its faults, its writes. All others are
+/// forwarded, including real-time signals. SIGKILL and SIGSTOP cannot be blocked.
+const NOT_FORWARDED: [Signal; 12] = [
+    Signal::SIGCHLD,
+    Signal::SIGTSTP,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGILL,
+    Signal::SIGTRAP,
+    Signal::SIGBUS,
+    Signal::SIGFPE,
+    Signal::SIGSEGV,
+    Signal::SIGSYS,
+    Signal::SIGPIPE,
+    Signal::SIGXFSZ,
 ];
 
 /// The forwarded signals. They are blocked while this value lives and read by descriptor, so that none is lost or interrupts.
@@ -52,28 +54,38 @@ pub struct Signals {
 impl Signals {
     /// Blocks the signals. Called before the container's process is made, so that signals that arrive in between stay pending.
     pub fn block() -> Result<Self> {
-        let mut blocked = SigSet::empty();
-        for signal in FORWARDED {
-            if !process::is_ignored(signal as i32) {
-                blocked.add(signal);
+        // SigSet can name real-time signals only all at once.
+        let mut blocked = SigSet::all();
+        for signal in Signal::iterator() {
+            if NOT_FORWARDED.contains(&signal) || process::is_ignored(signal as i32) {
+                blocked.remove(signal);
             }
         }
+        let mut masked = blocked;
+        // A write beyond RLIMIT_FSIZE then fails with EFBIG, which is reported like a full disk. The signal stays blocked and
+        // pending. The command's mask is empty again.
+        masked.add(Signal::SIGXFSZ);
         let make = || {
-            nix::sys::signal::sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None)?;
+            nix::sys::signal::sigprocmask(SigmaskHow::SIG_BLOCK, Some(&masked), None)?;
             SignalFd::with_flags(&blocked, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         };
         let descriptor = make().or_fail(Code::Internal, || "signals cannot be read by descriptor")?;
         Ok(Self { descriptor, blocked })
     }
 
-    /// The next signal that arrived.
-    pub fn next(&self) -> Option<Signal> {
-        let info = self.descriptor.read_signal().ok()??;
-        Signal::try_from(info.ssi_signo.cast_signed()).ok()
+    /// The number of the next signal that arrived and that the launcher's parent does not ignore.
+    pub fn next(&self) -> Option<i32> {
+        loop {
+            let signal = self.descriptor.read_signal().ok()??.ssi_signo.cast_signed();
+            if !process::is_ignored(signal) {
+                return Some(signal);
+            }
+        }
     }
 
-    /// Lets signals act on the launcher itself again: the container has ended.
+    /// Lets signals act on the launcher itself again, but drops those that arrived until now: the container has ended.
     pub fn unblock(&self) {
+        while self.next().is_some() {}
         // Changing the mask of this thread to a valid one cannot fail.
         let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&self.blocked), None);
     }
@@ -194,7 +206,7 @@ impl AsFd for PidOne {
 }
 
 /// Whether the default action of a signal ends the process (signal(7)).
-fn ends_a_process(signal: i32) -> bool {
+pub fn ends_a_process(signal: i32) -> bool {
     ![
         libc::SIGCHLD,
         libc::SIGCONT,

@@ -26,8 +26,8 @@
 //! and fails on a socket (ENXIO); and O_NONBLOCK, which belongs to the open file, would reach the caller's other programs.
 //!
 //! No byte is lost at the end: when pid 1 has ended, the kernel has killed every other process of the container, and their
-//! output is in the pipes, which [`super::relay`] drains. The launcher does not wait for descriptors that were passed to
-//! processes outside.
+//! output is in the pipes, which [`super::relay`] drains. What processes outside write later, to descriptors that were passed to
+//! them, is not copied.
 
 use super::spec::Process;
 use crate::{

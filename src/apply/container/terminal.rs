@@ -1,14 +1,17 @@
 //! A container's pseudo-terminal (`-t`). It is opened inside the container; the launcher relays its input and output.
 
-use super::{signals::PidOne, spec::Process};
+use super::{
+    relay::{Flow, Next},
+    signals::PidOne,
+    spec::Process,
+};
 use crate::{
     apply::rootfs::Root,
     error::{Code, OrFail, Result},
 };
 use rustix::{
-    fd::{AsFd, BorrowedFd, OwnedFd},
+    fd::OwnedFd,
     fs::{OFlags, Uid},
-    io::Errno,
     pty::OpenptFlags,
     termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios},
 };
@@ -44,14 +47,15 @@ pub fn install(slave: &OwnedFd) -> Result<()> {
 #[derive(Debug)]
 pub struct Terminal {
     master: OwnedFd,
-    /// Whether input is relayed.
-    pub reads_stdin: bool,
     restore: Option<Termios>,
 }
 
 impl Terminal {
     /// Sets the launcher's own terminal to raw mode, if input is relayed (`-i`).
-    pub fn new(master: OwnedFd, interactive: bool) -> Self {
+    pub fn new(master: OwnedFd, interactive: bool) -> Result<Self> {
+        // The open file is the launcher's alone: the container's process closes its descriptor before the command starts.
+        rustix::fs::fcntl_setfl(&master, OFlags::NONBLOCK)
+            .or_fail(Code::Internal, || "the container's terminal cannot be set up")?;
         let mut restore = None;
         if interactive && let Ok(own) = rustix::termios::tcgetattr(rustix::stdio::stdin()) {
             let mut raw = own.clone();
@@ -60,9 +64,14 @@ impl Terminal {
                 restore = Some(own);
             }
         }
-        let terminal = Self { master, reads_stdin: interactive, restore };
+        let terminal = Self { master, restore };
         terminal.resize();
-        terminal
+        Ok(terminal)
+    }
+
+    /// Another descriptor of the master, for one direction.
+    pub fn clone_master(&self) -> Result<OwnedFd> {
+        self.master.try_clone().or_fail(Code::Internal, || "a descriptor cannot be copied")
     }
 
     /// Copies the size of the launcher's terminal, if there is one, to the container's.
@@ -72,24 +81,17 @@ impl Terminal {
         }
     }
 
-    /// Writes the user's input to the container's terminal.
-    pub fn copy_input(&mut self, pid_one: &mut PidOne) {
-        let mut bytes = [0; 4096];
-        match rustix::io::read(rustix::stdio::stdin(), &mut bytes) {
-            Ok(0) => {
+    /// Continues to copy the user's input to the container's terminal.
+    pub fn advance_input(&self, flow: &mut Flow, pid_one: &mut PidOne) -> Next {
+        if !flow.waits_for_destination() {
+            match flow.read() {
                 // The end of the input is a character on a terminal: VEOF, which is 4 by default.
-                self.reads_stdin = false;
-                let _ = write_all(&self.master, &[4]);
+                Next::Over => flow.end_with(&[4]),
+                _ if flow.pending().is_empty() => return Next::Wait,
+                _ => self.end_by_key(flow.pending(), pid_one),
             }
-            Ok(length) => {
-                self.end_by_key(&bytes[..length], pid_one);
-                if write_all(&self.master, &bytes[..length]).is_err() {
-                    self.reads_stdin = false;
-                }
-            }
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            Err(_) => self.reads_stdin = false,
         }
+        flow.write()
     }
 
     /// Ends the container where one of these keys is Ctrl-C or Ctrl-\ and the kernel would drop its signal, because pid 1 leads
@@ -120,23 +122,6 @@ impl Terminal {
             pid_one.end_unless_handled(signal);
         }
     }
-
-    /// Copies the command's output. Returns whether there may be more.
-    pub fn copy_output(&mut self) -> bool {
-        let mut bytes = [0; 16 << 10];
-        match rustix::io::read(&self.master, &mut bytes) {
-            Ok(length @ 1..) => write_all(rustix::stdio::stdout(), &bytes[..length]).is_ok(),
-            Err(Errno::INTR) => true,
-            // EIO: no process has the slave open any more.
-            _ => false,
-        }
-    }
-}
-
-impl AsFd for Terminal {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.master.as_fd()
-    }
 }
 
 impl Drop for Terminal {
@@ -145,22 +130,4 @@ impl Drop for Terminal {
             let _ = rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, own);
         }
     }
-}
-
-fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
-    while !bytes.is_empty() {
-        match rustix::io::write(&fd, bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => wait_until_writable(&fd),
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
-}
-
-/// The launcher's own terminal may have been set not to block by another program that shares it.
-fn wait_until_writable(fd: impl AsFd) {
-    let mut polled = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::OUT)];
-    let _ = rustix::event::poll(&mut polled, None);
 }
