@@ -288,6 +288,10 @@ impl End {
         rustix::fs::fstat(self).ok().map(|stat| FileType::from_raw_mode(stat.st_mode))
     }
 
+    fn is_pseudo_terminal(&self) -> bool {
+        rustix::fs::fstat(self).is_ok_and(|stat| (136..=143).contains(&rustix::fs::major(stat.st_rdev)))
+    }
+
     /// Whether this is a terminal that can be opened again. Opening /dev/ptmx makes another pseudo-terminal, and /dev/tty0 is
     /// the console that is shown at the moment.
     fn is_terminal(&self) -> bool {
@@ -347,8 +351,14 @@ impl Flow {
         let most = match &to {
             End::Own(_) | End::Reopened(..) => usize::MAX,
             End::Standard(_) if kind == Some(FileType::RegularFile) => usize::MAX,
-            // poll(2) reports a terminal with any room at all.
-            End::Standard(_) if is_terminal => 1,
+            // poll(2) reports a terminal with any room at all; a pseudo-terminal allocates room by 256 bytes (tty_buffer.c).
+            End::Standard(_) if is_terminal => {
+                if to.is_pseudo_terminal() {
+                    256
+                } else {
+                    1
+                }
+            }
             // PIPE_BUF: where poll(2) reports room, a pipe has room for as much.
             End::Standard(_) => 4096,
         };
@@ -465,7 +475,12 @@ impl Flow {
         let written = if self.is_socket {
             rustix::net::send(&self.to, &self.pending, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
         } else {
-            let most = self.pending.len().min(self.most);
+            let mut most = self.pending.len().min(self.most);
+            if self.is_terminal && self.most != usize::MAX {
+                // Each other byte is a write of its own to the terminal (n_tty.c, process_output), which needs room again.
+                let printable = |byte: &u8| matches!(byte, b' '..=b'~');
+                most = self.pending[..most].iter().take_while(|byte| printable(byte)).count().max(1);
+            }
             rustix::io::write(&self.to, &self.pending[..most])
         };
         match written {
