@@ -69,7 +69,7 @@ fn a_signal_without_a_handler_ends_the_container() {
 fn real_time_signals_are_forwarded() {
     let host = TestHost::new("t4");
     for caller in Caller::EACH {
-        for options in ["", "-t", "-u 0"] {
+        for options in ["", "-t", "-u 0", "--init"] {
             let child = started(&mut host.command(caller, options, &busybox(), &["sh", "-c", SLEEP]));
             send(&child, "40");
             assert_eq!(finish(child).code, 168, "{caller:?} {options}");

@@ -5,11 +5,14 @@ use crate::{
     error::{Code, Error, OrFail, Result},
     sys::process,
 };
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use rustix::{io::Errno, process::WaitOptions};
+use nix::sys::{
+    signal::{SigSet, SigmaskHow, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
+use rustix::{fd::AsFd, io::Errno, process::WaitOptions};
 use std::ffi::{CStr, CString};
 
-/// As what gpurun is called when it is a container's pid 1.
+/// The name by which gpurun is called when it is a container's pid 1.
 pub const INIT_NAME: &CStr = c"gpurun-init";
 
 /// Runs the command in `argv` as a child until it ends. Its exit code. Everything else about the container is done.
@@ -39,10 +42,21 @@ pub fn run(argv: &[CString]) -> Result<u8> {
         crate::output::report(&error);
         process::exit_now(i32::from(error.code().exit_code()));
     }
+    // By number: real-time signals have no names.
+    let signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC)
+        .or_fail(Code::Internal, || "signals cannot be read by descriptor")?;
+    let command = rustix::process::Pid::from_raw(child)
+        .ok_or(Errno::SRCH)
+        .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()))
+        .or_fail(Code::Internal, || "the command's process cannot be opened")?;
     loop {
-        let signal = all.wait().or_fail(Code::Internal, || "sigwait failed")?;
-        if signal != Signal::SIGCHLD {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), signal);
+        let Some(info) = signals.read_signal().or_fail(Code::Internal, || "signals cannot be read")? else {
+            continue;
+        };
+        let signal = info.ssi_signo.cast_signed();
+        if signal != libc::SIGCHLD {
+            // A command that has just ended needs no signal.
+            let _ = process::send_signal(command.as_fd(), signal);
             continue;
         }
         loop {
