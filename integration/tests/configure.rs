@@ -329,7 +329,7 @@ fn a_hook_of_hooks_d_comes_and_goes() {
         done(&configure(engine, &file, &["--hook", "--remove"]));
         assert!(etc.all().is_empty(), "{:?}", etc.all());
         fs::write(&file, "{}").unwrap();
-        refused(&configure(engine, &file, &["--hook", "--remove"]), "GPU-0002", "by hand");
+        refused(&configure(engine, &file, &["--hook", "--remove"]), "GPU-0002", "with `mv`");
         assert_eq!(fs::read_to_string(&file).unwrap(), "{}");
     }
     for engine in ["docker", "containerd"] {

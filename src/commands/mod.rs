@@ -57,15 +57,6 @@ impl Context {
     pub fn new(global: &Global) -> Result<Self> {
         let config = Config::load_or_broken(global.config.as_deref());
         let host = match &global.simulated_host {
-            Some(dir) if !dir.is_dir() => {
-                return Err(Error::new(
-                    Code::Usage,
-                    format!("--simulated-host {} is not a directory", dir.display()),
-                )
-                .fix(
-                    "name a directory that `gpurun demo --keep DIR` has made, or unset GPURUN_SIMULATED_HOST",
-                ));
-            }
             Some(dir) => Host::simulated(dir),
             None => Host::new(
                 global
@@ -143,7 +134,15 @@ impl Context {
     /// [`Code::Config`] for a broken configuration, which may have named the driver's root.
     pub fn inventory(&self) -> Result<Inventory> {
         self.config.usable()?;
-        Inventory::current(&self.host, &self.state_dir)
+        Inventory::current(&self.host, &self.state_dir).map_err(|error| match self.host.proc.parent() {
+            // A simulated host is a directory with its own proc.
+            Some(dir) if !self.host.proc.is_dir() => Error::new(
+                Code::Usage,
+                format!("--simulated-host {} is not a simulated host", dir.display()),
+            )
+            .fix("name a directory that `gpurun demo --keep DIR` has made, or unset GPURUN_SIMULATED_HOST"),
+            _ => error,
+        })
     }
 
     /// The host's facts, and which nodes this process may open.
