@@ -1,10 +1,6 @@
 //! Compiles src/sys/handover/program.rs, a program of its own that gpurun contains.
 
-use std::{
-    env,
-    path::PathBuf,
-    process::{Command, exit},
-};
+use std::{env, path::PathBuf, process::Command};
 
 const SOURCE: &str = "src/sys/handover/program.rs";
 
@@ -45,9 +41,6 @@ fn main() {
     }
     match rustc.status() {
         Ok(status) if status.success() => {}
-        result => {
-            eprintln!("{SOURCE} cannot be compiled: {result:?}");
-            exit(1);
-        }
+        result => panic!("{SOURCE} cannot be compiled: {result:?}"),
     }
 }

@@ -87,12 +87,12 @@ impl Command {
         Error::new(Code::CannotRun, format!("{path} cannot be run"))
             .cause(io::Error::from_raw_os_error(errno))
             .fix(match errno {
-                libc::ENOEXEC => "it is not a program for this machine, or a script without a first line #!",
+                libc::ENOEXEC => "a script needs its interpreter in the first line, such as #!/bin/sh; a program must be for this machine: `gpurun pull --platform linux/amd64 IMAGE`, or linux/arm64, as `uname -m` says",
                 libc::EACCES => {
                     "make it executable for the container's user (chmod +x), and not on a mount with noexec"
                 }
                 libc::E2BIG => TOO_LONG,
-                _ => "see execve(2) for what this error means",
+                _ => "check the file's type and mode: `gpurun run --entrypoint ls IMAGE -l PATH`",
             })
     }
 }
