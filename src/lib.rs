@@ -31,6 +31,7 @@ pub mod inventory;
 pub mod output;
 pub mod plan;
 pub mod programs;
+pub mod regular_file;
 pub mod request;
 pub mod simulated_host;
 pub mod sys;

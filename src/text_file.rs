@@ -1,10 +1,11 @@
 //! Text files that users, administrators and other programs wrote.
 //!
 //! Such a file may begin with a byte order mark, end its lines with CR LF, lack the last newline, hold bytes that are not UTF-8,
-//! be a FIFO that nothing ever writes to, or be of any size. [`TextFile`] opens it without waiting, checks its kind, bounds its
+//! be a FIFO that nothing ever writes to, or be of any size. [`TextFile`] checks its kind before it is opened, bounds its
 //! size, and hands out its lines with their numbers, so that an error can name the file and the line.
 #![forbid(unsafe_code)]
 
+use crate::regular_file;
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::{CWD, FileType, Mode, OFlags},
@@ -42,12 +43,11 @@ impl TextFile {
     /// # Errors
     /// Errors of the system; or a sentence, if the file is of another kind (a FIFO, a terminal, a directory) or too large.
     pub fn read(path: &Path, limit: u64) -> io::Result<Self> {
-        // NONBLOCK: the open of a FIFO would wait for its writer.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
-        check_kind(&fd)?;
+        let found = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        check_kind(&found)?;
+        let file = File::from(regular_file::reopen(&found, OFlags::RDONLY)?);
         let mut bytes = Vec::new();
-        File::from(fd).take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > limit {
             return Err(io::Error::other(format!("it is larger than {limit} bytes")));
         }
@@ -107,22 +107,14 @@ impl<'a> Line<'a> {
     }
 }
 
-fn check_kind(fd: &OwnedFd) -> io::Result<()> {
-    let stat = rustix::fs::fstat(fd)?;
-    let kind = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => return Ok(()),
-        FileType::CharacterDevice if stat.st_rdev == rustix::fs::makedev(1, 3) => return Ok(()),
-        FileType::Fifo if is_nameless_pipe(fd) => {
-            // The pipe has a writer, so reading may wait.
-            let flags = rustix::fs::fcntl_getfl(fd)?;
-            return Ok(rustix::fs::fcntl_setfl(fd, flags - OFlags::NONBLOCK)?);
-        }
-        FileType::Directory => "a directory",
-        FileType::Fifo => "a FIFO",
-        FileType::CharacterDevice | FileType::BlockDevice => "a device",
-        _ => "a special file",
-    };
-    Err(io::Error::other(format!("it is {kind}, not a regular file")))
+fn check_kind(found: &OwnedFd) -> io::Result<()> {
+    let stat = rustix::fs::fstat(found)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::CharacterDevice if stat.st_rdev == rustix::fs::makedev(1, 3) => Ok(()),
+        // The open of a pipe without a name does not wait for a writer, unlike that of a FIFO.
+        FileType::Fifo if is_nameless_pipe(found) => Ok(()),
+        _ => regular_file::check(&stat),
+    }
 }
 
 fn is_nameless_pipe(fd: impl AsFd) -> bool {

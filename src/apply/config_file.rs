@@ -1,8 +1,11 @@
 //! A configuration file of somebody else's: whoever reads it sees the old one or the new one, and what it was before is kept
 //! beside it.
 
-use crate::error::{Code, Error, OrFail, Result};
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    regular_file,
+};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use std::{
     ffi::OsString,
     fs::{self, File},
@@ -54,15 +57,11 @@ impl ConfigFile {
             }
             Err(error) => return Err(error).or_fail(Code::Config, failed),
         };
-        // A FIFO must not block us.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = rustix::fs::open(&real, flags, Mode::empty()).or_fail(Code::Config, failed)?;
-        let stat = rustix::fs::fstat(&file).or_fail(Code::Config, failed)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(Error::new(Code::Config, failed()).cause("it is not a regular file"));
-        }
+        let found = rustix::fs::open(&real, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .or_fail(Code::Config, failed)?;
+        let (file, stat) = regular_file::open(&found).or_fail(Code::Config, failed)?;
         let mut text = String::new();
-        File::from(file).take(MAX + 1).read_to_string(&mut text).or_fail(Code::Config, failed)?;
+        file.take(MAX + 1).read_to_string(&mut text).or_fail(Code::Config, failed)?;
         if text.len() as u64 > MAX {
             return Err(
                 Error::new(Code::Config, failed()).cause(format!("it is larger than {} MiB", MAX >> 20))

@@ -4,10 +4,10 @@
 //! a link to one of root's directories. So gpurun mounts only [`HostObject`]s. For mounts that a low-level runtime makes by
 //! path, gpurun first mounts the object in its own directory (see [`super::gathering`]).
 
-use super::rootfs::look_at;
 use crate::{
     error::{Code, Error, OrFail, Result},
     inventory::{DaemonObject, DeviceNode},
+    regular_file::look_at,
     sys::mount::{Flags, restrict, restrict_slave},
 };
 use rustix::{

@@ -11,18 +11,20 @@
 //! as long as a container runs: Podman takes the same ones alone for each pull and each removal, and would stand still meanwhile.
 
 use super::{ImageReference, RegistryName, manifest};
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    regular_file,
+};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{CWD, FileType, FlockOperation, Mode, OFlags, ResolveFlags, fcntl_lock, fgetxattr, fstat, openat2},
+    fs::{CWD, FlockOperation, Mode, OFlags, ResolveFlags, fcntl_lock, fgetxattr, fstat, openat2},
     io::Errno,
 };
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, HashMap},
     env,
-    fs::File,
     io::{ErrorKind, Read},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -280,18 +282,20 @@ impl Graph {
     /// [`PATIENCE`] it fails: Podman holds these locks during a commit, but a hanging process would hold them forever.
     fn lock(&self, name: &str) -> Result<Option<OwnedFd>> {
         let fail = |errno| damaged(&self.path, format!("{name}: {errno}"));
-        // NONBLOCK: opening a FIFO in its place must not block.
-        let file = match self.open_beneath(name, OFlags::RDONLY | OFlags::NONBLOCK) {
+        let found = match self.open_beneath(name, OFlags::PATH) {
             // A read-only store may have no lock file.
             Err(Errno::NOENT) => return Ok(None),
             opened => opened.map_err(fail)?,
         };
-        if !FileType::from_raw_mode(fstat(&file).map_err(fail)?.st_mode).is_file() {
-            return Err(unusable(&self.path, format!("{name} is not a regular file")).fix(format!(
-                "mv {0} {0}.old, and run podman info, which makes it again",
-                self.path.join(name).display()
-            )));
-        }
+        let file = match regular_file::open(&found) {
+            Ok((file, _)) => OwnedFd::from(file),
+            Err(error) => {
+                return Err(unusable(&self.path, format!("{name}: {error}")).fix(format!(
+                    "mv {0} {0}.old, and run podman info, which makes it again",
+                    self.path.join(name).display()
+                )));
+            }
+        };
         let started = Instant::now();
         let mut shown = false;
         loop {
@@ -322,16 +326,13 @@ impl Graph {
 
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let fail = |cause: &dyn std::fmt::Display| damaged(&self.path, format!("{name}: {cause}"));
-        let file = match self.open_beneath(name, OFlags::RDONLY | OFlags::NONBLOCK) {
+        let found = match self.open_beneath(name, OFlags::PATH) {
             Err(Errno::NOENT) => return Ok(None),
             opened => opened.map_err(|errno| fail(&errno))?,
         };
-        let stat = fstat(&file).map_err(|errno| fail(&errno))?;
-        if !FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(fail(&"it is not a regular file"));
-        }
+        let (file, _) = regular_file::open(&found).map_err(|error| fail(&error))?;
         let mut bytes = Vec::new();
-        File::from(file).take(MAX_FILE).read_to_end(&mut bytes).map_err(|error| fail(&error))?;
+        file.take(MAX_FILE).read_to_end(&mut bytes).map_err(|error| fail(&error))?;
         Ok(Some(bytes))
     }
 

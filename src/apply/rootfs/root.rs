@@ -1,9 +1,9 @@
 //! Writes into a mounted root, through descriptors.
 
-use super::{look_at, open_seen};
 use crate::{
     error::{Code, Error, OrFail, Result},
     inventory::DeviceNode,
+    regular_file::{self, look_at},
 };
 use nix::unistd::{setfsgid, setfsuid};
 use rustix::{
@@ -258,7 +258,7 @@ fn says(parent: &OwnedFd, name: &OsStr, content: &[u8], mode: u32) -> bool {
     if stat.st_mode & 0o7777 != mode || u64::try_from(stat.st_size) != Ok(content.len() as u64) {
         return false;
     }
-    let Ok(file) = open_seen(found.as_fd(), &stat) else { return false };
+    let Ok((file, _)) = regular_file::open(&found) else { return false };
     let mut old = Vec::with_capacity(content.len());
     let limit = content.len() as u64 + 1;
     file.take(limit).read_to_end(&mut old).is_ok() && old == content
