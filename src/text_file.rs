@@ -17,7 +17,7 @@ use std::{
 };
 
 /// The byte order mark of UTF-8, with which some editors of Windows begin a file.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+const BYTE_ORDER_MARK: &str = "\u{feff}";
 /// `PIPEFS_MAGIC` of linux/magic.h: the file system of pipes that have no name.
 const PIPEFS_MAGIC: u64 = 0x5049_5045;
 
@@ -25,6 +25,7 @@ const PIPEFS_MAGIC: u64 = 0x5049_5045;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextFile {
     bytes: Vec<u8>,
+    has_byte_order_mark: bool,
 }
 
 /// A line of a text file.
@@ -45,13 +46,25 @@ impl TextFile {
     pub fn read(path: &Path, limit: u64) -> io::Result<Self> {
         let found = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         check_kind(&found)?;
-        let file = File::from(regular_file::reopen(&found, OFlags::RDONLY)?);
+        Self::from_open(File::from(regular_file::reopen(&found, OFlags::RDONLY)?), limit)
+    }
+
+    /// Reads an open file of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn from_open(file: File, limit: u64) -> io::Result<Self> {
         let mut bytes = Vec::new();
         file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > limit {
             return Err(io::Error::other(format!("it is larger than {limit} bytes")));
         }
         Ok(Self::from(bytes))
+    }
+
+    /// The byte order mark with which the file begins, or nothing.
+    pub fn byte_order_mark(&self) -> &'static str {
+        if self.has_byte_order_mark { BYTE_ORDER_MARK } else { "" }
     }
 
     /// The bytes, without a byte order mark.
@@ -83,10 +96,11 @@ impl TextFile {
 
 impl From<Vec<u8>> for TextFile {
     fn from(mut bytes: Vec<u8>) -> Self {
-        if bytes.starts_with(BYTE_ORDER_MARK) {
+        let has_byte_order_mark = bytes.starts_with(BYTE_ORDER_MARK.as_bytes());
+        if has_byte_order_mark {
             bytes.drain(..BYTE_ORDER_MARK.len());
         }
-        Self { bytes }
+        Self { bytes, has_byte_order_mark }
     }
 }
 

@@ -2,14 +2,15 @@
 //! beside it.
 
 use crate::{
-    error::{Code, Error, OrFail, Result},
+    error::{Code, OrFail, Result},
     regular_file,
+    text_file::TextFile,
 };
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{ErrorKind, Read, Write},
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
 };
 
@@ -29,6 +30,8 @@ pub struct ConfigFile {
 
 #[derive(Debug)]
 struct Content {
+    /// What the file begins with, before `text`.
+    byte_order_mark: &'static str,
     text: String,
     mode: Mode,
     owner: (Uid, Gid),
@@ -60,17 +63,17 @@ impl ConfigFile {
         let found = rustix::fs::open(&real, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .or_fail(Code::Config, failed)?;
         let (file, stat) = regular_file::open(&found).or_fail(Code::Config, failed)?;
-        let mut text = String::new();
-        file.take(MAX + 1).read_to_string(&mut text).or_fail(Code::Config, failed)?;
-        if text.len() as u64 > MAX {
-            return Err(
-                Error::new(Code::Config, failed()).cause(format!("it is larger than {} MiB", MAX >> 20))
-            );
-        }
+        let file = TextFile::from_open(file, MAX).or_fail(Code::Config, failed)?;
+        let text = file.text().or_fail(Code::Config, failed)?.to_owned();
         let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         Ok(Self {
             path: real,
-            content: Some(Content { text, mode: Mode::from_raw_mode(stat.st_mode), owner }),
+            content: Some(Content {
+                byte_order_mark: file.byte_order_mark(),
+                text,
+                mode: Mode::from_raw_mode(stat.st_mode),
+                owner,
+            }),
         })
     }
 
@@ -105,7 +108,10 @@ impl ConfigFile {
     pub fn keep(&self, name: &str) -> Result<()> {
         let kept = self.kept(name);
         match &self.content {
-            Some(content) => write(&kept, &content.text, content.mode, Some(content.owner)),
+            Some(content) => {
+                let whole = [content.byte_order_mark, &content.text].concat();
+                write(&kept, &whole, content.mode, Some(content.owner))
+            }
             None => remove(&kept),
         }
     }
@@ -129,11 +135,10 @@ impl ConfigFile {
                 .or_fail(Code::Config, || format!("{} cannot be made", dir.display()))
                 .map_err(|error| error.fix(AS_ROOT))?;
         }
-        let (mode, owner) = match &self.content {
-            Some(content) => (content.mode, Some(content.owner)),
-            None => (Mode::from_raw_mode(0o644), None),
+        let Some(content) = &self.content else {
+            return write(&self.path, text, Mode::from_raw_mode(0o644), None);
         };
-        write(&self.path, text, mode, owner)
+        write(&self.path, &[content.byte_order_mark, text].concat(), content.mode, Some(content.owner))
     }
 }
 

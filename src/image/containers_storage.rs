@@ -14,6 +14,7 @@ use super::{ImageReference, RegistryName, manifest};
 use crate::{
     error::{Code, Error, Result},
     regular_file,
+    text_file::TextFile,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustix::{
@@ -404,12 +405,13 @@ fn stores(home: Option<&Path>) -> Result<Vec<PathBuf>> {
     for (path, is_own) in
         own.iter().map(|path| (path.as_path(), true)).chain(SYSTEM_FILES.map(|path| (Path::new(path), false)))
     {
-        let text = match std::fs::read_to_string(path) {
+        let unreadable = |error| unusable_conf(path, "cannot be read", &error);
+        let file = match TextFile::read(path, MAX_FILE) {
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            read => read.map_err(|error| unusable_conf(path, "cannot be read", &error))?,
+            read => read.map_err(unreadable)?,
         };
-        let read: StorageConf =
-            toml::from_str(&text).map_err(|error| unusable_conf(path, "cannot be understood", &error))?;
+        let read: StorageConf = toml::from_str(file.text().map_err(unreadable)?)
+            .map_err(|error| unusable_conf(path, "cannot be understood", &error))?;
         conf = read.storage;
         if !is_own && !is_root {
             conf.graphroot = std::mem::take(&mut conf.rootless_storage_path);

@@ -5,15 +5,12 @@ use super::{
     helper::{self, Limits},
     status::Status,
 };
-use crate::error::{Code, Error, OrFail, Result};
-use serde::Deserialize;
-use std::{
-    env,
-    ffi::OsStr,
-    fs::File,
-    io::{self, ErrorKind, Read},
-    path::{Path, PathBuf},
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    text_file::TextFile,
 };
+use serde::Deserialize;
+use std::{env, ffi::OsStr, io::ErrorKind, path::PathBuf};
 
 /// The longest file of credentials, in bytes.
 const MAX_FILE: u64 = 8 << 20;
@@ -38,7 +35,7 @@ pub fn find(host: &str, repository: &str, status: &Status) -> Result<Credentials
     let files = AuthFiles::locate();
     for (path, legacy) in &files.paths {
         let shown = path.display();
-        let bytes = match read(path, files.explicit) {
+        let file = match TextFile::read(path, MAX_FILE) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
             Err(error) if !files.explicit => {
                 notes.push(format!("{shown} cannot be read: {error}"));
@@ -50,7 +47,7 @@ pub fn find(host: &str, repository: &str, status: &Status) -> Result<Credentials
                 })?
             }
         };
-        let entry = auth_file::look_up(&bytes, *legacy, host, repository).map_err(|error| {
+        let entry = auth_file::look_up(file.bytes(), *legacy, host, repository).map_err(|error| {
             error
                 .context(format!("the credentials in {shown} cannot be used"))
                 .fix(format!("correct {shown}, or move it away and log in again: docker login {host}"))
@@ -127,20 +124,6 @@ impl AuthFiles {
         let current = podman.chain(docker).map(|path| (path, false));
         Self { paths: current.chain(below(".dockercfg").map(|path| (path, true))).collect(), explicit: false }
     }
-}
-
-/// Reads a file. A file that the user named may be a pipe (`<(command)`); in a default place only a regular file is read,
-/// since a FIFO there would block.
-fn read(path: &Path, explicit: bool) -> io::Result<Vec<u8>> {
-    if !explicit && !path.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(io::Error::other(format!("it is longer than {MAX_FILE} bytes")));
-    }
-    Ok(bytes)
 }
 
 /// Runs `docker-credential-NAME get` (docker/docker-credential-helpers), which reads an address and prints an object.

@@ -6,6 +6,7 @@
 use crate::{
     error::{Code, Error, OrFail, Result},
     image::RegistryName,
+    text_file::TextFile,
 };
 use serde::Deserialize;
 use std::{
@@ -14,6 +15,9 @@ use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
 };
+
+/// The longest file that is read, in bytes.
+const MAX_FILE: u64 = 4 << 20;
 
 /// A place that may have an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,13 +90,14 @@ pub fn find(name: &RegistryName) -> Result<Places> {
     let mut all = BTreeMap::new();
     for path in files()? {
         let fail = || format!("{} cannot be used", path.display());
-        let text = match std::fs::read_to_string(&path) {
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
-            read => read.or_fail(Code::Config, fail).map_err(|error| {
-                error.fix(format!("correct {0}, or make it readable: chmod a+r {0}", path.display()))
-            })?,
+        let fix = |error: Error| {
+            error.fix(format!("correct {0}, or make it readable: chmod a+r {0}", path.display()))
         };
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let file = match TextFile::read(&path, MAX_FILE) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+            read => read.or_fail(Code::Config, fail).map_err(fix)?,
+        };
+        let text = file.text().or_fail(Code::Config, fail).map_err(fix)?;
         let registries = parse(text).map_err(|error| error.context(fail()))?;
         // Of two that speak of the same names the later one counts, whole.
         all.extend(registries.into_iter().map(|one| (one.prefix.clone(), one)));
