@@ -19,6 +19,7 @@ pub mod seccomp;
 mod signals;
 pub mod spec;
 mod stdio;
+mod survivors;
 mod sweep;
 mod terminal;
 mod unix_sockets;
@@ -44,6 +45,7 @@ use scratch::Scratch;
 use signals::{PidOne, Signals};
 use spec::{Container, Process};
 use std::path::PathBuf;
+use survivors::Survivors;
 
 /// Runs the container to its end. The command's exit code.
 ///
@@ -78,11 +80,19 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     let started = start(entry, ours, theirs, cgroup.as_mut());
     let Process { interactive, stop_signal, .. } = container.process;
     let (memory, has_user_namespace) = (container.limits.memory, container.id_map.is_some());
+    let survivors = started.as_ref().ok().filter(|_| container.host_pid).and_then(|started| {
+        Survivors::of(started.pid_one.pid(), has_user_namespace, cgroup.as_ref())
+            .inspect_err(|error| {
+                tracing::warn!("processes of the container may outlive it ({error}): see ps -e")
+            })
+            .ok()
+    });
     // What the start needed is not needed to wait: the launcher of a container that runs for weeks stays small.
     drop((container, layers));
     process::release_memory();
     // The other children close what they inherit, so the launcher alone holds its end of the pipe.
-    let guardian = started.as_ref().ok().map(|started| guardian::start(started.pid_one.as_fd()));
+    let guardian =
+        started.as_ref().ok().map(|started| guardian::start(started.pid_one.as_fd(), survivors.as_ref()));
     if let Some(Err(error)) = &guardian {
         tracing::warn!(
             "a container that changes its user will outlive a killed launcher: no guardian can be started ({error})"
@@ -107,6 +117,9 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
         && cgroup.ran_out_of_memory()
     {
         tracing::warn!("{}", out_of_memory(limit));
+    }
+    if let Some(survivors) = survivors {
+        survivors.end();
     }
     drop(guardian);
     let removed = cgroup.map_or(Ok(()), Cgroup::remove).and(scratch.remove());

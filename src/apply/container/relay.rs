@@ -15,7 +15,10 @@ use super::{
     terminal::Terminal,
     unix_sockets,
 };
-use crate::error::{Code, Error, OrFail, Result};
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    sys::process,
+};
 use rustix::{
     event::{PollFd, PollFlags},
     fd::{AsFd, BorrowedFd, OwnedFd},
@@ -114,6 +117,8 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
         if ready.signal {
             while let Some(signal) = signals.next() {
                 match (signal, &terminal) {
+                    // The first process may have made the launcher its tracer.
+                    (libc::SIGCHLD, _) => process::release_traced(),
                     (libc::SIGWINCH, Some(terminal)) => terminal.resize(),
                     (signal, _) if ended => {
                         if signals::ends_a_process(signal) {

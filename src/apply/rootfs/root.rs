@@ -50,6 +50,12 @@ impl Root {
         self.resolve(path, flags, ResolveFlags::empty())
     }
 
+    /// Whether an open directory is the root.
+    pub fn is_itself(&self, directory: &OwnedFd) -> bool {
+        let identity = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+        identity(directory).is_some_and(|found| Some(found) == identity(&self.directory))
+    }
+
     fn resolve(&self, path: &Path, flags: OFlags, how: ResolveFlags) -> rustix::io::Result<OwnedFd> {
         let path = relative(path);
         loop {
