@@ -29,6 +29,7 @@ pub mod fuzz_targets;
 pub mod image;
 pub mod inventory;
 pub mod output;
+pub mod own_directory;
 pub mod plan;
 pub mod programs;
 pub mod regular_file;

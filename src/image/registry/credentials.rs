@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, OrFail, Result},
+    own_directory,
     text_file::TextFile,
 };
 use serde::Deserialize;
@@ -107,17 +108,19 @@ impl AuthFiles {
     /// `REGISTRY_AUTH_FILE` alone, or the default places. `podman login` without `XDG_RUNTIME_DIR` writes below `/run/containers`;
     /// `DOCKER_CONFIG` is Docker's.
     fn locate() -> Self {
-        let absolute = |key: &str| env::var_os(key).map(PathBuf::from).filter(|path| path.is_absolute());
         if let Some(file) = env::var_os("REGISTRY_AUTH_FILE").filter(|file| !file.is_empty()) {
             return Self { paths: vec![(file.into(), false)], explicit: true };
         }
-        let home = env::home_dir().filter(|home| home.is_absolute());
+        let home = own_directory::home();
         let below = |directory: &str| home.as_ref().map(|home| home.join(directory));
-        let runtime = absolute("XDG_RUNTIME_DIR").map(|directory| directory.join("containers"));
+        let runtime =
+            own_directory::named_by("XDG_RUNTIME_DIR").map(|directory| directory.join("containers"));
         let own_runtime = PathBuf::from(format!("/run/containers/{}", rustix::process::getuid().as_raw()));
-        let config =
-            absolute("XDG_CONFIG_HOME").or_else(|| below(".config")).map(|dir| dir.join("containers"));
-        let docker = absolute("DOCKER_CONFIG").or_else(|| below(".docker"));
+        let config = own_directory::named_by("XDG_CONFIG_HOME")
+            .or_else(|| below(".config"))
+            .map(|dir| dir.join("containers"));
+        let named = env::var_os("DOCKER_CONFIG").map(PathBuf::from).filter(|path| path.is_absolute());
+        let docker = named.or_else(|| below(".docker"));
         let podman =
             [runtime, Some(own_runtime), config].into_iter().flatten().map(|dir| dir.join("auth.json"));
         let docker = docker.map(|directory| directory.join("config.json"));

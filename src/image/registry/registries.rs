@@ -6,15 +6,11 @@
 use crate::{
     error::{Code, Error, OrFail, Result},
     image::RegistryName,
+    own_directory,
     text_file::TextFile,
 };
 use serde::Deserialize;
-use std::{
-    collections::BTreeMap,
-    env,
-    io::ErrorKind,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, env, io::ErrorKind, path::PathBuf};
 
 /// The longest file that is read, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -111,10 +107,8 @@ fn files() -> Result<Vec<PathBuf>> {
     if let Some(file) = env::var_os("CONTAINERS_REGISTRIES_CONF").filter(|file| !file.is_empty()) {
         return Ok(vec![file.into()]);
     }
-    let own = env::var_os("XDG_CONFIG_HOME")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".config")));
+    let own = own_directory::named_by("XDG_CONFIG_HOME")
+        .or_else(|| own_directory::home().map(|home| home.join(".config")));
     let directories = [Some(PathBuf::from("/etc")), own].map(|dir| dir.map(|dir| dir.join("containers")));
     let mains = directories.iter().rev().flatten().map(|dir| dir.join("registries.conf"));
     let mut files: Vec<_> = mains.filter(|path| path.exists()).take(1).collect();
