@@ -449,7 +449,7 @@ else:
     own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     write, take = lambda text: os.write(end, text), lambda: os.read(own, 1)
 child = subprocess.Popen(argv, stdin=fd, stdout=subprocess.PIPE)
-while b"ready" not in child.stdout.readline(): pass
+assert b"ready" in child.stdout.readline()
 for n in range(4000):
     write(b"x")
     stop = time.perf_counter() + random.random() * 2e-4
@@ -462,9 +462,7 @@ print(child.wait())
 "#;
     let host = TestHost::new("t4");
     for caller in Caller::EACH {
-        for (kind, options) in
-            [("socket", "-i"), ("terminal", "-i"), ("terminal", "-it"), ("pipe", "-i"), ("pipe", "-it")]
-        {
+        for (kind, options) in [("socket", "-i"), ("terminal", "-i"), ("terminal", "-it"), ("pipe", "-i")] {
             let command =
                 host.command(caller, options, &busybox(), &["sh", "-c", "echo ready; exec cat > /dev/null"]);
             let mut driver = Command::new("timeout");

@@ -62,7 +62,7 @@ impl HostObject {
         }
     }
 
-    /// Opens a socket of a daemon, or a directory of sockets. Users other than root may be able to write to a directory on the way:
+    /// Opens a socket or FIFO of a daemon, or a directory of sockets. Users other than root may be able to write to a directory on the way:
     /// objects that they could have put there are refused, and links there are not followed.
     ///
     /// If the inventory verified an object, it must still be the same one. In a user namespace the owner proves nothing, because all
@@ -104,7 +104,7 @@ impl HostObject {
                     .cause("every user may replace the sockets in it")
                     .fix(format!("chmod o-w {}", path.display())))
             }
-            FileType::Socket | FileType::Directory => Ok(object),
+            FileType::Socket | FileType::Fifo | FileType::Directory => Ok(object),
             kind => Err(unexpected(path, kind)),
         }
     }
