@@ -472,7 +472,8 @@ fn nvidia_ctk_configures_as_nvidias_does() {
             nvidia_ctk(&["runtime", "configure", "--runtime=containerd", "--runtime-path=/r", "--config"]);
         run(command.arg(&main).arg("--drop-in-config").arg(&drop_in))
     };
-    let out = done(&containerd());
+    let ended = containerd();
+    let out = done(&ended);
     assert!(out.contains("containerd.toml is written") && out.contains("99-nvidia.toml is written"), "{out}");
     let text = fs::read_to_string(&main).unwrap();
     assert!(text.starts_with("version = 2\n# mine\n"), "{text}");
