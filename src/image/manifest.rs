@@ -416,9 +416,7 @@ fn collect_manifests(
         if into.len() >= MAX_MANIFESTS {
             return Err(broken(format!("the image's indexes name more than {MAX_MANIFESTS} manifests")));
         }
-        if !INDEXES.contains(&plain_type(&descriptor.media_type).as_str()) {
-            into.push(descriptor);
-        } else {
+        if INDEXES.contains(&plain_type(&descriptor.media_type).as_str()) {
             if descriptor.platform.as_ref().is_some_and(|own| own.rank(platform).is_none()) {
                 continue;
             }
@@ -427,6 +425,8 @@ fn collect_manifests(
             }
             let index = Index::parse(&read(&descriptor.check()?)?, "an index of the image")?;
             collect_manifests(read, index.manifests, platform, depth - 1, into)?;
+        } else {
+            into.push(descriptor);
         }
     }
     Ok(())
@@ -450,9 +450,10 @@ fn choose_platform(manifests: Vec<RawDescriptor>, wanted: &Platform) -> Result<R
         .map(Platform::to_string)
         .collect();
     let chosen = manifests.into_iter().filter(|one| rank(one).is_some()).min_by_key(|one| rank(one));
-    // Registries have manifests and blobs in two places, so the type that it is read as counts from here on.
+    // Registries keep manifests and blobs apart, so the type that it is read as counts from here on.
+    let is_manifest = |one: &RawDescriptor| MANIFESTS.contains(&plain_type(&one.media_type).as_str());
     let chosen = chosen.map(|one| {
-        if is_known(&one) { one } else { RawDescriptor { media_type: MANIFESTS[0].into(), ..one } }
+        if is_manifest(&one) { one } else { RawDescriptor { media_type: MANIFESTS[0].into(), ..one } }
     });
     chosen.ok_or_else(|| {
         if all.is_empty() {

@@ -53,12 +53,11 @@ fn challenges(mut text: &str) -> Vec<Challenge> {
         let after = rest.trim_start_matches([' ', '\t']);
         if let Some(value) = after.strip_prefix('=').filter(|_| !word.is_empty() && !scheme.is_empty()) {
             let value = value.trim_start_matches([' ', '\t']);
-            let (value, rest) = match value.strip_prefix('"') {
-                Some(quoted) => unquote(quoted),
-                None => {
-                    let end = value.find([' ', '\t', ',', ';']).unwrap_or(value.len());
-                    (value[..end].to_owned(), &value[end..])
-                }
+            let (value, rest) = if let Some(quoted) = value.strip_prefix('"') {
+                unquote(quoted)
+            } else {
+                let end = value.find([' ', '\t', ',', ';']).unwrap_or(value.len());
+                (value[..end].to_owned(), &value[end..])
             };
             // The first of two is used: the second may have been added on the way.
             parameters.entry(word.to_ascii_lowercase()).or_insert(value);

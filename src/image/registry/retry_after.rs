@@ -13,9 +13,11 @@ pub fn seconds(text: &str, now: u64) -> Option<u64> {
 /// Seconds since 1970: `Sun, 06 Nov 1994 08:49:37 GMT`, `Sunday, 06-Nov-94 08:49:37 GMT` or `Sun Nov  6 08:49:37 1994`.
 fn date(text: &str) -> Option<u64> {
     let words: Vec<&str> = text.split([' ', ',', '-', ':']).filter(|word| !word.is_empty()).collect();
-    let (day, month, year, time) = match words[..] {
-        [_, day, month, year, hour, minute, second, "GMT"] => (day, month, year, [hour, minute, second]),
-        [_, month, day, hour, minute, second, year] => (day, month, year, [hour, minute, second]),
+    let [_, fields @ ..] = &words[..] else { return None };
+    let (day, month, year, time) = match *fields {
+        [day, month, year, hour, minute, second, "GMT"] => (day, month, year, [hour, minute, second]),
+        // asctime() names the month first, and the year last.
+        [month, day, hour, minute, second, year] => (day, month, year, [hour, minute, second]),
         _ => return None,
     };
     let number = |word: &str| word.parse::<u64>().ok().filter(|_| word.len() <= 4);

@@ -284,7 +284,7 @@ impl<R: Read> Reader<R> {
                 }
                 if byte != b'\n' {
                     digits.push(byte);
-                    if digits.len() > 20 {
+                    if digits.len() > BLOCK {
                         return Err(broken("a sparse file's map is not made of numbers"));
                     }
                     continue;
