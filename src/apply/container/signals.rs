@@ -14,6 +14,7 @@
 //! container:
 //! see [`super::terminal`].
 
+use super::process_files::ProcessFiles;
 use crate::{
     error::{Code, OrFail, Result},
     sys::process,
@@ -26,6 +27,7 @@ use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     process::{WaitId, WaitIdOptions},
 };
+use std::io;
 
 /// Signals about the launcher itself: its children, its terminal's job control, its faults, its writes. All others are
 /// forwarded, including real-time signals. SIGKILL and SIGSTOP cannot be blocked.
@@ -162,7 +164,11 @@ impl PidOne {
     }
 
     fn disposition(&self, signal: i32) -> Disposition {
-        let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", self.pid));
+        let files = ProcessFiles::open();
+        let read = |file: &str| {
+            let files = files.as_ref().map_err(|error| io::Error::other(error.to_string()))?;
+            files.read(self.pid.unsigned_abs(), file)
+        };
         let masks = || disposition(&read("status").unwrap_or_default(), signal);
         match masks() {
             // sigwait(3), with which tini and dumb-init wait, takes the signals out of the mask while it waits. The mask is read

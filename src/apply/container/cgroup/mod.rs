@@ -260,6 +260,12 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Puts this process into the container's cgroup, so that the kernel memory which it allocates for the container counts there.
+    pub fn enter(&self) -> io::Result<()> {
+        let unified = self.unified.iter().map(|(path, _)| path);
+        unified.chain(&self.legacy).try_for_each(|path| write(&path.join("cgroup.procs"), "0"))
+    }
+
     /// Whether the kernel killed a process of the container because of the memory limit (cgroup-v2.rst, "memory.events";
     /// cgroup-v1/memory.rst, "memory.oom_control").
     pub fn ran_out_of_memory(&self) -> bool {
