@@ -3,9 +3,10 @@
 mod assembly;
 pub mod cgroup;
 mod channel;
+mod command;
 mod enter;
 mod guardian;
-pub mod handover;
+mod handover;
 mod host_proc;
 mod host_root;
 pub mod identity;
@@ -20,6 +21,7 @@ pub mod seccomp;
 mod signals;
 pub mod spec;
 mod stdio;
+mod survivors;
 mod sweep;
 mod terminal;
 mod unix_sockets;
@@ -36,7 +38,8 @@ use crate::{
 use assembly::{CgroupView, Step};
 use cgroup::{Cgroup, Layout};
 use channel::{Channel, Said};
-pub use handover::HANDOVER_NAME;
+use command::Command;
+use guardian::Guardian;
 pub use init::INIT_NAME;
 use landlock::Confinement;
 use relay::Running;
@@ -45,6 +48,7 @@ use scratch::Scratch;
 use signals::{PidOne, Signals};
 use spec::{Container, Process};
 use std::path::PathBuf;
+use survivors::Survivors;
 
 /// Runs the container to its end. The command's exit code.
 ///
@@ -82,17 +86,10 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     // What the start needed is not needed to wait: the launcher of a container that runs for weeks stays small.
     drop((container, layers));
     process::release_memory();
-    // The other children close what they inherit, so the launcher alone holds its end of the pipe.
-    let guardian = started.as_ref().ok().map(|started| guardian::start(started.pid_one.as_fd()));
-    if let Some(Err(error)) = &guardian {
-        tracing::warn!(
-            "a container that changes its user will outlive a killed launcher: no guardian can be started ({error})"
-        );
-    }
     if started.is_ok() {
         scratch.sweep_beside();
     }
-    let result = started.and_then(|Started { pid_one, terminal, unix_sockets }| {
+    let result = started.and_then(|Started { pid_one, survivors, guardian, terminal, unix_sockets }| {
         let running = Running {
             pid_one,
             streams: outside,
@@ -103,14 +100,18 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
             interactive,
             stop_signal,
         };
-        relay::relay(running, &signals)
+        let result = relay::relay(running, &signals);
+        if let Some(survivors) = survivors {
+            survivors.end();
+        }
+        drop(guardian);
+        result
     });
     if let (Ok(1..), Some(limit), Some(cgroup)) = (&result, memory, &cgroup)
         && cgroup.ran_out_of_memory()
     {
         tracing::warn!("{}", out_of_memory(limit));
     }
-    drop(guardian);
     let removed = cgroup.map_or(Ok(()), Cgroup::remove).and(scratch.remove());
     match (result, removed) {
         (Ok(code), removed) => {
@@ -149,6 +150,9 @@ fn out_of_memory(limit: u64) -> String {
 
 struct Started {
     pid_one: PidOne,
+    survivors: Option<Survivors>,
+    /// `None` if it could not be started.
+    guardian: Option<Guardian>,
     terminal: Option<OwnedFd>,
     unix_sockets: Option<OwnedFd>,
 }
@@ -173,23 +177,39 @@ fn start(
         Clone::Parent(pidfd, pid) => (pidfd, pid),
     };
     drop((theirs, entry.streams));
+    let survivors =
+        container.host_pid.then(|| Survivors::of(pid, container.id_map.is_some(), cgroup.as_deref()));
+    let survivors =
+        survivors.transpose().or_fail(Code::Namespace, || "the container's user namespace cannot be opened");
     // What only the launcher can do for the child, while that makes its root.
-    let prepared = prepare(container, pid, cgroup);
-    let talked = prepared.and_then(|()| ours.go()).and_then(|()| {
+    let prepared = survivors
+        .and_then(|survivors| prepare(container, pid, cgroup).and_then(|()| ours.go()).map(|()| survivors));
+    let survivors = prepared.as_ref().ok().and_then(Option::as_ref);
+    let guardian = guardian::start(pidfd.as_fd(), survivors)
+        .inspect_err(|error| {
+            tracing::warn!(
+                "a container that changes its user will outlive a killed launcher: no guardian can be started ({error})"
+            );
+        })
+        .ok();
+    let talked = prepared.and_then(|survivors| {
         let (mut terminal, mut unix_sockets) = (None, None);
         loop {
             match ours.receive()? {
-                Said::Nothing => return Ok((terminal, unix_sockets)),
+                Said::Nothing => return Ok((survivors, terminal, unix_sockets)),
                 Said::Terminal(master) => terminal = Some(master),
                 Said::UnixSockets(listener) => unix_sockets = Some(listener),
+                Said::NotExecuted { path, errno } => {
+                    return Err(Command::of(&container.process)?.failure(path, errno));
+                }
                 Said::Failure(error) => return Err(error),
             }
         }
     });
-    let talked = talked.and_then(|terminal| write_pid_file(container, pid).map(|()| terminal));
+    let talked = talked.and_then(|ready| write_pid_file(container, pid).map(|()| ready));
     match talked {
-        Ok((terminal, unix_sockets)) => {
-            Ok(Started { pid_one: PidOne::new(pidfd, pid), terminal, unix_sockets })
+        Ok((survivors, terminal, unix_sockets)) => {
+            Ok(Started { pid_one: PidOne::new(pidfd, pid), survivors, guardian, terminal, unix_sockets })
         }
         Err(error) => {
             let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
