@@ -15,9 +15,10 @@ fn date(text: &str) -> Option<u64> {
     let words: Vec<&str> = text.split([' ', ',', '-', ':']).filter(|word| !word.is_empty()).collect();
     let [_, fields @ ..] = &words[..] else { return None };
     let (day, month, year, time) = match *fields {
-        [day, month, year, hour, minute, second, "GMT"] => (day, month, year, [hour, minute, second]),
         // asctime() names the month first, and the year last.
-        [month, day, hour, minute, second, year] => (day, month, year, [hour, minute, second]),
+        [day, month, year, hour, minute, second, "GMT"] | [month, day, hour, minute, second, year] => {
+            (day, month, year, [hour, minute, second])
+        }
         _ => return None,
     };
     let number = |word: &str| word.parse::<u64>().ok().filter(|_| word.len() <= 4);
