@@ -131,7 +131,7 @@ fn mounts_of_process(bytes: &[u8]) {
         assert_eq!(mountinfo::entries(line.as_bytes()).next().as_ref(), Some(&entry), "{line}");
         assert_eq!(mountinfo::shared_mount_point(line.as_bytes(), 7), Some(entry.mount_point));
     }
-    let _ = host_mounts::host_mounts(text(bytes));
+    let _ = host_mounts::host_mounts(bytes);
 }
 
 fn oci_config(bytes: &[u8]) {

@@ -162,7 +162,11 @@ impl PidOne {
     }
 
     fn disposition(&self, signal: i32) -> Disposition {
-        let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", self.pid));
+        // The name of a process in its status is any bytes, and a long one is cut within a letter.
+        let read = |file: &str| {
+            let bytes = std::fs::read(format!("/proc/{}/{file}", self.pid));
+            bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        };
         let masks = || disposition(&read("status").unwrap_or_default(), signal);
         match masks() {
             // sigwait(3), with which tini and dumb-init wait, takes the signals out of the mask while it waits. The mask is read

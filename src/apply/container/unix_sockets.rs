@@ -301,8 +301,9 @@ fn answer_about_interface(listener: BorrowedFd<'_>, call: &notify::Call, host: &
 }
 
 fn asked_through_unix_socket(call: &notify::Call) -> io::Result<bool> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", call.thread))?;
-    let process = status
+    // The name of a process in its status is any bytes.
+    let status = std::fs::read(format!("/proc/{}/status", call.thread))?;
+    let process = String::from_utf8_lossy(&status)
         .lines()
         .find_map(|line| rustix::process::Pid::from_raw(line.strip_prefix("Tgid:")?.trim().parse().ok()?))
         .ok_or(Errno::SRCH)?;
