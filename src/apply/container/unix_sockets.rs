@@ -6,17 +6,18 @@
 //! chmod(2), chown(2) and connect(2), which Landlock does not restrict: uid 0 would be root of the host.
 //!
 //! So a container on the host's network uses the host's network devices, but not its Unix sockets. A system call filter
-//! stops `socket(AF_UNIX, …)`, and a supervisor answers it with a socket of an otherwise empty network namespace.
-//! Names of abstract sockets are then the container's own, as in a container with a network of its own. Sockets with a path work
-//! as before, because a path has no network namespace. Of socketpair(2) only datagram sockets are stopped: those can be given a
-//! name and a new peer later, the others cannot.
+//! stops socket(2) and socketpair(2) of the family AF_UNIX, and a supervisor answers them with sockets of an otherwise empty
+//! network namespace. Names of abstract sockets are then the container's own, as in a container with a network of its own.
+//! Sockets with a path work as before, because a path has no network namespace. Pairs are stopped because bind(2) gives a name
+//! to each end of any pair, and a name that the container has on the host is not available to the host's programs.
 //!
 //! ```text
 //! container: socket(AF_UNIX) ──► kernel ──► supervisor: makes the socket in its namespace ──► kernel ──► descriptor
 //! ```
 //!
 //! The supervisor is a child of the launcher that starts with the first such call, so a container without Unix sockets pays
-//! only for the filter. It ends with the container, and with the launcher.
+//! only for the filter. It ends with the container, and with the launcher. A pair costs about 40 µs more than without it, on a
+//! virtual machine where a pair costs 19 µs; the wake-ups are most of that.
 //!
 //! The C libraries ask for the number of a network interface through any socket, an AF_UNIX one first (if_nametoindex(3)). These
 //! two requests are answered from the host's network, where the container's interfaces are.
@@ -98,7 +99,6 @@ pub fn stop(container: &Container) -> Result<Option<OwnedFd>> {
 fn filter() -> Vec<u8> {
     const LOAD: u16 = 0x20;
     const JUMP_EQUAL: u16 = 0x15;
-    const AND: u16 = 0x54;
     const RETURN: u16 = 0x06;
     /// Offsets in `struct seccomp_data`: number, architecture, lower halves of the first two arguments.
     const NUMBER: u32 = 0;
@@ -114,39 +114,33 @@ fn filter() -> Vec<u8> {
     const SOCKETCALL: u32 = 102;
     /// Indices of the instructions where these begin.
     const SOCKET: usize = 15;
-    const PAIR: usize = 17;
-    const IOCTL: usize = 21;
-    const STOP: usize = 24;
-    const ALLOW: usize = 25;
-    const REFUSE: usize = 26;
+    const IOCTL: usize = 17;
+    const STOP: usize = 20;
+    const ALLOW: usize = 21;
+    const REFUSE: usize = 22;
     let [own, compat] = TABLES;
     let socketcall = if cfg!(target_arch = "x86_64") { SOCKETCALL } else { u32::MAX };
     // Code, the instructions that follow if it is equal and if not, operand.
-    let instructions: [(u16, usize, usize, u32); 27] = [
+    let instructions: [(u16, usize, usize, u32); 23] = [
         (LOAD, 0, 0, ARCH),
         (JUMP_EQUAL, 2, 8, own.arch),
         (LOAD, 0, 0, NUMBER),
         (JUMP_AT_LEAST, REFUSE, 4, X32),
         (JUMP_EQUAL, REFUSE, 5, IO_URING_SETUP),
         (JUMP_EQUAL, SOCKET, 6, own.socket),
-        (JUMP_EQUAL, PAIR, 7, own.socketpair),
+        (JUMP_EQUAL, SOCKET, 7, own.socketpair),
         (JUMP_EQUAL, IOCTL, ALLOW, own.ioctl),
         (JUMP_EQUAL, 9, ALLOW, compat.arch),
         (LOAD, 0, 0, NUMBER),
         (JUMP_EQUAL, REFUSE, 11, IO_URING_SETUP),
         (JUMP_EQUAL, REFUSE, 12, socketcall),
         (JUMP_EQUAL, SOCKET, 13, compat.socket),
-        (JUMP_EQUAL, PAIR, 14, compat.socketpair),
+        (JUMP_EQUAL, SOCKET, 14, compat.socketpair),
         (JUMP_EQUAL, IOCTL, ALLOW, compat.ioctl),
         (LOAD, 0, 0, FIRST),
         (JUMP_EQUAL, STOP, ALLOW, libc::AF_UNIX.unsigned_abs()),
         (LOAD, 0, 0, SECOND),
-        // SOCK_TYPE_MASK of linux/net.h
-        (AND, 0, 0, 0xf),
-        (JUMP_EQUAL, STOP, 20, libc::SOCK_DGRAM.unsigned_abs()),
-        (JUMP_EQUAL, STOP, ALLOW, libc::SOCK_RAW.unsigned_abs()),
-        (LOAD, 0, 0, SECOND),
-        (JUMP_EQUAL, STOP, 23, libc::SIOCGIFNAME as u32),
+        (JUMP_EQUAL, STOP, 19, libc::SIOCGIFNAME as u32),
         (JUMP_EQUAL, STOP, ALLOW, libc::SIOCGIFINDEX as u32),
         (RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
         (RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
@@ -217,6 +211,7 @@ fn serve(
     if rustix::process::getppid() != Some(launcher) {
         return Ok(());
     }
+    notify::wake_on_one_processor(listener.as_fd());
     loop {
         let mut polled = [PollFd::new(listener, PollFlags::IN)];
         match rustix::event::poll(&mut polled, None) {
@@ -261,10 +256,7 @@ fn make_socket(listener: BorrowedFd<'_>, call: &notify::Call) -> io::Result<()> 
 }
 
 fn make_pair(listener: BorrowedFd<'_>, call: &notify::Call) -> io::Result<()> {
-    let (family, kind, protocol) = (int(call.arguments[0]), int(call.arguments[1]), int(call.arguments[2]));
-    if family != libc::AF_UNIX {
-        return notify::permit(listener, call);
-    }
+    let (kind, protocol) = (int(call.arguments[1]), int(call.arguments[2]));
     let memory = memory_of(listener, call)?;
     let mut numbers = Vec::new();
     for socket in notify::unix_pair(kind, protocol)? {

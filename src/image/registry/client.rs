@@ -17,7 +17,10 @@ use crate::{
     image::{
         Digest, RegistryName,
         layout::MAX_DOCUMENT,
-        manifest::{Descriptor, INDEXES, MANIFESTS, RawDescriptor, check_document, not_an_image},
+        manifest::{
+            Descriptor, INDEXES, MANIFESTS, RawDescriptor, ambiguous, check_document, not_an_image,
+            plain_type,
+        },
         reference::{DOCKER_HUB, DOCKER_HUB_HOST},
     },
 };
@@ -109,8 +112,7 @@ impl<'a> Client<'a> {
 
     /// A manifest or a configuration, checked.
     pub fn read(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
-        let kind = descriptor.media_type.as_str();
-        let is_manifest = INDEXES.contains(&kind) || MANIFESTS.contains(&kind);
+        let is_manifest = is_known(&plain_type(&descriptor.media_type));
         let place = if is_manifest { "manifests" } else { "blobs" };
         let (_, bytes) = self.document(&format!("{place}/{}", descriptor.digest), true)?;
         check_document(descriptor, bytes)
@@ -122,7 +124,7 @@ impl<'a> Client<'a> {
         loop {
             let failure = match self.get(path, None, verified).and_then(|response| {
                 let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-                let kind = kind.map(|kind| kind.split(';').next().unwrap_or_default().trim().to_owned());
+                let kind = kind.map(plain_type);
                 Ok((kind, self.read_document(response, path)?))
             }) {
                 Ok(read) => return Ok(read),
@@ -159,6 +161,27 @@ impl<'a> Client<'a> {
         Ok(bytes)
     }
 
+    /// The length of a blob in bytes, for a layer whose manifest does not say it. 0 if the registry does not say it either.
+    ///
+    /// # Errors
+    /// [`Code::Registry`], [`Code::NotAuthorised`], [`Code::ImageBroken`] if the registry does not send the blob.
+    pub fn length(&self, digest: &Digest) -> Result<u64> {
+        let mut attempts = Attempts::default();
+        loop {
+            let failure = match self.get_blob(digest, None) {
+                Ok(response) => {
+                    let length = response.headers().get(header::CONTENT_LENGTH);
+                    return Ok(length.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0));
+                }
+                Err(failure) => failure,
+            };
+            attempts.after(failure, |pause, why| {
+                let _waiting = self.status.waiting(why.to_owned());
+                thread::sleep(pause);
+            })?;
+        }
+    }
+
     /// Requests a blob or a range of it, in one attempt.
     pub fn get_blob(&self, digest: &Digest, range: Option<&Range<u64>>) -> Result<Response<Body>, Failure> {
         self.get(&format!("blobs/{digest}"), range, true)
@@ -189,8 +212,14 @@ impl<'a> Client<'a> {
     }
 }
 
+/// Whether it is the media type of an index or a manifest, without parameters.
+fn is_known(kind: &str) -> bool {
+    INDEXES.contains(&kind) || MANIFESTS.contains(&kind)
+}
+
 /// The media type of a document: its own, else the Content-Type, else a guess by its keys (containers/image,
-/// `GuessMIMEType`). Manifests of OCI 1.0 have no media type of their own.
+/// `GuessMIMEType`). Manifests of OCI 1.0 have no media type of their own. A document that is an index by the one and a
+/// manifest by the other is refused.
 fn media_type(bytes: &[u8], registry: Option<&str>) -> Result<String> {
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase", default)]
@@ -201,10 +230,16 @@ fn media_type(bytes: &[u8], registry: Option<&str>) -> Result<String> {
         manifests: Option<IgnoredAny>,
     }
     let typed: Typed = crate::image::manifest::parse(bytes, "the image's manifest")?;
-    let known = |kind: &&str| INDEXES.contains(kind) || MANIFESTS.contains(kind);
-    let mut named = [Some(typed.media_type.as_str()), registry].into_iter().flatten();
-    if let Some(kind) = named.clone().find(known) {
-        return Ok(kind.to_owned());
+    let own = plain_type(&typed.media_type);
+    let mut named = [Some(own.as_str()), registry].into_iter().flatten();
+    let known: Vec<&str> = named.clone().filter(|kind| is_known(kind)).collect();
+    if let [own, registrys] = known[..]
+        && INDEXES.contains(&own) != INDEXES.contains(&registrys)
+    {
+        return Err(ambiguous("the image's manifest"));
+    }
+    if let Some(kind) = known.first() {
+        return Ok((*kind).to_owned());
     }
     let guess = match (typed.config, typed.manifests) {
         (Some(_), None) => MANIFESTS.first(),
@@ -307,7 +342,9 @@ impl Endpoint {
         // Only the challenge of the requested server is answered: another server could direct the secret anywhere.
         if answer.response.status() == StatusCode::UNAUTHORIZED && !answer.left {
             let challenges = answer.response.headers().get_all(header::WWW_AUTHENTICATE);
-            let challenge = challenges.iter().find_map(|value| Challenge::parse(value.to_str().ok()?));
+            let texts: Vec<_> =
+                challenges.iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+            let challenge = Challenge::choose(texts.iter().map(AsRef::as_ref));
             if let Some(header) = self.authorize(challenge, base, name, status)? {
                 let mut known = self.authorization.lock().unwrap_or_else(PoisonError::into_inner);
                 *known = Some((base.origin().clone(), header));

@@ -4,7 +4,7 @@ use super::{
     address::Address,
     auth_file::{self, Entry, Secret},
     challenge::Challenge,
-    registries,
+    registries, retry_after,
 };
 use crate::fuzz_targets::text;
 
@@ -30,13 +30,13 @@ pub(crate) fn auth_file(bytes: &[u8]) {
 pub(crate) fn headers(bytes: &[u8]) {
     let base = Address::parse("https://r.example:5000/v2/a/b/blobs/x?y=z").expect("an address");
     for line in text(bytes).lines() {
-        let _ = Challenge::parse(line);
+        let _ = Challenge::choose([line]);
+        let _ = retry_after::seconds(line, 1_700_000_000);
         let quoted = line.replace('\\', r"\\").replace('"', "\\\"");
-        let challenge =
-            Challenge::parse(&format!("Bearer scope=pull,realm=\"{quoted}\",service=\"{quoted}\""));
+        let header = format!("Bearer scope=pull,realm=\"{quoted}\",service=\"{quoted}\"");
         let (scope, service) = (Some("pull".to_owned()), Some(line.to_owned()));
         let expected = Challenge::Bearer { realm: line.to_owned(), service, scope };
-        assert_eq!(challenge, (!line.is_empty()).then_some(expected));
+        assert_eq!(Challenge::choose([header.as_str()]), (!line.is_empty()).then_some(expected));
 
         for address in [base.join(line), Address::parse(line)].into_iter().flatten() {
             let written = address.with_query([("next", line)]).to_string();
