@@ -262,7 +262,12 @@ pub(super) fn fuzz(text: &str) {
     let Ok(all) = parse(text) else { return };
     for name in ["r.example:5000/a/b", "docker.io/library/a"] {
         let Ok(name) = RegistryName::parse(name) else { continue };
-        let _ = places(&name, &all);
+        let Ok(Places { mirrors, own }) = places(&name, &all) else { continue };
+        for place in mirrors.iter().chain([&own]) {
+            let written = format!("{}/{}", place.host, place.repository);
+            let read = RegistryName::parse(&written).expect("the name of an image");
+            assert_eq!((&read.host, &read.repository), (&place.host, &place.repository), "{written}");
+        }
     }
 }
 
