@@ -82,7 +82,9 @@ fn nvidia_container_cli(arguments: &[OsString]) -> Result<u8> {
 fn dispatch(request: Request, notes: &[String]) -> Result<u8> {
     let start = |global: &Global| {
         log(global.log, global.log_format);
-        notes.iter().for_each(|note| tracing::warn!("{note}"));
+        for note in notes {
+            tracing::warn!("{note}");
+        }
         Context::new(global)
     };
     match request {

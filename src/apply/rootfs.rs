@@ -14,4 +14,4 @@ mod root;
 
 pub use layers::{Found, Layers, Resolved};
 pub use mounts::{DirectoryPlace, Kind, Mounts, Outside, Place};
-pub use root::{Root, open_host_directory};
+pub use root::{Root, not_plain, open_host_directory};

@@ -14,6 +14,7 @@ pub mod image_volumes;
 pub mod init;
 pub mod landlock;
 mod layer;
+mod process_files;
 mod relay;
 mod scratch;
 pub mod seccomp;
@@ -95,6 +96,7 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
             terminal,
             unix_sockets,
             has_user_namespace,
+            counted_in: cgroup.as_ref().filter(|_| memory.is_some()),
             interactive,
             stop_signal,
         };

@@ -11,6 +11,7 @@
 //! most [`GRACE`] without progress if a signal asked for the end, and not at all after another signal.
 
 use super::{
+    cgroup::Cgroup,
     signals::{self, PidOne, Signals},
     stdio::Outside,
     terminal::Terminal,
@@ -38,7 +39,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The launcher's handles on a running container.
 #[derive(Debug)]
-pub struct Running {
+pub struct Running<'a> {
     /// The container's first process.
     pub pid_one: PidOne,
     /// The launcher's ends of its pipes.
@@ -49,6 +50,8 @@ pub struct Running {
     pub unix_sockets: Option<OwnedFd>,
     /// Whether the container has its own user namespace.
     pub has_user_namespace: bool,
+    /// The container's cgroup, if it limits the memory.
+    pub counted_in: Option<&'a Cgroup>,
     /// `-i`
     pub interactive: bool,
     /// The stop signal, sent instead of SIGTERM.
@@ -59,9 +62,9 @@ pub struct Running {
 ///
 /// # Errors
 /// If the container's output could not be written, unless its reader has closed the stream.
-pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
+pub fn relay(running: Running<'_>, signals: &Signals) -> Result<u8> {
     let Running { mut pid_one, streams, terminal, mut unix_sockets, has_user_namespace, .. } = running;
-    let Running { interactive, stop_signal, .. } = running;
+    let Running { counted_in, interactive, stop_signal, .. } = running;
     let mut input = streams.input.map(|pipe| Flow::new(End::standard(0), End::Own(pipe)));
     let outputs = [(streams.output, 1), (streams.error, 2)];
     let mut outputs: Vec<Flow> = outputs
@@ -142,7 +145,7 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
             // POLLHUP alone: the last process with the filter has ended.
             && ready.unix_socket.is_some_and(|events| events.contains(PollFlags::IN))
         {
-            unix_sockets::supervise(&listener, has_user_namespace.then(|| pid_one.as_fd()))?;
+            unix_sockets::supervise(&listener, has_user_namespace.then(|| pid_one.as_fd()), counted_in)?;
         }
         if ready.input
             && let Some(flow) = &mut input

@@ -14,6 +14,7 @@
 //! container:
 //! see [`super::terminal`].
 
+use super::process_files::ProcessFiles;
 use crate::{
     error::{Code, OrFail, Result},
     sys::process,
@@ -24,8 +25,9 @@ use nix::sys::{
 };
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
-    process::{WaitId, WaitIdOptions},
+    process::{WaitId, WaitIdOptions, WaitIdStatus},
 };
+use std::io;
 
 /// Signals about the launcher itself: its terminal's job control, its faults, its writes. SIGCHLD is read, and all others are
 /// forwarded, including real-time signals. SIGKILL and SIGSTOP cannot be blocked.
@@ -161,7 +163,11 @@ impl PidOne {
     }
 
     fn disposition(&self, signal: i32) -> Disposition {
-        let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", self.pid));
+        let files = ProcessFiles::open();
+        let read = |file: &str| {
+            let files = files.as_ref().map_err(|error| io::Error::other(error.to_string()))?;
+            files.read(self.pid.unsigned_abs(), file)
+        };
         let masks = || disposition(&read("status").unwrap_or_default(), signal);
         match masks() {
             // sigwait(3), with which tini and dumb-init wait, takes the signals out of the mask while it waits. The mask is read
@@ -191,7 +197,7 @@ impl PidOne {
         };
         let mut status = wait()?;
         // Stops of a traced child are reported whatever the options are (wait(2) of Linux, ptrace(2)).
-        while let Some(signal) = status.as_ref().and_then(|status| status.trapping_signal()) {
+        while let Some(signal) = status.as_ref().and_then(WaitIdStatus::trapping_signal) {
             process::release(self.pid, signal);
             status = wait()?;
         }

@@ -250,6 +250,8 @@ mod tests {
         assert_eq!(finds(), 0);
         make(&all.path, &["00000000aaaa/upper"]);
         assert!(finds() > LOOKS / 2, "{}", finds());
-        running.into_iter().for_each(|one| one.remove().unwrap());
+        for one in running {
+            one.remove().unwrap();
+        }
     }
 }

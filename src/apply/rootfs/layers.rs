@@ -167,6 +167,11 @@ impl Layers {
         Some(Resolved { path: done, found: here, is_open: true, ..Resolved::default() })
     }
 
+    /// Whether links lead from `path` to another path, or round in a circle; the last of them may lead nowhere.
+    pub fn leads_elsewhere(&self, path: &Path) -> bool {
+        self.resolve(path, |_| false).is_none_or(|resolved| resolved.path != path)
+    }
+
     /// The content of a regular file of at most `limit` bytes; `None` if it is absent, of another kind, or larger.
     pub fn read(&self, path: &str, limit: u64) -> Option<Vec<u8>> {
         let file = if self.is_mounted {

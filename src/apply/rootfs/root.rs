@@ -130,12 +130,7 @@ impl Root {
     pub fn kernel_mount_point(&self, path: &Path) -> Result<OwnedFd> {
         match self.plain_directory(path) {
             Err(Errno::NOENT) => self.directory(path),
-            Err(errno) => Err(Error::new(
-                Code::Rootfs,
-                format!("the image's {} is not a plain directory", path.display()),
-            )
-            .cause(errno)
-            .fix("build the image without a link at that path: RUN rm PATH in its Dockerfile")),
+            Err(errno) => Err(not_plain(path, errno)),
             Ok(fd) => Ok(fd),
         }
     }
@@ -242,6 +237,16 @@ impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
+}
+
+/// The error for an image with a link or a file in the place of a directory of the kernel's.
+pub fn not_plain(path: &Path, cause: Errno) -> Error {
+    Error::new(Code::Rootfs, format!("the image's {} is not a plain directory", path.display()))
+        .cause(cause)
+        .fix(format!(
+            "build the image without a link at that path: RUN rm {} in its Dockerfile",
+            path.display()
+        ))
 }
 
 /// Runs `act` as a user of the host, so that new files belong to that user. The modes of directories are ignored.

@@ -109,8 +109,14 @@ pub fn add(text: &str, read: &[String], layout: Layout, wanted: &Registration) -
         let files = || std::iter::once(&document).chain(read.iter().rev());
         let default = at(&["containerd", "default_runtime_name"]);
         let default = files().find_map(|file| file.text_at(&default)).filter(|name| *name != wanted.name);
+        // Another shim, such as Kata's, has no program in its options, and its table says nothing about containers of runc's.
+        let is_runc = |table: &&Item| {
+            let kind = table.get("runtime_type").and_then(Item::as_str);
+            kind.is_none_or(|kind| kind.is_empty() || kind == RUNC)
+        };
         let low_level = default.into_iter().chain(["runc", "crun"]).find_map(|name| {
-            files().find_map(|file| file.get(&[at(&["containerd", "runtimes"]).as_slice(), &[name]].concat()))
+            let path = [at(&["containerd", "runtimes"]).as_slice(), &[name]].concat();
+            files().find_map(|file| file.get(&path)).filter(is_runc)
         });
         let has_none = files().all(|file| file.get(&at(&["containerd", "runtimes"])).is_none());
         let table = low_level.map_or_else(|| Item::Table(Table::new()), copy);
@@ -121,7 +127,7 @@ pub fn add(text: &str, read: &[String], layout: Layout, wanted: &Registration) -
         document.set(&ours, table)?;
     }
     let inside = |keys: &[&'static str]| -> Vec<&str> { [ours.as_slice(), keys].concat() };
-    if document.get(&inside(&["runtime_type"])).is_none() {
+    if document.text_at(&inside(&["runtime_type"])) != Some(RUNC) {
         document.set(&inside(&["runtime_type"]), value(RUNC))?;
     }
     document.set(&inside(&["options", "BinaryName"]), value(&wanted.path))?;
@@ -289,6 +295,32 @@ mod tests {
             &[]
         ));
         assert!(added("version = 1\n", &[]).starts_with("version = 2\n"));
+    }
+
+    #[test]
+    fn the_runtime_is_runcs_shim_whatever_the_default_is() {
+        let table = |name: &str, kind: &str| {
+            format!(
+                "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{name}]\nruntime_type = \"{kind}\"\n"
+            )
+        };
+        let default = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"kata\"\n";
+        let kata = table("kata", "io.containerd.kata.v2");
+        let runc = format!("{}options.SystemdCgroup = true\n", table("runc", RUNC));
+        for (text, copied) in [
+            (format!("{default}{kata}"), false),
+            (format!("{default}{kata}{runc}"), true),
+            (format!("{default}{}", table("gpurun", "io.containerd.kata.v2")), false),
+        ] {
+            let added = added(&text, &[]);
+            let document = TomlDocument::parse(&added).unwrap();
+            let at = |key: &[&str]| {
+                let path = ["plugins", PLUGINS[1], "containerd", "runtimes", "gpurun"];
+                document.get(&[path.as_slice(), key].concat()).cloned()
+            };
+            assert_eq!(at(&["runtime_type"]).unwrap().as_str(), Some(RUNC), "{added}");
+            assert_eq!(at(&["options", "SystemdCgroup"]).is_some(), copied, "{added}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::{
             spec::{Container, Process, Volume},
         },
         placement::{self, DriverMount},
-        rootfs::{Kind, Layers, Mounts},
+        rootfs::{Kind, Layers, Mounts, not_plain},
     },
     cli::{self, Run},
     error::{Code, Error, OrFail, Result},
@@ -35,6 +35,7 @@ use crate::{
     sys::bpf::DeviceRule,
     vocabulary::EnvVar,
 };
+use rustix::io::Errno;
 use std::{
     collections::HashMap,
     ffi::OsString,
@@ -307,7 +308,7 @@ fn container(
         .collect();
     let image_volumes = image_volumes::paths(&declared, &user.home, args.read_only, &volumes)?;
     let rootless = caller.euid != 0;
-    let placement = placement::place(layers, &mounts(&volumes, layers), &injection, DriverMount::ByUs)?;
+    let placement = placement::place(layers, &mounts(&volumes, layers)?, &injection, DriverMount::ByUs)?;
     for note in &placement.notes {
         tracing::warn!("{note}");
     }
@@ -407,10 +408,18 @@ fn working_directory(typed: Option<&Path>, images: &str) -> Result<PathBuf> {
 }
 
 /// What will be mounted over the container's root before the driver is.
-fn mounts(volumes: &[Volume], root: &Layers) -> Mounts {
+///
+/// # Errors
+/// [`Code::Rootfs`] if the image has a link in the place of /dev, /proc or /sys. One that leads nowhere would be hidden by our
+/// directory, and the device nodes would be where it leads.
+fn mounts(volumes: &[Volume], root: &Layers) -> Result<Mounts> {
     let mut mounts = Mounts::default();
     for (path, kind) in [("/proc", Kind::Kernel), ("/sys", Kind::Kernel), ("/dev", Kind::Memory)] {
-        mounts.add(root, Path::new(path), kind, false);
+        let path = Path::new(path);
+        if root.leads_elsewhere(path) {
+            return Err(not_plain(path, Errno::LOOP));
+        }
+        mounts.add(root, path, kind, false);
     }
     for volume in volumes {
         match volume {
@@ -424,7 +433,7 @@ fn mounts(volumes: &[Volume], root: &Layers) -> Mounts {
             Volume::Tmpfs { target, read_only, .. } => mounts.add(root, target, Kind::Memory, *read_only),
         }
     }
-    mounts
+    Ok(mounts)
 }
 
 /// The command: `--entrypoint` or the image's, followed by the typed arguments or the image's. `None` if both are missing.
@@ -526,7 +535,7 @@ fn new_id() -> Result<String> {
 /// `host:` is the host's whole tree, and overlayfs shows of a lower directory only what lies on its own file system: the
 /// others are mounted beside, read-only.
 fn host_file_systems() -> Result<Vec<Volume>> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")
+    let mounts = std::fs::read("/proc/self/mountinfo")
         .or_fail(Code::Inventory, || "the host's mounts cannot be read")?;
     Ok(host_mounts::host_mounts(&mounts)
         .into_iter()

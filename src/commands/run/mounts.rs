@@ -64,13 +64,14 @@ pub fn check_targets(volumes: &[Volume], layers: &Layers) -> Result<()> {
     Ok(())
 }
 
-fn target(option: &str, text: &str) -> Result<PathBuf> {
-    let path = Path::new(text);
+fn target(option: &str, path: impl AsRef<Path>) -> Result<PathBuf> {
+    let path = path.as_ref();
     if !path.is_absolute()
         || path.components().any(|c| c == std::path::Component::ParentDir)
         || path.parent().is_none()
     {
-        return Err(usage(format!("{option}: the target {text:?} is not an absolute path below /"))
+        let shown = path.to_string_lossy();
+        return Err(usage(format!("{option}: the target {shown:?} is not an absolute path below /"))
             .fix("write /path/in/the/container"));
     }
     Ok(path.components().collect())
@@ -104,6 +105,18 @@ fn source(option: &str, text: &str) -> Result<PathBuf> {
             }));
     }
     Ok(path)
+}
+
+/// The path with `..` resolved by its text, like Go's `filepath.Clean`.
+fn without_parents(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut clean, part| {
+        if part == std::path::Component::ParentDir {
+            clean.pop();
+        } else {
+            clean.push(part);
+        }
+        clean
+    })
 }
 
 /// A bind mount with Docker's defaults.
@@ -168,7 +181,7 @@ fn bind(text: &str) -> Result<Volume> {
     let (from, rest) = text.split_once(':').unwrap_or((text, text));
     let (to, options) = rest.split_once(':').unwrap_or((rest, "rw"));
     let path = source("--bind", from)?;
-    let to = if rest == text { path.clone() } else { target("--bind", to)? };
+    let to = if rest == text { target("--bind", without_parents(&path))? } else { target("--bind", to)? };
     let mut bind = bind_of(path, to);
     if !bind.set(options) {
         return Err(usage(format!("--bind {text:?} has the option {options:?}")).fix("write `:ro` or `:rw`"));
@@ -355,11 +368,25 @@ fn octal(text: &str) -> Option<u32> {
     u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777)
 }
 
-/// `-v`, `--mount` and `--tmpfs`, for [`crate::fuzz_targets`].
+/// `-v`, `--mount`, `--tmpfs` and `--bind`, for [`crate::fuzz_targets`]. A target lies below `/`.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let text = crate::fuzz_targets::text(bytes);
-    let _ = (volume(text), mount(text), tmpfs(text), bind(text));
+    let all = [volume(text).ok(), mount(text).ok().flatten(), tmpfs(text).ok(), bind(text).ok()];
+    for volume in all.iter().flatten() {
+        let mut components = volume.target().components();
+        assert_eq!(components.next(), Some(std::path::Component::RootDir), "{volume:?}");
+        assert!(components.all(|part| matches!(part, std::path::Component::Normal(_))), "{volume:?}");
+        assert_ne!(volume.target(), Path::new("/"));
+        if let Volume::Tmpfs { mode, .. } = volume {
+            assert!(*mode <= 0o7777);
+        }
+    }
+    if let Ok(fields) = csv::record(text) {
+        let quoted: Vec<_> =
+            fields.iter().map(|field| format!("\"{}\"", field.replace('"', "\"\""))).collect();
+        assert_eq!(csv::record(&quoted.join(",")), Ok(fields));
+    }
 }
 
 #[cfg(test)]
@@ -455,6 +482,12 @@ mod tests {
         assert!(
             matches!(of("--bind", &path.to_string()), Volume::Bind { source, target, .. } if source == target)
         );
+        let parent = of("--bind", &format!("{path}/../."));
+        assert!(matches!(parent, Volume::Bind { target, .. } if Some(&*target) == dir.path().parent()));
+        for root in ["/", "//", "/tmp/.."] {
+            let error = volumes(&run(&["--bind", root])).unwrap_err();
+            assert!(error.what().contains("below /"), "{root}: {error}");
+        }
         let args = run(&["-v", "/anon", "--mount", "target=/other", "--mount", "type=volume,dst=/third"]);
         assert_eq!(anonymous(&args).unwrap(), ["/anon", "/other", "/third"].map(PathBuf::from));
         assert!(volumes(&args).unwrap().is_empty());

@@ -58,6 +58,7 @@ mod helper;
 mod http;
 mod progress;
 mod registries;
+mod retry_after;
 mod status;
 mod token;
 

@@ -10,7 +10,12 @@ use crate::{
     text_file::TextFile,
 };
 use serde::Deserialize;
-use std::{collections::BTreeMap, env, io::ErrorKind, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    io::ErrorKind,
+    path::PathBuf,
+};
 
 /// The longest file that is read, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -73,6 +78,7 @@ struct Mirror {
 #[serde(rename_all = "kebab-case")]
 enum Which {
     #[default]
+    #[serde(alias = "")]
     All,
     DigestOnly,
     TagOnly,
@@ -95,7 +101,7 @@ pub fn find(name: &RegistryName) -> Result<Places> {
         };
         let text = file.text().or_fail(Code::Config, fail).map_err(fix)?;
         let registries = parse(text).map_err(|error| error.context(fail()))?;
-        // Of two that speak of the same names the later one counts, whole.
+        // Of two files about the same names the later one counts, whole.
         all.extend(registries.into_iter().map(|one| (one.prefix.clone(), one)));
     }
     let all: Vec<_> = all.into_values().collect();
@@ -124,6 +130,11 @@ fn files() -> Result<Vec<PathBuf>> {
         files.extend(found);
     }
     Ok(files)
+}
+
+fn unusable(what: &str) -> Error {
+    Error::new(Code::Config, what)
+        .fix("correct the file, which Podman reads as well: containers-registries.conf(5) describes it")
 }
 
 fn parse(text: &str) -> Result<Vec<Registry>> {
@@ -159,11 +170,21 @@ fn parse(text: &str) -> Result<Vec<Registry>> {
                 && !one.blocked
                 && !one.insecure
         {
-            return Err(Error::new(Code::Config, "a [[registry]] has neither prefix nor location").fix(
-                "correct the file, which Podman reads as well: containers-registries.conf(5) describes it",
-            ));
+            return Err(unusable("a [[registry]] has neither prefix nor location"));
+        }
+        if one.mirror.iter().any(|mirror| mirror.location.is_empty()) {
+            return Err(unusable(&format!("a [[registry.mirror]] of {} has no location", one.prefix)));
+        }
+        if one.mirror_by_digest_only && one.mirror.iter().any(|mirror| mirror.when != Which::All) {
+            return Err(unusable(&format!(
+                "the mirrors of {} have both mirror-by-digest-only and pull-from-mirror",
+                one.prefix
+            )));
         }
     }
+    // Of two tables about the same names the first one counts.
+    let mut seen = BTreeSet::new();
+    registry.retain(|one| seen.insert(one.prefix.clone()));
     Ok(registry)
 }
 
@@ -241,7 +262,12 @@ pub(super) fn fuzz(text: &str) {
     let Ok(all) = parse(text) else { return };
     for name in ["r.example:5000/a/b", "docker.io/library/a"] {
         let Ok(name) = RegistryName::parse(name) else { continue };
-        let _ = places(&name, &all);
+        let Ok(Places { mirrors, own }) = places(&name, &all) else { continue };
+        for place in mirrors.iter().chain([&own]) {
+            let written = format!("{}/{}", place.host, place.repository);
+            let read = RegistryName::parse(&written).expect("the name of an image");
+            assert_eq!((&read.host, &read.repository), (&place.host, &place.repository), "{written}");
+        }
     }
 }
 
@@ -259,6 +285,7 @@ mod tests {
         location = "inside.example:5000/hub/"
         [[registry.mirror]]
         location = "mirror.example/all"
+        pull-from-mirror = ""
         [[registry.mirror]]
         location = "mirror.example:1/digests"
         insecure = true
@@ -266,6 +293,9 @@ mod tests {
         [[registry.mirror]]
         location = "mirror.example/tags"
         pull-from-mirror = "tag-only"
+        [[registry]]
+        prefix = "hub.example/"
+        location = "second.example"
         [[registry]]
         prefix = "hub.example/team"
         location = "team.example"
@@ -336,6 +366,10 @@ mod tests {
             "[[registry]]\ninsecure = true",
             "[[registry]]\nprefix = \"a.example\"",
             "[[registry]]\nlocation = 1",
+            "[[registry]]\nlocation = \"a.example\"\n[[registry.mirror]]\ninsecure = true",
+            "[[registry]]\nlocation = \"a.example\"\n[[registry.mirror]]\nlocation = \"b.example\"\npull-from-mirror = \"never\"",
+            "[[registry]]\nlocation = \"a.example\"\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = \"b.example\"\n\
+             pull-from-mirror = \"tag-only\"",
         ] {
             assert_eq!(parse(bad).unwrap_err().code(), Code::Config, "{bad}");
         }

@@ -260,6 +260,12 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Puts this process into the container's cgroup, so that the kernel memory which it allocates for the container counts there.
+    pub fn enter(&self) -> io::Result<()> {
+        let unified = self.unified.iter().map(|(path, _)| path);
+        unified.chain(&self.legacy).try_for_each(|path| write(&path.join("cgroup.procs"), "0"))
+    }
+
     /// The directory in cgroup v2.
     pub fn unified_path(&self) -> Option<PathBuf> {
         self.unified.as_ref().map(|(path, _)| path.clone())
