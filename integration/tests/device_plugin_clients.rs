@@ -3,7 +3,7 @@
 use gpurun_integration::{
     TestHost, dist,
     kubelet::{Kubelet, Plugin},
-    run, until,
+    must, run, until,
 };
 use std::{
     fs,
@@ -318,7 +318,7 @@ fn a_broken_file_ends_the_plugin_with_the_place_and_a_fix() {
     let (host, file) = with_config("# caf\u{e9}\n");
     let fifo = host.path().join("fifo");
     must(Command::new("mkfifo").arg(&fifo));
-    std::fs::write(&file, b"# one\n# caf\xe9\n").unwrap();
+    fs::write(&file, b"# one\n# caf\xe9\n").unwrap();
     for (file, words) in [
         (file.as_str(), "line 2"),
         (fifo.to_str().unwrap(), "cannot be read"),

@@ -25,6 +25,8 @@ pub struct Front {
     pub escaped: bool,
     /// Whether the last one of `options` is unknown.
     pub unknown: bool,
+    /// Sentences about words that were probably meant otherwise.
+    pub notes: Vec<String>,
     /// Flags in the order of their first use, with their last value.
     flags: Vec<(String, bool)>,
 }
@@ -45,7 +47,14 @@ pub fn front(command: &Command, words: &[OsString]) -> Result<Front> {
         }
         let read = match bytes {
             [b'-', b'-', name @ ..] => front.long(command, word, name, next)?,
-            [b'-', letters @ ..] if !letters.is_empty() => front.cluster(command, word, letters, next)?,
+            [b'-', letters @ ..] if !letters.is_empty() => {
+                let read = front.cluster(command, word, letters, next)?;
+                // Where the first letter is unknown, `respelt` says the same.
+                if front.options.last() != Some(word) {
+                    front.notes.extend(single_hyphen(command, letters));
+                }
+                read
+            }
             _ if begins_with_another_dash(word) => {
                 front.options.push(word.clone());
                 front.unknown = true;
@@ -63,6 +72,14 @@ pub fn front(command: &Command, words: &[OsString]) -> Result<Front> {
     let at = front.options.len() - usize::from(front.unknown);
     front.options.splice(at..at, on.collect::<Vec<_>>());
     Ok(front)
+}
+
+/// The note about `-env` and the like: pflag reads one-letter options after a single hyphen, so `-env A=b` is `-e nv` and the image
+/// `A=b` (Docker 28.5).
+fn single_hyphen(command: &Command, letters: &[u8]) -> Option<String> {
+    let name = letters.split(|byte| *byte == b'=').next().and_then(|name| std::str::from_utf8(name).ok())?;
+    (name.len() > 1 && long(command, name).is_some())
+        .then(|| format!("-{name} is read as one-letter options, as Docker reads it; the option is --{name}"))
 }
 
 /// Characters that text processors put in place of hyphens.

@@ -241,3 +241,35 @@ fn every_option_of_docker_is_known() {
         assert!(known.contains(&option), "--{option}");
     }
 }
+
+/// Docker 28.5 reads one-letter options after a single hyphen, and so does gpurun; a note says what was probably meant.
+#[test]
+fn one_hyphen_before_the_name_of_an_option_is_noted() {
+    for (line, image, note) in [
+        ("-env A=b ubuntu", "A=b", "the option is --env"),
+        ("run -env=A=b ubuntu", "ubuntu", "-env is read as one-letter options"),
+        ("run -volume /a:/b ubuntu", "/a:/b", "--volume"),
+        ("run -help ubuntu", "ubuntu", "--help"),
+        ("run -user 5 ubuntu", "5", "--user"),
+        ("run -workdir /x ubuntu", "/x", "--workdir"),
+        ("run -entrypoint sh ubuntu", "sh", "--entrypoint"),
+    ] {
+        let parsed = parse_words(&split(line));
+        assert!(parsed.notes.len() == 1 && parsed.notes[0].contains(note), "{line}: {:?}", parsed.notes);
+        assert_eq!(container_of(&split(line)).0, image, "{line}");
+    }
+    for line in ["run -tty ubuntu", "run -init ubuntu", "run -memory 5m ubuntu", "run -cpus 2 ubuntu"] {
+        let parsed = parse_words(&split(line));
+        assert_eq!(parsed.notes.len(), 1, "{line}: {parsed:?}");
+    }
+    for line in [
+        "run -it ubuntu",
+        "run -eA=b ubuntu",
+        "run -iu5 ubuntu",
+        "run -w=/tmp ubuntu",
+        "run ubuntu -env A=b",
+        "run -gpus all x",
+    ] {
+        assert!(parse_words(&split(line)).notes.is_empty(), "{line}");
+    }
+}

@@ -194,8 +194,8 @@ pub enum Volume {
     Tmpfs {
         /// In the container.
         target: PathBuf,
-        /// Bytes; `None` is the kernel's default, half of memory.
-        size: Option<u64>,
+        /// `None` is the kernel's default, half of memory.
+        size: Option<TmpfsSize>,
         /// Permission bits.
         mode: u32,
         /// Owner, group and number of inodes, by the names that tmpfs(5) has for them.
@@ -205,6 +205,25 @@ pub enum Volume {
         /// `ro`
         read_only: bool,
     },
+}
+
+/// The size of a file system in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TmpfsSize {
+    /// Bytes; 0 is without limit.
+    Bytes(u64),
+    /// Percent of the host's memory.
+    Percent(u32),
+}
+
+impl std::fmt::Display for TmpfsSize {
+    /// The value of `size=` in tmpfs(5).
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Bytes(bytes) => bytes.fmt(f),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
 }
 
 impl Volume {

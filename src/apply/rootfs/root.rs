@@ -1,9 +1,9 @@
 //! Writes into a mounted root, through descriptors.
 
-use super::{look_at, open_seen};
 use crate::{
     error::{Code, Error, OrFail, Result},
     inventory::DeviceNode,
+    regular_file::{self, look_at},
 };
 use nix::unistd::{setfsgid, setfsuid};
 use rustix::{
@@ -48,6 +48,12 @@ impl Root {
     /// Opens `path` inside the root; its links are also resolved inside.
     pub fn open(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         self.resolve(path, flags, ResolveFlags::empty())
+    }
+
+    /// Whether an open directory is the root.
+    pub fn is_itself(&self, directory: &OwnedFd) -> bool {
+        let identity = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+        identity(directory).is_some_and(|found| Some(found) == identity(&self.directory))
     }
 
     fn resolve(&self, path: &Path, flags: OFlags, how: ResolveFlags) -> rustix::io::Result<OwnedFd> {
@@ -263,7 +269,7 @@ fn says(parent: &OwnedFd, name: &OsStr, content: &[u8], mode: u32) -> bool {
     if stat.st_mode & 0o7777 != mode || u64::try_from(stat.st_size) != Ok(content.len() as u64) {
         return false;
     }
-    let Ok(file) = open_seen(found.as_fd(), &stat) else { return false };
+    let Ok((file, _)) = regular_file::open(&found) else { return false };
     let mut old = Vec::with_capacity(content.len());
     let limit = content.len() as u64 + 1;
     file.take(limit).read_to_end(&mut old).is_ok() && old == content

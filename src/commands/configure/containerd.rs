@@ -22,6 +22,18 @@ pub fn imports(text: &str) -> Result<Vec<String>> {
     Ok(list.into_iter().flatten().filter_map(|path| path.as_str().map(str::to_owned)).collect())
 }
 
+/// The main file with another pattern in its `imports`, after those that are there. A main file without a version gets
+/// `version`.
+pub fn import(text: &str, pattern: &str, version: i64) -> Result<String> {
+    let mut document = TomlDocument::parse(text)?;
+    let list = imports(text)?.into_iter().chain([pattern.to_owned()]).collect::<toml_edit::Array>();
+    if document.is_empty() {
+        document.set(&["version"], value(version))?;
+    }
+    document.set(&["imports"], value(list))?;
+    Ok(document.text())
+}
+
 /// Whether a file has a table of the CRI plugin's.
 pub fn has_plugin(text: &str) -> Result<bool> {
     let document = TomlDocument::parse(text)?;
@@ -371,6 +383,18 @@ mod tests {
     fn a_version_that_does_not_exist_is_refused() {
         assert!(add("version = -1\n", &[], MAIN, &WANTED()).is_err());
         assert!(add("version = 2\nplugins = 1\n", &[], MAIN, &WANTED()).is_err());
+    }
+
+    #[test]
+    fn imports_are_added() {
+        let pattern = "/etc/containerd/conf.d/*.toml";
+        let new = import("", pattern, 2).unwrap();
+        assert_eq!(new, "version = 2\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n");
+        let text = "# main\nversion = 3\nimports = [\"/a.toml\"] # why\n\n[plugins]\n";
+        let new = import(text, pattern, 2).unwrap();
+        assert_eq!(imports(&new).unwrap(), ["/a.toml", pattern]);
+        assert!(new.starts_with("# main\nversion = 3\n"), "{new}");
+        assert!(import("[", pattern, 2).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{sizes::size, usage};
 use crate::{
     apply::{
-        container::spec::Volume,
+        container::spec::{TmpfsSize, Volume},
         rootfs::{Found, Layers},
     },
     cli::{Run, is_true},
@@ -265,7 +265,7 @@ fn mount(text: &str) -> Result<Option<Volume>> {
         ("bind", None) => Err(Fields::bad(text, "there is no source")),
         ("tmpfs", None) => Ok(Some(Volume::Tmpfs {
             target: to,
-            size: fields.bytes,
+            size: fields.bytes.map(TmpfsSize::Bytes),
             mode: fields.mode,
             more: Vec::new(),
             exec: true,
@@ -285,7 +285,7 @@ fn mount(text: &str) -> Result<Option<Volume>> {
 
 fn tmpfs(text: &str) -> Result<Volume> {
     let (path, options) = text.split_once(':').unwrap_or((text, ""));
-    let (mut bytes, mut mode, mut exec, mut read_only) = (None, 0o1777, false, false);
+    let (mut total, mut mode, mut exec, mut read_only) = (None, 0o1777, false, false);
     let mut more: Vec<(&'static str, u64)> = Vec::new();
     let mut number = |name: &'static str, value: Option<u64>| {
         let value = value.ok_or_else(|| {
@@ -299,13 +299,14 @@ fn tmpfs(text: &str) -> Result<Volume> {
     let id = |value: &str| value.parse::<u32>().ok().map(u64::from);
     for option in options.split(',').filter(|o| !o.is_empty()) {
         match option.split_once('=') {
-            Some(("size", value)) => bytes = Some(size("--tmpfs size", value)?),
+            Some(("size", value)) => total = Some(tmpfs_size(value)?),
             Some(("mode", value)) => {
                 mode =
                     octal(value).ok_or_else(|| usage(format!("--tmpfs {text:?}: the mode is not octal")))?;
             }
             Some(("uid", value)) => number("uid", id(value))?,
             Some(("gid", value)) => number("gid", id(value))?,
+            Some(("nr_blocks", value)) => number("nr_blocks", size("--tmpfs nr_blocks", value).ok())?,
             Some(("nr_inodes", value)) => number("nr_inodes", size("--tmpfs nr_inodes", value).ok())?,
             None if option == "exec" => exec = true,
             None if option == "noexec" => exec = false,
@@ -315,12 +316,23 @@ fn tmpfs(text: &str) -> Result<Volume> {
             None if TMPFS_DEFAULTS.contains(&option) => {}
             _ => {
                 return Err(usage(format!("--tmpfs {text:?} has the option {option:?}")).fix(
-                    "write `--tmpfs TARGET:OPTIONS` with size=, mode=, uid=, gid=, nr_inodes=, exec or ro",
+                    "write `--tmpfs TARGET:OPTIONS` with size=, mode=, uid=, gid=, nr_inodes=, nr_blocks=, exec or ro",
                 ));
             }
         }
     }
-    Ok(Volume::Tmpfs { target: target("--tmpfs", path)?, size: bytes, mode, more, exec, read_only })
+    Ok(Volume::Tmpfs { target: target("--tmpfs", path)?, size: total, mode, more, exec, read_only })
+}
+
+/// `size=` of `--tmpfs`: a size, or a percentage of memory.
+fn tmpfs_size(text: &str) -> Result<TmpfsSize> {
+    let Some(percent) = text.strip_suffix('%') else {
+        return size("--tmpfs size", text).map(TmpfsSize::Bytes);
+    };
+    percent.parse().map(TmpfsSize::Percent).map_err(|_| {
+        usage(format!("--tmpfs size {text:?} is not a percentage of memory"))
+            .fix("write a whole number: size=50%; or a size: size=16g")
+    })
 }
 
 /// Options of `--tmpfs` that ask for what is the case anyway.
@@ -377,7 +389,7 @@ mod tests {
         };
         let tmpfs = Volume::Tmpfs {
             target: "/t".into(),
-            size: Some(1 << 20),
+            size: Some(TmpfsSize::Bytes(1 << 20)),
             mode: 0o1777,
             more: vec![("uid", 1000), ("gid", 1000), ("nr_inodes", 1024)],
             exec: true,
@@ -402,6 +414,9 @@ mod tests {
             ("--mount", "type=bind,target=/x"),
             ("--mount", "type=nfs,target=/x"),
             ("--tmpfs", "/x:size=huge"),
+            ("--tmpfs", "/x:size=50.5%"),
+            ("--tmpfs", "/x:size=-1%"),
+            ("--tmpfs", "/x:size=%"),
             ("--tmpfs", "/x:uid=root"),
         ] {
             let args = run(&[option, text]);

@@ -79,7 +79,7 @@ pub fn check(args: &Run) -> Result<()> {
         }
     }
     for file in &args.label_file {
-        std::fs::File::open(file)
+        crate::text_file::TextFile::read(file, 1 << 20)
             .or_fail(Code::Usage, || format!("--label-file {} cannot be read", file.display()))
             .map_err(|error| error.fix("name a file of NAME=VALUE lines that you may read"))?;
     }

@@ -33,6 +33,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::Duration,
 };
 use ureq::{
     Body,
@@ -43,6 +44,21 @@ pub use super::http::CONNECTIONS;
 
 /// The longest time for one document, in seconds.
 const DOCUMENT_SECONDS: u64 = 120;
+/// The least bytes of a blob in a second, on average. A pull that fails for this continues where it was.
+const BLOB_SPEED: u64 = 16 << 10;
+
+/// A request to a repository.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    /// The path below the repository.
+    path: &'a str,
+    /// The requested bytes.
+    range: Option<&'a Range<u64>>,
+    /// Whether the digest of the content is known.
+    verified: bool,
+    /// The longest time for the body of the response.
+    time: Duration,
+}
 
 /// A registry, as far as one repository is concerned.
 pub struct Client<'a> {
@@ -122,7 +138,8 @@ impl<'a> Client<'a> {
     fn document(&self, path: &str, verified: bool) -> Result<(Option<String>, Vec<u8>)> {
         let mut attempts = Attempts::default();
         loop {
-            let failure = match self.get(path, None, verified).and_then(|response| {
+            let time = Duration::from_secs(DOCUMENT_SECONDS);
+            let failure = match self.get(Wanted { path, range: None, verified, time }).and_then(|response| {
                 let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
                 let kind = kind.map(plain_type);
                 Ok((kind, self.read_document(response, path)?))
@@ -168,7 +185,7 @@ impl<'a> Client<'a> {
     pub fn length(&self, digest: &Digest, urls: &[String]) -> Result<u64> {
         let mut attempts = Attempts::default();
         loop {
-            let failure = match self.get_blob(digest, urls, None) {
+            let failure = match self.get_blob(digest, 0, urls, None) {
                 Ok(response) => {
                     let length = response.headers().get(header::CONTENT_LENGTH);
                     return Ok(length.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0));
@@ -182,21 +199,25 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Requests a blob or a range of it, in one attempt. `urls` are asked in turn for a blob that the registry does not have;
-    /// they are like servers that the registry redirects to, so no credential is sent there.
+    /// Requests a blob of `size` bytes or a range of it, in one attempt. `urls` are asked in turn for a blob that the registry
+    /// does not have; they are like servers that the registry redirects to, so no credential is sent there.
     pub fn get_blob(
         &self,
         digest: &Digest,
+        size: u64,
         urls: &[String],
         range: Option<&Range<u64>>,
     ) -> Result<Response<Body>, Failure> {
-        let mut failure = match self.get(&format!("blobs/{digest}"), range, true) {
+        let time = Duration::from_secs(DOCUMENT_SECONDS + size / BLOB_SPEED);
+        let path = format!("blobs/{digest}");
+        let wanted = Wanted { path: &path, range, verified: true, time };
+        let mut failure = match self.get(wanted) {
             Err(failure) if failure.error.code() == Code::ImageBroken => failure,
             done => return done,
         };
         let Some(registry) = self.endpoints.last() else { return Err(failure) };
         for url in urls {
-            match registry.get_url(url, range, &self.name, self.status) {
+            match registry.get_url(url, wanted, &self.name, self.status) {
                 Ok(response) => return Ok(response),
                 Err(also) => {
                     failure = failure.cause(format!("{}: {}", also.error.what(), also.error.cause_line()));
@@ -207,11 +228,11 @@ impl<'a> Client<'a> {
     }
 
     /// Makes one attempt at each endpoint, until one has the file.
-    fn get(&self, path: &str, range: Option<&Range<u64>>, verified: bool) -> Result<Response<Body>, Failure> {
+    fn get(&self, wanted: Wanted<'_>) -> Result<Response<Body>, Failure> {
         let mut before: Vec<Error> = Vec::new();
         let mut last: Option<Failure> = None;
         for endpoint in &self.endpoints {
-            match endpoint.get(path, range, verified, &self.name, self.status) {
+            match endpoint.get(wanted, &self.name, self.status) {
                 Ok(response) => return Ok(response),
                 Err(failure) => before.extend(last.replace(failure).map(|failure| failure.error)),
             }
@@ -351,13 +372,11 @@ impl Endpoint {
 
     fn get(
         &self,
-        path: &str,
-        range: Option<&Range<u64>>,
-        verified: bool,
+        wanted: Wanted<'_>,
         name: &RegistryName,
         status: &Status,
     ) -> Result<Response<Body>, Failure> {
-        let (base, mut answer) = self.answer(path, range, verified, status)?;
+        let (base, mut answer) = self.answer(wanted, status)?;
         // Only the challenge of the requested server is answered: another server could direct the secret anywhere.
         if answer.response.status() == StatusCode::UNAUTHORIZED && !answer.left {
             let challenges = answer.response.headers().get_all(header::WWW_AUTHENTICATE);
@@ -368,7 +387,7 @@ impl Endpoint {
                 let mut known = self.authorization.lock().unwrap_or_else(PoisonError::into_inner);
                 *known = Some((base.origin().clone(), header));
                 drop(known);
-                answer = self.send(base, path, range, verified, status)?;
+                answer = self.send(base, wanted, status)?;
             }
         }
         match answer.response.status() {
@@ -380,7 +399,7 @@ impl Endpoint {
                 let who = login_name(base);
                 Err(denied(&who, name, &who, status_line(answer.response)).cause(self.about_credentials()))
             }
-            _ => Err(refused(answer.response, &answer.from, path, name)),
+            _ => Err(refused(answer.response, &answer.from, wanted.path, name)),
         }
     }
 
@@ -388,7 +407,7 @@ impl Endpoint {
     fn get_url(
         &self,
         url: &str,
-        range: Option<&Range<u64>>,
+        Wanted { range, time, .. }: Wanted<'_>,
         name: &RegistryName,
         status: &Status,
     ) -> Result<Response<Body>, Failure> {
@@ -412,6 +431,7 @@ impl Endpoint {
             range,
             form: None,
             verified: true,
+            time,
         };
         let answer = self.http.send(&request, status)?;
         if answer.response.status().is_success() {
@@ -430,20 +450,14 @@ impl Endpoint {
     }
 
     /// Sends a request to the bases in turn. Returns the first response and its base.
-    fn answer(
-        &self,
-        path: &str,
-        range: Option<&Range<u64>>,
-        verified: bool,
-        status: &Status,
-    ) -> Result<(&Address, Answer), Failure> {
+    fn answer(&self, wanted: Wanted<'_>, status: &Status) -> Result<(&Address, Answer), Failure> {
         let bases = match self.base.get() {
             Some(&chosen) => &self.bases[chosen..=chosen],
             None => &self.bases[..],
         };
         let mut failure = None;
         for base in bases {
-            match self.send(base, path, range, verified, status) {
+            match self.send(base, wanted, status) {
                 Ok(answer) => {
                     self.base.get_or_init(|| self.bases.iter().position(|one| one == base).unwrap_or(0));
                     return Ok((base, answer));
@@ -455,21 +469,15 @@ impl Endpoint {
             .unwrap_or_else(|| Failure::lasting(unreachable(format!("{} has no address", self.repository)))))
     }
 
-    fn send(
-        &self,
-        base: &Address,
-        path: &str,
-        range: Option<&Range<u64>>,
-        verified: bool,
-        status: &Status,
-    ) -> Result<Answer, Failure> {
+    fn send(&self, base: &Address, wanted: Wanted<'_>, status: &Status) -> Result<Answer, Failure> {
+        let Wanted { path, range, verified, time } = wanted;
         let accept = [MANIFESTS, INDEXES, &["*/*"]].concat().join(", ");
         let address = base.below(path);
         let known = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let authorization = known.filter(|(origin, _)| origin == base.origin()).map(|(_, header)| header);
         let authorization = authorization.as_deref();
         self.http.send(
-            &Request { address: &address, authorization, accept: &accept, range, form: None, verified },
+            &Request { address: &address, authorization, accept: &accept, range, form: None, verified, time },
             status,
         )
     }

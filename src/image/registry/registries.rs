@@ -6,14 +6,19 @@
 use crate::{
     error::{Code, Error, OrFail, Result},
     image::RegistryName,
+    own_directory,
+    text_file::TextFile,
 };
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
     env,
     io::ErrorKind,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
+
+/// The longest file that is read, in bytes.
+const MAX_FILE: u64 = 4 << 20;
 
 /// A place that may have an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,13 +92,14 @@ pub fn find(name: &RegistryName) -> Result<Places> {
     let mut all = BTreeMap::new();
     for path in files()? {
         let fail = || format!("{} cannot be used", path.display());
-        let text = match std::fs::read_to_string(&path) {
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
-            read => read.or_fail(Code::Config, fail).map_err(|error| {
-                error.fix(format!("correct {0}, or make it readable: chmod a+r {0}", path.display()))
-            })?,
+        let fix = |error: Error| {
+            error.fix(format!("correct {0}, or make it readable: chmod a+r {0}", path.display()))
         };
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let file = match TextFile::read(&path, MAX_FILE) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+            read => read.or_fail(Code::Config, fail).map_err(fix)?,
+        };
+        let text = file.text().or_fail(Code::Config, fail).map_err(fix)?;
         let registries = parse(text).map_err(|error| error.context(fail()))?;
         // Of two files about the same names the later one counts, whole.
         all.extend(registries.into_iter().map(|one| (one.prefix.clone(), one)));
@@ -107,10 +113,8 @@ fn files() -> Result<Vec<PathBuf>> {
     if let Some(file) = env::var_os("CONTAINERS_REGISTRIES_CONF").filter(|file| !file.is_empty()) {
         return Ok(vec![file.into()]);
     }
-    let own = env::var_os("XDG_CONFIG_HOME")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".config")));
+    let own = own_directory::named_by("XDG_CONFIG_HOME")
+        .or_else(|| own_directory::home().map(|home| home.join(".config")));
     let directories = [Some(PathBuf::from("/etc")), own].map(|dir| dir.map(|dir| dir.join("containers")));
     let mains = directories.iter().rev().flatten().map(|dir| dir.join("registries.conf"));
     let mut files: Vec<_> = mains.filter(|path| path.exists()).take(1).collect();
