@@ -14,7 +14,6 @@ pub fn seconds(text: &str, now: u64) -> Option<u64> {
 fn date(text: &str) -> Option<u64> {
     let words: Vec<&str> = text.split([' ', ',', '-', ':']).filter(|word| !word.is_empty()).collect();
     let [_, fields @ ..] = &words[..] else { return None };
-    #[expect(clippy::match_same_arms, reason = "the arms name the fields in different orders")]
     let (day, month, year, time) = match *fields {
         // asctime() names the month first, and the year last.
         [day, month, year, hour, minute, second, "GMT"] | [month, day, hour, minute, second, year] => {
