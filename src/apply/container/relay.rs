@@ -5,6 +5,7 @@
 //!
 //! The launcher's own terminal or pipe is opened again with O_NONBLOCK, because the caller's other programs share the
 //! descriptor that the launcher inherited. Where that is not permitted, a write is so small that it does not block after POLLOUT.
+//! Reads must not block either: another program, such as the shell of a background job, may take the bytes that poll(2) reported.
 //!
 //! After the container's end only the bytes that are buffered then are copied. The launcher waits for a slow reader, but for at
 //! most [`GRACE`] without progress if a signal asked for the end, and not at all after another signal.
@@ -21,7 +22,7 @@ use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{FileType, Mode, OFlags},
     io::Errno,
-    net::SendFlags,
+    net::{RecvFlags, SendFlags},
     pipe::SpliceFlags,
 };
 use std::time::{Duration, Instant};
@@ -58,7 +59,7 @@ pub struct Running {
 pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
     let Running { mut pid_one, streams, terminal, mut unix_sockets, has_user_namespace, .. } = running;
     let Running { interactive, stop_signal, .. } = running;
-    let mut input = streams.input.map(|pipe| Flow::new(End::Standard(0), End::Own(pipe)));
+    let mut input = streams.input.map(|pipe| Flow::new(End::standard(0), End::Own(pipe)));
     let outputs = [(streams.output, 1), (streams.error, 2)];
     let mut outputs: Vec<Flow> = outputs
         .into_iter()
@@ -68,7 +69,7 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
     if let Some(terminal) = &terminal {
         outputs.push(Flow::new(End::Own(terminal.clone_master()?), End::standard(1)));
         if interactive {
-            input = Some(Flow::new(End::Standard(0), End::Own(terminal.clone_master()?)));
+            input = Some(Flow::new(End::standard(0), End::Own(terminal.clone_master()?)));
         }
     }
     let mut lost = None;
@@ -258,18 +259,21 @@ pub(super) enum End {
     Own(OwnedFd),
     /// The launcher's own 0, 1 or 2.
     Standard(u8),
-    /// The launcher's own 1 or 2, opened again so that it does not block.
+    /// The launcher's own 0, 1 or 2, opened again so that it does not block.
     Reopened(OwnedFd, u8),
 }
 
 impl End {
-    /// The launcher's own 1 or 2, opened again if it is a pipe or a terminal.
+    /// The launcher's own 0, 1 or 2, opened again if it is a terminal, or a pipe that is written. (splice(2) reads a pipe without
+    /// blocking.)
     fn standard(number: u8) -> Self {
         let end = Self::Standard(number);
-        if !matches!(end.kind(), Some(FileType::Fifo)) && !end.is_terminal() {
+        let is_output_pipe = number != 0 && end.kind() == Some(FileType::Fifo);
+        if !is_output_pipe && !end.is_terminal() {
             return end;
         }
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let access = if number == 0 { OFlags::RDONLY } else { OFlags::WRONLY };
+        let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         // EACCES: it belongs to another user, as after su(1).
         match rustix::fs::open(format!("/proc/self/fd/{number}"), flags, Mode::empty()) {
             Ok(fd) => Self::Reopened(fd, number),
@@ -331,7 +335,10 @@ pub(super) struct Flow {
     splices: bool,
     /// The most bytes of one write that does not block after POLLOUT.
     most: usize,
+    /// Whether the destination is a socket.
     is_socket: bool,
+    /// Whether the source is a socket.
+    from_socket: bool,
     is_terminal: bool,
     /// Whether splice(2) found the destination full.
     full: bool,
@@ -366,6 +373,7 @@ impl Flow {
             splices: moves(&from) && moves(&to),
             most,
             is_socket: kind == Some(FileType::Socket),
+            from_socket: from.kind() == Some(FileType::Socket),
             is_terminal,
             full: false,
             pending: Vec::new(),
@@ -458,7 +466,13 @@ impl Flow {
         /// A pipe's capacity.
         const MOST: usize = 64 << 10;
         self.pending.reserve_exact(MOST);
-        match rustix::io::read(&self.from, rustix::buffer::spare_capacity(&mut self.pending)) {
+        let buffer = rustix::buffer::spare_capacity(&mut self.pending);
+        let read = if self.from_socket {
+            rustix::net::recv(&self.from, buffer, RecvFlags::DONTWAIT).map(|(_, read)| read)
+        } else {
+            rustix::io::read(&self.from, buffer)
+        };
+        match read {
             Ok(0) => Next::Over,
             Ok(_) => {
                 self.pending.truncate(self.left.unwrap_or(usize::MAX));
