@@ -5,7 +5,10 @@ use crate::{
     image::ScratchDir,
     inventory::DeviceNode,
     plan::Injection,
-    sys::bpf::{DeviceKind, DeviceRule},
+    sys::{
+        bpf::{DeviceKind, DeviceRule},
+        mount::Flags,
+    },
     vocabulary::EnvVar,
 };
 use std::{ffi::OsString, net::IpAddr, path::PathBuf};
@@ -194,16 +197,10 @@ pub enum Volume {
     Tmpfs {
         /// In the container.
         target: PathBuf,
-        /// Bytes; `None` is the kernel's default, half of memory.
-        size: Option<u64>,
-        /// Permission bits.
-        mode: u32,
-        /// Owner, group and number of inodes, by the names that tmpfs(5) has for them.
-        more: Vec<(&'static str, u64)>,
-        /// `exec`: programs on it may be run (Docker's default forbids it for --tmpfs).
-        exec: bool,
-        /// `ro`
-        read_only: bool,
+        /// Size, mode, owner and others, by the names that tmpfs(5) has for them.
+        options: Vec<(&'static str, String)>,
+        /// What the mount forbids.
+        flags: Flags,
     },
 }
 

@@ -421,7 +421,7 @@ fn mounts(volumes: &[Volume], root: &Layers) -> Mounts {
             Volume::Tmpfs { target, .. } if target.starts_with("/dev") => {
                 mounts.add(root, target, Kind::Kernel, false);
             }
-            Volume::Tmpfs { target, read_only, .. } => mounts.add(root, target, Kind::Memory, *read_only),
+            Volume::Tmpfs { target, flags, .. } => mounts.add(root, target, Kind::Memory, flags.read_only),
         }
     }
     mounts

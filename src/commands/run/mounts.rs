@@ -9,8 +9,9 @@ use crate::{
     cli::{Run, is_true},
     error::{Code, Error, Result},
     request::csv,
+    sys::mount::Flags,
 };
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// All mounts of the command line, outer ones first. Targets are absolute.
 ///
@@ -22,9 +23,36 @@ pub fn volumes(args: &Run) -> Result<Vec<Volume>> {
     let bind = args.bind.iter().flat_map(|list| list.split(',')).map(bind);
     let mount = args.mount.iter().filter_map(|text| mount(text).transpose());
     let mut all = tmpfs.chain(volume).chain(bind).chain(mount).collect::<Result<Vec<_>>>()?;
+    distinct(args, &mut all)?;
     // A stable sort: outer mounts first, and mounts of the same depth in the typed order.
     all.sort_by_key(|volume| volume.target().components().count());
     Ok(all)
+}
+
+/// Drops repeated mounts, and refuses two mounts with one target, of which the container would see only one. As in Docker, the
+/// last `--tmpfs` of a target counts.
+fn distinct(args: &Run, all: &mut Vec<Volume>) -> Result<()> {
+    let mut seen: Vec<Volume> = Vec::new();
+    for volume in all.drain(..) {
+        match seen.iter_mut().find(|known| known.target() == volume.target()) {
+            None => seen.push(volume),
+            Some(known) if *known == volume => {}
+            Some(known @ Volume::Tmpfs { .. }) if matches!(volume, Volume::Tmpfs { .. }) => *known = volume,
+            Some(known) => return Err(same_target(known.target())),
+        }
+    }
+    *all = seen;
+    let mut anonymous = anonymous(args)?.into_iter();
+    match anonymous.find(|target| all.iter().any(|volume| volume.target() == target)) {
+        Some(target) => Err(same_target(&target)),
+        None => Ok(()),
+    }
+}
+
+fn same_target(target: &Path) -> Error {
+    let target = target.display();
+    usage(format!("two volumes are to be mounted on {target}"))
+        .fix(format!("leave one of them out, or give it another target: -v SOURCE:{target}-2"))
 }
 
 /// The directories of `-v TARGET` and of `--mount type=volume` without a source. Like Docker's anonymous volumes with `--rm`
@@ -65,45 +93,89 @@ pub fn check_targets(volumes: &[Volume], layers: &Layers) -> Result<()> {
 }
 
 fn target(option: &str, text: &str) -> Result<PathBuf> {
-    let path = Path::new(text);
-    if !path.is_absolute()
-        || path.components().any(|c| c == std::path::Component::ParentDir)
-        || path.parent().is_none()
-    {
-        return Err(usage(format!("{option}: the target {text:?} is not an absolute path below /"))
-            .fix("write /path/in/the/container"));
+    let bad = |what: &str| {
+        usage(format!("{option}: the target {text:?} {what}")).fix(format!(
+            "name a path in the container that begins with /: {}",
+            if option == "--tmpfs" { "--tmpfs /scratch" } else { "/data" }
+        ))
+    };
+    if text.is_empty() {
+        return Err(bad("is empty"));
     }
-    Ok(path.components().collect())
+    if !text.starts_with('/') {
+        return Err(bad("is not an absolute path"));
+    }
+    // As Docker does it, without a look at links.
+    let mut path = PathBuf::from("/");
+    for component in Path::new(text).components() {
+        match component {
+            Component::Normal(name) => path.push(name),
+            Component::ParentDir => _ = path.pop(),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    match path.to_str() {
+        Some("/") => Err(bad("is the container's root")),
+        Some("/proc") => Err(bad("shows the container's processes")),
+        _ => Ok(path),
+    }
 }
 
-/// Parses a path of the host. As in Docker, a path begins with `/`, `.` or `~`, and anything else is the name of a volume.
-fn source(option: &str, text: &str) -> Result<PathBuf> {
+/// Parses a path of the host. As in Docker, a path begins with `/` or `.`, and anything else is the name of a volume. `line` is
+/// the option with that source in place of `SOURCE`.
+fn source(option: &str, text: &str, line: &str) -> Result<PathBuf> {
+    let with = |source: &str| quoted(&line.replace("SOURCE", source));
+    if text.is_empty() {
+        return Err(usage(format!("{option}: the source is empty"))
+            .cause("a variable of the shell that is not set leaves nothing")
+            .fix(format!("name a path of the host: {option} {}", with("/data"))));
+    }
+    if text == "~" || text.starts_with("~/") {
+        return Err(usage(format!("{option}: {text:?} is not a path"))
+            .cause("the shell replaces ~ only at the beginning of a word and outside quotes")
+            .fix(format!(
+                "write $HOME: {option} \"{}\"",
+                line.replace("SOURCE", &text.replacen('~', "$HOME", 1))
+            )));
+    }
     let path = std::path::absolute(text).map_err(|error| {
         usage(format!("{option}: the source {text:?} is not a path"))
             .cause(error)
-            .fix("write an absolute path: `-v SOURCE:/path/in/the/container`")
+            .fix(format!("write an absolute path: {option} {}", with("/data")))
     })?;
     if !text.starts_with(['/', '.']) {
+        let own = format!("./{text}");
         let error =
             usage(format!("{option}: {text:?} is the name of a volume, and gpurun keeps no volumes yet"));
         return Err(if path.exists() {
-            error.fix(format!("to mount the directory write ./{text}"))
+            error.fix(format!("to mount the directory write {option} {}", with(&own)))
         } else {
-            error.fix(format!("mount a directory: mkdir -p ./{text}, and {option} ./{text}:…"))
+            error.fix(format!("mount a directory: mkdir -p {}, and {option} {}", quoted(&own), with(&own)))
         });
     }
     if std::fs::symlink_metadata(&path).is_err() {
+        let shown = quoted(&path.to_string_lossy());
         return Err(Error::new(Code::Volume, format!("{} does not exist on the host", path.display()))
             .cause(
                 "gpurun makes no directory on the host for a mount: a misspelt path would be an empty volume",
             )
             .fix(if path.extension().is_some() {
-                format!("correct the path, or make the file: {}", path.display())
+                format!("correct the path, or make the file: touch {shown}")
             } else {
-                format!("correct the path, or mkdir -p {}", path.display())
+                format!("correct the path, or mkdir -p {shown}")
             }));
     }
     Ok(path)
+}
+
+/// A word for a shell, in quotes where it needs them.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-:=,+@%~…".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }
 
 /// A bind mount with Docker's defaults.
@@ -127,11 +199,33 @@ impl Bind {
             "rslave" | "slave" => self.receives_mounts = true,
             // SELinux labels, consistency hints and copying into new volumes have no effect on a bind mount.
             "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" | "default" | "nocopy" | "rprivate"
-            | "private" | "rbind" | "exec" | "suid" | "" => {}
+            | "private" | "rbind" | "exec" | "suid" => {}
             "bind" => self.recursive = false,
             _ => return false,
         }
         true
+    }
+
+    /// Parses `ro,z,…`. As in Docker, each kind of option may be there once.
+    fn set_all(&mut self, options: &str) -> std::result::Result<(), String> {
+        const KINDS: [&[&str]; 4] = [
+            &["ro", "rw", "readonly"],
+            &["z", "Z"],
+            &["cached", "delegated", "consistent", "default"],
+            &["rslave", "slave", "rprivate", "private"],
+        ];
+        let mut kinds = [false; 4];
+        for option in options.split(',') {
+            if !self.set(option) {
+                return Err(option.to_owned());
+            }
+            if let Some(kind) = KINDS.iter().position(|kind| kind.contains(&option))
+                && std::mem::replace(&mut kinds[kind], true)
+            {
+                return Err(options.to_owned());
+            }
+        }
+        Ok(())
     }
 
     fn volume(self) -> Volume {
@@ -147,18 +241,22 @@ fn volume(text: &str) -> Result<Volume> {
     let fields: Vec<&str> = text.split(':').collect();
     let ([from, to] | [from, to, _]) = fields.as_slice() else {
         return Err(usage(format!("-v {text:?} is not SOURCE:TARGET[:OPTIONS]"))
-            .fix("write -v /data:/data or -v /data:/data:ro"));
+            .fix("write -v /data:/data or -v /data:/data:ro; --mount type=bind,source=…,target=… takes paths with colons"));
     };
-    let mut bind = bind_of(source("-v", from)?, target("-v", to)?);
-    for option in fields.get(2).into_iter().flat_map(|options| options.split(',')) {
-        if !bind.set(option) {
-            return Err(usage(format!("-v {text:?} has the option {option:?}")).fix(match option {
-                "shared" | "rshared" => PROPAGATION,
-                "U" => "give the directory to the user yourself: chown -R UID:GID SOURCE",
-                "O" => "copy the directory, or mount it read-only: -v SOURCE:TARGET:ro",
-                _ => "write `-v SOURCE:TARGET:OPTIONS` with ro, rw, z, Z, rslave, rprivate, nocopy, cached, delegated or consistent",
-            }));
-        }
+    let line = ["SOURCE", to].into_iter().chain(fields.get(2).copied()).collect::<Vec<_>>().join(":");
+    let mut bind = bind_of(source("-v", from, &line)?, target("-v", to)?);
+    if let Some(options) = fields.get(2) {
+        bind.set_all(options).map_err(|option| {
+            usage(format!("-v {text:?} has the option {option:?}")).fix(match option.as_str() {
+                "shared" | "rshared" => PROPAGATION.to_owned(),
+                "U" => format!("give the directory to the user yourself: chown -R UID:GID {}", quoted(from)),
+                "O" => format!("copy the directory, or mount it read-only: -v {}", quoted(&format!("{from}:{to}:ro"))),
+                "" => format!("leave out the last colon: -v {}", quoted(&format!("{from}:{to}"))),
+                _ => "write `-v SOURCE:TARGET:OPTIONS` with one each of ro or rw, z or Z, rslave or rprivate, cached, delegated or \
+                      consistent, and nocopy"
+                    .to_owned(),
+            })
+        })?;
     }
     Ok(bind.volume())
 }
@@ -167,10 +265,10 @@ fn volume(text: &str) -> Result<Volume> {
 fn bind(text: &str) -> Result<Volume> {
     let (from, rest) = text.split_once(':').unwrap_or((text, text));
     let (to, options) = rest.split_once(':').unwrap_or((rest, "rw"));
-    let path = source("--bind", from)?;
+    let path = source("--bind", from, &format!("SOURCE:{rest}"))?;
     let to = if rest == text { path.clone() } else { target("--bind", to)? };
     let mut bind = bind_of(path, to);
-    if !bind.set(options) {
+    if bind.set_all(options).is_err() {
         return Err(usage(format!("--bind {text:?} has the option {options:?}")).fix("write `:ro` or `:rw`"));
     }
     Ok(bind.volume())
@@ -187,12 +285,14 @@ struct Fields<'a> {
     receives_mounts: bool,
     bytes: Option<u64>,
     mode: u32,
+    /// Keys of one type, such as `tmpfs-size`.
+    typed: Vec<String>,
 }
 
 impl<'a> Fields<'a> {
     fn bad(text: &str, what: &str) -> Error {
         usage(format!("--mount {text:?}: {what}")).fix(
-            "write type=bind,source=/data,target=/data[,readonly] or type=tmpfs,target=/x[,tmpfs-size=1g]",
+            "write --mount type=bind,source=/data,target=/data[,readonly] or --mount type=tmpfs,target=/x[,tmpfs-size=1g]",
         )
     }
 
@@ -207,11 +307,16 @@ impl<'a> Fields<'a> {
             receives_mounts: false,
             bytes: None,
             mode: 0o1777,
+            typed: Vec::new(),
         };
         for field in csv::record(text).map_err(|why| Self::bad(text, why))? {
             let (key, value) =
                 field.split_once('=').map_or((field.as_str(), None), |(key, value)| (key, Some(value)));
             fields.set(&key.to_ascii_lowercase(), value, &field)?;
+        }
+        let kind = fields.kind.as_str();
+        if let Some(other) = fields.typed.iter().find(|key| !key.starts_with(&format!("{kind}-"))) {
+            return Err(Self::bad(text, &format!("{other:?} has no effect with type={kind}")));
         }
         Ok(fields)
     }
@@ -220,6 +325,9 @@ impl<'a> Fields<'a> {
         let text = self.text;
         let unknown = || Self::bad(text, &format!("{field:?} is not known"));
         let boolean = |value: Option<&str>| value.map_or(Some(true), is_true).ok_or_else(unknown);
+        if ["bind-", "tmpfs-", "volume-"].iter().any(|kind| key.starts_with(kind)) {
+            self.typed.push(key.to_owned());
+        }
         match (key, value) {
             ("type", Some(value)) => self.kind = value.to_ascii_lowercase(),
             ("source" | "src", Some(value)) => self.source = Some(value.to_owned()),
@@ -229,16 +337,32 @@ impl<'a> Fields<'a> {
             ("bind-nonrecursive", value) => self.recursive = !boolean(value)?,
             ("bind-recursive", Some("disabled")) => self.recursive = false,
             ("bind-recursive", Some("enabled" | "readonly")) => self.recursive = true,
+            ("bind-recursive", Some("writable")) => {
+                return Err(usage(format!("--mount {text:?}: {field:?} cannot be served"))
+                    .cause("a read-only mount makes the mounts below it read-only")
+                    .fix("leave out readonly, or mount the writable directory by itself: -v SOURCE/SUB:TARGET/SUB"));
+            }
             ("bind-propagation", Some("rslave" | "slave")) => self.receives_mounts = true,
             ("bind-propagation", Some("rshared" | "shared")) => {
                 return Err(usage(format!("--mount {text:?}: {field:?} cannot be served")).fix(PROPAGATION));
             }
             ("tmpfs-size", Some(value)) => self.bytes = Some(size("--mount tmpfs-size", value)?),
             ("tmpfs-mode", Some(value)) => {
-                self.mode = octal(value).ok_or_else(|| Self::bad(text, "tmpfs-mode is not octal"))?;
+                self.mode = octal(value).ok_or_else(|| {
+                    usage(format!("--mount {text:?}: the mode {value:?} is not octal"))
+                        .fix("write octal digits: tmpfs-mode=1777")
+                })?;
+            }
+            ("volume-opt" | "volume-driver" | "volume-subpath", Some(_))
+                if field != "volume-driver=local" =>
+            {
+                return Err(usage(format!(
+                    "--mount {text:?}: {field:?} needs a volume, and gpurun keeps no volumes yet"
+                ))
+                .fix("mount a directory of the host: --mount type=bind,source=/data,target=/data"));
             }
             ("bind-propagation", Some("rprivate" | "private"))
-            | ("consistency" | "relabel", Some(_))
+            | ("consistency" | "relabel" | "volume-driver", Some(_))
             | ("volume-nocopy" | "volume-label" | "z" | "shared", _) => {}
             _ => return Err(unknown()),
         }
@@ -254,79 +378,98 @@ impl<'a> Fields<'a> {
 fn mount(text: &str) -> Result<Option<Volume>> {
     let fields = Fields::parse(text)?;
     let to = fields.target()?;
-    match (fields.kind.as_str(), &fields.source) {
+    let shown = to.display();
+    match (fields.kind.as_str(), fields.source.as_deref()) {
         ("bind", Some(from)) => Ok(Some(Volume::Bind {
-            source: source("--mount", from)?,
+            source: source("--mount", from, &format!("type=bind,source=SOURCE,target={shown}"))?,
             target: to,
             read_only: fields.read_only,
             recursive: fields.recursive,
             receives_mounts: fields.receives_mounts,
         })),
         ("bind", None) => Err(Fields::bad(text, "there is no source")),
-        ("tmpfs", None) => Ok(Some(Volume::Tmpfs {
+        ("tmpfs", None | Some("")) => Ok(Some(Volume::Tmpfs {
             target: to,
-            size: fields.bytes,
-            mode: fields.mode,
-            more: Vec::new(),
-            exec: true,
-            read_only: fields.read_only,
+            options: tmpfs_options(fields.mode, fields.bytes.map(|bytes| bytes.to_string())),
+            flags: Flags { read_only: fields.read_only, nosuid: true, nodev: true, noexec: false },
         })),
         ("tmpfs", Some(_)) => Err(Fields::bad(text, "a tmpfs has no source")),
-        ("volume", None) => Ok(None),
+        ("volume", None | Some("")) => Ok(None),
+        ("volume", Some(path)) if path.starts_with(['/', '.', '~']) => {
+            Err(usage(format!("--mount {text:?}: a volume has a name, and {path:?} is a path"))
+                .fix(format!("add type=bind: --mount type=bind,source={path},target={shown}")))
+        }
         ("volume", Some(name)) => {
             Err(usage(format!("--mount {text:?}: gpurun keeps no volumes yet")).fix(format!(
-                "mount a directory: mkdir -p ./{name}, and type=bind,source=./{name},target={}",
-                to.display()
+                "mount a directory: mkdir -p ./{name}, and --mount type=bind,source=./{name},target={shown}"
             )))
         }
+        ("image", _) => Err(usage(format!("--mount {text:?}: the type \"image\" cannot be served"))
+            .fix(format!("unpack the image and mount its directory: --mount type=bind,source=DIR,target={shown},readonly"))),
         (other, _) => Err(Fields::bad(text, &format!("the type {other:?} cannot be served"))),
     }
 }
 
-fn tmpfs(text: &str) -> Result<Volume> {
-    let (path, options) = text.split_once(':').unwrap_or((text, ""));
-    let (mut bytes, mut mode, mut exec, mut read_only) = (None, 0o1777, false, false);
-    let mut more: Vec<(&'static str, u64)> = Vec::new();
-    let mut number = |name: &'static str, value: Option<u64>| {
-        let value = value.ok_or_else(|| {
-            usage(format!("--tmpfs {text:?}: {name} is not a number"))
-                .fix(format!("write --tmpfs TARGET:{name}=1000"))
-        })?;
-        more.retain(|(known, _)| *known != name);
-        more.push((name, value));
-        Ok::<_, Error>(())
-    };
-    let id = |value: &str| value.parse::<u32>().ok().map(u64::from);
-    for option in options.split(',').filter(|o| !o.is_empty()) {
-        match option.split_once('=') {
-            Some(("size", value)) => bytes = Some(size("--tmpfs size", value)?),
-            Some(("mode", value)) => {
-                mode =
-                    octal(value).ok_or_else(|| usage(format!("--tmpfs {text:?}: the mode is not octal")))?;
-            }
-            Some(("uid", value)) => number("uid", id(value))?,
-            Some(("gid", value)) => number("gid", id(value))?,
-            Some(("nr_inodes", value)) => number("nr_inodes", size("--tmpfs nr_inodes", value).ok())?,
-            None if option == "exec" => exec = true,
-            None if option == "noexec" => exec = false,
-            None if option == "ro" => read_only = true,
-            None if option == "rw" => read_only = false,
-            // Times and synchronous writes mean nothing on a file system in memory.
-            None if TMPFS_DEFAULTS.contains(&option) => {}
-            _ => {
-                return Err(usage(format!("--tmpfs {text:?} has the option {option:?}")).fix(
-                    "write `--tmpfs TARGET:OPTIONS` with size=, mode=, uid=, gid=, nr_inodes=, exec or ro",
-                ));
-            }
-        }
-    }
-    Ok(Volume::Tmpfs { target: target("--tmpfs", path)?, size: bytes, mode, more, exec, read_only })
+fn tmpfs_options(mode: u32, size: Option<String>) -> Vec<(&'static str, String)> {
+    std::iter::once(("mode", format!("{mode:04o}"))).chain(size.map(|size| ("size", size))).collect()
 }
 
-/// Options of `--tmpfs` that ask for what is the case anyway.
-const TMPFS_DEFAULTS: [&str; 12] = [
-    "nosuid",
+/// `--tmpfs TARGET[:OPTIONS]`, with the options that Docker accepts (moby, volume/mounts/linux_parser.go).
+fn tmpfs(text: &str) -> Result<Volume> {
+    let (path, options) = text.split_once(':').unwrap_or((text, ""));
+    let mut all = tmpfs_options(0o1777, None);
+    let mut flags = Flags { read_only: false, nosuid: true, nodev: true, noexec: true };
+    let not_a_number = |name: &str| {
+        usage(format!("--tmpfs {text:?}: {name} is not a number"))
+            .fix(format!("write --tmpfs {path}:{name}=1000"))
+    };
+    for option in options.split(',').filter(|o| !o.is_empty()) {
+        let (name, value) = match option.split_once('=') {
+            Some(("size", value)) => ("size", tmpfs_size(value)?),
+            Some(("mode", value)) => {
+                let mode = octal(value).ok_or_else(|| {
+                    usage(format!("--tmpfs {text:?}: the mode {value:?} is not octal"))
+                        .fix(format!("write octal digits: --tmpfs {path}:mode=1777"))
+                })?;
+                ("mode", format!("{mode:04o}"))
+            }
+            Some((name @ ("uid" | "gid"), value)) => {
+                let id: u32 = value.parse().map_err(|_| not_a_number(name))?;
+                (if name == "uid" { "uid" } else { "gid" }, id.to_string())
+            }
+            Some((name @ ("nr_inodes" | "nr_blocks"), value)) => {
+                let number = size(name, value).map_err(|_| not_a_number(name))?;
+                (if name == "nr_inodes" { "nr_inodes" } else { "nr_blocks" }, number.to_string())
+            }
+            Some(("mpol", value)) if !value.is_empty() => ("mpol", value.to_owned()),
+            None if flags.set(option) || TMPFS_DEFAULTS.contains(&option) => continue,
+            _ => {
+                return Err(usage(format!("--tmpfs {text:?} has the option {option:?}")).fix(
+                    "write `--tmpfs TARGET:OPTIONS` with size=, mode=, uid=, gid=, nr_inodes=, nr_blocks=, mpol=, exec, suid or ro",
+                ));
+            }
+        };
+        all.retain(|(known, _)| *known != name);
+        all.push((name, value));
+    }
+    Ok(Volume::Tmpfs { target: target("--tmpfs", path)?, options: all, flags })
+}
+
+/// Bytes, or a part of memory (tmpfs(5)).
+fn tmpfs_size(text: &str) -> Result<String> {
+    let percent = text.strip_suffix('%').and_then(|number| number.parse::<u8>().ok());
+    match percent.filter(|percent| *percent <= 100) {
+        Some(percent) => Ok(format!("{percent}%")),
+        None => Ok(size("--tmpfs size", text)?.to_string()),
+    }
+}
+
+/// Options of `--tmpfs` that have no effect: no other mount is a peer of a new file system, devices on a volume cannot be opened
+/// unless the container may open all devices, and times and synchronous writes mean nothing in memory.
+const TMPFS_DEFAULTS: [&str; 21] = [
+    "defaults",
     "nodev",
+    "dev",
     "async",
     "sync",
     "atime",
@@ -337,6 +480,14 @@ const TMPFS_DEFAULTS: [&str; 12] = [
     "norelatime",
     "strictatime",
     "nostrictatime",
+    "private",
+    "rprivate",
+    "slave",
+    "rslave",
+    "shared",
+    "rshared",
+    "unbindable",
+    "runbindable",
 ];
 
 fn octal(text: &str) -> Option<u32> {
@@ -377,11 +528,16 @@ mod tests {
         };
         let tmpfs = Volume::Tmpfs {
             target: "/t".into(),
-            size: Some(1 << 20),
-            mode: 0o1777,
-            more: vec![("uid", 1000), ("gid", 1000), ("nr_inodes", 1024)],
-            exec: true,
-            read_only: false,
+            options: [
+                ("mode", "1777"),
+                ("size", "1048576"),
+                ("uid", "1000"),
+                ("gid", "1000"),
+                ("nr_inodes", "1024"),
+            ]
+            .map(|(name, value)| (name, value.to_owned()))
+            .to_vec(),
+            flags: Flags { read_only: false, nosuid: true, nodev: true, noexec: false },
         };
         assert_eq!(volumes(&args).unwrap(), [tmpfs, bind("/a", false), bind("/a/b", true)]);
         for (option, text) in [
@@ -389,7 +545,18 @@ mod tests {
             ("-v", "cache:/x"),
             ("-v", "/tmp:x"),
             ("-v", "/tmp:/"),
-            ("-v", "/tmp:/../x"),
+            ("-v", "/tmp:/.."),
+            ("-v", "/tmp:/proc"),
+            ("-v", "/tmp:/x:"),
+            ("-v", "/tmp::/x"),
+            ("-v", ":/x"),
+            ("-v", ""),
+            ("-v", "~/data:/x"),
+            ("-v", "/tmp:/x:ro,rw"),
+            ("-v", "/tmp:/x:z,Z"),
+            ("-v", "/tmp:/x:ro,ro"),
+            ("-v", "/tmp:/x:cached,delegated"),
+            ("-v", "a b:/x"),
             ("-v", "/tmp:/x:shared"),
             ("-v", "relative/dir:/x"),
             ("-v", "/tmp:/x:U"),
@@ -401,6 +568,20 @@ mod tests {
             ("--mount", "type=bind,\"source=/tmp,target=/x"),
             ("--mount", "type=bind,target=/x"),
             ("--mount", "type=nfs,target=/x"),
+            ("--mount", "type=image,source=x,target=/x"),
+            ("--mount", "source=/tmp,target=/x"),
+            ("--mount", "type=bind,source=tmp,target=/x"),
+            ("--mount", "type=bind,source=,target=/x"),
+            ("--mount", "type=bind,source=/tmp,target=/x,tmpfs-size=1m"),
+            ("--mount", "type=bind,source=/tmp,target=/x,volume-nocopy"),
+            ("--mount", "type=tmpfs,target=/x,bind-propagation=rslave"),
+            ("--mount", "type=tmpfs,target=/x,tmpfs-mode=9"),
+            ("--mount", "type=volume,target=/x,volume-opt=type=tmpfs"),
+            ("--mount", "type=bind,source=/tmp,target=/x,readonly,bind-recursive=writable"),
+            ("--tmpfs", "/x:mode=9"),
+            ("--tmpfs", "/x:size=101%"),
+            ("--tmpfs", "/proc"),
+            ("--tmpfs", ""),
             ("--tmpfs", "/x:size=huge"),
             ("--tmpfs", "/x:uid=root"),
         ] {
