@@ -89,14 +89,24 @@ impl fmt::Display for Platform {
 
 impl FromStr for Platform {
     type Err = String;
-    /// `linux/ARCHITECTURE[/VARIANT]`, as Docker's `--platform`.
+    /// `linux/ARCHITECTURE[/VARIANT]`, `linux` or `ARCHITECTURE`, in any case and with the kernel's names of architectures, as
+    /// Docker's `--platform` (containerd/platforms, Parse). Empty is this machine's.
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut words = text.split('/');
-        let (os, architecture) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        let (variant, more) = (words.next().unwrap_or_default(), words.next());
+        let lower = text.to_ascii_lowercase();
+        let words: Vec<&str> = lower.split('/').collect();
+        let (os, architecture, variant) = match words.as_slice() {
+            ["" | "linux"] => return Ok(Self::default()),
+            [architecture] if ARCHITECTURES.iter().any(|known| known.contains(architecture)) => {
+                ("linux", *architecture, "")
+            }
+            [os, architecture] => (*os, *architecture, ""),
+            [os, architecture, variant] => (*os, *architecture, *variant),
+            _ => ("", "", ""),
+        };
         let word = |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-        if os != "linux" || architecture.is_empty() || more.is_some() || !word(architecture) || !word(variant)
-        {
+        let known = ARCHITECTURES.iter().find(|known| known.contains(&architecture)).map(|known| known[0]);
+        let architecture = known.unwrap_or(architecture);
+        if os != "linux" || architecture.is_empty() || !word(architecture) || !word(variant) {
             return Err(
                 "a platform is linux/amd64 or linux/arm64, with a variant behind: linux/amd64/v3".into()
             );
@@ -104,6 +114,18 @@ impl FromStr for Platform {
         Ok(Self { architecture: architecture.into(), os: os.into(), variant: variant.into() })
     }
 }
+
+/// Architectures: the name of GOARCH, and other names of the same.
+const ARCHITECTURES: [&[&str]; 8] = [
+    &["amd64", "x86_64", "x86-64"],
+    &["arm64", "aarch64"],
+    &["arm", "armhf", "armel"],
+    &["386", "i386"],
+    &["ppc64le"],
+    &["s390x"],
+    &["riscv64"],
+    &["loong64", "loongarch64"],
+];
 
 /// This machine's architecture in the words of GOARCH, which images use.
 fn architecture() -> &'static str {

@@ -1033,3 +1033,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn platforms_are_written_as_for_docker() {
+    let of = |text: &str| text.parse::<Platform>().map(|platform| platform.to_string());
+    for (text, platform) in [
+        ("linux/amd64", "linux/amd64"),
+        ("amd64", "linux/amd64"),
+        ("arm64", "linux/arm64"),
+        ("aarch64", "linux/arm64"),
+        ("linux/x86_64", "linux/amd64"),
+        ("LINUX/AMD64", "linux/amd64"),
+        ("linux/arm64/v8", "linux/arm64/v8"),
+        ("linux/sparc64", "linux/sparc64"),
+    ] {
+        assert_eq!(of(text).as_deref(), Ok(platform), "{text}");
+    }
+    for text in ["", "linux"] {
+        assert_eq!(of(text), Ok(Platform::default().to_string()), "{text:?}");
+    }
+    for text in ["foo", "windows/amd64", "linux/", "/amd64", "linux/amd64/v2/x", "linux/amd-64", "local"] {
+        assert!(of(text).is_err(), "{text}");
+    }
+}

@@ -26,7 +26,7 @@ use crate::{
 use caps::{CapSet, Capability};
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
-    fs::{CWD, Mode, OFlags},
+    fs::{CWD, FileType, Mode, OFlags},
     io::Errno,
     mount::{MountFlags, MountPropagationFlags, UnmountFlags},
     process::Signal,
@@ -153,9 +153,11 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         process::exit_now(137);
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    enter_directory(&process.cwd).or_fail(Code::CannotRun, || {
-        format!("the working directory {} cannot be entered", process.cwd.display())
-    })?;
+    enter_directory(&process.cwd)
+        .or_fail(Code::CannotRun, || {
+            format!("the working directory {} cannot be entered", process.cwd.display())
+        })
+        .map_err(|error| error.fix("name a directory that the container's user may enter: -w /tmp"))?;
     if process.no_new_privileges {
         confine()?;
     }
@@ -502,12 +504,20 @@ pub fn run_first(command: &OsStr, candidates: &[CString], argv: &[CString], env:
                 Code::CommandNotFound,
                 format!("the command \"{}\" was not found in the container", command.display()),
             )
-            .fix(
-                "check its spelling, or name it with its path; `--entrypoint sh` starts a shell in the image",
-            ),
+            .fix(if command.as_bytes().contains(&b' ') {
+                "write each argument as a word of its own, without quotes around them all: gpurun run IMAGE echo a b; with --entrypoint \
+                 they stand behind the image; `sh -c \"…\"` runs a line of a shell"
+            } else {
+                "check its spelling, or name it with its path; `--entrypoint sh` starts a shell in the image"
+            }),
         };
     };
+    let is_directory =
+        rustix::fs::stat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir());
     let error_fix = match error.raw_os_error() {
+        Some(libc::EACCES) if is_directory => {
+            "it is a directory: name a program in it, such as gpurun run IMAGE /bin/sh"
+        }
         Some(libc::ENOEXEC) => "it is not a program for this machine, or a script without a first line #!",
         Some(libc::EACCES) => {
             "make it executable for the container's user (chmod +x), and not on a mount with noexec"
