@@ -34,7 +34,6 @@ fn main() -> ExitCode {
     let mut json = false;
     let result = match called.as_bytes() {
         name if name == container::INIT_NAME.to_bytes() => container::init::run(&words(&arguments)),
-        name if name == container::HANDOVER_NAME.to_bytes() => container::handover::run(&words(&arguments)),
         b"nvidia-ctk" => nvidia_ctk(&arguments),
         b"nvidia-container-cli" => nvidia_container_cli(&arguments),
         _ => {

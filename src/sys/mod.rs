@@ -4,6 +4,7 @@
 
 pub mod bpf;
 pub mod dynamic;
+pub mod handover;
 pub mod landlock;
 pub mod mount;
 pub mod notify;

@@ -135,22 +135,6 @@ pub fn close_others(kept: &mut [BorrowedFd<'_>]) -> io::Result<()> {
     close(first, u32::MAX)
 }
 
-/// The descriptor of this number, which the program that started this one left open for it; closed on exec from here on.
-///
-/// # Errors
-/// EBADF where there is none, and for standard input, output and error, which are everybody's.
-pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
-    if number < 3 {
-        return Err(io::Error::from_raw_os_error(libc::EBADF));
-    }
-    // SAFETY: fcntl with F_SETFD changes a flag, and fails where the number is no descriptor.
-    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: it is open, and nobody in this program owns it: only a program's first steps take what was left for it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
 /// Gives every signal its default action and blocks none: ignored signals and the mask survive execve(2), and std ignores
 /// SIGPIPE.
 pub fn reset_signals() {

@@ -3,7 +3,7 @@
 
 use crate::{
     error::{Code, Error, OrFail, Result},
-    sys::process,
+    sys::handover,
 };
 use rustix::{
     event::{PollFd, PollFlags},
@@ -29,6 +29,13 @@ pub enum Said {
     Terminal(OwnedFd),
     /// The descriptor by which its Unix sockets are supervised.
     UnixSockets(OwnedFd),
+    /// The command cannot be executed; see [`super::command::Command::failure`].
+    NotExecuted {
+        /// The index of the path.
+        path: Option<usize>,
+        /// The error of execve(2).
+        errno: i32,
+    },
     /// It failed.
     Failure(Error),
 }
@@ -47,11 +54,6 @@ impl AsFd for Channel {
 }
 
 impl Channel {
-    /// The end that another program left open for this one.
-    pub fn inherited(number: i32) -> Result<Self> {
-        process::inherited(number).map(Self).or_fail(Code::Internal, || "there is no launcher to talk to")
-    }
-
     /// Both ends.
     pub fn pair() -> Result<(Self, Self)> {
         let (a, b) =
@@ -133,6 +135,11 @@ impl Channel {
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
             _ => None,
         });
+        if let Some((path, errno)) =
+            <&[u8; handover::MESSAGE]>::try_from(&bytes[..length]).ok().and_then(handover::parse)
+        {
+            return Ok(Said::NotExecuted { path, errno });
+        }
         Ok(match (length, descriptor) {
             (0, _) => Said::Nothing,
             (length, Some(listener)) if bytes[..length] == *UNIX_SOCKETS => Said::UnixSockets(listener),

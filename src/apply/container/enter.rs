@@ -6,6 +6,7 @@
 use super::{
     assembly::{self, Steps},
     channel::Channel,
+    command::{Command, TOO_LONG},
     handover, host_proc, host_root,
     identity::Groups,
     image_volumes,
@@ -26,18 +27,13 @@ use crate::{
 use caps::{CapSet, Capability};
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
-    fs::{CWD, FileType, Mode, OFlags},
+    fs::{CWD, Mode, OFlags},
     io::Errno,
     mount::{MountFlags, MountPropagationFlags, UnmountFlags},
     process::Signal,
     thread::{Gid, Uid},
 };
-use std::{
-    convert::Infallible,
-    ffi::{CStr, CString, OsStr},
-    os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
-};
+use std::{convert::Infallible, ffi::CString, path::Path};
 
 /// What the child needs besides the container itself.
 #[derive(Debug)]
@@ -97,8 +93,15 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         }
     })?;
 
-    let root = mount_root(container, layers, &steps)?;
-    let own = if process.init || may_change_own_program(process)? { Some(own_program()?) } else { None };
+    let (root, memory) = mount_root(container, layers, &steps)?;
+    let program = if process.init {
+        Some(own_program()?)
+    } else if handover::is_needed(process)? {
+        Some(handover::place(&memory)?)
+    } else {
+        None
+    };
+    drop(memory);
     assembly::assemble(&root, steps.mounts)?;
     // Before the volumes, which a link of the image's may lead over /dev: what lies there then is a stranger's.
     let terminal = if process.tty { Some(terminal::open(&root, process)?) } else { None };
@@ -134,13 +137,13 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     }
     drop(null);
     process.rlimits.iter().try_for_each(set_limit)?;
-    let mut kept: Vec<BorrowedFd<'_>> = own.iter().map(AsFd::as_fd).chain([channel.as_fd()]).collect();
+    let mut kept: Vec<BorrowedFd<'_>> = program.iter().map(AsFd::as_fd).chain([channel.as_fd()]).collect();
     process::close_others(&mut kept).or_fail(Code::Internal, failed("close_range"))?;
     // The launcher closes the cgroup to foreign devices meanwhile.
     if container.id_map.is_none() {
         channel.wait()?;
     }
-    let confine = || confine(container, confinement, seccomp.as_deref(), own.as_ref(), channel);
+    let confine = || confine(container, confinement, seccomp.as_deref(), program.as_ref(), channel);
     if !process.no_new_privileges {
         // Without no_new_privs this needs CAP_SYS_ADMIN, which is dropped next.
         confine()?;
@@ -161,7 +164,12 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
     if process.no_new_privileges {
         confine()?;
     }
-    Err(execute(process, own.as_ref(), channel))
+    let command = Command::of(process)?;
+    Err(match program {
+        Some(program) if process.init => start_init(&program, command),
+        Some(program) => handover::execute(&program, command, channel),
+        None => command.execute(),
+    })
 }
 
 /// Confines the container's processes: Landlock, separate Unix sockets, and the system call filter. Without the filter the
@@ -170,14 +178,14 @@ fn confine(
     container: &Container,
     confinement: Confinement,
     seccomp: Option<&[u8]>,
-    own: Option<&OwnedFd>,
+    program: Option<&OwnedFd>,
     channel: &Channel,
 ) -> Result<()> {
     let unix_sockets = if unix_sockets::are_apart(container) { unix_sockets::stop(container)? } else { None };
     if let Some(listener) = &unix_sockets {
         channel.send_unix_sockets(listener)?;
     }
-    confinement.enter(own.map(AsFd::as_fd), unix_sockets.is_some())?;
+    confinement.enter(program.map(AsFd::as_fd), unix_sockets.is_some())?;
     // Only the supervisor keeps the descriptor open.
     drop(unix_sockets);
     match seccomp {
@@ -200,7 +208,9 @@ fn enter_directory(path: &Path) -> rustix::io::Result<()> {
 
 /// Mounts the root (an overlay of the image's layers, gpurun's own layer and the container's scratch directory) and the
 /// image's volumes. The path of the mount is used only in this mount namespace.
-fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<Root> {
+///
+/// Also returns the memory file system that contains gpurun's layer, and is not part of the root.
+fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(Root, OwnedFd)> {
     let (path, scratch) = container.scratch.open_by_path(&container.id)?;
     // On the scratch directory lies a file system in memory, with gpurun's layer and the root's mount point.
     let flags = Flags { nodev: true, ..Flags::default() };
@@ -222,7 +232,7 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<R
             .or_fail(Code::Mount, || "the container's root cannot be opened")?;
         let root = Root::new(root);
         image_volumes::mount(container, &root, &[], &scratch, &memory)?;
-        return Ok(root);
+        return Ok((root, memory));
     }
     let lowers = lower_directories(layers, layer).map_err(|errno| no_overlay(container, errno))?;
     let mount = |upper: Option<&OwnedFd>| -> Result<rustix::io::Result<()>> {
@@ -242,7 +252,7 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<R
         .or_fail(Code::Mount, || "the container's root cannot be opened")?;
     let root = Root::new(root);
     image_volumes::mount(container, &root, &lowers, &scratch, &memory)?;
-    Ok(root)
+    Ok((root, memory))
 }
 
 pub fn directory_in(at: impl AsFd, name: &str) -> Result<OwnedFd> {
@@ -305,18 +315,8 @@ pub fn overlay(
     rustix::mount::mount("overlay", target, "overlay", MountFlags::NODEV, Some(data.as_c_str()))
 }
 
-/// Whether the container's user could write gpurun's own file, or make it setuid, if he got at it: while this process execs
-/// the command, /proc/self/exe is that file, and a command or script that says `#!/proc/self/exe` opens it (CVE-2019-5736).
-fn may_change_own_program(process: &Process) -> Result<bool> {
-    let stat =
-        rustix::fs::stat("/proc/self/exe").or_fail(Code::Internal, || "gpurun's own file is not there")?;
-    let user = &process.user;
-    // The owner as this user namespace has it. The group's bits also bound those of access control lists.
-    Ok(user.uid == 0 || stat.st_uid == user.uid || stat.st_mode & 0o022 != 0)
-}
-
-/// gpurun's own file as a read-only mount, for what may run as the container's pid 1 or exec its command: /proc/1/exe would
-/// otherwise be a way to write the host's.
+/// gpurun's own file as a read-only mount, for the container's pid 1 with `--init`: /proc/1/exe would otherwise be a way to write
+/// the host's.
 fn own_program() -> Result<OwnedFd> {
     use rustix::mount::OpenTreeFlags;
     let own = Path::new("/proc/self/exe");
@@ -338,6 +338,15 @@ fn own_program() -> Result<OwnedFd> {
     )
     .or_fail(Code::Mount, || "gpurun's own file cannot be made read-only")?;
     Ok(clone)
+}
+
+/// Becomes gpurun's own init, which starts the command. Returns only the failure.
+fn start_init(own: &OwnedFd, command: Command) -> Error {
+    let words: Vec<CString> = std::iter::once(super::INIT_NAME.into()).chain(command.argv).collect();
+    let error = process::fexecve(own.as_fd(), &words, &command.env);
+    let is_too_long = error.raw_os_error() == Some(libc::E2BIG);
+    let error = Error::new(Code::CannotRun, "gpurun cannot start itself in the container").cause(error);
+    if is_too_long { error.fix(TOO_LONG) } else { error }
 }
 
 fn set_limit(limit: &Rlimit) -> Result<()> {
@@ -423,109 +432,4 @@ fn drop_privileges(process: &Process, rootless: bool) -> Result<()> {
 
 fn capability_set(mask: u64) -> caps::CapsHashSet {
     caps::all().into_iter().filter(|c: &Capability| mask & c.bitmask() != 0).collect()
-}
-
-fn c_string(text: impl AsRef<OsStr>) -> Result<CString> {
-    let text = text.as_ref();
-    CString::new(text.as_bytes()).map_err(|_| {
-        Error::new(Code::CannotRun, format!("{} holds a NUL character", text.display()))
-            .fix("take the NUL character out of the command or out of the -e option")
-    })
-}
-
-/// What to do about E2BIG (execve(2), "Limits on size of arguments and environment").
-const TOO_LONG: &str = "shorten it: one argument or variable may have 128 KiB, and all together a quarter of the stack's limit (`ulimit -s`); \
-                        pass more in a file: -v ./FILE:/FILE";
-
-/// execve(2), with the command looked up in PATH as a shell does it; by way of gpurun's own file where that is given.
-fn execute(process: &Process, own: Option<&OwnedFd>, channel: &Channel) -> Error {
-    let through_own = |program: &OwnedFd, argv: Vec<CString>, env: &[CString]| {
-        let before = if process.init { vec![super::INIT_NAME.into()] } else { handover::words(channel)? };
-        let argv: Vec<CString> = before.into_iter().chain(argv).collect();
-        let error = process::fexecve(program.as_fd(), &argv, env);
-        let is_too_long = error.raw_os_error() == Some(libc::E2BIG);
-        let failed = Err(error).or_fail(Code::CannotRun, || "gpurun cannot start itself in the container");
-        if is_too_long { failed.map_err(|error: Error| error.fix(TOO_LONG)) } else { failed }
-    };
-    let executed: Result<Infallible> = prepare(process).and_then(|(argv, env, candidates)| match own {
-        Some(program) => through_own(program, argv, &env),
-        None => Err(run_first(&process.argv[0], &candidates, &argv, &env)),
-    });
-    match executed {
-        Err(error) => error,
-        Ok(never) => match never {},
-    }
-}
-
-type Prepared = (Vec<CString>, Vec<CString>, Vec<CString>);
-
-fn prepare(process: &Process) -> Result<Prepared> {
-    let env = &process.env;
-    let argv = process.argv.iter().map(c_string).collect::<Result<Vec<_>>>()?;
-    let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
-    let candidates = candidates(&process.argv[0], path).iter().map(c_string).collect::<Result<Vec<_>>>()?;
-    let env =
-        env.iter().map(|(name, value)| c_string(format!("{name}={value}"))).collect::<Result<Vec<_>>>()?;
-    Ok((argv, env, candidates))
-}
-
-/// The paths at which a command may be: itself, or below each directory of PATH.
-pub fn candidates(command: &OsStr, path: &str) -> Vec<PathBuf> {
-    if command.as_bytes().contains(&b'/') {
-        return vec![command.into()];
-    }
-    let directory = |d: &str| Path::new(if d.is_empty() { "." } else { d }).join(command);
-    path.split(':').map(directory).collect()
-}
-
-/// Runs the first candidate that can be run. Returns its failure: 127 if there is none, 126 if one cannot be run.
-pub fn run_first(command: &OsStr, candidates: &[CString], argv: &[CString], env: &[CString]) -> Error {
-    let mut refused: Option<(&CStr, std::io::Error)> = None;
-    for candidate in candidates {
-        let error = process::execve(candidate, argv, env);
-        if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) {
-            refused.get_or_insert((candidate, error));
-        }
-    }
-    let Some((path, error)) = refused else {
-        let missing = candidates.iter().find(|c| {
-            rustix::fs::accessat(CWD, c.as_c_str(), rustix::fs::Access::EXISTS, rustix::fs::AtFlags::empty())
-                .is_ok()
-        });
-        return match missing {
-            Some(path) => {
-                Error::new(Code::CommandNotFound, format!("{} cannot be started", path.to_string_lossy()))
-                    .cause(
-                        "the file is there, but the interpreter or the dynamic loader that it names is not",
-                    )
-                    .fix("check its first line (#!) or install the C library that it was built for")
-            }
-            None => Error::new(
-                Code::CommandNotFound,
-                format!("the command \"{}\" was not found in the container", command.display()),
-            )
-            .fix(if command.as_bytes().contains(&b' ') {
-                "write each argument as a word of its own, without quotes around them all: gpurun run IMAGE echo a b; with --entrypoint \
-                 they stand behind the image; `sh -c \"…\"` runs a line of a shell"
-            } else {
-                "check its spelling, or name it with its path; `--entrypoint sh` starts a shell in the image"
-            }),
-        };
-    };
-    let is_directory =
-        rustix::fs::stat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir());
-    let error_fix = match error.raw_os_error() {
-        Some(libc::EACCES) if is_directory => {
-            "it is a directory: name a program in it, such as gpurun run IMAGE /bin/sh"
-        }
-        Some(libc::ENOEXEC) => "it is not a program for this machine, or a script without a first line #!",
-        Some(libc::EACCES) => {
-            "make it executable for the container's user (chmod +x), and not on a mount with noexec"
-        }
-        Some(libc::E2BIG) => TOO_LONG,
-        _ => "see execve(2) for what this error means",
-    };
-    Error::new(Code::CannotRun, format!("{} cannot be run", path.to_string_lossy()))
-        .cause(error)
-        .fix(error_fix)
 }

@@ -5,8 +5,9 @@
 //! any program can clear it. Such a container would outlive a killed launcher and hold its GPUs. So a child of the launcher, the
 //! guardian, waits for the end of either: when the launcher ends first, it kills the container.
 //!
-//! The guardian starts after the command, has a session of its own, so that a signal for the launcher's process group does not
-//! reach it, and holds two descriptors: the container's pidfd, and a pipe that the launcher has open for writing.
+//! The guardian starts while the container's first process makes the root, so a start does not wait for it. It has a session of
+//! its own, so that a signal for the launcher's process group does not reach it, and holds two descriptors: the container's
+//! pidfd, and a pipe that the launcher has open for writing.
 
 use crate::sys::process::{self, Clone};
 use rustix::{

@@ -1,6 +1,6 @@
 //! `--init`: pid 1 of the container, which starts the command, forwards every signal to it and reaps orphans.
 
-use super::handover;
+use super::command::{self, Command};
 use crate::{
     error::{Code, Error, OrFail, Result},
     sys::process,
@@ -10,7 +10,10 @@ use nix::sys::{
     signalfd::{SfdFlags, SignalFd},
 };
 use rustix::{fd::AsFd, io::Errno, process::WaitOptions};
-use std::ffi::{CStr, CString};
+use std::{
+    ffi::{CStr, CString, OsStr},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+};
 
 /// The name by which gpurun is called when it is a container's pid 1.
 pub const INIT_NAME: &CStr = c"gpurun-init";
@@ -38,7 +41,7 @@ pub fn run(argv: &[CString]) -> Result<u8> {
         let _ = nix::unistd::setpgid(own, own);
         let _ = nix::unistd::tcsetpgrp(rustix::stdio::stdin(), own);
         process::reset_signals();
-        let error = handover::become_command(argv);
+        let error = command(argv).execute();
         crate::output::report(&error);
         process::exit_now(i32::from(error.code().exit_code()));
     }
@@ -71,5 +74,22 @@ pub fn run(argv: &[CString]) -> Result<u8> {
                 Ok(None) | Err(_) => break,
             }
         }
+    }
+}
+
+/// The command of these words, with this program's own environment.
+fn command(argv: &[CString]) -> Command {
+    let c_string = |bytes: Vec<u8>| CString::new(bytes).ok();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let name = argv.first().map_or(OsStr::new(""), |name| OsStr::from_bytes(name.to_bytes()));
+    Command {
+        paths: command::paths(name, &path)
+            .into_iter()
+            .filter_map(|path| c_string(path.into_os_string().into_vec()))
+            .collect(),
+        argv: argv.to_vec(),
+        env: std::env::vars_os()
+            .filter_map(|(name, value)| c_string([name.as_bytes(), b"=", value.as_bytes()].concat()))
+            .collect(),
     }
 }

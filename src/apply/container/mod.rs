@@ -3,9 +3,10 @@
 mod assembly;
 pub mod cgroup;
 mod channel;
+mod command;
 mod enter;
 mod guardian;
-pub mod handover;
+mod handover;
 mod host_proc;
 mod host_root;
 pub mod identity;
@@ -35,7 +36,8 @@ use crate::{
 use assembly::{CgroupView, Step};
 use cgroup::{Cgroup, Layout};
 use channel::{Channel, Said};
-pub use handover::HANDOVER_NAME;
+use command::Command;
+use guardian::Guardian;
 pub use init::INIT_NAME;
 use landlock::Confinement;
 use relay::Running;
@@ -81,17 +83,10 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     // What the start needed is not needed to wait: the launcher of a container that runs for weeks stays small.
     drop((container, layers));
     process::release_memory();
-    // The other children close what they inherit, so the launcher alone holds its end of the pipe.
-    let guardian = started.as_ref().ok().map(|started| guardian::start(started.pid_one.as_fd()));
-    if let Some(Err(error)) = &guardian {
-        tracing::warn!(
-            "a container that changes its user will outlive a killed launcher: no guardian can be started ({error})"
-        );
-    }
     if started.is_ok() {
         scratch.sweep_beside();
     }
-    let result = started.and_then(|Started { pid_one, terminal, unix_sockets }| {
+    let result = started.and_then(|Started { pid_one, guardian, terminal, unix_sockets }| {
         let running = Running {
             pid_one,
             streams: outside,
@@ -101,14 +96,15 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
             interactive,
             stop_signal,
         };
-        relay::relay(running, &signals)
+        let result = relay::relay(running, &signals);
+        drop(guardian);
+        result
     });
     if let (Ok(1..), Some(limit), Some(cgroup)) = (&result, memory, &cgroup)
         && cgroup.ran_out_of_memory()
     {
         tracing::warn!("{}", out_of_memory(limit));
     }
-    drop(guardian);
     let removed = cgroup.map_or(Ok(()), Cgroup::remove).and(scratch.remove());
     match (result, removed) {
         (Ok(code), removed) => {
@@ -147,6 +143,8 @@ fn out_of_memory(limit: u64) -> String {
 
 struct Started {
     pid_one: PidOne,
+    /// `None` if it could not be started.
+    guardian: Option<Guardian>,
     terminal: Option<OwnedFd>,
     unix_sockets: Option<OwnedFd>,
 }
@@ -172,14 +170,24 @@ fn start(
     };
     drop((theirs, entry.streams));
     // What only the launcher can do for the child, while that makes its root.
-    let prepared = prepare(container, pid, cgroup);
-    let talked = prepared.and_then(|()| ours.go()).and_then(|()| {
+    let prepared = prepare(container, pid, cgroup).and_then(|()| ours.go());
+    let guardian = guardian::start(pidfd.as_fd())
+        .inspect_err(|error| {
+            tracing::warn!(
+                "a container that changes its user will outlive a killed launcher: no guardian can be started ({error})"
+            );
+        })
+        .ok();
+    let talked = prepared.and_then(|()| {
         let (mut terminal, mut unix_sockets) = (None, None);
         loop {
             match ours.receive()? {
                 Said::Nothing => return Ok((terminal, unix_sockets)),
                 Said::Terminal(master) => terminal = Some(master),
                 Said::UnixSockets(listener) => unix_sockets = Some(listener),
+                Said::NotExecuted { path, errno } => {
+                    return Err(Command::of(&container.process)?.failure(path, errno));
+                }
                 Said::Failure(error) => return Err(error),
             }
         }
@@ -187,7 +195,7 @@ fn start(
     let talked = talked.and_then(|terminal| write_pid_file(container, pid).map(|()| terminal));
     match talked {
         Ok((terminal, unix_sockets)) => {
-            Ok(Started { pid_one: PidOne::new(pidfd, pid), terminal, unix_sockets })
+            Ok(Started { pid_one: PidOne::new(pidfd, pid), guardian, terminal, unix_sockets })
         }
         Err(error) => {
             let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
