@@ -123,8 +123,8 @@ fn is_port_range(text: &str) -> bool {
     let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
     let port =
         |text: &str| text.parse::<u16>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
-    ["tcp", "udp", "sctp"].contains(&protocol)
-        && port(first).zip(port(last)).is_some_and(|(first, last)| first <= last)
+    // As Docker, which does not look at the protocol.
+    !protocol.is_empty() && port(first).zip(port(last)).is_some_and(|(first, last)| first <= last)
 }
 
 /// Every one, by name.

@@ -279,7 +279,7 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     ("run --stop-timeout a x", "cannot serve --stop-timeout a", "--stop-timeout 10"),
     ("run --expose http x", "cannot serve --expose http", "--expose 8000"),
     ("run --expose 90-80 x", "cannot serve --expose 90-80", "--expose 8000"),
-    ("run --expose 80/icmp x", "cannot serve --expose 80/icmp", "--expose 8000"),
+    ("run --expose 80/ x", "cannot serve --expose 80/", "--expose 8000"),
     ("ls x", "gpurun ls takes no word \"x\"", "gpurun ls --help"),
     ("config get x", "gpurun config takes no word \"get\"", "gpurun config --help"),
     ("cdi generate --format xml", "\"xml\" is not a value of --format", "gpurun cdi generate --help"),

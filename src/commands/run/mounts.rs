@@ -23,7 +23,7 @@ pub fn volumes(args: &Run) -> Result<Vec<Volume>> {
     let bind = args.bind.iter().flat_map(|list| list.split(',')).map(bind);
     let mount = args.mount.iter().filter_map(|text| mount(text).transpose());
     let mut all = tmpfs.chain(volume).chain(bind).chain(mount).collect::<Result<Vec<_>>>()?;
-    distinct(args, &mut all)?;
+    distinct(&mut all)?;
     // A stable sort: outer mounts first, and mounts of the same depth in the typed order.
     all.sort_by_key(|volume| volume.target().components().count());
     Ok(all)
@@ -31,7 +31,7 @@ pub fn volumes(args: &Run) -> Result<Vec<Volume>> {
 
 /// Drops repeated mounts, and refuses two mounts with one target, of which the container would see only one. As in Docker, the
 /// last `--tmpfs` of a target counts.
-fn distinct(args: &Run, all: &mut Vec<Volume>) -> Result<()> {
+fn distinct(all: &mut Vec<Volume>) -> Result<()> {
     let mut seen: Vec<Volume> = Vec::new();
     for volume in all.drain(..) {
         match seen.iter_mut().find(|known| known.target() == volume.target()) {
@@ -42,11 +42,7 @@ fn distinct(args: &Run, all: &mut Vec<Volume>) -> Result<()> {
         }
     }
     *all = seen;
-    let mut anonymous = anonymous(args)?.into_iter();
-    match anonymous.find(|target| all.iter().any(|volume| volume.target() == target)) {
-        Some(target) => Err(same_target(&target)),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 fn same_target(target: &Path) -> Error {
@@ -330,7 +326,9 @@ impl<'a> Fields<'a> {
         }
         match (key, value) {
             ("type", Some(value)) => self.kind = value.to_ascii_lowercase(),
-            ("source" | "src", Some(value)) => self.source = Some(value.to_owned()),
+            ("source" | "src", Some(value)) => {
+                self.source = Some(value.to_owned()).filter(|path| !path.is_empty());
+            }
             ("target" | "dst" | "destination", Some(value)) => self.target = Some(value.to_owned()),
             ("readonly" | "ro", value) => self.read_only = boolean(value)?,
             ("rw", value) => self.read_only = !boolean(value)?,
@@ -388,13 +386,13 @@ fn mount(text: &str) -> Result<Option<Volume>> {
             receives_mounts: fields.receives_mounts,
         })),
         ("bind", None) => Err(Fields::bad(text, "there is no source")),
-        ("tmpfs", None | Some("")) => Ok(Some(Volume::Tmpfs {
+        ("tmpfs", None) => Ok(Some(Volume::Tmpfs {
             target: to,
             options: tmpfs_options(fields.mode, fields.bytes.map(|bytes| bytes.to_string())),
             flags: Flags { read_only: fields.read_only, nosuid: true, nodev: true, noexec: false },
         })),
         ("tmpfs", Some(_)) => Err(Fields::bad(text, "a tmpfs has no source")),
-        ("volume", None | Some("")) => Ok(None),
+        ("volume", None) => Ok(None),
         ("volume", Some(path)) if path.starts_with(['/', '.', '~']) => {
             Err(usage(format!("--mount {text:?}: a volume has a name, and {path:?} is a path"))
                 .fix(format!("add type=bind: --mount type=bind,source={path},target={shown}")))
@@ -423,7 +421,7 @@ fn tmpfs(text: &str) -> Result<Volume> {
         usage(format!("--tmpfs {text:?}: {name} is not a number"))
             .fix(format!("write --tmpfs {path}:{name}=1000"))
     };
-    for option in options.split(',').filter(|o| !o.is_empty()) {
+    for option in options.split(',').filter(|_| !options.is_empty()) {
         let (name, value) = match option.split_once('=') {
             Some(("size", value)) => ("size", tmpfs_size(value)?),
             Some(("mode", value)) => {

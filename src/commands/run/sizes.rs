@@ -10,10 +10,11 @@ pub fn size(option: &str, text: &str) -> Result<u64> {
         usage(format!("{option} {text:?} is not a size"))
             .fix("write a number with b, k, m, g or t: `512m`, `16g`")
     };
-    let lower = text.trim().to_ascii_lowercase();
+    let lower = text.to_ascii_lowercase();
     let end = lower.rfind(|c: char| c.is_ascii_digit() || c == '.').map_or(0, |last| last + 1);
     let (number, unit) = lower.split_at(end);
-    let unit = unit.trim();
+    // One blank, as go-units has it.
+    let unit = unit.strip_prefix(' ').unwrap_or(unit);
     let shift = match unit.strip_suffix("ib").or_else(|| unit.strip_suffix(['b', 'i'])).unwrap_or(unit) {
         "" => 0,
         "k" => 10,
@@ -77,6 +78,9 @@ mod tests {
             "64ibb",
             "4gg",
             "50%",
+            "64m ",
+            " 64m",
+            "64  m",
             "max",
             "0x10",
             "99999999999999999999",
