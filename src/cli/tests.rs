@@ -149,7 +149,7 @@ fn a_failure_of_parsing_says_what_the_parser_knows() {
         ("run --gpu all ubuntu", &["there is no option --gpu", "did you mean --gpus?"]),
         ("run -Z ubuntu", &["there is no option -Z", "gpurun run --help"]),
         ("run --gpus", &["--gpus wants a value", "write --gpus REQUEST"]),
-        ("run -h", &["--hostname wants a value"]),
+        ("run -h", &["-h wants a value"]),
         (
             "run --pull sometimes ubuntu",
             &["\"sometimes\" is not a value of --pull", "always, missing, never"],

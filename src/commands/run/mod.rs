@@ -6,12 +6,14 @@ mod env_file;
 pub mod environment;
 pub mod host_mounts;
 mod limits;
+mod mount_option;
 pub mod mounts;
 mod names;
 mod namespaces;
 mod security;
 pub mod sizes;
 mod stop_signal;
+mod tmpfs;
 
 use super::Context;
 use crate::{

@@ -1,15 +1,13 @@
 //! `-v`, `--mount`, `--bind` and `--tmpfs`.
 
-use super::{sizes::size, usage};
+use super::{mount_option, mount_option::mount, tmpfs::tmpfs, usage};
 use crate::{
     apply::{
         container::spec::Volume,
         rootfs::{Found, Layers},
     },
-    cli::{Run, is_true},
+    cli::Run,
     error::{Code, Error, Result},
-    request::csv,
-    sys::mount::Flags,
 };
 use std::path::{Component, Path, PathBuf};
 
@@ -55,11 +53,7 @@ fn same_target(target: &Path) -> Error {
 /// they show the image's content and are removed with the container.
 pub fn anonymous(args: &Run) -> Result<Vec<PathBuf>> {
     let short = args.volume.iter().filter(|text| !text.contains(':')).map(|text| target("-v", text));
-    let long = args.mount.iter().filter_map(|text| match Fields::parse(text) {
-        Ok(fields) if fields.kind == "volume" && fields.source.is_none() => Some(fields.target()),
-        // Reported by `volumes`.
-        _ => None,
-    });
+    let long = args.mount.iter().filter_map(|text| mount_option::anonymous(text));
     short.chain(long).collect()
 }
 
@@ -88,7 +82,8 @@ pub fn check_targets(volumes: &[Volume], layers: &Layers) -> Result<()> {
     Ok(())
 }
 
-fn target(option: &str, text: &str) -> Result<PathBuf> {
+/// Parses a path in the container.
+pub fn target(option: &str, text: &str) -> Result<PathBuf> {
     let bad = |what: &str| {
         usage(format!("{option}: the target {text:?} {what}")).fix(format!(
             "name a path in the container that begins with /: {}",
@@ -119,7 +114,7 @@ fn target(option: &str, text: &str) -> Result<PathBuf> {
 
 /// Parses a path of the host. As in Docker, a path begins with `/` or `.`, and anything else is the name of a volume. `line` is
 /// the option with that source in place of `SOURCE`.
-fn source(option: &str, text: &str, line: &str) -> Result<PathBuf> {
+pub fn source(option: &str, text: &str, line: &str) -> Result<PathBuf> {
     let with = |source: &str| quoted(&line.replace("SOURCE", source));
     if text.is_empty() {
         return Err(usage(format!("{option}: the source is empty"))
@@ -230,7 +225,8 @@ impl Bind {
     }
 }
 
-const PROPAGATION: &str = "mounts made in a container never reach the host: write rslave, which lets mounts of the host reach \
+/// The fix of `rshared`.
+pub const PROPAGATION: &str = "mounts made in a container never reach the host: write rslave, which lets mounts of the host reach \
                            the container";
 
 fn volume(text: &str) -> Result<Volume> {
@@ -270,228 +266,6 @@ fn bind(text: &str) -> Result<Volume> {
     Ok(bind.volume())
 }
 
-/// The fields of `--mount` (docker/cli, opts/mount.go).
-struct Fields<'a> {
-    text: &'a str,
-    kind: String,
-    source: Option<String>,
-    target: Option<String>,
-    read_only: bool,
-    recursive: bool,
-    receives_mounts: bool,
-    bytes: Option<u64>,
-    mode: u32,
-    /// Keys of one type, such as `tmpfs-size`.
-    typed: Vec<String>,
-}
-
-impl<'a> Fields<'a> {
-    fn bad(text: &str, what: &str) -> Error {
-        usage(format!("--mount {text:?}: {what}")).fix(
-            "write --mount type=bind,source=/data,target=/data[,readonly] or --mount type=tmpfs,target=/x[,tmpfs-size=1g]",
-        )
-    }
-
-    fn parse(text: &'a str) -> Result<Self> {
-        let mut fields = Self {
-            text,
-            kind: "volume".into(),
-            source: None,
-            target: None,
-            read_only: false,
-            recursive: true,
-            receives_mounts: false,
-            bytes: None,
-            mode: 0o1777,
-            typed: Vec::new(),
-        };
-        for field in csv::record(text).map_err(|why| Self::bad(text, why))? {
-            let (key, value) =
-                field.split_once('=').map_or((field.as_str(), None), |(key, value)| (key, Some(value)));
-            fields.set(&key.to_ascii_lowercase(), value, &field)?;
-        }
-        let kind = fields.kind.as_str();
-        if let Some(other) = fields.typed.iter().find(|key| !key.starts_with(&format!("{kind}-"))) {
-            return Err(Self::bad(text, &format!("{other:?} has no effect with type={kind}")));
-        }
-        Ok(fields)
-    }
-
-    fn set(&mut self, key: &str, value: Option<&str>, field: &str) -> Result<()> {
-        let text = self.text;
-        let unknown = || Self::bad(text, &format!("{field:?} is not known"));
-        let boolean = |value: Option<&str>| value.map_or(Some(true), is_true).ok_or_else(unknown);
-        if ["bind-", "tmpfs-", "volume-"].iter().any(|kind| key.starts_with(kind)) {
-            self.typed.push(key.to_owned());
-        }
-        match (key, value) {
-            ("type", Some(value)) => self.kind = value.to_ascii_lowercase(),
-            ("source" | "src", Some(value)) => {
-                self.source = Some(value.to_owned()).filter(|path| !path.is_empty());
-            }
-            ("target" | "dst" | "destination", Some(value)) => self.target = Some(value.to_owned()),
-            ("readonly" | "ro", value) => self.read_only = boolean(value)?,
-            ("rw", value) => self.read_only = !boolean(value)?,
-            ("bind-nonrecursive", value) => self.recursive = !boolean(value)?,
-            ("bind-recursive", Some("disabled")) => self.recursive = false,
-            ("bind-recursive", Some("enabled" | "readonly")) => self.recursive = true,
-            ("bind-recursive", Some("writable")) => {
-                return Err(usage(format!("--mount {text:?}: {field:?} cannot be served"))
-                    .cause("a read-only mount makes the mounts below it read-only")
-                    .fix("leave out readonly, or mount the writable directory by itself: -v SOURCE/SUB:TARGET/SUB"));
-            }
-            ("bind-propagation", Some("rslave" | "slave")) => self.receives_mounts = true,
-            ("bind-propagation", Some("rshared" | "shared")) => {
-                return Err(usage(format!("--mount {text:?}: {field:?} cannot be served")).fix(PROPAGATION));
-            }
-            ("tmpfs-size", Some(value)) => self.bytes = Some(size("--mount tmpfs-size", value)?),
-            ("tmpfs-mode", Some(value)) => {
-                self.mode = octal(value).ok_or_else(|| {
-                    usage(format!("--mount {text:?}: the mode {value:?} is not octal"))
-                        .fix("write octal digits: tmpfs-mode=1777")
-                })?;
-            }
-            ("volume-opt" | "volume-driver" | "volume-subpath", Some(_))
-                if field != "volume-driver=local" =>
-            {
-                return Err(usage(format!(
-                    "--mount {text:?}: {field:?} needs a volume, and gpurun keeps no volumes yet"
-                ))
-                .fix("mount a directory of the host: --mount type=bind,source=/data,target=/data"));
-            }
-            ("bind-propagation", Some("rprivate" | "private"))
-            | ("consistency" | "relabel" | "volume-driver", Some(_))
-            | ("volume-nocopy" | "volume-label" | "z" | "shared", _) => {}
-            _ => return Err(unknown()),
-        }
-        Ok(())
-    }
-
-    fn target(&self) -> Result<PathBuf> {
-        target("--mount", self.target.as_deref().ok_or_else(|| Self::bad(self.text, "there is no target"))?)
-    }
-}
-
-/// `None` is an anonymous volume.
-fn mount(text: &str) -> Result<Option<Volume>> {
-    let fields = Fields::parse(text)?;
-    let to = fields.target()?;
-    let shown = to.display();
-    match (fields.kind.as_str(), fields.source.as_deref()) {
-        ("bind", Some(from)) => Ok(Some(Volume::Bind {
-            source: source("--mount", from, &format!("type=bind,source=SOURCE,target={shown}"))?,
-            target: to,
-            read_only: fields.read_only,
-            recursive: fields.recursive,
-            receives_mounts: fields.receives_mounts,
-        })),
-        ("bind", None) => Err(Fields::bad(text, "there is no source")),
-        ("tmpfs", None) => Ok(Some(Volume::Tmpfs {
-            target: to,
-            options: tmpfs_options(fields.mode, fields.bytes.map(|bytes| bytes.to_string())),
-            flags: Flags { read_only: fields.read_only, nosuid: true, nodev: true, noexec: false },
-        })),
-        ("tmpfs", Some(_)) => Err(Fields::bad(text, "a tmpfs has no source")),
-        ("volume", None) => Ok(None),
-        ("volume", Some(path)) if path.starts_with(['/', '.', '~']) => {
-            Err(usage(format!("--mount {text:?}: a volume has a name, and {path:?} is a path"))
-                .fix(format!("add type=bind: --mount type=bind,source={path},target={shown}")))
-        }
-        ("volume", Some(name)) => {
-            Err(usage(format!("--mount {text:?}: gpurun keeps no volumes yet")).fix(format!(
-                "mount a directory: mkdir -p ./{name}, and --mount type=bind,source=./{name},target={shown}"
-            )))
-        }
-        ("image", _) => Err(usage(format!("--mount {text:?}: the type \"image\" cannot be served"))
-            .fix(format!("unpack the image and mount its directory: --mount type=bind,source=DIR,target={shown},readonly"))),
-        (other, _) => Err(Fields::bad(text, &format!("the type {other:?} cannot be served"))),
-    }
-}
-
-fn tmpfs_options(mode: u32, size: Option<String>) -> Vec<(&'static str, String)> {
-    std::iter::once(("mode", format!("{mode:04o}"))).chain(size.map(|size| ("size", size))).collect()
-}
-
-/// `--tmpfs TARGET[:OPTIONS]`, with the options that Docker accepts (moby, volume/mounts/linux_parser.go).
-fn tmpfs(text: &str) -> Result<Volume> {
-    let (path, options) = text.split_once(':').unwrap_or((text, ""));
-    let mut all = tmpfs_options(0o1777, None);
-    let mut flags = Flags { read_only: false, nosuid: true, nodev: true, noexec: true };
-    let not_a_number = |name: &str| {
-        usage(format!("--tmpfs {text:?}: {name} is not a number"))
-            .fix(format!("write --tmpfs {path}:{name}=1000"))
-    };
-    for option in options.split(',').filter(|_| !options.is_empty()) {
-        let (name, value) = match option.split_once('=') {
-            Some(("size", value)) => ("size", tmpfs_size(value)?),
-            Some(("mode", value)) => {
-                let mode = octal(value).ok_or_else(|| {
-                    usage(format!("--tmpfs {text:?}: the mode {value:?} is not octal"))
-                        .fix(format!("write octal digits: --tmpfs {path}:mode=1777"))
-                })?;
-                ("mode", format!("{mode:04o}"))
-            }
-            Some((name @ ("uid" | "gid"), value)) => {
-                let id: u32 = value.parse().map_err(|_| not_a_number(name))?;
-                (if name == "uid" { "uid" } else { "gid" }, id.to_string())
-            }
-            Some((name @ ("nr_inodes" | "nr_blocks"), value)) => {
-                let number = size(name, value).map_err(|_| not_a_number(name))?;
-                (if name == "nr_inodes" { "nr_inodes" } else { "nr_blocks" }, number.to_string())
-            }
-            Some(("mpol", value)) if !value.is_empty() => ("mpol", value.to_owned()),
-            None if flags.set(option) || TMPFS_DEFAULTS.contains(&option) => continue,
-            _ => {
-                return Err(usage(format!("--tmpfs {text:?} has the option {option:?}")).fix(
-                    "write `--tmpfs TARGET:OPTIONS` with size=, mode=, uid=, gid=, nr_inodes=, nr_blocks=, mpol=, exec, suid or ro",
-                ));
-            }
-        };
-        all.retain(|(known, _)| *known != name);
-        all.push((name, value));
-    }
-    Ok(Volume::Tmpfs { target: target("--tmpfs", path)?, options: all, flags })
-}
-
-/// Bytes, or a part of memory (tmpfs(5)).
-fn tmpfs_size(text: &str) -> Result<String> {
-    let percent = text.strip_suffix('%').and_then(|number| number.parse::<u8>().ok());
-    match percent.filter(|percent| *percent <= 100) {
-        Some(percent) => Ok(format!("{percent}%")),
-        None => Ok(size("--tmpfs size", text)?.to_string()),
-    }
-}
-
-/// Options of `--tmpfs` that have no effect: no other mount is a peer of a new file system, devices on a volume cannot be opened
-/// unless the container may open all devices, and times and synchronous writes mean nothing in memory.
-const TMPFS_DEFAULTS: [&str; 21] = [
-    "defaults",
-    "nodev",
-    "dev",
-    "async",
-    "sync",
-    "atime",
-    "noatime",
-    "diratime",
-    "nodiratime",
-    "relatime",
-    "norelatime",
-    "strictatime",
-    "nostrictatime",
-    "private",
-    "rprivate",
-    "slave",
-    "rslave",
-    "shared",
-    "rshared",
-    "unbindable",
-    "runbindable",
-];
-
-fn octal(text: &str) -> Option<u32> {
-    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777)
-}
-
 /// `-v`, `--mount` and `--tmpfs`, for [`crate::fuzz_targets`].
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
@@ -502,7 +276,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::run::tests::run;
+    use crate::{commands::run::tests::run, sys::mount::Flags};
     use proptest::prelude::*;
 
     #[test]
