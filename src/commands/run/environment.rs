@@ -27,14 +27,16 @@ impl UserEnvironment {
         self.set.push((name, value));
     }
 
-    fn remove(&mut self, name: String) {
-        self.set.retain(|(set, _)| *set != name);
+    /// Removes a variable of the image, and those that were set after the first `kept`.
+    fn remove(&mut self, name: String, kept: usize) {
+        let typed = self.set.split_off(kept);
+        self.set.extend(typed.into_iter().filter(|(set, _)| *set != name));
         self.removed.push(name);
     }
 }
 
-/// `-e` and `--env-file`, files first, as Docker orders them. `-e NAME` of a variable that is not set removes it (moby,
-/// ReplaceOrAppendEnvValues); in a file it means nothing.
+/// `-e` and `--env-file`, files first, as Docker orders them. `-e NAME` of a variable that is not set removes the image's value
+/// and that of an earlier `-e`, but not that of a file; in a file such a line means nothing.
 pub fn environment(args: &Run) -> Result<UserEnvironment> {
     let mut env = UserEnvironment::default();
     for file in &args.env_file {
@@ -48,6 +50,7 @@ pub fn environment(args: &Run) -> Result<UserEnvironment> {
             .filter(|(name, _)| !["PATH", "HOME", "HOSTNAME", "TERM"].contains(&name.as_str()))
             .for_each(|var| env.set(var));
     }
+    let of_files = env.set.len();
     for text in &args.env {
         match text.strip_suffix('*').filter(|prefix| !prefix.contains('=')) {
             Some(prefix) => {
@@ -55,7 +58,7 @@ pub fn environment(args: &Run) -> Result<UserEnvironment> {
             }
             None => match variable(text)? {
                 (name, Some(value)) => env.set((name, value)),
-                (name, None) => env.remove(name),
+                (name, None) => env.remove(name, of_files),
             },
         }
     }
@@ -114,5 +117,9 @@ mod tests {
         assert_eq!(of(&["-e", "A=1", "-e", "A"]), "B=image");
         assert_eq!(of(&["-e", "A", "-e", "A=1"]), "A=image B=image A=1");
         assert_eq!(of(&["-e", "A="]), "A=image B=image A=");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "A=file\n").unwrap();
+        assert_eq!(of(&["-e", "A=1", "-e", "A", "--env-file", file.to_str().unwrap()]), "B=image A=file");
     }
 }
