@@ -8,7 +8,7 @@ use gpurun::{
         nvidia_ctk::NvidiaCtk,
     },
     commands::{self, Context},
-    error::Result,
+    error::{Error, Result},
     output,
 };
 use std::{
@@ -37,9 +37,12 @@ fn main() -> ExitCode {
         b"nvidia-ctk" => nvidia_ctk(&arguments),
         b"nvidia-container-cli" => nvidia_container_cli(&arguments),
         _ => {
-            let Parsed { json: wanted, request } = cli::parse(&arguments);
+            let Parsed { json: wanted, request, notes } = cli::parse(&arguments);
             json = wanted;
-            request.and_then(dispatch)
+            match request {
+                Ok(request) => dispatch(request, &notes),
+                Err(error) => Err(notes.iter().fold(error, Error::cause)),
+            }
         }
     };
     let code = result.and_then(|code| output::flush().map(|()| code));
@@ -76,9 +79,12 @@ fn nvidia_container_cli(arguments: &[OsString]) -> Result<u8> {
     }
 }
 
-fn dispatch(request: Request) -> Result<u8> {
+fn dispatch(request: Request, notes: &[String]) -> Result<u8> {
     let start = |global: &Global| {
         log(global.log, global.log_format);
+        for note in notes {
+            tracing::warn!("{note}");
+        }
         Context::new(global)
     };
     match request {

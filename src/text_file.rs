@@ -1,10 +1,11 @@
 //! Text files that users, administrators and other programs wrote.
 //!
 //! Such a file may begin with a byte order mark, end its lines with CR LF, lack the last newline, hold bytes that are not UTF-8,
-//! be a FIFO that nothing ever writes to, or be of any size. [`TextFile`] opens it without waiting, checks its kind, bounds its
+//! be a FIFO that nothing ever writes to, or be of any size. [`TextFile`] checks its kind before it is opened, bounds its
 //! size, and hands out its lines with their numbers, so that an error can name the file and the line.
 #![forbid(unsafe_code)]
 
+use crate::regular_file;
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::{CWD, FileType, Mode, OFlags},
@@ -16,7 +17,7 @@ use std::{
 };
 
 /// The byte order mark of UTF-8, with which some editors of Windows begin a file.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+const BYTE_ORDER_MARK: &str = "\u{feff}";
 /// `PIPEFS_MAGIC` of linux/magic.h: the file system of pipes that have no name.
 const PIPEFS_MAGIC: u64 = 0x5049_5045;
 
@@ -24,6 +25,7 @@ const PIPEFS_MAGIC: u64 = 0x5049_5045;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextFile {
     bytes: Vec<u8>,
+    has_byte_order_mark: bool,
 }
 
 /// A line of a text file.
@@ -42,16 +44,27 @@ impl TextFile {
     /// # Errors
     /// Errors of the system; or a sentence, if the file is of another kind (a FIFO, a terminal, a directory) or too large.
     pub fn read(path: &Path, limit: u64) -> io::Result<Self> {
-        // NONBLOCK: the open of a FIFO would wait for its writer.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
-        check_kind(&fd)?;
+        let found = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        check_kind(&found)?;
+        Self::from_open(File::from(regular_file::reopen(&found, OFlags::RDONLY)?), limit)
+    }
+
+    /// Reads an open file of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn from_open(file: File, limit: u64) -> io::Result<Self> {
         let mut bytes = Vec::new();
-        File::from(fd).take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > limit {
             return Err(io::Error::other(format!("it is larger than {limit} bytes")));
         }
         Ok(Self::from(bytes))
+    }
+
+    /// The byte order mark with which the file begins, or nothing.
+    pub fn byte_order_mark(&self) -> &'static str {
+        if self.has_byte_order_mark { BYTE_ORDER_MARK } else { "" }
     }
 
     /// The bytes, without a byte order mark.
@@ -83,10 +96,11 @@ impl TextFile {
 
 impl From<Vec<u8>> for TextFile {
     fn from(mut bytes: Vec<u8>) -> Self {
-        if bytes.starts_with(BYTE_ORDER_MARK) {
+        let has_byte_order_mark = bytes.starts_with(BYTE_ORDER_MARK.as_bytes());
+        if has_byte_order_mark {
             bytes.drain(..BYTE_ORDER_MARK.len());
         }
-        Self { bytes }
+        Self { bytes, has_byte_order_mark }
     }
 }
 
@@ -107,22 +121,14 @@ impl<'a> Line<'a> {
     }
 }
 
-fn check_kind(fd: &OwnedFd) -> io::Result<()> {
-    let stat = rustix::fs::fstat(fd)?;
-    let kind = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => return Ok(()),
-        FileType::CharacterDevice if stat.st_rdev == rustix::fs::makedev(1, 3) => return Ok(()),
-        FileType::Fifo if is_nameless_pipe(fd) => {
-            // The pipe has a writer, so reading may wait.
-            let flags = rustix::fs::fcntl_getfl(fd)?;
-            return Ok(rustix::fs::fcntl_setfl(fd, flags - OFlags::NONBLOCK)?);
-        }
-        FileType::Directory => "a directory",
-        FileType::Fifo => "a FIFO",
-        FileType::CharacterDevice | FileType::BlockDevice => "a device",
-        _ => "a special file",
-    };
-    Err(io::Error::other(format!("it is {kind}, not a regular file")))
+fn check_kind(found: &OwnedFd) -> io::Result<()> {
+    let stat = rustix::fs::fstat(found)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::CharacterDevice if stat.st_rdev == rustix::fs::makedev(1, 3) => Ok(()),
+        // The open of a pipe without a name does not wait for a writer, unlike that of a FIFO.
+        FileType::Fifo if is_nameless_pipe(found) => Ok(()),
+        _ => regular_file::check(&stat),
+    }
 }
 
 fn is_nameless_pipe(fd: impl AsFd) -> bool {

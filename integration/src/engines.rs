@@ -212,9 +212,8 @@ impl Machine {
         );
         self.sh(&format!(
             "set -e
-             for name in gpurun gpurun-runtime nvidia-container-runtime-hook; do
-               ln -s {}/gpurun /usr/local/bin/$name
-             done
+             ln -s {0}/gpurun {0}/gpurun-runtime /usr/local/bin
+             ln -s {0}/gpurun /usr/local/bin/nvidia-container-runtime-hook
              gpurun configure docker --set-as-default
              gpurun configure containerd
              gpurun configure podman

@@ -464,6 +464,24 @@ fn nvidia_ctk_configures_as_nvidias_does() {
     assert!(!Path::new("/etc/crio/crio.conf.d/99-nvidia.toml").exists());
     let ended = run(nvidia_ctk(&["--quiet"]).args(words).arg(&drop_in));
     assert!(done(&ended).contains("needs no change"));
+    // containerd's drop-in, which the main file imports from then on.
+    let (main, conf_d) = (etc.file("containerd.toml", "version = 2\n# mine\n"), etc.0.path().join("conf.d"));
+    let drop_in = conf_d.join("99-nvidia.toml");
+    let containerd = || {
+        let mut command =
+            nvidia_ctk(&["runtime", "configure", "--runtime=containerd", "--runtime-path=/r", "--config"]);
+        run(command.arg(&main).arg("--drop-in-config").arg(&drop_in))
+    };
+    let ended = containerd();
+    let out = done(&ended);
+    assert!(out.contains("containerd.toml is written") && out.contains("99-nvidia.toml is written"), "{out}");
+    let text = fs::read_to_string(&main).unwrap();
+    assert!(text.starts_with("version = 2\n# mine\n"), "{text}");
+    assert!(text.contains(&format!("imports = [\"{}/*.toml\"]", conf_d.display())), "{text}");
+    let text = fs::read_to_string(&drop_in).unwrap();
+    assert!(text.contains("version = 2") && text.contains("BinaryName = \"/r\""), "{text}");
+    assert!(done(&containerd()).contains("needs no change"));
+    assert!(!Path::new("/etc/containerd/conf.d").exists());
     let hook = etc.0.path().join("hooks.d/x.json");
     let words = [
         "runtime",

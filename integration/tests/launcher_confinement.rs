@@ -154,6 +154,32 @@ fn the_callers_abstract_sockets_are_out_of_reach() {
     }
 }
 
+/// Each socket of a container gets an abstract name, in every way in which sockets are made.
+#[test]
+fn a_containers_abstract_names_are_not_the_hosts() {
+    let host = TestHost::new("t4");
+    for (caller, user) in IDENTITIES {
+        let name = unique();
+        let script = format!(
+            "import socket\nfor kind in (1, 2, 3, 5):\n  s = socket.socket(1, kind); s.bind('\\0{name}-socket-%d' % kind)\n  \
+             for end in (0, 1):\n    s = socket.socketpair(1, kind)[end]; s.bind('\\0{name}-pair-%d-%d' % (kind, end))\n  \
+             globals()['kept%d' % kind] = s\n\
+             print(open('/proc/net/unix').read().count('{name}'), flush=True)\nimport sys; sys.stdin.read()"
+        );
+        for options in ["-i", "-i --security-opt seccomp=unconfined"] {
+            let options = format!("{options} {user}");
+            let mut command = host.command(caller, &options, &debian(), &["python3", "-c", &script]);
+            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut line = [0; 2];
+            child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+            let taken = fs::read_to_string("/proc/net/unix").unwrap();
+            drop(child.stdin.take());
+            assert!(child.wait().unwrap().success());
+            assert!(!taken.contains(&name), "{caller:?} {options}");
+        }
+    }
+}
+
 /// Common operations that too strict a confinement would break.
 const ORDINARY: &str = r#"
 import array, ctypes, os, socket, tempfile

@@ -454,3 +454,29 @@ fn a_hostile_passwd_names_no_one_else() {
         }
     }
 }
+
+/// A link would lead the driver's device nodes away from the container's own /dev, and what is masked beneath /proc and /sys as well.
+#[test]
+fn a_link_in_the_place_of_a_kernels_directory_is_refused_wherever_it_leads() {
+    let host = TestHost::new("t4");
+    for (name, target) in [
+        ("dev", "real"),
+        ("dev", "/absent"),
+        ("dev", "/../../../../tmp/absent"),
+        ("dev", "dev"),
+        ("proc", "absent"),
+        ("sys", "/absent/deep"),
+    ] {
+        let root = copy_of_root("busybox");
+        fs::create_dir(root.path().join("real")).unwrap();
+        fs::remove_dir(root.path().join(name))
+            .or_else(|_| fs::remove_dir_all(root.path().join(name)))
+            .unwrap();
+        symlink(target, root.path().join(name)).unwrap();
+        let image = format!("rootfs:{}", root.path().display());
+        for caller in Caller::EACH {
+            let said = host.refused(caller, "--gpus all", &image, "GPU-0057");
+            assert!(said.contains(&format!("/{name} is not a plain directory")), "{target}: {said}");
+        }
+    }
+}

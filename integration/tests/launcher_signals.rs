@@ -235,3 +235,41 @@ fn every_program_survives_a_parent_that_ignores_its_childrens_end() {
     let ended = ignoring(&["cdi", "generate"]);
     assert_eq!(ended.code, 0, "{ended:?}");
 }
+
+/// A process that calls PTRACE_TRACEME stops at each signal until its parent continues it; the parent of pid 1 is gpurun.
+#[test]
+fn a_first_process_that_asks_to_be_traced_is_not_stopped() {
+    let host = TestHost::new("t4");
+    // 0 is PTRACE_TRACEME.
+    let script = "import ctypes, os, signal, sys\n\
+        signal.signal(signal.SIGUSR1, lambda *_: print('handled', flush=True))\n\
+        libc = ctypes.CDLL(None)\n\
+        for one in (signal.SIGUSR1, signal.SIGSTOP, signal.SIGWINCH, signal.SIGTSTP):\n  \
+          assert libc.ptrace(0, 0, 0, 0) == 0; os.kill(os.getpid(), one)\n\
+        libc.ptrace(0, 0, 0, 0)\n\
+        os.execvp('sh', ['sh', '-c', 'echo executed; exit 7'])";
+    for caller in Caller::EACH {
+        for options in ["", "--init", "-t", "--pid host", "-u 0"] {
+            let ended =
+                run(&mut host.command(caller, options, &rootfs("debian-python"), &["python3", "-c", script]));
+            let out = ended.out.replace('\r', "");
+            assert_eq!(
+                (ended.code, out.as_str()),
+                (7, "handled\nexecuted\n"),
+                "{caller:?} {options}: {ended:?}"
+            );
+        }
+    }
+    // It can still be killed, and stopped from outside.
+    let traced = "import ctypes, time; ctypes.CDLL(None).ptrace(0, 0, 0, 0); print('ready', flush=True); time.sleep(1000)";
+    for options in ["", "--init"] {
+        let child = started(&mut host.command(
+            Caller::User,
+            options,
+            &rootfs("debian-python"),
+            &["python3", "-c", traced],
+        ));
+        send(&child, "TERM");
+        assert_eq!(finish(child).code, 143, "{options}");
+    }
+}

@@ -470,3 +470,45 @@ fn a_file_size_limit_is_reported_like_a_full_disk() {
         }
     }
 }
+
+/// Another process reads from the launcher's standard input as well, as a shell's other background jobs do: bytes that poll(2)
+/// reported may be gone.
+#[test]
+fn another_reader_of_the_input_does_not_stop_the_launcher() {
+    const DRIVER: &str = r#"
+import os, pty, random, signal, socket, subprocess, sys, time, tty
+kind, argv = sys.argv[1], sys.argv[2:]
+if kind == "socket":
+    feed, inherited = socket.socketpair()
+    fd, write, take = inherited.fileno(), feed.send, lambda: inherited.recv(1, socket.MSG_DONTWAIT)
+else:
+    fd, end = os.pipe() if kind == "pipe" else pty.openpty()[::-1]
+    if kind == "terminal": tty.setraw(fd)
+    own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    write, take = lambda text: os.write(end, text), lambda: os.read(own, 1)
+child = subprocess.Popen(argv, stdin=fd, stdout=subprocess.PIPE)
+assert b"ready" in child.stdout.readline()
+for n in range(4000):
+    write(b"x")
+    stop = time.perf_counter() + random.random() * 2e-4
+    while time.perf_counter() < stop: pass
+    try: take()
+    except BlockingIOError: pass
+    if n % 50 == 0: time.sleep(0.002)
+child.send_signal(signal.SIGTERM)
+print(child.wait())
+"#;
+    let host = TestHost::new("t4");
+    for caller in Caller::EACH {
+        for (kind, options) in [("socket", "-i"), ("terminal", "-i"), ("terminal", "-it"), ("pipe", "-i")] {
+            let command =
+                host.command(caller, options, &busybox(), &["sh", "-c", "echo ready; exec cat > /dev/null"]);
+            let mut driver = Command::new("timeout");
+            driver.args(["--signal", "KILL", "120", "/usr/bin/python3", "-c", DRIVER, kind]);
+            driver.arg(command.get_program()).args(command.get_args());
+            driver.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            let ended = run(driver.current_dir(command.get_current_dir().unwrap()));
+            assert_eq!(ended.out, "143\n", "{caller:?} {kind} {options}: {ended:?}");
+        }
+    }
+}

@@ -148,11 +148,96 @@ fn digests_of_other_algorithms_are_read_where_they_are_needed() {
     refused(&ended, "GPU-0043", &["sha512:"]);
 }
 
+/// The manifest with other keys of its layer; `None` removes a key.
+fn with_layer(manifest: &Value, keys: &[(&str, Option<Value>)]) -> String {
+    let mut manifest = manifest.clone();
+    let layer = manifest["layers"][0].as_object_mut().unwrap();
+    for (key, value) in keys {
+        match value {
+            Some(value) => layer.insert((*key).into(), value.clone()),
+            None => layer.remove(*key),
+        };
+    }
+    manifest.to_string()
+}
+
+#[test]
+fn an_entry_of_an_index_is_chosen_by_its_platform() {
+    let host = TestHost::new("t4");
+    let manifest = busybox().manifest();
+    let kind = manifest["mediaType"].as_str().unwrap();
+    let own = json!({"mediaType": kind, "digest": gpurun::image::Digest::of(manifest.to_string().as_bytes()).to_string(),
+        "size": manifest.to_string().len(), "platform": {"os": "linux", "architecture": "amd64"}});
+    let with = |changes: Value| {
+        let mut entry = own.clone();
+        for (key, value) in changes.as_object().unwrap() {
+            entry[key] = value.clone();
+        }
+        entry
+    };
+    let other = with(json!({"digest": format!("sha256:{}", "0".repeat(64)),
+        "platform": {"os": "linux", "architecture": "s390x"}}));
+    let attestation =
+        with(json!({"digest": other["digest"], "platform": {"os": "unknown", "architecture": "unknown"},
+        "annotations": {"vnd.docker.reference.type": "attestation-manifest"}}));
+    let artifact = with(
+        json!({"mediaType": "application/vnd.example.note", "digest": other["digest"], "platform": null}),
+    );
+    let serve = |entries: Value| {
+        let mut served = Served::of(&busybox());
+        let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries});
+        served.add("manifests/1", "application/vnd.oci.image.index.v1+json", index.to_string().as_bytes());
+        served.add(
+            &format!("manifests/{}", own["digest"].as_str().unwrap()),
+            kind,
+            manifest.to_string().as_bytes(),
+        );
+        pull(&host, &serving(served))
+    };
+    for (what, changes) in [
+        ("as it should be", json!({})),
+        ("no type", json!({"mediaType": null})),
+        ("a type with a parameter", json!({"mediaType": format!("{kind}; charset=utf-8")})),
+        ("a type in capitals", json!({"mediaType": kind.to_uppercase()})),
+        ("an unknown type", json!({"mediaType": "application/json"})),
+        ("another size", json!({"size": 5})),
+        ("no size", json!({"size": null})),
+        ("an unknown size", json!({"size": -1})),
+        ("words of uname", json!({"platform": {"os": "Linux", "architecture": "x86_64"}})),
+        ("no platform", json!({"platform": null})),
+        ("the first variant", json!({"platform": {"os": "linux", "architecture": "amd64", "variant": "v1"}})),
+    ] {
+        let ended = serve(json!([attestation, artifact, other, with(changes)]));
+        assert_eq!(ended.code, 0, "{what}: {ended:?}");
+    }
+    for (what, entries, code, words) in [
+        ("no entry", json!([]), "GPU-0042", &["names no image manifest"][..]),
+        ("an artifact", json!([artifact]), "GPU-0042", &["names no image manifest"]),
+        (
+            "other machines",
+            json!([attestation, artifact, other]),
+            "GPU-0045",
+            &["linux/s390x", "linux/amd64"],
+        ),
+        (
+            "half a platform",
+            json!([with(json!({"platform": {"architecture": "amd64"}}))]),
+            "GPU-0045",
+            &["linux/amd64"],
+        ),
+    ] {
+        let ended = serve(entries);
+        assert_ne!(ended.code, 0, "{what}");
+        refused(&ended, code, words);
+    }
+}
+
 #[test]
 fn documents_are_read_as_go_reads_them() {
     let host = TestHost::new("t4");
     let manifest = busybox().manifest();
     let text = manifest.to_string();
+    let kind = manifest["mediaType"].as_str().unwrap();
     for (what, changed) in [
         (
             "keys in another case",
@@ -170,6 +255,27 @@ fn documents_are_read_as_go_reads_them() {
             m.as_object_mut().unwrap().remove("mediaType");
             m.to_string()
         }),
+        ("letters that Unicode folds to ASCII", text.replace("\"layers\"", "\"layer\u{17f}\"")),
+        ("a layer without a type and a size", with_layer(&manifest, &[("mediaType", None), ("size", None)])),
+        ("a layer of no size", with_layer(&manifest, &[("size", Some(json!(0)))])),
+        ("a layer of an unknown size", with_layer(&manifest, &[("size", Some(json!(-1)))])),
+        ("a layer of type tar", with_layer(&manifest, &[("mediaType", Some(json!("application/x-tar")))])),
+        (
+            "a layer of any type",
+            with_layer(&manifest, &[("mediaType", Some(json!("application/octet-stream")))]),
+        ),
+        (
+            "a layer that must not be distributed",
+            with_layer(
+                &manifest,
+                &[("mediaType", Some(json!("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")))],
+            ),
+        ),
+        ("a configuration of another size", {
+            let mut m = manifest.clone();
+            m["config"]["size"] = json!(7);
+            m.to_string()
+        }),
     ] {
         let ended = pull(&host, &serving(Served::with_manifest(&busybox(), &changed)));
         assert_eq!(ended.code, 0, "{what}: {ended:?}");
@@ -183,6 +289,20 @@ fn documents_are_read_as_go_reads_them() {
         ("a number", text.replace("\"size\":", "\"size\":1e2, \"x\":"), &["size"]),
         ("a damaged digest", text.replace("sha256:", "sha256:../"), &["sha256:../", "is not a digest"]),
         ("both", text.replacen('{', "{\"manifests\": [], ", 1), &["CVE-2021-41190"]),
+        (
+            "the type of an index",
+            text.replacen(kind, "application/vnd.oci.image.index.v1+json", 1),
+            &["CVE-2021-41190"],
+        ),
+        ("bare digits", text.replace("sha256:", ""), &["is not a digest"]),
+        (
+            "an encrypted layer",
+            with_layer(
+                &manifest,
+                &[("mediaType", Some(json!("application/vnd.oci.image.layer.v1.tar+gzip+encrypted")))],
+            ),
+            &["+encrypted", "--decryption-key"],
+        ),
         (
             "the first version",
             r#"{"schemaVersion": 1, "name": "ml", "fsLayers": []}"#.into(),

@@ -3,10 +3,16 @@
 use gpurun_integration::{Caller, SpawnPiped, TestHost, finish, image, must, rootfs, until};
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
+
+/// Sets the mode by which gpurun recognises its own directories.
+fn mark(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o1700)).unwrap();
+}
 
 /// Directories as killed launchers leave them, older than a second.
 fn leave(host: &TestHost, caller: Caller, count: usize, files: usize) {
@@ -17,6 +23,7 @@ fn leave(host: &TestHost, caller: Caller, count: usize, files: usize) {
         for file in 0..files {
             fs::write(upper.join(file.to_string()), "").unwrap();
         }
+        mark(upper.parent().unwrap());
     }
     must(Command::new("chown").args(["-R", &format!("{0}:{0}", caller.uid())]).arg(&scratch));
     std::thread::sleep(Duration::from_millis(2100));
@@ -84,6 +91,7 @@ fn leave_half_a_layer(host: &TestHost, caller: Caller) -> PathBuf {
     let tmp = host.store(caller.uid()).join("tmp");
     let half = tmp.join("a".repeat(32));
     fs::create_dir_all(half.join("usr/lib")).unwrap();
+    mark(&half);
     must(Command::new("chown").args(["-R", &caller.uid().to_string()]).arg(tmp));
     half
 }

@@ -3,10 +3,11 @@
 use crate::{
     error::{Code, Error, OrFail, Result},
     formats::oci::Spec,
+    regular_file,
 };
 use rustix::{
     fd::OwnedFd,
-    fs::{AtFlags, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid},
+    fs::{AtFlags, Gid, Mode, OFlags, StatVfsMountFlags, Uid},
 };
 use std::{
     ffi::OsStr,
@@ -83,16 +84,12 @@ impl Bundle {
             Mode::empty(),
         )
         .or_fail(Code::Bundle, failed)?;
-        // A FIFO in its place must not block us.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&directory, name_of(&config), flags, Mode::empty())
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let found = rustix::fs::openat(&directory, name_of(&config), flags, Mode::empty())
             .or_fail(Code::Bundle, failed)?;
-        let stat = rustix::fs::fstat(&file).or_fail(Code::Bundle, failed)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(Error::new(Code::Bundle, failed()).cause("it is not a regular file"));
-        }
+        let (file, stat) = regular_file::open(&found).or_fail(Code::Bundle, failed)?;
         let mut bytes = Vec::new();
-        File::from(file).take(MAX_CONFIG + 1).read_to_end(&mut bytes).or_fail(Code::Bundle, failed)?;
+        file.take(MAX_CONFIG + 1).read_to_end(&mut bytes).or_fail(Code::Bundle, failed)?;
         if bytes.len() as u64 > MAX_CONFIG {
             return Err(Error::new(Code::Bundle, failed())
                 .cause(format!("it is larger than {} MiB", MAX_CONFIG >> 20)));
@@ -180,8 +177,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join(CONFIG);
         assert_eq!(Bundle::open(dir.path(), None).unwrap_err().code(), Code::Bundle);
-        rustix::fs::mknodat(rustix::fs::CWD, &config, FileType::Fifo, Mode::RUSR, 0).unwrap();
-        assert_eq!(Bundle::open(dir.path(), None).unwrap_err().cause_line(), "it is not a regular file");
+        rustix::fs::mknodat(rustix::fs::CWD, &config, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert_eq!(
+            Bundle::open(dir.path(), None).unwrap_err().cause_line(),
+            "it is a FIFO, not a regular file"
+        );
         fs::remove_file(&config).unwrap();
         fs::write(&config, r#"{"root":{"path":"/"}}"#).unwrap();
         let (bundle, spec) = Bundle::open(dir.path(), None).unwrap();

@@ -1,12 +1,16 @@
 //! A configuration file of somebody else's: whoever reads it sees the old one or the new one, and what it was before is kept
 //! beside it.
 
-use crate::error::{Code, Error, OrFail, Result};
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use crate::{
+    error::{Code, OrFail, Result},
+    regular_file,
+    text_file::TextFile,
+};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{ErrorKind, Read, Write},
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
 };
 
@@ -26,6 +30,8 @@ pub struct ConfigFile {
 
 #[derive(Debug)]
 struct Content {
+    /// What the file begins with, before `text`.
+    byte_order_mark: &'static str,
     text: String,
     mode: Mode,
     owner: (Uid, Gid),
@@ -54,24 +60,20 @@ impl ConfigFile {
             }
             Err(error) => return Err(error).or_fail(Code::Config, failed),
         };
-        // A FIFO must not block us.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = rustix::fs::open(&real, flags, Mode::empty()).or_fail(Code::Config, failed)?;
-        let stat = rustix::fs::fstat(&file).or_fail(Code::Config, failed)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(Error::new(Code::Config, failed()).cause("it is not a regular file"));
-        }
-        let mut text = String::new();
-        File::from(file).take(MAX + 1).read_to_string(&mut text).or_fail(Code::Config, failed)?;
-        if text.len() as u64 > MAX {
-            return Err(
-                Error::new(Code::Config, failed()).cause(format!("it is larger than {} MiB", MAX >> 20))
-            );
-        }
+        let found = rustix::fs::open(&real, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .or_fail(Code::Config, failed)?;
+        let (file, stat) = regular_file::open(&found).or_fail(Code::Config, failed)?;
+        let file = TextFile::from_open(file, MAX).or_fail(Code::Config, failed)?;
+        let text = file.text().or_fail(Code::Config, failed)?.to_owned();
         let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         Ok(Self {
             path: real,
-            content: Some(Content { text, mode: Mode::from_raw_mode(stat.st_mode), owner }),
+            content: Some(Content {
+                byte_order_mark: file.byte_order_mark(),
+                text,
+                mode: Mode::from_raw_mode(stat.st_mode),
+                owner,
+            }),
         })
     }
 
@@ -106,7 +108,10 @@ impl ConfigFile {
     pub fn keep(&self, name: &str) -> Result<()> {
         let kept = self.kept(name);
         match &self.content {
-            Some(content) => write(&kept, &content.text, content.mode, Some(content.owner)),
+            Some(content) => {
+                let whole = [content.byte_order_mark, &content.text].concat();
+                write(&kept, &whole, content.mode, Some(content.owner))
+            }
             None => remove(&kept),
         }
     }
@@ -130,11 +135,10 @@ impl ConfigFile {
                 .or_fail(Code::Config, || format!("{} cannot be made", dir.display()))
                 .map_err(|error| error.fix(AS_ROOT))?;
         }
-        let (mode, owner) = match &self.content {
-            Some(content) => (content.mode, Some(content.owner)),
-            None => (Mode::from_raw_mode(0o644), None),
+        let Some(content) = &self.content else {
+            return write(&self.path, text, Mode::from_raw_mode(0o644), None);
         };
-        write(&self.path, text, mode, owner)
+        write(&self.path, &[content.byte_order_mark, text].concat(), content.mode, Some(content.owner))
     }
 }
 

@@ -4,10 +4,10 @@
 //! a link to one of root's directories. So gpurun mounts only [`HostObject`]s. For mounts that a low-level runtime makes by
 //! path, gpurun first mounts the object in its own directory (see [`super::gathering`]).
 
-use super::rootfs::look_at;
 use crate::{
     error::{Code, Error, OrFail, Result},
     inventory::{DaemonObject, DeviceNode},
+    regular_file::look_at,
     sys::mount::{Flags, restrict, restrict_slave},
 };
 use rustix::{
@@ -62,7 +62,7 @@ impl HostObject {
         }
     }
 
-    /// Opens a socket of a daemon, or a directory of sockets. Users other than root may be able to write to a directory on the way:
+    /// Opens a socket or FIFO of a daemon, or a directory of sockets. Users other than root may be able to write to a directory on the way:
     /// objects that they could have put there are refused, and links there are not followed.
     ///
     /// If the inventory verified an object, it must still be the same one. In a user namespace the owner proves nothing, because all
@@ -104,7 +104,7 @@ impl HostObject {
                     .cause("every user may replace the sockets in it")
                     .fix(format!("chmod o-w {}", path.display())))
             }
-            FileType::Socket | FileType::Directory => Ok(object),
+            FileType::Socket | FileType::Fifo | FileType::Directory => Ok(object),
             kind => Err(unexpected(path, kind)),
         }
     }

@@ -5,7 +5,12 @@ use rustix::{
     fs::{AtFlags, Mode, OFlags},
     io::Errno,
 };
-use std::{fs::File, io::Write as _, path::Path};
+use std::{
+    fs::{File, FileType},
+    io::Write as _,
+    os::unix::fs::FileTypeExt,
+    path::Path,
+};
 
 /// Atomically replaces a file at `path`; readers see the old or the new content. An equal file is left unchanged, so that
 /// watchers of the directory do not read it again. Returns whether it was written.
@@ -14,8 +19,15 @@ use std::{fs::File, io::Write as _, path::Path};
 /// `code`
 pub fn write(path: &Path, content: &str, code: Code) -> Result<bool> {
     let failed = || format!("{} cannot be written", path.display());
+    let is_a = |is: fn(&FileType) -> bool| path.metadata().is_ok_and(|there| is(&there.file_type()));
+    // Another user may have put a link there that leads to a disk.
+    if is_a(FileType::is_block_device) {
+        return Err(Error::new(code, failed())
+            .cause("it is a block device")
+            .fix(format!("remove {} or name another file", path.display())));
+    }
     // /dev/stdout, /dev/null, a FIFO: there is nothing to take the place of.
-    if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+    if is_a(|kind| !kind.is_file() && !kind.is_dir()) {
         return std::fs::write(path, content).or_fail(code, failed).map(|()| true);
     }
     if std::fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
@@ -95,6 +107,25 @@ mod tests {
         assert!(write(&fifo, "three", Code::Cdi).unwrap());
         assert_eq!(reader.join().unwrap(), "three");
         assert!(!fs::metadata(&fifo).unwrap().is_file(), "it is one still");
+        let (disk, link) = (dir.path().join("disk"), dir.path().join("link"));
+        // A number that no disk has: opening it fails.
+        let number = rustix::fs::makedev(0, 99);
+        match rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &disk,
+            rustix::fs::FileType::BlockDevice,
+            Mode::RWXU,
+            number,
+        ) {
+            Ok(()) => {
+                std::os::unix::fs::symlink(&disk, &link).unwrap();
+                for path in [&disk, &link] {
+                    let error = write(path, "four", Code::Cdi).unwrap_err();
+                    assert_eq!(error.cause_line(), "it is a block device");
+                }
+            }
+            Err(errno) => assert_eq!(errno, Errno::PERM),
+        }
         assert_eq!(write(&path.join("x"), "y", Code::Cdi).unwrap_err().code(), Code::Cdi);
         assert_eq!(write(Path::new("/"), "y", Code::Cdi).unwrap_err().code(), Code::Cdi);
     }

@@ -25,6 +25,8 @@ pub struct Front {
     pub escaped: bool,
     /// Whether the last one of `options` is unknown.
     pub unknown: bool,
+    /// Sentences about words that were probably meant otherwise.
+    pub notes: Vec<String>,
     /// Flags in the order of their first use, with their last value.
     flags: Vec<(String, bool)>,
 }
@@ -45,7 +47,14 @@ pub fn front(command: &Command, words: &[OsString]) -> Result<Front> {
         }
         let read = match bytes {
             [b'-', b'-', name @ ..] => front.long(command, word, name, next)?,
-            [b'-', letters @ ..] if !letters.is_empty() => front.cluster(command, word, letters, next)?,
+            [b'-', letters @ ..] if !letters.is_empty() => {
+                let read = front.cluster(command, word, letters, next)?;
+                // Where the first letter is unknown, `respelt` says the same.
+                if front.options.last() != Some(word) {
+                    front.notes.extend(single_hyphen(command, letters));
+                }
+                read
+            }
             _ if begins_with_another_dash(word) => {
                 front.options.push(word.clone());
                 front.unknown = true;
@@ -63,6 +72,14 @@ pub fn front(command: &Command, words: &[OsString]) -> Result<Front> {
     let at = front.options.len() - usize::from(front.unknown);
     front.options.splice(at..at, on.collect::<Vec<_>>());
     Ok(front)
+}
+
+/// The note about `-env` and the like: pflag reads one-letter options after a single hyphen, so `-env A=b` is `-e nv` and the image
+/// `A=b` (Docker 28.5).
+fn single_hyphen(command: &Command, letters: &[u8]) -> Option<String> {
+    let name = letters.split(|byte| *byte == b'=').next().and_then(|name| std::str::from_utf8(name).ok())?;
+    (name.len() > 1 && long(command, name).is_some())
+        .then(|| format!("-{name} is read as one-letter options, as Docker reads it; the option is --{name}"))
 }
 
 /// Characters that text processors put in place of hyphens.
@@ -145,12 +162,6 @@ impl Front {
         letters: &[u8],
         next: Option<&OsString>,
     ) -> Result<usize> {
-        // pflag reads `-env A=b` as `-e nv`, and A=b as the image, which nothing needs.
-        if is_long_name_with_one_dash(command, letters) {
-            self.options.push(word.to_owned());
-            self.unknown = true;
-            return Ok(1);
-        }
         let mut rest = letters;
         while let [letter, behind @ ..] = rest {
             let Some(arg) = short(command, *letter) else {
@@ -229,17 +240,6 @@ fn is_flags(command: &Command, letters: &[u8]) -> bool {
     !letters.is_empty() && letters.iter().all(|letter| short(command, *letter).is_some_and(is_flag))
 }
 
-/// Whether letters behind one dash are the name of a long option, and a short option would take the rest of that name as its
-/// value. (`-ip 80:80` is `-i -p 80:80`.)
-fn is_long_name_with_one_dash(command: &Command, letters: &[u8]) -> bool {
-    let name = letters.split(|byte| *byte == b'=').next().unwrap_or_default();
-    if name.len() < 3 || !std::str::from_utf8(name).is_ok_and(|name| long(command, name).is_some()) {
-        return false;
-    }
-    let value_at = name.iter().position(|letter| short(command, *letter).is_none_or(|arg| !is_flag(arg)));
-    value_at.is_some_and(|at| at + 1 < name.len() && short(command, name[at]).is_some())
-}
-
 /// Whether an option is a boolean flag.
 fn is_flag(arg: &Arg) -> bool {
     !arg.get_action().takes_values()
@@ -303,10 +303,6 @@ mod tests {
             ("--gpu all IMAGE", "--gpu", 1),
             ("-iX IMAGE", "--interactive -X", 1),
             ("- IMAGE", "", 0),
-            ("-env A=b IMAGE", "-env", 1),
-            ("-entrypoint sh IMAGE", "-entrypoint", 1),
-            ("-user root IMAGE", "-user", 1),
-            ("-volume=/a:/b IMAGE", "-volume=/a:/b", 1),
             ("-ip 80:80 IMAGE", "-p=80:80 --interactive", 2),
             ("-eenv=1 IMAGE", "-e=env=1", 1),
             ("-uroot IMAGE", "-u=root", 1),

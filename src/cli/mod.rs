@@ -85,6 +85,14 @@ pub struct Parsed {
     pub json: bool,
     /// The request.
     pub request: Result<Request>,
+    /// Sentences about words that were probably meant otherwise.
+    pub notes: Vec<String>,
+}
+
+impl Parsed {
+    fn new(json: bool, request: Result<Request>) -> Self {
+        Self { json, request, notes: Vec::new() }
+    }
 }
 
 /// A boolean as Docker reads it (Go's strconv.ParseBool).
@@ -102,7 +110,7 @@ pub fn parse(words: &[OsString]) -> Parsed {
     let command = run_command("run");
     let front = match line::front(&command, words) {
         Ok(front) => front,
-        Err(error) => return Parsed { json: false, request: Err(error) },
+        Err(error) => return Parsed::new(false, Err(error)),
     };
     let length = front.length;
     let next = words.get(length);
@@ -114,16 +122,15 @@ pub fn parse(words: &[OsString]) -> Parsed {
             let command = if verb == "plan" { run_command("plan") } else { command };
             container(command, front, &words[length + 1..])
         }
-        _ if front.has_own && !front.escaped && !front.unknown && VERBS.contains(&verb) => Parsed {
-            json: asks_for_json(&front.options),
-            request: Err(Error::new(
-                Code::Usage,
-                format!("the command {verb} stands behind options of gpurun run"),
-            )
-            .fix(format!("write gpurun {verb} first; for an image of that name write gpurun run … {verb}"))),
-        },
+        _ if front.has_own && !front.escaped && !front.unknown && VERBS.contains(&verb) => Parsed::new(
+            asks_for_json(&front.options),
+            Err(Error::new(Code::Usage, format!("the command {verb} stands behind options of gpurun run"))
+                .fix(format!(
+                    "write gpurun {verb} first; for an image of that name write gpurun run … {verb}"
+                ))),
+        ),
         _ if short_form || is_reference(next) => container(command, front, &words[length..]),
-        "version" => Parsed { json: false, request: Ok(Request::Print(Cli::command().render_version())) },
+        "version" => Parsed::new(false, Ok(Request::Print(Cli::command().render_version()))),
         _ => other(words),
     }
 }
@@ -137,21 +144,23 @@ fn is_reference(word: Option<&OsString>) -> bool {
 fn container(command: clap::Command, before: line::Front, mut rest: &[OsString]) -> Parsed {
     let mut options = before.options;
     let mut unknown = before.unknown;
+    let mut notes = before.notes;
     if !(before.has_own || before.escaped || before.unknown) {
         match line::front(&command, rest) {
             Ok(front) => {
                 options.extend(front.options);
                 unknown |= front.unknown;
+                notes.extend(front.notes);
                 rest = if front.unknown { &[] } else { &rest[front.length..] };
             }
-            Err(error) => return Parsed { json: asks_for_json(&options), request: Err(error) },
+            Err(error) => return Parsed { notes, ..Parsed::new(asks_for_json(&options), Err(error)) },
         }
     } else if before.unknown {
         rest = &[];
     }
     let json = asks_for_json(&options);
     if let Some(error) = options.last().filter(|_| unknown).and_then(|word| line::respelt(&command, word)) {
-        return Parsed { json, request: Err(error) };
+        return Parsed { json, request: Err(error), notes };
     }
     let is_plan = command.get_name() == "plan";
     // No options follow, only the image and the container's words.
@@ -169,7 +178,7 @@ fn container(command: clap::Command, before: line::Front, mut rest: &[OsString])
         Ok((global, run)) => Ok(Request::Run(global, Box::new(run))),
         Err(answer) => answer.map(Request::Print),
     };
-    Parsed { json, request }
+    Parsed { json, request, notes }
 }
 
 fn run_of(matches: &ArgMatches) -> std::result::Result<(Global, Run), clap::Error> {
@@ -200,7 +209,7 @@ fn other(words: &[OsString]) -> Parsed {
             _ => printed_or_refused(&error, &help).map(Request::Print),
         },
     };
-    Parsed { json, request }
+    Parsed::new(json, request)
 }
 
 /// The command that prints the help of the subcommand in a line that cannot be parsed.

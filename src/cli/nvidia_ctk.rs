@@ -214,7 +214,7 @@ pub struct Configure {
     /// The engine's file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Drop-in to write for CRI-O; --config is then the main file
+    /// Drop-in to write for containerd or CRI-O; --config is then the main file
     #[arg(long, value_name = "FILE")]
     pub drop_in_config: Option<PathBuf>,
     /// Not used: the engine is not run

@@ -267,10 +267,6 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     ("run -i=maybe x", "-i=maybe is neither true nor false", "write -i or -i=false"),
     ("run --it x", "there is no option --it", "did you mean -it?"),
     ("run --itd x", "there is no option --itd", "did you mean -itd?"),
-    ("run -env A=b x env", "there is no option -env", "did you mean --env?"),
-    ("run -entrypoint sh x", "there is no option -entrypoint", "did you mean --entrypoint?"),
-    ("run -user root x", "there is no option -user", "did you mean --user?"),
-    ("run -volume=/a:/b x", "there is no option -volume=/a:/b", "did you mean --volume=/a:/b?"),
     ("run --pull newer x", "\"newer\" is not a value of --pull", "write --pull always"),
     ("run --oom-score-adj a x", "\"a\" cannot be used for --oom-score-adj", "from -1000 to 1000"),
     ("run --blkio-weight a x", "\"a\" cannot be used for --blkio-weight", "from 10 to 1000"),
@@ -335,5 +331,37 @@ fn an_empty_value_is_no_value() {
                 |run: &Run| format!("{run:?}").replace(&format!("platform: {:?}", run.pulling.platform), "");
             assert_eq!(run(&empty), run(plain), "{option}");
         }
+    }
+}
+
+/// Docker 28.5 reads one-letter options after a single hyphen, and so does gpurun; a note says what was probably meant.
+#[test]
+fn one_hyphen_before_the_name_of_an_option_is_noted() {
+    for (line, image, note) in [
+        ("-env A=b ubuntu", "A=b", "the option is --env"),
+        ("run -env=A=b ubuntu", "ubuntu", "-env is read as one-letter options"),
+        ("run -volume /a:/b ubuntu", "/a:/b", "--volume"),
+        ("run -help ubuntu", "ubuntu", "--help"),
+        ("run -user 5 ubuntu", "5", "--user"),
+        ("run -workdir /x ubuntu", "/x", "--workdir"),
+        ("run -entrypoint sh ubuntu", "sh", "--entrypoint"),
+    ] {
+        let parsed = parse_words(&split(line));
+        assert!(parsed.notes.len() == 1 && parsed.notes[0].contains(note), "{line}: {:?}", parsed.notes);
+        assert_eq!(container_of(&split(line)).0, image, "{line}");
+    }
+    for line in ["run -tty ubuntu", "run -init ubuntu", "run -memory 5m ubuntu", "run -cpus 2 ubuntu"] {
+        let parsed = parse_words(&split(line));
+        assert_eq!(parsed.notes.len(), 1, "{line}: {parsed:?}");
+    }
+    for line in [
+        "run -it ubuntu",
+        "run -eA=b ubuntu",
+        "run -iu5 ubuntu",
+        "run -w=/tmp ubuntu",
+        "run ubuntu -env A=b",
+        "run -gpus all x",
+    ] {
+        assert!(parse_words(&split(line)).notes.is_empty(), "{line}");
     }
 }

@@ -23,6 +23,7 @@ use crate::{
     },
     out, output, plan,
     request::DeviceId,
+    text_file::TextFile,
     vocabulary::{DriverCapability, GatedFeature, Version},
 };
 use serde::Serialize;
@@ -32,6 +33,9 @@ use std::{
     io::Read,
     path::{Path, PathBuf},
 };
+
+/// The longest CDI spec that is read, in bytes. One of 16 GPUs with MIG has 200 kB.
+const MAX_SPEC: u64 = 16 << 20;
 
 /// Does what was asked for.
 pub fn run(context: &Context, command: &Cdi) -> Result<u8> {
@@ -396,7 +400,8 @@ fn found(directories: &[PathBuf]) -> Result<Vec<Found>> {
             .collect();
         paths.sort();
         for path in paths {
-            let text = std::fs::read_to_string(&path)
+            let text = TextFile::read(&path, MAX_SPEC)
+                .and_then(|file| Ok(file.text()?.to_owned()))
                 .or_fail(Code::Cdi, || "it cannot be read")
                 .map_err(|error| error.fix("run the command with sudo, or move the file out of the directory: `mv FILE FILE.old`"));
             all.push(Found { document: text.and_then(|text| Document::parse(&text)), path });

@@ -6,7 +6,7 @@ use crate::{
     cli::Demo,
     error::{Code, Error, OrFail, Result},
     inventory::{Host, Inventory, nvml},
-    out,
+    out, own_directory,
     simulated_host::{Description, DriverFiles, lay_out},
 };
 use serde_json::Value;
@@ -115,7 +115,7 @@ impl Simulated {
         let dir = match keep {
             Some(dir) => dir.to_path_buf(),
             // An unguessable name, without access for others: libraries there run as the caller.
-            None => nix::unistd::mkdtemp(&std::env::temp_dir().join("gpurun-demo-XXXXXX"))
+            None => nix::unistd::mkdtemp(&own_directory::temporary().join("gpurun-demo-XXXXXX"))
                 .or_fail(Code::Internal, || "no temporary directory can be made")?,
         };
         let is_new = !dir.exists();

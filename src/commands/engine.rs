@@ -1,7 +1,7 @@
 //! What the runtime and the prestart hook do alike for a container of another engine: the same request, the same plan, the same
 //! files, whichever way an engine calls gpurun.
 
-use super::{Context, home_of_account, own_directory};
+use super::Context;
 use crate::{
     apply::{
         bundle::ContainerRoot,
@@ -15,6 +15,7 @@ use crate::{
     config::Nonroot,
     error::{Code, Error, OrFail, Result},
     formats::oci::Spec,
+    own_directory,
     plan::{self, Injection},
     request::DeviceRequest,
 };
@@ -41,7 +42,7 @@ pub fn context(config: Option<PathBuf>) -> Result<Context> {
 pub fn keep_state_with_the_user(context: &mut Context) {
     let of_session = || own_directory::named_by("XDG_RUNTIME_DIR").map(|dir| dir.join("gpurun"));
     if environment::variable("GPURUN_STATE_DIR").is_none() && in_user_namespace() {
-        let of_account = || home_of_account().map(|home| home.join(".cache/gpurun"));
+        let of_account = || own_directory::home_of_account().map(|home| home.join(".cache/gpurun"));
         if let Some(users) = of_session().or_else(of_account) {
             context.state_dir = users;
         }

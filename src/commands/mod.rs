@@ -14,7 +14,6 @@ pub mod inventory;
 pub mod ls;
 pub mod nvidia_container_cli;
 pub mod nvidia_ctk;
-mod own_directory;
 pub mod plan;
 pub mod run;
 pub mod runtime;
@@ -28,6 +27,7 @@ use crate::{
         registry::{Progress, When},
     },
     inventory::{Host, Inventory},
+    own_directory,
     plan::{Injection, Policy},
     request::DeviceRequest,
 };
@@ -69,12 +69,11 @@ impl Context {
             ),
         };
         let root = rustix::process::geteuid().is_root();
-        let dir = |key: &str, root_dir: &str, user_key: &str, user_dir: &str| {
+        let dir = |key: &str, root_dir: &str, user_key: &'static str, user_dir: &str| {
             let named = environment::variable(key).map(PathBuf::from);
             let user = || own_directory::named_by(user_key).map(|d| d.join("gpurun"));
             let home = || {
-                let home = own_directory::named_by("HOME").or_else(home_of_account);
-                home.map(|d| d.join(user_dir)).ok_or_else(|| {
+                own_directory::home().map(|d| d.join(user_dir)).ok_or_else(|| {
                     // Not /tmp: another user could make the directory first and exchange files in it.
                     Error::new(
                         Code::Usage,
@@ -169,26 +168,4 @@ impl Context {
             planned => planned,
         }
     }
-}
-
-/// What /etc/passwd says of who this is outside a user namespace: Apptainer calls `nvidia-container-cli` with an empty
-/// environment.
-fn home_of_account() -> Option<PathBuf> {
-    let mapped: Vec<u64> = std::fs::read_to_string("/proc/self/uid_map")
-        .ok()?
-        .split_whitespace()
-        .filter_map(|number| number.parse().ok())
-        .collect();
-    let inside = u64::from(rustix::process::geteuid().as_raw());
-    let uid = mapped.chunks_exact(3).find_map(|range| {
-        let offset = inside.checked_sub(range[0]).filter(|offset| *offset < range[2])?;
-        Some((range[1] + offset).to_string())
-    })?;
-    let accounts = std::fs::read_to_string("/etc/passwd").ok()?;
-    accounts
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|fields| fields.get(2) == Some(&uid.as_str()))
-        .and_then(|fields| fields.get(5).map(PathBuf::from))
-        .filter(|home| home.is_absolute())
 }

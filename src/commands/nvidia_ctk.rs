@@ -23,6 +23,8 @@ use std::{
 };
 use toml_edit::{Array, Item, value};
 
+/// containerd's main file.
+const CONTAINERD_MAIN_FILE: &str = "/etc/containerd/config.toml";
 /// Where CRI-O's drop-in of NVIDIA's is.
 const CRIO_DROP_IN: &str = "/etc/crio/crio.conf.d/99-nvidia.toml";
 
@@ -58,14 +60,24 @@ fn runtime_configure(args: &ctk::Configure) -> Result<u8> {
             Some(named.unwrap_or_else(|| CRIO_DROP_IN.into()))
         }
         cli::Engine::Podman => Some(args.oci_hook_path.clone()),
-        cli::Engine::Docker | cli::Engine::Containerd => args.config.clone(),
+        cli::Engine::Containerd => args.drop_in_config.clone().or_else(|| args.config.clone()),
+        cli::Engine::Docker => args.config.clone(),
     };
-    let source = args.config.clone().filter(|_| engine == cli::Engine::Crio && file != args.config);
+    let has_drop_in = args.drop_in_config.is_some() && file == args.drop_in_config;
+    let source = match engine {
+        cli::Engine::Crio => args.config.clone().filter(|_| file != args.config),
+        cli::Engine::Containerd if has_drop_in => {
+            Some(args.config.clone().unwrap_or_else(|| CONTAINERD_MAIN_FILE.into()))
+        }
+        _ => None,
+    };
     if args.config.is_some() && file != args.config && source.is_none() {
         tracing::warn!("--config is not used: a hook's file stands alone");
     }
     if args.drop_in_config.is_some() && file != args.drop_in_config {
-        tracing::warn!("--drop-in-config is not used: the runtime is written into the file that is in force");
+        tracing::warn!(
+            "--drop-in-config is not used: Docker has no drop-ins, and a hook's file stands alone"
+        );
     }
     if args.executable_path.is_some() || args.config_source == ctk::ConfigSource::Command {
         tracing::warn!(

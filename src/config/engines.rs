@@ -8,13 +8,19 @@
 //! life: `start` and `delete` reach the same low-level runtime as `create`.
 
 use super::DEFAULT_FILE;
-use crate::error::{Code, Error, OrFail, Result};
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    text_file::TextFile,
+};
 use serde::Deserialize;
 use std::{
     fmt::Write,
     io::ErrorKind,
     path::{Path, PathBuf},
 };
+
+/// The longest file that is read, in bytes.
+const MAX: u64 = 1 << 20;
 
 /// A container engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,11 +74,14 @@ impl EngineRuntimes {
     /// [`Code::Config`] when it cannot be read or understood.
     pub fn load() -> Result<Self> {
         let path = Self::file();
-        match std::fs::read_to_string(&path) {
+        match TextFile::read(&path, MAX) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 Ok(Self::default())
             }
-            read => Self::parse(&read.or_fail(Code::Config, || "it cannot be read")?),
+            read => read
+                .and_then(|file| Ok(file.text()?.to_owned()))
+                .or_fail(Code::Config, || "it cannot be read")
+                .and_then(|text| Self::parse(&text)),
         }
         .map_err(|error| {
             error

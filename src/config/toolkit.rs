@@ -2,6 +2,7 @@
 //! administrator's decisions in that file hold.
 
 use crate::error::{Code, Error, OrFail, Result};
+use crate::own_directory;
 use std::{fmt::Write, path::PathBuf};
 use toml::{Table, Value};
 use toml_edit::Item;
@@ -183,7 +184,8 @@ pub const KEYS: &[ToolkitKey] = &[
 pub fn file() -> PathBuf {
     let named = |key| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
     named("NVIDIA_CTK_CONFIG_FILE_PATH").unwrap_or_else(|| {
-        named("XDG_CONFIG_HOME").unwrap_or_else(|| "/etc".into()).join("nvidia-container-runtime/config.toml")
+        let directory = own_directory::named_by("XDG_CONFIG_HOME").unwrap_or_else(|| "/etc".into());
+        directory.join("nvidia-container-runtime/config.toml")
     })
 }
 

@@ -5,7 +5,7 @@
 //!
 //! | in the document | value |
 //! |---|---|
-//! | keys in another case (`Config` for `config`) | the field's, as with the exact spelling |
+//! | keys in another case (`Config` for `config`), by Unicode's simple folding | the field's, as with the exact spelling |
 //! | a key that occurs twice | the later string, number or list; objects are merged |
 //! | `null` for a string, number, list or object | the empty one, as if the key were missing |
 //! | unknown keys, nested to any depth | ignored |
@@ -154,6 +154,8 @@ impl<'de> Visitor<'de> for Fields<'_, 'de> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(Key(key)) = map.next_key()? {
             let exact = self.names.iter().find(|name| **name == key);
+            // The two letters outside of ASCII that Unicode folds to ASCII letters: long s and the Kelvin sign.
+            let key = if key.is_ascii() { key } else { key.replace('\u{17f}', "s").replace('\u{212a}', "k") };
             let folded = || self.names.iter().find(|name| name.eq_ignore_ascii_case(&key));
             let Some(name) = exact.or_else(folded) else {
                 map.next_value::<de::IgnoredAny>()?;

@@ -20,13 +20,13 @@ pub struct JsonDocument {
 const MARK: &str = "\u{feff}";
 
 impl JsonDocument {
-    /// Reads it. An empty text is an empty object.
+    /// Reads it. An empty text is an empty object, and so is `null`: Go reads it as one that is missing, as everywhere below.
     ///
     /// # Errors
     /// [`Code::Config`] with line and column, where it is no JSON object.
     pub fn parse(text: &str) -> Result<Self> {
         let (mark, text) = text.strip_prefix(MARK).map_or(("", text), |rest| (MARK, rest));
-        let text = if text.trim().is_empty() { "{\n}\n" } else { text };
+        let text = if matches!(text.trim(), "" | "null") { "{\n}\n" } else { text };
         // The editor's own parser is JSON5's and more; engines read JSON.
         let what = || "it is no JSON object";
         let checked = serde_json::from_str::<Map<String, Value>>(text).or_fail(Code::Config, what);
@@ -53,6 +53,12 @@ impl JsonDocument {
         let Some((last, way)) = path.split_last() else { return Ok(()) };
         let mut object = self.root.object_value_or_set();
         for key in way {
+            if let Some(property) = object
+                .get(key)
+                .filter(|property| property.value().is_some_and(|value| value.as_null_keyword().is_some()))
+            {
+                property.set_value(CstInputValue::Object(Vec::new()));
+            }
             object = object.object_value_or_create(key).ok_or_else(|| {
                 Error::new(Code::Config, format!("`{key}` is no object"))
                     .fix(format!("make `{key}` an object, or take it out"))
@@ -147,6 +153,15 @@ mod tests {
         );
         assert_eq!(changed("{\"b\": 1}\n", &["b"], &json!(true)), "{\"b\": true}\n");
         assert_eq!(changed("", &["b"], &json!(true)), "{\n  \"b\": true\n}\n");
+        for null in ["null", " null\n"] {
+            assert_eq!(changed(null, &["b"], &json!(true)), "{\n  \"b\": true\n}\n");
+        }
+        for (text, path) in
+            [("{\"r\": null}", &["r", "g"][..]), ("{\"r\": {\"g\": null}}", &["r", "g", "path"])]
+        {
+            let document = JsonDocument::parse(&changed(text, path, &json!("/g"))).unwrap();
+            assert_eq!(document.get(path), Some(json!("/g")), "{text}");
+        }
         let same = "{ \"b\" : true }";
         assert_eq!(changed(same, &["b"], &json!(true)), same);
     }

@@ -104,7 +104,21 @@ impl TomlDocument {
                 return self.restore(way, before);
             }
         }
+        self.restore_header(way, before);
         Ok(())
+    }
+
+    /// Takes the header of a table away that had none before, where only tables are left in it.
+    fn restore_header(&mut self, path: &[&str], before: &Self) {
+        let had_none = before.get(path).and_then(Item::as_table).is_some_and(Table::is_implicit);
+        let root = Some(self.root.as_item_mut());
+        let item = path.iter().fold(root, |item, key| item?.as_table_like_mut()?.get_mut(key));
+        if let Some(table) = item
+            .and_then(Item::as_table_mut)
+            .filter(|table| had_none && table.iter().all(|(_, item)| item.is_table()))
+        {
+            table.set_implicit(true);
+        }
     }
 
     /// Renames the keys of the table at this path, if it exists.
@@ -220,6 +234,11 @@ mod tests {
             let mut document = TomlDocument::parse(&document.text()).unwrap();
             prop_assert_eq!(document.text_at(&["p", "r", "g", "path"]), Some("/g"));
             document.restore(&["p", "r", "g"], &before).unwrap();
+            prop_assert_eq!(document.text_after(text), text);
+            // A key of a table that had no header, and so none of its own.
+            document.set(&["p", "on"], true).unwrap();
+            let mut document = TomlDocument::parse(&document.text()).unwrap();
+            document.restore(&["p", "on"], &before).unwrap();
             prop_assert_eq!(document.text_after(text), text);
         }
 

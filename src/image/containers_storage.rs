@@ -11,18 +11,21 @@
 //! as long as a container runs: Podman takes the same ones alone for each pull and each removal, and would stand still meanwhile.
 
 use super::{ImageReference, RegistryName, manifest};
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    own_directory, regular_file,
+    text_file::TextFile,
+};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{CWD, FileType, FlockOperation, Mode, OFlags, ResolveFlags, fcntl_lock, fgetxattr, fstat, openat2},
+    fs::{CWD, FlockOperation, Mode, OFlags, ResolveFlags, fcntl_lock, fgetxattr, fstat, openat2},
     io::Errno,
 };
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, HashMap},
     env,
-    fs::File,
     io::{ErrorKind, Read},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -121,7 +124,7 @@ fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
 /// # Errors
 /// [`Code::Store`] if the storage cannot be used, [`Code::ImageNotFound`] if it has no such image.
 pub fn find(name: &str) -> Result<Found> {
-    let home = env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    let home = own_directory::home();
     let stores = stores(home.as_deref())?;
     let graphs: Vec<Graph> =
         stores.iter().filter_map(|path| Graph::open(path).transpose()).collect::<Result<_>>()?;
@@ -280,18 +283,20 @@ impl Graph {
     /// [`PATIENCE`] it fails: Podman holds these locks during a commit, but a hanging process would hold them forever.
     fn lock(&self, name: &str) -> Result<Option<OwnedFd>> {
         let fail = |errno| damaged(&self.path, format!("{name}: {errno}"));
-        // NONBLOCK: opening a FIFO in its place must not block.
-        let file = match self.open_beneath(name, OFlags::RDONLY | OFlags::NONBLOCK) {
+        let found = match self.open_beneath(name, OFlags::PATH) {
             // A read-only store may have no lock file.
             Err(Errno::NOENT) => return Ok(None),
             opened => opened.map_err(fail)?,
         };
-        if !FileType::from_raw_mode(fstat(&file).map_err(fail)?.st_mode).is_file() {
-            return Err(unusable(&self.path, format!("{name} is not a regular file")).fix(format!(
-                "mv {0} {0}.old, and run podman info, which makes it again",
-                self.path.join(name).display()
-            )));
-        }
+        let file = match regular_file::open(&found) {
+            Ok((file, _)) => OwnedFd::from(file),
+            Err(error) => {
+                return Err(unusable(&self.path, format!("{name}: {error}")).fix(format!(
+                    "mv {0} {0}.old, and run podman info, which makes it again",
+                    self.path.join(name).display()
+                )));
+            }
+        };
         let started = Instant::now();
         let mut shown = false;
         loop {
@@ -322,16 +327,13 @@ impl Graph {
 
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let fail = |cause: &dyn std::fmt::Display| damaged(&self.path, format!("{name}: {cause}"));
-        let file = match self.open_beneath(name, OFlags::RDONLY | OFlags::NONBLOCK) {
+        let found = match self.open_beneath(name, OFlags::PATH) {
             Err(Errno::NOENT) => return Ok(None),
             opened => opened.map_err(|errno| fail(&errno))?,
         };
-        let stat = fstat(&file).map_err(|errno| fail(&errno))?;
-        if !FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(fail(&"it is not a regular file"));
-        }
+        let (file, _) = regular_file::open(&found).map_err(|error| fail(&error))?;
         let mut bytes = Vec::new();
-        File::from(file).take(MAX_FILE).read_to_end(&mut bytes).map_err(|error| fail(&error))?;
+        file.take(MAX_FILE).read_to_end(&mut bytes).map_err(|error| fail(&error))?;
         Ok(Some(bytes))
     }
 
@@ -395,20 +397,22 @@ fn is_name(id: &str) -> bool {
 /// with Podman; root's says by a key of its own where users' are.
 fn stores(home: Option<&Path>) -> Result<Vec<PathBuf>> {
     let is_root = rustix::process::geteuid().is_root();
-    let absolute = |key: &str| env::var_os(key).map(PathBuf::from).filter(|path| path.is_absolute());
-    let below_home = |key: &str, path: &str| absolute(key).or_else(|| home.map(|home| home.join(path)));
+    let below_home =
+        |key, path: &str| own_directory::named_by(key).or_else(|| home.map(|home| home.join(path)));
     let own = below_home("XDG_CONFIG_HOME", ".config").filter(|_| !is_root);
-    let own = absolute("CONTAINERS_STORAGE_CONF").or(own.map(|dir| dir.join("containers/storage.conf")));
+    let named = env::var_os("CONTAINERS_STORAGE_CONF").map(PathBuf::from).filter(|path| path.is_absolute());
+    let own = named.or(own.map(|dir| dir.join("containers/storage.conf")));
     let mut conf = Storage::default();
     for (path, is_own) in
         own.iter().map(|path| (path.as_path(), true)).chain(SYSTEM_FILES.map(|path| (Path::new(path), false)))
     {
-        let text = match std::fs::read_to_string(path) {
+        let unreadable = |error| unusable_conf(path, "cannot be read", &error);
+        let file = match TextFile::read(path, MAX_FILE) {
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            read => read.map_err(|error| unusable_conf(path, "cannot be read", &error))?,
+            read => read.map_err(unreadable)?,
         };
-        let read: StorageConf =
-            toml::from_str(&text).map_err(|error| unusable_conf(path, "cannot be understood", &error))?;
+        let read: StorageConf = toml::from_str(file.text().map_err(unreadable)?)
+            .map_err(|error| unusable_conf(path, "cannot be understood", &error))?;
         conf = read.storage;
         if !is_own && !is_root {
             conf.graphroot = std::mem::take(&mut conf.rootless_storage_path);

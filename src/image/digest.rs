@@ -43,7 +43,10 @@ impl Algorithm {
 }
 
 impl Digest {
-    /// Parses a digest. For bare digits, as in docker-archive file names, the length tells the algorithm.
+    /// Parses `ALGORITHM:HEX`.
+    ///
+    /// # Errors
+    /// [`Code::ImageBroken`] for anything else, and for an algorithm that is not known.
     pub fn parse(text: &str) -> Result<Self> {
         Self::read(text).ok_or_else(|| {
             let shown: String = text.chars().take(100).collect();
@@ -53,12 +56,16 @@ impl Digest {
         })
     }
 
-    fn read(text: &str) -> Option<Self> {
-        let (name, hex) = text.split_once(':').map_or((None, text), |(name, hex)| (Some(name), hex));
-        let fits = |one: &Algorithm| name.is_none_or(|name| name == one.name()) && hex.len() == one.digits();
-        let algorithm = Algorithm::ALL.into_iter().find(fits)?;
+    /// Parses the digits of a file name; their number tells the algorithm. `None` if the file is not named by a digest.
+    pub fn parse_hex(hex: &str) -> Option<Self> {
+        let algorithm = Algorithm::ALL.into_iter().find(|one| hex.len() == one.digits())?;
         let good = hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         good.then(|| Self { algorithm, hex: hex.to_owned() })
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let (name, hex) = text.split_once(':')?;
+        Self::parse_hex(hex).filter(|digest| digest.algorithm() == name)
     }
 
     /// The SHA-256 digest of these bytes.
@@ -186,19 +193,27 @@ mod tests {
     fn digests_are_read_written_and_checked() {
         let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::of(b"").to_string(), empty);
-        assert_eq!(Digest::parse(empty).unwrap(), Digest::parse(&empty[7..]).unwrap());
-        for bad in
-            ["", "sha256:", "sha512:00", &empty.to_uppercase(), &empty[..70], "sha256:../../../etc/passwd"]
-        {
+        assert_eq!(Digest::parse(empty).unwrap(), Digest::parse_hex(&empty[7..]).unwrap());
+        for bad in [
+            "",
+            "sha256:",
+            "sha512:00",
+            &empty[7..],
+            &empty.replace(':', "::"),
+            &format!("sha1:{}", &empty[7..47]),
+            &empty.to_uppercase(),
+            &empty[..70],
+            "sha256:../../../etc/passwd",
+        ] {
             assert_eq!(Digest::parse(bad).unwrap_err().code(), Code::ImageBroken, "{bad}");
         }
         let long = format!("sha512:{}", "0f".repeat(64));
         assert_eq!(Digest::parse(&long).unwrap().to_string(), long);
-        assert_eq!(Digest::parse(&long).unwrap(), Digest::parse(&long[7..]).unwrap());
+        assert_eq!(Digest::parse(&long).unwrap(), Digest::parse_hex(&long[7..]).unwrap());
         assert!(Digest::parse(&long.replace("sha512", "sha256")).is_err());
         // FIPS 180-4 examples: the empty message.
         let empty = "cf83e1357eefb8bdf1542850d66d8007d620e4050b5715dc83f4a921d36ce9ce47d0d13c5d85f2b0ff8318d2877eec2f63b931bd47417a81a538327af927da3e";
-        let empty = Digest::parse(empty).unwrap();
+        let empty = Digest::parse_hex(empty).unwrap();
         assert!(empty.matches(b"") && !empty.matches(b"a") && !empty.is_like(&Digest::of(b"")));
         let error = Digest::of(b"a").verify(&Digest::of(b"b"), "x").unwrap_err();
         assert_eq!(error.code(), Code::DigestMismatch);

@@ -8,10 +8,13 @@ use super::{
     tar::{Entry, Kind, Reader},
     unpack::MAX_PATH,
 };
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    regular_file,
+};
 use rustix::{
     fd::OwnedFd,
-    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2},
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2},
     io::Errno,
 };
 use serde::{Deserialize, Serialize};
@@ -126,22 +129,19 @@ impl Layout {
     /// A tar archive. One that is compressed is inflated into an unnamed file of the store, since its members are read in
     /// another order than they lie.
     pub fn archive(path: &Path, store: &Store, progress: Progress) -> Result<Self> {
-        let found = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty());
-        let file = File::from(found.map_err(|errno| {
+        let refused = |cause: &dyn std::fmt::Display| {
             Error::new(Code::ImageNotFound, format!("{} cannot be opened", path.display()))
-                .cause(errno)
-                .fix("name a file that `docker save`, `podman save` or `skopeo copy` wrote")
-        })?);
+                .cause(cause)
+                .fix("name a file that `docker save`, `podman save` or `skopeo copy` wrote; a directory is oci:DIR or rootfs:DIR")
+        };
+        let found = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let found = found.map_err(|errno| refused(&errno))?;
+        let (file, stat) = regular_file::open(&found).map_err(|error| refused(&error))?;
         let unreadable = |error: &dyn std::fmt::Display| {
             Error::new(Code::ImageBroken, format!("{} cannot be read", path.display()))
                 .cause(error)
                 .fix("check the disk or the network filesystem that it is on (`dmesg`)")
         };
-        let stat = fstat(&file).map_err(|errno| unreadable(&errno))?;
-        if !FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(Error::new(Code::ImageNotFound, format!("{} is not a regular file", path.display()))
-                .fix("oci: and rootfs: take a directory; the archives take a tar file"));
-        }
         let mut head = [0; compression::HEAD];
         let length = file.read_at(&mut head, 0).map_err(|error| unreadable(&error))?;
         let layout = if Compression::of(&head[..length]) == Compression::None {
@@ -202,18 +202,13 @@ impl Layout {
         };
         match self {
             Self::Directory(directory) => {
-                let file = open_beneath(directory, name).map_err(|errno| match errno {
+                let found = look_beneath(directory, name).map_err(|errno| match errno {
                     Errno::NOENT => missing(),
                     _ => unreadable(name, errno),
                 })?;
-                let stat = fstat(&file).map_err(|errno| unreadable(name, errno))?;
-                if !FileType::from_raw_mode(stat.st_mode).is_file() {
-                    return Err(
-                        missing().cause("there is something of that name, but it is not a regular file")
-                    );
-                }
+                let (file, stat) = regular_file::open(&found).map_err(|error| unreadable(name, error))?;
                 let end = u64::try_from(stat.st_size).unwrap_or(0);
-                Ok(Section { file: Arc::new(file.into()), offset: 0, end })
+                Ok(Section { file: Arc::new(file), offset: 0, end })
             }
             Self::Archive { file, members } => {
                 let mut name = normal(name);
@@ -239,7 +234,7 @@ impl Layout {
     pub fn has(&self, name: &str) -> Result<bool> {
         match self {
             Self::Archive { members, .. } => Ok(members.contains_key(&normal(name))),
-            Self::Directory(directory) => match open_beneath(directory, name) {
+            Self::Directory(directory) => match look_beneath(directory, name) {
                 Ok(_) => Ok(true),
                 Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
                 Err(errno) => Err(unreadable(name, errno)),
@@ -286,8 +281,8 @@ impl Read for Section {
     }
 }
 
-fn open_beneath(directory: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+fn look_beneath(directory: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
     openat2(directory, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
 }
 

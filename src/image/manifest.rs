@@ -7,9 +7,15 @@
 //!
 //! * A document is an image configuration if its media type is in [`CONFIGS`], which includes the wrong types that Docker
 //!   accepts.
+//! * A layer may have any media type, or none: its bytes tell the compression, and its digests whether it is the layer.
+//!   Encrypted layers are refused by their type.
+//! * An entry of an index may have any media type, or none: if it is chosen for its platform, it is read as a manifest.
 //! * The digest of a document is parsed when the document is needed: an index may name other platforms' images with an
 //!   unknown algorithm.
-//! * A document that could be read both as an index and as a manifest is refused (CVE-2021-41190).
+//! * Digests are checked, sizes are not: containers/image and Docker take the size of a manifest or layer for a hint.
+//! * A document that could be read both as an index and as a manifest, by its keys or by its media type, is refused
+//!   (CVE-2021-41190).
+//! * A key that gpurun does not use may have a value of any type.
 //!
 //! The types are not those of the oci-spec crate, which follows the specification more strictly than the engines do.
 
@@ -47,9 +53,6 @@ const CONFIGS: &[&str] = &[
     "text/html",
     "",
 ];
-/// Prefixes of layer media types (moby, `checkSupportedMediaType`). The suffix names the compression, which is detected from
-/// the bytes instead.
-const LAYERS: &[&str] = &["application/vnd.oci.image.", "application/vnd.docker."];
 
 /// A checked reference to a blob (OCI image specification, descriptor.md).
 #[derive(Debug, Clone)]
@@ -58,7 +61,7 @@ pub struct Descriptor {
     pub media_type: String,
     /// The digest of the blob.
     pub digest: Digest,
-    /// The length of the blob in bytes.
+    /// The length of the blob in bytes, as far as the writer knew it; 0 if unknown.
     pub size: u64,
 }
 
@@ -84,15 +87,13 @@ impl RawDescriptor {
         Self { media_type, digest: digest.to_string(), size, ..Self::default() }
     }
 
-    /// Checks digest and length.
+    /// Checks the digest.
     ///
     /// # Errors
     /// [`Code::ImageBroken`]
     pub fn check(self) -> Result<Descriptor> {
         let digest = Digest::parse(&self.digest)?;
-        let size = u64::try_from(self.size)
-            .map_err(|_| broken(format!("the image says that {digest} has {} bytes", self.size)))?;
-        Ok(Descriptor { media_type: self.media_type, digest, size })
+        Ok(Descriptor { media_type: self.media_type, digest, size: u64::try_from(self.size).unwrap_or(0) })
     }
 
     /// The names of an image in an index.
@@ -107,6 +108,7 @@ impl RawDescriptor {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Index {
+    media_type: String,
     manifests: Vec<RawDescriptor>,
     config: Option<IgnoredAny>,
     layers: Option<IgnoredAny>,
@@ -120,6 +122,8 @@ struct Manifest {
     #[serde(default)]
     layers: Vec<RawDescriptor>,
     #[serde(default)]
+    media_type: String,
+    #[serde(default)]
     artifact_type: String,
     #[serde(default)]
     manifests: Option<IgnoredAny>,
@@ -130,7 +134,8 @@ struct Manifest {
 impl Index {
     fn parse(bytes: &[u8], what: &str) -> Result<Self> {
         let index: Self = parse(bytes, what)?;
-        if index.config.is_some() || index.layers.is_some() || index.fs_layers.is_some() {
+        let has_keys = index.config.is_some() || index.layers.is_some() || index.fs_layers.is_some();
+        if has_keys || MANIFESTS.contains(&plain_type(&index.media_type).as_str()) {
             return Err(ambiguous(what));
         }
         Ok(index)
@@ -141,16 +146,23 @@ impl Manifest {
     fn parse(bytes: &[u8]) -> Result<Self> {
         let what = "the image's manifest";
         let manifest: Self = parse(bytes, what)?;
-        if manifest.manifests.is_some() || manifest.fs_layers.is_some() {
+        let has_keys = manifest.manifests.is_some() || manifest.fs_layers.is_some();
+        if has_keys || INDEXES.contains(&plain_type(&manifest.media_type).as_str()) {
             return Err(ambiguous(what));
         }
         Ok(manifest)
     }
 }
 
-fn ambiguous(what: &str) -> Error {
-    broken(format!("{what} has the keys of an index and those of a manifest"))
+/// The error for a document that is an index and a manifest.
+pub fn ambiguous(what: &str) -> Error {
+    broken(format!("{what} has the keys or the media type of an index and those of a manifest"))
         .cause("programs would disagree about the image that it describes (CVE-2021-41190)")
+}
+
+/// A media type without parameters, in lower case.
+pub fn plain_type(kind: &str) -> String {
+    kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// An error about a damaged image, with the general fix.
@@ -276,7 +288,7 @@ pub fn follow(
     let descriptor = choose_platform(manifests, platform)?.check()?;
     let manifest = Manifest::parse(&read(&descriptor)?)?;
     let kind = manifest.config.media_type.as_str();
-    if !CONFIGS.contains(&kind.split(';').next().unwrap_or_default().trim()) {
+    if !CONFIGS.contains(&plain_type(kind).as_str()) {
         let kind = if manifest.artifact_type.is_empty() { kind } else { &manifest.artifact_type };
         return Err(not_an_image(kind));
     }
@@ -287,14 +299,10 @@ pub fn follow(
     let diff_ids = parsed.diff_ids();
     check_layers(manifest.layers.len(), diff_ids.len())?;
     let layers = manifest.layers.into_iter().zip(diff_ids).map(|(blob, diff_id)| {
-        let kind = blob.media_type.to_ascii_lowercase();
-        if !LAYERS.iter().any(|start| kind.starts_with(start)) || kind.ends_with("+encrypted") {
-            return Err(Error::new(
-                Code::ImageBroken,
-                format!("a layer of type {:?} cannot be unpacked", blob.media_type),
-            )
-            .fix("have the image built with layers of type tar, tar+gzip or tar+zstd, for example `skopeo copy --dest-decompress`; \
-                  encrypted layers are first decrypted: `skopeo copy --decryption-key KEY`"));
+        if plain_type(&blob.media_type).ends_with("+encrypted") {
+            let what = format!("a layer of type {:?} cannot be unpacked", blob.media_type);
+            return Err(Error::new(Code::ImageBroken, what)
+                .fix("decrypt the image first: `skopeo copy --decryption-key KEY SOURCE oci-archive:FILE`"));
         }
         let blob = blob.check()?;
         Ok(Layer { diff_id, path: blob_path(&blob.digest), digest: Some(blob.digest), size: blob.size })
@@ -339,12 +347,12 @@ pub fn from_docker(layout: &Layout, reference: Option<&str>, platform: &Platform
     let config = layout.read(&image.config)?;
     // Docker names the file by its digest, `HEX.json` or `blobs/sha256/HEX`; others may not.
     let file = image.config.rsplit('/').next().unwrap_or_default();
-    let id = match Digest::parse(file.strip_suffix(".json").unwrap_or(file)) {
-        Ok(promised) => {
+    let id = match Digest::parse_hex(file.strip_suffix(".json").unwrap_or(file)) {
+        Some(promised) => {
             promised.verify_bytes(&config, "the image's configuration")?;
             promised
         }
-        Err(_) => Digest::of(&config),
+        None => Digest::of(&config),
     };
     let parsed: ConfigFile = parse(&config, "the image's configuration")?;
     parsed.check_platform(platform)?;
@@ -405,14 +413,10 @@ fn collect_manifests(
     into: &mut Vec<RawDescriptor>,
 ) -> Result<()> {
     for descriptor in descriptors {
-        let kind = descriptor.media_type.as_str();
         if into.len() >= MAX_MANIFESTS {
             return Err(broken(format!("the image's indexes name more than {MAX_MANIFESTS} manifests")));
         }
-        // containers/image reads a document without a type as a manifest.
-        if kind.is_empty() || MANIFESTS.contains(&kind) {
-            into.push(descriptor);
-        } else if INDEXES.contains(&kind) {
+        if INDEXES.contains(&plain_type(&descriptor.media_type).as_str()) {
             if descriptor.platform.as_ref().is_some_and(|own| own.rank(platform).is_none()) {
                 continue;
             }
@@ -421,14 +425,24 @@ fn collect_manifests(
             }
             let index = Index::parse(&read(&descriptor.check()?)?, "an index of the image")?;
             collect_manifests(read, index.manifests, platform, depth - 1, into)?;
+        } else {
+            into.push(descriptor);
         }
     }
     Ok(())
 }
 
-/// The first of the best matches for the platform. A descriptor without a platform may match.
+/// The first of the best matches for the platform. A manifest without a platform may match; an entry of an unknown media type
+/// matches by its platform alone.
 fn choose_platform(manifests: Vec<RawDescriptor>, wanted: &Platform) -> Result<RawDescriptor> {
-    let rank = |one: &RawDescriptor| one.platform.as_ref().map_or(Some(2), |own| own.rank(wanted));
+    let is_known = |one: &RawDescriptor| {
+        let kind = plain_type(&one.media_type);
+        kind.is_empty() || MANIFESTS.contains(&kind.as_str())
+    };
+    let rank = |one: &RawDescriptor| match &one.platform {
+        Some(own) => own.rank(wanted).map(|rank| (!is_known(one), rank)),
+        None => is_known(one).then_some((false, 2)),
+    };
     let all: BTreeSet<_> = manifests
         .iter()
         .filter_map(|one| one.platform.as_ref())
@@ -436,6 +450,11 @@ fn choose_platform(manifests: Vec<RawDescriptor>, wanted: &Platform) -> Result<R
         .map(Platform::to_string)
         .collect();
     let chosen = manifests.into_iter().filter(|one| rank(one).is_some()).min_by_key(|one| rank(one));
+    // Registries keep manifests and blobs apart, so the type that it is read as counts from here on.
+    let is_manifest = |one: &RawDescriptor| MANIFESTS.contains(&plain_type(&one.media_type).as_str());
+    let chosen = chosen.map(|one| {
+        if is_manifest(&one) { one } else { RawDescriptor { media_type: MANIFESTS[0].into(), ..one } }
+    });
     chosen.ok_or_else(|| {
         if all.is_empty() {
             return broken("the image's index names no image manifest");
@@ -451,14 +470,6 @@ fn read_blob(layout: &Layout, descriptor: &Descriptor) -> Result<Vec<u8>> {
 /// These bytes, if they are the ones that the descriptor promises.
 pub fn check_document(descriptor: &Descriptor, bytes: Vec<u8>) -> Result<Vec<u8>> {
     descriptor.digest.verify_bytes(&bytes, "a document of the image")?;
-    if bytes.len() as u64 != descriptor.size {
-        return Err(broken(format!(
-            "{} has {} bytes, not {}",
-            descriptor.digest,
-            bytes.len(),
-            descriptor.size
-        )));
-    }
     Ok(bytes)
 }
 

@@ -38,7 +38,7 @@ pub use platform::Platform;
 pub use reference::{ImageReference, RegistryName};
 pub use registry::Pull;
 pub use scratch::ScratchDir;
-pub use store::{Pruned, Store, StoredImage, clean_tmp};
+pub use store::{MARKED_DIRECTORY, Pruned, Store, StoredImage, clean_tmp, is_marked};
 pub use unpack::Ownership;
 
 use crate::{

@@ -5,7 +5,8 @@
 //!
 //! * A directory without an entry in a layer keeps the mode, owner and attributes of the layers below, as in containerd and
 //!   umoci. overlayfs takes them from the topmost directory.
-//! * A directory that only whiteouts mention does not exist unless a layer below has it.
+//! * A directory that only whiteouts mention does not exist unless a layer below has it. A link or a file that a layer below
+//!   has at its path stays, as in Docker's own layers, whose whiteouts are not applied through links.
 //! * overlayfs hides whiteouts only in directories that it merges from several layers; in others it lists them.
 //!
 //! The result is one more layer on top, which holds only directories and whiteouts. Images of `docker build` do not need it.
@@ -25,7 +26,7 @@ use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{
         AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr,
-        flistxattr, fsetxattr, fstat, futimens, makedev, mkdirat, mknodat, openat, statat,
+        flistxattr, fsetxattr, fstat, futimens, linkat, makedev, mkdirat, mknodat, openat, statat,
     },
     io::Errno,
 };
@@ -111,6 +112,8 @@ struct Merged {
     chain: Vec<usize>,
     /// How many of them contribute content; the others lie below an opaque directory.
     content: usize,
+    /// The layer below them with something at the path that is not a directory, and that they would hide.
+    under: Option<usize>,
 }
 
 /// What the additional layer holds at a path.
@@ -120,6 +123,8 @@ enum Repair {
     Directory(usize),
     /// A whiteout.
     Hidden,
+    /// What this layer has there, which is not a directory.
+    Other(usize),
 }
 
 impl<'a> Assembly<'a> {
@@ -216,7 +221,7 @@ impl<'a> Assembly<'a> {
     }
 
     fn merged_root(&self) -> Merged {
-        Merged { chain: (0..self.levels.len()).collect(), content: self.levels.len() }
+        Merged { chain: (0..self.levels.len()).collect(), content: self.levels.len(), under: None }
     }
 
     /// The repair of a directory, if it needs one.
@@ -224,7 +229,8 @@ impl<'a> Assembly<'a> {
         let hash = self.hasher.hash_one(path);
         let top = *merged.chain.first()?;
         if merged.chain.iter().all(|&at| self.levels[at].whiteouts.contains(&hash)) {
-            return (!path.is_empty()).then_some(Repair::Hidden);
+            // Whiteouts below a link or a file remove nothing, and do not make a directory of it.
+            return (!path.is_empty()).then_some(merged.under.map_or(Repair::Hidden, Repair::Other));
         }
         let source = self.source(hash, merged);
         let differs = source.is_some_and(|source| source != top && !self.same_attributes(path, top, source));
@@ -252,7 +258,11 @@ impl<'a> Assembly<'a> {
                 Err(Errno::NOENT | Errno::NOTDIR) => continue,
                 done => done.map_err(fail)?,
             };
-            if !FileType::from_raw_mode(stat.st_mode).is_dir() {
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            if !kind.is_dir() {
+                // A whiteout of overlayfs is nothing.
+                let is_whiteout = kind.is_char_device() && stat.st_rdev == makedev(0, 0);
+                merged.under = (!is_whiteout).then_some(at);
                 break;
             }
             merged.chain.push(at);
@@ -302,8 +312,13 @@ impl<'a> Assembly<'a> {
             if name.is_empty() {
                 continue;
             }
-            if end == path.len() && repair == Repair::Hidden {
-                return match mknodat(&here, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
+            if end == path.len() && !matches!(repair, Repair::Directory(_)) {
+                let made = match repair {
+                    // All layers of a store are on one filesystem.
+                    Repair::Other(at) => linkat(self.levels[at].root, path, &here, name, AtFlags::empty()),
+                    _ => mknodat(&here, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)),
+                };
+                return match made {
                     Err(Errno::EXIST) => Ok(()),
                     done => done,
                 };
@@ -314,8 +329,8 @@ impl<'a> Assembly<'a> {
                 Err(errno) => return Err(errno),
             };
             here = match openat(&here, name, tree::DIRECTORY, Mode::empty()) {
-                // A parent is hidden, which hides this path as well.
-                Err(Errno::NOTDIR) => return Ok(()),
+                // A parent is hidden or is not a directory, so this path is not seen.
+                Err(Errno::NOTDIR | Errno::LOOP) => return Ok(()),
                 opened => opened?,
             };
             if made {

@@ -1,5 +1,6 @@
 //! Measures, locks and removes trees of image content of any depth. No link is followed, and no mount is crossed.
 
+use crate::regular_file::{look_at, reopen};
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::{
@@ -20,11 +21,14 @@ pub const DIRECTORY: OFlags =
 /// Prefix of directories that [`remove`] has moved up; a number follows.
 pub const LIFTED: &str = ".lifted-";
 
-/// Takes an exclusive lock (flock(2)) on a file or directory; `None` if another process holds it, or if the name no longer
-/// leads to the locked file.
+/// Takes an exclusive lock (flock(2)) on a regular file or a directory; `None` if another process holds it, if the name no longer
+/// leads to the locked file, or for an object of another kind.
 pub fn lock_if_free(parent: &OwnedFd, name: &CStr) -> Option<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = openat(parent, name, flags, Mode::empty()).ok()?;
+    let (found, stat) = look_at(parent, name).ok()?;
+    if !matches!(FileType::from_raw_mode(stat.st_mode), FileType::Directory | FileType::RegularFile) {
+        return None;
+    }
+    let file = reopen(&found, OFlags::RDONLY).ok()?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     is_named(parent, name, &file).then_some(file)
 }

@@ -4,7 +4,7 @@
 
 use super::{
     driver,
-    driver_root::OpenRoot,
+    driver_root::{Found, OpenRoot},
     elf, procfs,
     snapshot::{Mtime, mtime, object},
     types::{ContainerPath, DaemonObject, DriverFile, DriverRoot, FileKind, GatedFile, Host, HostPath},
@@ -265,6 +265,13 @@ const SOCKETS: &[(Cap, &str, FileType)] = &[
     (Cap::UTILITY, "/run/nvidia-fabricmanager/socket", FileType::Socket),
     (Cap::COMPUTE, "/tmp/nvidia-mps", FileType::Directory),
 ];
+
+/// What a program of the container needs of the MPS control daemon's directory: the socket to which libcuda connects, and the pipe
+/// for its messages.
+///
+/// The daemon of the drivers 535 and 550 gives /tmp/nvidia-mps the mode 0777, whatever the umask is. Every user can put
+/// sockets there, so the directory itself is mounted only where the administrator has changed the mode.
+const MPS_OBJECTS: [(&str, FileType); 2] = [("control", FileType::Socket), ("log", FileType::Fifo)];
 
 /// What libcufile reads beside the nodes of GPUDirect Storage: its configuration, and udev's database, which tells the drive below
 /// a file system.
@@ -552,21 +559,49 @@ impl Search<'_> {
             {
                 self.objects.insert(directory.to_owned(), object(directory));
             }
-            self.objects.insert(host, before);
             // Anyone may make /tmp/nvidia-mps: as a link to a directory of root's, say. Only root's own is mounted.
             let trusted = |uid| uid == 0 || !path.starts_with("/tmp/");
-            let Some(found) = self.root.find_no_link(inside) else { continue };
-            if found.kind != *kind || !trusted(found.uid) {
+            let found = self.root.find_no_link(inside);
+            let found = found.filter(|found| found.kind == *kind && trusted(found.uid));
+            let is_open = *kind == FileType::Directory
+                && rustix::fs::stat(&host).is_ok_and(|stat| stat.st_mode & 0o1002 == 0o002);
+            if found.is_some() && is_open {
+                self.mps_objects(*capabilities, inside);
                 continue;
             }
-            let (device, inode) = before.map_or((0, 0), |(device, inode, ..)| (device, inode));
-            self.files.push(DriverFile {
-                path: found.path,
-                capabilities: *capabilities,
-                kind: FileKind::Socket(ContainerPath(path.into())),
-                daemon: Some(DaemonObject { device, inode, is_replaceable: self.is_replaceable(inside) }),
-            });
+            self.objects.insert(host, before);
+            if let Some(found) = found {
+                self.add_daemon(found, *capabilities, inside, before);
+            }
         }
+    }
+
+    /// The objects of an MPS control daemon of root in a directory that every user may write. The directory is not recorded,
+    /// because other users could change it all the time.
+    fn mps_objects(&mut self, capabilities: Cap, directory: &Path) {
+        for (name, kind) in MPS_OBJECTS {
+            let inside = directory.join(name);
+            let host = self.host.driver_root.host_path(&ContainerPath(inside.clone())).0;
+            let before = object(&host);
+            self.objects.insert(host, before);
+            let found = self.root.find_no_link(&inside);
+            if let Some(found) = found.filter(|found| found.kind == kind && found.uid == 0) {
+                self.add_daemon(found, capabilities, &inside, before);
+            }
+        }
+    }
+
+    fn add_daemon(
+        &mut self,
+        found: Found,
+        capabilities: Cap,
+        path: &Path,
+        before: Option<(u64, u64, i64, i64)>,
+    ) {
+        let (device, inode) = before.map_or((0, 0), |(device, inode, ..)| (device, inode));
+        let daemon = Some(DaemonObject { device, inode, is_replaceable: self.is_replaceable(path) });
+        let kind = FileKind::Socket(ContainerPath(path.into()));
+        self.files.push(DriverFile { path: found.path, capabilities, kind, daemon });
     }
 
     /// Whether a user other than root may write to a directory on the way to a path of the driver root.
@@ -926,6 +961,29 @@ mod tests {
             assert!(
                 tree.find().unwrap().files.iter().any(|f| f.kind == FileKind::Socket(at("/tmp/nvidia-mps")))
             );
+            // As the daemon of the drivers 535 and 550 leaves it.
+            let _daemon = UnixListener::bind(tree.path("/tmp/nvidia-mps/control")).unwrap();
+            let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+            fs::set_permissions(tree.path("/tmp/nvidia-mps"), open).unwrap();
+            let sockets = || {
+                let found = tree.find().unwrap();
+                let sockets = found.files.into_iter().filter_map(|file| match file.kind {
+                    FileKind::Socket(path) if path.0.starts_with("/tmp") => Some(path.0),
+                    _ => None,
+                });
+                (sockets.collect::<Vec<_>>(), found.objects)
+            };
+            let (found, objects) = sockets();
+            assert_eq!(found, [Path::new("/tmp/nvidia-mps/control")]);
+            assert!(!objects.contains_key(&tree.path("/tmp/nvidia-mps")), "every user can change it");
+            let control = tree.path("/tmp/nvidia-mps/control");
+            assert!(objects[&control].is_some() && objects[&tree.path("/tmp/nvidia-mps/log")].is_none());
+            let stranger = Some(rustix::fs::Uid::from_raw(1234));
+            rustix::fs::chown(&control, stranger, None).unwrap();
+            assert!(sockets().0.is_empty(), "another user's socket");
+            fs::remove_file(&control).unwrap();
+            std::os::unix::fs::symlink("/run/nvidia-persistenced/socket", &control).unwrap();
+            assert!(sockets().0.is_empty(), "a link");
             rustix::fs::chown(tree.path("/tmp/nvidia-mps"), Some(rustix::fs::Uid::from_raw(1234)), None)
                 .unwrap();
             assert!(

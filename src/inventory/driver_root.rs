@@ -2,7 +2,10 @@
 //! Debian reaches the driver through absolute links (/etc/alternatives) and a driver container's root is not `/`.
 
 use super::types::{ContainerPath, DriverRoot, HostPath};
-use crate::error::{Code, OrFail, Result};
+use crate::{
+    error::{Code, OrFail, Result},
+    regular_file,
+};
 use rustix::{
     fs::{FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
@@ -95,10 +98,9 @@ impl OpenRoot<'_> {
         names
     }
 
-    /// Opens a file for reading.
+    /// Opens a regular file for reading.
     pub fn open_file(&self, path: &Path) -> Option<File> {
-        // A FIFO that someone left where a library should be must not block us.
-        Some(File::from(self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK).ok()?))
+        Some(regular_file::open(self.open_at(path, OFlags::PATH).ok()?).ok()?.0)
     }
 
     /// Reads a file that is not larger than `limit` bytes.

@@ -1,4 +1,4 @@
-//! The program that executes a container's command: a static ELF file of 1.6 KB. `handover/program.rs` describes its words
+//! The program that executes a container's command: a static ELF file of 1.6 KB. `freestanding/handover.rs` describes its words
 //! and its message; `build.rs` compiles it for the same machine.
 
 /// The file.

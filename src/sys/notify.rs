@@ -31,6 +31,15 @@ pub fn install(filter: &[u8]) -> io::Result<OwnedFd> {
     })
 }
 
+/// Lets caller and supervisor wake each other on the same processor (Linux 6.6), which takes a third off a call. An older kernel
+/// wakes as it does.
+pub fn wake_on_one_processor(listener: BorrowedFd<'_>) {
+    const SET_FLAGS: libc::Ioctl = 0x4008_2104_u32 as libc::Ioctl;
+    const SYNC_WAKE_UP: libc::c_ulong = 1;
+    // SAFETY: the request takes a number and touches no memory.
+    unsafe { libc::ioctl(listener.as_raw_fd(), SET_FLAGS, SYNC_WAKE_UP) };
+}
+
 /// A system call that waits for its result.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {

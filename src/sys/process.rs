@@ -179,6 +179,52 @@ pub fn normalize() {
     }
 }
 
+/// The user namespace above a user namespace (ioctl_ns(2), NS_GET_PARENT).
+///
+/// # Errors
+/// EPERM if it is above that of this process.
+pub fn parent_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const NS_GET_PARENT: libc::Ioctl = 0xb702 as libc::Ioctl;
+    // SAFETY: the request takes no argument; on success it returns a new descriptor (close-on-exec) that nothing else owns.
+    unsafe {
+        match libc::ioctl(namespace.as_raw_fd(), NS_GET_PARENT) {
+            fd if fd >= 0 => Ok(OwnedFd::from_raw_fd(fd)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Lets traced children and threads go on. A process that calls PTRACE_TRACEME makes its parent the tracer, and stops at each signal
+/// until the tracer continues it (ptrace(2)); gpurun traces no process. A signal is delivered then, except those that only
+/// a tracer sees: SIGTRAP of execve(2), and stops, which a tracer would end.
+pub fn release_traced() {
+    loop {
+        // SAFETY: the structure consists of integers and pointers, for which zero is valid; the kernel fills it.
+        let (stopped, info) = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let options = libc::WSTOPPED | libc::WNOHANG | libc::__WALL;
+            (libc::waitid(libc::P_ALL, 0, &raw mut info, options) == 0, info)
+        };
+        // SAFETY: waitid(2) has filled the fields of SIGCHLD, or they are zero, which is no process.
+        let (pid, signal) = unsafe { (info.si_pid(), info.si_status()) };
+        if !stopped || pid == 0 {
+            return;
+        }
+        if info.si_code == libc::CLD_TRAPPED {
+            release(pid, signal);
+        }
+    }
+}
+
+/// Lets a traced child go on that stopped at a signal, and traces it no longer: see [`release_traced`].
+pub fn release(pid: i32, signal: i32) {
+    let is_tracers =
+        [libc::SIGTRAP, libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&signal);
+    let delivered: libc::c_long = if is_tracers { 0 } else { signal.into() };
+    // SAFETY: the request touches no memory of this process. ESRCH, if the process was killed meanwhile, changes nothing.
+    unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, 0, delivered) };
+}
+
 /// Whether this process ignores a signal.
 pub fn is_ignored(signal: i32) -> bool {
     // SAFETY: sigaction with a null action only reads; it fills `current`, for which all zeroes is valid.

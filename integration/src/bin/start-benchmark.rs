@@ -73,36 +73,42 @@ fn wrapper(rounds: usize) {
     let host = TestHost::with_driver("8xh100", 550, "debian");
     let root = copy_of_root("debian-python");
     let bundles = tempfile::tempdir_in("/run").expect("a temporary directory");
-    let make = |name: &'static str, mut command: Command, wish: Option<&str>| {
+    let make = |name: &'static str, runtime: &Path, wish: Option<&str>| {
         let bundle = bundles.path().join(name.replace([' ', ','], "-"));
         fs::create_dir(&bundle).expect("a new directory");
         let mut spec: serde_json::Value =
             serde_json::from_str(include_str!("../../docker-28.5.json")).expect("JSON");
         spec["root"]["path"] = root.path().display().to_string().into();
         let env = spec["process"]["env"].as_array_mut().expect("a list");
-        env.extend(wish.map(|wish| format!("NVIDIA_VISIBLE_DEVICES={wish}").into()));
+        if let Some(wish) = wish {
+            env.push(format!("NVIDIA_VISIBLE_DEVICES={wish}").into());
+            env.push("NVIDIA_DRIVER_CAPABILITIES=all".into());
+        }
+        // The calls of an engine.
+        let mut command = Command::new("sh");
         command
-            .args(["run", "--bundle"])
-            .arg(&bundle)
-            .arg(format!("benchmark-{}", bundles.path().file_name().expect("it has one").display()));
+            .args([
+                "-ec",
+                "$0 --root $1 create --bundle $2 $3; $0 --root $1 start $3; $0 --root $1 delete --force $3",
+            ])
+            .args([runtime, &bundles.path().join("state"), &bundle])
+            .arg(format!("benchmark-{}", bundles.path().file_name().expect("it has one").display()))
+            .env("GPURUN_SIMULATED_HOST", host.path())
+            .env("GPURUN_STATE_DIR", host.state_dir(0));
         Contender {
             bundle: Some((bundle.join("config.json"), spec.to_string().into())),
             ..contender(name, command)
         }
     };
-    let through = || {
-        let mut command = host.gpurun();
-        command.arg0("gpurun-runtime");
-        command
-    };
+    let (runc, gpurun) = (Path::new("runc"), dist("gpurun-runtime"));
     let mut contenders = [
-        make("runc, no GPU", Command::new("runc"), None),
-        make("gpurun-runtime and runc, nothing asked for", through(), None),
-        make("gpurun-runtime and runc, 1 GPU", through(), Some("0")),
-        make("gpurun-runtime and runc, 8 GPUs", through(), Some("all")),
+        make("runc, no GPU", runc, None),
+        make("gpurun-runtime and runc, nothing asked for", &gpurun, None),
+        make("gpurun-runtime and runc, 1 GPU", &gpurun, Some("0")),
+        make("gpurun-runtime and runc, 8 GPUs", &gpurun, Some("all")),
     ];
     take_turns(rounds, &mut contenders);
-    compare("create to exit of /bin/true", rounds, &contenders);
+    compare("create, start and delete of /bin/true", rounds, &contenders);
 }
 
 /// What engines do that read CDI documents: the document of eight GPUs, its hook, and a container of it under plain runc.
@@ -157,7 +163,7 @@ fn documents(rounds: usize) {
         make("runc, document, 8 GPUs", &["all"]),
     ];
     take_turns(rounds, &mut contenders);
-    compare("create to exit of /bin/true", rounds, &contenders);
+    compare("create, start and delete of /bin/true", rounds, &contenders);
 }
 
 fn generate_text(host: &TestHost) -> String {

@@ -354,7 +354,7 @@ fn perform(root: &Root, step: Step) -> Result<()> {
             let point = match filesystem {
                 "proc" | "sysfs" => root.kernel_mount_point(&target)?,
                 _ if target == Path::new("/dev") => root.kernel_mount_point(&target)?,
-                _ => root.directory(&target)?,
+                _ => directory_below(root, &target)?,
             };
             attach(&mount, &point, &target)
         }
@@ -434,8 +434,28 @@ fn perform(root: &Root, step: Step) -> Result<()> {
 }
 
 fn attach_object(root: &Root, object: &HostObject, target: &Path) -> Result<()> {
-    let point = if object.is_directory() { root.directory(target)? } else { root.mount_point(target)? };
+    let point =
+        if object.is_directory() { directory_below(root, target)? } else { root.mount_point(target)? };
     attach(object.mount(), &point, target)
+}
+
+/// The directory `target`, which the mount will cover. A link of the image must not lead the mount over the whole root, or over
+/// /proc; Docker refuses both.
+fn directory_below(root: &Root, target: &Path) -> Result<OwnedFd> {
+    /// linux/magic.h
+    const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+    let point = root.directory(target)?;
+    // `f_type`'s own type differs between the C libraries.
+    #[allow(clippy::useless_conversion, clippy::unnecessary_cast, clippy::cast_sign_loss)]
+    let is_proc = || rustix::fs::fstatfs(&point).is_ok_and(|found| found.f_type as u64 == PROC_SUPER_MAGIC);
+    let place = match target {
+        _ if root.is_itself(&point) => "/",
+        target if !target.starts_with("/proc") && is_proc() => "/proc",
+        _ => return Ok(point),
+    };
+    Err(Error::new(Code::Volume, format!("{} in the image is a link to {place}", target.display()))
+        .cause(format!("the mount would hide the container's {place}"))
+        .fix("mount it at a path that is not a link in the image: -v SOURCE:/mnt, --tmpfs /mnt"))
 }
 
 fn attach_host(root: &Root, object: &HostObject, source: &Path, target: &Path) -> Result<()> {

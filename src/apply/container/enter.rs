@@ -26,14 +26,18 @@ use crate::{
 };
 use caps::{CapSet, Capability};
 use rustix::{
-    fd::{AsFd, BorrowedFd, OwnedFd},
+    fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     fs::{CWD, Mode, OFlags},
     io::Errno,
     mount::{MountFlags, MountPropagationFlags, UnmountFlags},
     process::Signal,
     thread::{Gid, Uid},
 };
-use std::{convert::Infallible, ffi::CString, path::Path};
+use std::{
+    convert::Infallible,
+    ffi::CString,
+    path::{Path, PathBuf},
+};
 
 /// What the child needs besides the container itself.
 #[derive(Debug)]
@@ -223,13 +227,15 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
     layer.image_volumes(&container.image_volumes)?;
     layer.populate(&steps.image, steps.mounts.iter().chain(&steps.volumes))?;
     directory_in(&memory, "root")?;
+    // By descriptor: another user may be able to change a link in the path of the store, and a mount by that path would lie elsewhere.
+    let target = PathBuf::from(format!("/proc/self/fd/{}/root", memory.as_raw_fd()));
 
     let is_host = layers.lowers().any(|(path, _)| path == Path::new("/"));
     if is_host && !container.privileged {
         let writable = (!container.read_only).then_some(&scratch);
-        host_root::mount(container, &layer.into_directory(), writable, &path.join("root"))?;
-        let root = open_host_directory(&path.join("root"))
-            .or_fail(Code::Mount, || "the container's root cannot be opened")?;
+        host_root::mount(container, &layer.into_directory(), writable, &target)?;
+        let root =
+            open_host_directory(&target).or_fail(Code::Mount, || "the container's root cannot be opened")?;
         let root = Root::new(root);
         image_volumes::mount(container, &root, &[], &scratch, &memory)?;
         return Ok((root, memory));
@@ -237,7 +243,7 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
     let lowers = lower_directories(layers, layer).map_err(|errno| no_overlay(container, errno))?;
     let mount = |upper: Option<&OwnedFd>| -> Result<rustix::io::Result<()>> {
         let writable = upper.map(|at| Ok((directory_in(at, UPPER)?, directory_in(at, WORK)?))).transpose()?;
-        Ok(overlay(container, &lowers, writable.as_ref(), &path.join("root")))
+        Ok(overlay(container, &lowers, writable.as_ref(), &target))
     };
     let mounted = match mount((!container.read_only).then_some(&scratch))? {
         // Not every file system can be an upper layer (another overlay, NFS, Lustre), nor one that is itself below: then what
@@ -248,8 +254,8 @@ fn mount_root(container: &Container, layers: &Layers, steps: &Steps) -> Result<(
         result => result,
     };
     mounted.map_err(|errno| no_overlay(container, errno))?;
-    let root = open_host_directory(&path.join("root"))
-        .or_fail(Code::Mount, || "the container's root cannot be opened")?;
+    let root =
+        open_host_directory(&target).or_fail(Code::Mount, || "the container's root cannot be opened")?;
     let root = Root::new(root);
     image_volumes::mount(container, &root, &lowers, &scratch, &memory)?;
     Ok((root, memory))
@@ -297,7 +303,6 @@ pub fn overlay(
     writable: Option<&(OwnedFd, OwnedFd)>,
     target: &Path,
 ) -> rustix::io::Result<()> {
-    use std::os::fd::AsRawFd;
     // By descriptor: no character needs escaping, and 128 layers fit into the one page that mount(2) takes.
     let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let lowerdir: Vec<String> = lowers.iter().map(path).collect();

@@ -6,9 +6,10 @@
 //! guardian, waits for the end of either: when the launcher ends first, it kills the container.
 //!
 //! The guardian starts while the container's first process makes the root, so a start does not wait for it. It has a session of
-//! its own, so that a signal for the launcher's process group does not reach it, and holds two descriptors: the container's
-//! pidfd, and a pipe that the launcher has open for writing.
+//! its own, so that a signal for the launcher's process group does not reach it, and holds the container's
+//! pidfd, a pipe that the launcher has open for writing, and what [`Survivors`] needs.
 
+use super::survivors::Survivors;
 use crate::sys::process::{self, Clone};
 use rustix::{
     event::{PollFd, PollFlags},
@@ -24,30 +25,32 @@ use std::io;
 #[derive(Debug)]
 pub struct Guardian(#[allow(dead_code, reason = "the descriptor is only held open")] OwnedFd);
 
-/// Starts the guardian of the process behind a pidfd.
+/// Starts the guardian of the process behind a pidfd, and of the processes that outlive it.
 ///
 /// # Errors
 /// The system's, if there is no descriptor or no process left. The container then depends on PR_SET_PDEATHSIG.
-pub fn start(container: BorrowedFd<'_>) -> io::Result<Guardian> {
+pub fn start(container: BorrowedFd<'_>, survivors: Option<&Survivors>) -> io::Result<Guardian> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
     match process::clone_into(0, None)? {
         Clone::Parent(..) => Ok(Guardian(writer)),
         Clone::Child => {
             drop(writer);
-            let result = guard(container, &reader);
+            let result = guard(container, survivors, &reader);
             process::exit_now(i32::from(result.is_err()));
         }
     }
 }
 
-fn guard(container: BorrowedFd<'_>, launcher: &OwnedFd) -> io::Result<()> {
+fn guard(container: BorrowedFd<'_>, survivors: Option<&Survivors>, launcher: &OwnedFd) -> io::Result<()> {
     rustix::process::setsid()?;
     // A reader of the container's output waits until every writer has closed it.
     let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
-    process::close_others(&mut [container, launcher.as_fd()])?;
+    let others = survivors.and_then(Survivors::descriptor);
+    let mut kept: Vec<BorrowedFd<'_>> = [container, launcher.as_fd()].into_iter().chain(others).collect();
+    process::close_others(&mut kept)?;
     loop {
         let mut polled =
             [PollFd::from_borrowed_fd(container, PollFlags::IN), PollFd::new(launcher, PollFlags::IN)];
@@ -56,15 +59,20 @@ fn guard(container: BorrowedFd<'_>, launcher: &OwnedFd) -> io::Result<()> {
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(errno.into()),
         }
-        if !polled[0].revents().is_empty() {
-            return Ok(());
-        }
         if !polled[1].revents().is_empty() {
             // A process that has ended in the meantime needs no signal.
-            return match rustix::process::pidfd_send_signal(container, Signal::KILL) {
+            let killed = match rustix::process::pidfd_send_signal(container, Signal::KILL) {
                 Ok(()) | Err(Errno::SRCH) => Ok(()),
                 Err(errno) => Err(errno.into()),
             };
+            if let Some(survivors) = survivors {
+                survivors.end();
+            }
+            return killed;
+        }
+        if !polled[0].revents().is_empty() {
+            // The launcher ends the others.
+            return Ok(());
         }
     }
 }

@@ -64,6 +64,10 @@ pub fn run(argv: &[CString]) -> Result<u8> {
         }
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
+                // The child has made its parent the tracer (PTRACE_TRACEME).
+                Ok(Some((pid, status))) if status.stopped() => {
+                    process::release(pid.as_raw_nonzero().get(), status.stopping_signal().unwrap_or(0));
+                }
                 Ok(Some((pid, status))) if pid.as_raw_nonzero().get() == child => {
                     let code = status
                         .exit_status()

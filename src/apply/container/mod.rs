@@ -14,12 +14,14 @@ pub mod image_volumes;
 pub mod init;
 pub mod landlock;
 mod layer;
+mod process_files;
 mod relay;
 mod scratch;
 pub mod seccomp;
 mod signals;
 pub mod spec;
 mod stdio;
+mod survivors;
 mod sweep;
 mod terminal;
 mod unix_sockets;
@@ -46,6 +48,7 @@ use scratch::Scratch;
 use signals::{PidOne, Signals};
 use spec::{Container, Process};
 use std::path::PathBuf;
+use survivors::Survivors;
 
 /// Runs the container to its end. The command's exit code.
 ///
@@ -86,17 +89,21 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
     if started.is_ok() {
         scratch.sweep_beside();
     }
-    let result = started.and_then(|Started { pid_one, guardian, terminal, unix_sockets }| {
+    let result = started.and_then(|Started { pid_one, survivors, guardian, terminal, unix_sockets }| {
         let running = Running {
             pid_one,
             streams: outside,
             terminal,
             unix_sockets,
             has_user_namespace,
+            cgroup: cgroup.as_ref(),
             interactive,
             stop_signal,
         };
         let result = relay::relay(running, &signals);
+        if let Some(survivors) = survivors {
+            survivors.end();
+        }
         drop(guardian);
         result
     });
@@ -143,6 +150,7 @@ fn out_of_memory(limit: u64) -> String {
 
 struct Started {
     pid_one: PidOne,
+    survivors: Option<Survivors>,
     /// `None` if it could not be started.
     guardian: Option<Guardian>,
     terminal: Option<OwnedFd>,
@@ -169,20 +177,26 @@ fn start(
         Clone::Parent(pidfd, pid) => (pidfd, pid),
     };
     drop((theirs, entry.streams));
+    let survivors =
+        container.host_pid.then(|| Survivors::of(pid, container.id_map.is_some(), cgroup.as_deref()));
+    let survivors =
+        survivors.transpose().or_fail(Code::Namespace, || "the container's user namespace cannot be opened");
     // What only the launcher can do for the child, while that makes its root.
-    let prepared = prepare(container, pid, cgroup).and_then(|()| ours.go());
-    let guardian = guardian::start(pidfd.as_fd())
+    let prepared = survivors
+        .and_then(|survivors| prepare(container, pid, cgroup).and_then(|()| ours.go()).map(|()| survivors));
+    let survivors = prepared.as_ref().ok().and_then(Option::as_ref);
+    let guardian = guardian::start(pidfd.as_fd(), survivors)
         .inspect_err(|error| {
             tracing::warn!(
                 "a container that changes its user will outlive a killed launcher: no guardian can be started ({error})"
             );
         })
         .ok();
-    let talked = prepared.and_then(|()| {
+    let talked = prepared.and_then(|survivors| {
         let (mut terminal, mut unix_sockets) = (None, None);
         loop {
             match ours.receive()? {
-                Said::Nothing => return Ok((terminal, unix_sockets)),
+                Said::Nothing => return Ok((survivors, terminal, unix_sockets)),
                 Said::Terminal(master) => terminal = Some(master),
                 Said::UnixSockets(listener) => unix_sockets = Some(listener),
                 Said::NotExecuted { path, errno } => {
@@ -192,10 +206,10 @@ fn start(
             }
         }
     });
-    let talked = talked.and_then(|terminal| write_pid_file(container, pid).map(|()| terminal));
+    let talked = talked.and_then(|ready| write_pid_file(container, pid).map(|()| ready));
     match talked {
-        Ok((terminal, unix_sockets)) => {
-            Ok(Started { pid_one: PidOne::new(pidfd, pid), guardian, terminal, unix_sockets })
+        Ok((survivors, terminal, unix_sockets)) => {
+            Ok(Started { pid_one: PidOne::new(pidfd, pid), survivors, guardian, terminal, unix_sockets })
         }
         Err(error) => {
             let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);

@@ -4,24 +4,28 @@
 //! a signal. A stream therefore alternates between waiting for its source and waiting for its destination.
 //!
 //! The launcher's own terminal or pipe is opened again with O_NONBLOCK, because the caller's other programs share the
-//! descriptor that the launcher inherited. Where that is not permitted, a write is so small that it does not block after POLLOUT.
-//! Reads must not block either: another program, such as the shell of a background job, may take the bytes that poll(2) reported.
+//! descriptor that the launcher inherited: they may take the bytes that POLLIN reported, or the room that POLLOUT reported. Where
+//! that is not permitted, reads ask for RWF_NOWAIT, and a write is so small that it does not block after POLLOUT.
 //!
 //! After the container's end only the bytes that are buffered then are copied. The launcher waits for a slow reader, but for at
 //! most [`GRACE`] without progress if a signal asked for the end, and not at all after another signal.
 
 use super::{
+    cgroup::Cgroup,
     signals::{self, PidOne, Signals},
     stdio::Outside,
     terminal::Terminal,
     unix_sockets,
 };
-use crate::error::{Code, Error, OrFail, Result};
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    sys::process,
+};
 use rustix::{
     event::{PollFd, PollFlags},
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{FileType, Mode, OFlags},
-    io::Errno,
+    io::{Errno, ReadWriteFlags},
     net::{RecvFlags, SendFlags},
     pipe::SpliceFlags,
 };
@@ -35,7 +39,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The launcher's handles on a running container.
 #[derive(Debug)]
-pub struct Running {
+pub struct Running<'a> {
     /// The container's first process.
     pub pid_one: PidOne,
     /// The launcher's ends of its pipes.
@@ -46,6 +50,8 @@ pub struct Running {
     pub unix_sockets: Option<OwnedFd>,
     /// Whether the container has its own user namespace.
     pub has_user_namespace: bool,
+    /// The container's cgroup.
+    pub cgroup: Option<&'a Cgroup>,
     /// `-i`
     pub interactive: bool,
     /// The stop signal, sent instead of SIGTERM.
@@ -56,9 +62,9 @@ pub struct Running {
 ///
 /// # Errors
 /// If the container's output could not be written, unless its reader has closed the stream.
-pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
+pub fn relay(running: Running<'_>, signals: &Signals) -> Result<u8> {
     let Running { mut pid_one, streams, terminal, mut unix_sockets, has_user_namespace, .. } = running;
-    let Running { interactive, stop_signal, .. } = running;
+    let Running { cgroup, interactive, stop_signal, .. } = running;
     let mut input = streams.input.map(|pipe| Flow::new(End::standard(0), End::Own(pipe)));
     let outputs = [(streams.output, 1), (streams.error, 2)];
     let mut outputs: Vec<Flow> = outputs
@@ -115,6 +121,8 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
         if ready.signal {
             while let Some(signal) = signals.next() {
                 match (signal, &terminal) {
+                    // The first process may have made the launcher its tracer.
+                    (libc::SIGCHLD, _) => process::release_traced(),
                     (libc::SIGWINCH, Some(terminal)) => terminal.resize(),
                     (signal, _) if ended => {
                         if signals::ends_a_process(signal) {
@@ -137,7 +145,7 @@ pub fn relay(running: Running, signals: &Signals) -> Result<u8> {
             // POLLHUP alone: the last process with the filter has ended.
             && ready.unix_socket.is_some_and(|events| events.contains(PollFlags::IN))
         {
-            unix_sockets::supervise(&listener, has_user_namespace.then(|| pid_one.as_fd()))?;
+            unix_sockets::supervise(&listener, has_user_namespace.then(|| pid_one.as_fd()), cgroup)?;
         }
         if ready.input && input.as_ref().is_some_and(|flow| flow.from.is_in_background()) {
             // A background job that reads its terminal is stopped. In read(2) the kernel would stop it again after each SIGCONT,
@@ -273,12 +281,10 @@ pub(super) enum End {
 }
 
 impl End {
-    /// The launcher's own 0, 1 or 2, opened again if it is a terminal, or a pipe that is written. (splice(2) reads a pipe without
-    /// blocking.)
+    /// The launcher's own 0, 1 or 2, opened again if it is a pipe or a terminal.
     fn standard(number: u8) -> Self {
         let end = Self::Standard(number);
-        let is_output_pipe = number != 0 && end.kind() == Some(FileType::Fifo);
-        if !is_output_pipe && !end.is_terminal() {
+        if !matches!(end.kind(), Some(FileType::Fifo)) && !end.is_terminal() {
             return end;
         }
         let access = if number == 0 { OFlags::RDONLY } else { OFlags::WRONLY };
@@ -330,6 +336,52 @@ impl AsFd for End {
     }
 }
 
+/// How a source is read without waiting, if another process has taken the bytes that poll(2) reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HowToRead {
+    /// The descriptor does not block, or never waits: a regular file.
+    Plainly,
+    /// recv(2) with MSG_DONTWAIT.
+    AsSocket,
+    /// preadv2(2) with RWF_NOWAIT.
+    WithoutWaiting,
+}
+
+impl HowToRead {
+    fn of(source: &End) -> Self {
+        match (source, source.kind()) {
+            (_, Some(FileType::Socket)) => Self::AsSocket,
+            (End::Standard(_), kind) if kind != Some(FileType::RegularFile) => Self::WithoutWaiting,
+            _ => Self::Plainly,
+        }
+    }
+
+    /// Appends to the buffer, at most its spare capacity.
+    fn read(&mut self, source: &End, buffer: &mut Vec<u8>) -> rustix::io::Result<usize> {
+        /// The current position, also of files that have none.
+        const CURRENT: u64 = u64::MAX;
+        match self {
+            Self::Plainly => rustix::io::read(source, rustix::buffer::spare_capacity(buffer)),
+            Self::AsSocket => {
+                let spare = rustix::buffer::spare_capacity(buffer);
+                rustix::net::recv(source, spare, RecvFlags::DONTWAIT).map(|(count, _)| count)
+            }
+            Self::WithoutWaiting => {
+                buffer.resize(buffer.capacity(), 0);
+                let mut into = [std::io::IoSliceMut::new(buffer)];
+                let count = rustix::io::preadv2(source, &mut into, CURRENT, ReadWriteFlags::NOWAIT);
+                buffer.truncate(*count.as_ref().unwrap_or(&0));
+                // Not every driver can.
+                if matches!(count, Err(Errno::OPNOTSUPP | Errno::SPIPE | Errno::INVAL | Errno::NOSYS)) {
+                    *self = Self::Plainly;
+                    return self.read(source, buffer);
+                }
+                count
+            }
+        }
+    }
+}
+
 /// The next step of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
@@ -349,11 +401,9 @@ pub(super) struct Flow {
     splices: bool,
     /// The most bytes of one write that does not block after POLLOUT.
     most: usize,
-    /// Whether the destination is a socket.
     is_socket: bool,
-    /// Whether the source is a socket.
-    from_socket: bool,
     is_terminal: bool,
+    how_to_read: HowToRead,
     /// Whether splice(2) found the destination full.
     full: bool,
     /// Bytes that were read and not yet written.
@@ -387,8 +437,8 @@ impl Flow {
             splices: moves(&from) && moves(&to),
             most,
             is_socket: kind == Some(FileType::Socket),
-            from_socket: from.kind() == Some(FileType::Socket),
             is_terminal,
+            how_to_read: HowToRead::of(&from),
             full: false,
             pending: Vec::new(),
             left: None,
@@ -480,13 +530,7 @@ impl Flow {
         /// A pipe's capacity.
         const MOST: usize = 64 << 10;
         self.pending.reserve_exact(MOST);
-        let buffer = rustix::buffer::spare_capacity(&mut self.pending);
-        let read = if self.from_socket {
-            rustix::net::recv(&self.from, buffer, RecvFlags::DONTWAIT).map(|(_, read)| read)
-        } else {
-            rustix::io::read(&self.from, buffer)
-        };
-        match read {
+        match self.how_to_read.read(&self.from, &mut self.pending) {
             Ok(0) => Next::Over,
             Ok(_) => {
                 self.pending.truncate(self.left.unwrap_or(usize::MAX));

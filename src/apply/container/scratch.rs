@@ -8,7 +8,7 @@
 use super::user_namespace::{self, IdMap};
 use crate::{
     error::{Code, Error, OrFail, Result},
-    image::{ScratchDir, tree},
+    image::{MARKED_DIRECTORY, ScratchDir, tree},
 };
 use rustix::{
     fs::{FlockOperation, Mode, OFlags, flock, mkdirat, openat},
@@ -54,7 +54,7 @@ impl Scratch {
         let name = CString::new(id).map_err(|error| failed(&error))?;
         let all = all.try_clone().map_err(|error| failed(&error))?;
         loop {
-            mkdirat(&all.directory, &name, Mode::RWXU).map_err(|errno| failed(&errno))?;
+            mkdirat(&all.directory, &name, MARKED_DIRECTORY).map_err(|errno| failed(&errno))?;
             // A sweeper may mistake the new directory for a stale one before it is locked. Then this waits for the sweeper and makes
             // the directory again.
             match lock(&all.directory, &name) {

@@ -14,6 +14,7 @@
 //! container:
 //! see [`super::terminal`].
 
+use super::process_files::ProcessFiles;
 use crate::{
     error::{Code, OrFail, Result},
     sys::process,
@@ -25,13 +26,13 @@ use nix::sys::{
 use rustix::{
     event::{PollFd, PollFlags},
     fd::{AsFd, BorrowedFd, OwnedFd},
-    process::{WaitId, WaitIdOptions},
+    process::{WaitId, WaitIdOptions, WaitIdStatus},
 };
+use std::io;
 
-/// Signals about the launcher itself: its children, its terminal's job control, its faults, its writes. All others are
+/// Signals about the launcher itself: its terminal's job control, its faults, its writes. SIGCHLD is read, and all others are
 /// forwarded, including real-time signals. SIGKILL and SIGSTOP cannot be blocked.
-const NOT_FORWARDED: [Signal; 12] = [
-    Signal::SIGCHLD,
+const NOT_FORWARDED: [Signal; 11] = [
     Signal::SIGTSTP,
     Signal::SIGTTIN,
     Signal::SIGTTOU,
@@ -45,7 +46,7 @@ const NOT_FORWARDED: [Signal; 12] = [
     Signal::SIGXFSZ,
 ];
 
-/// The forwarded signals. They are blocked while this value lives and read by descriptor, so that none is lost or interrupts.
+/// The forwarded signals, and SIGCHLD. They are blocked while this value lives and read by descriptor, so that none is lost or interrupts.
 #[derive(Debug)]
 pub struct Signals {
     descriptor: SignalFd,
@@ -170,7 +171,11 @@ impl PidOne {
     }
 
     fn disposition(&self, signal: i32) -> Disposition {
-        let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", self.pid));
+        let files = ProcessFiles::open();
+        let read = |file: &str| {
+            let files = files.as_ref().map_err(|error| io::Error::other(error.to_string()))?;
+            files.read(self.pid.unsigned_abs(), file)
+        };
         let masks = || disposition(&read("status").unwrap_or_default(), signal);
         match masks() {
             // sigwait(3), with which tini and dumb-init wait, takes the signals out of the mask while it waits. The mask is read
@@ -192,10 +197,18 @@ impl PidOne {
 
     /// Waits for the end of pid 1 and returns its exit code, or 128+n if signal n killed it.
     pub fn exit_code(&self) -> Result<u8> {
-        let status = rustix::io::retry_on_intr(|| {
-            rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
-        })
-        .or_fail(Code::Internal, || "the container's end cannot be waited for")?;
+        let wait = || {
+            rustix::io::retry_on_intr(|| {
+                rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
+            })
+            .or_fail(Code::Internal, || "the container's end cannot be waited for")
+        };
+        let mut status = wait()?;
+        // Stops of a traced child are reported whatever the options are (wait(2) of Linux, ptrace(2)).
+        while let Some(signal) = status.as_ref().and_then(WaitIdStatus::trapping_signal) {
+            process::release(self.pid, signal);
+            status = wait()?;
+        }
         let code = status.and_then(|status| {
             let killed = |signal| match self.ended_by {
                 Some(own) if signal == libc::SIGKILL => 128 + own,

@@ -33,6 +33,7 @@ use super::spec::Process;
 use crate::{
     apply::rootfs::Root,
     error::{Code, Error, OrFail, Result},
+    regular_file,
 };
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
@@ -118,10 +119,9 @@ impl Inside {
 /// the host.
 pub fn open_null(root: &Root) -> Result<OwnedFd> {
     let failed = || "the container's /dev/null cannot be opened";
-    let null =
-        root.open(Path::new("/dev/null"), OFlags::RDWR | OFlags::NONBLOCK).or_fail(Code::Internal, failed)?;
+    let null = root.open(Path::new("/dev/null"), OFlags::PATH).or_fail(Code::Internal, failed)?;
     if is_null(null.as_fd()) {
-        Ok(null)
+        regular_file::reopen(&null, OFlags::RDWR).or_fail(Code::Internal, failed)
     } else {
         Err(Error::new(Code::Internal, failed())
             .cause("it is not the null device")

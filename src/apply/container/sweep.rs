@@ -7,7 +7,8 @@
 //! Each store has at most one sweeper, which holds an exclusive flock(2) on the store's `scratch`. Lock order: `scratch`,
 //! then one entry at a time, both without waiting.
 //!
-//! An entry is removed only if its name is a container id and it holds nothing but files that a launcher makes.
+//! An entry is removed only if it has the store's mark, its name is a container id, and it holds nothing but files that a launcher
+//! makes.
 
 use super::{
     cgroup,
@@ -15,24 +16,24 @@ use super::{
     user_namespace::IdMap,
 };
 use crate::{
-    image::{ScratchDir, clean_tmp, tree},
+    image::{ScratchDir, clean_tmp, is_marked, tree},
+    regular_file::{self, look_at},
     sys::process::{self, Clone},
 };
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, openat, statat},
+    fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, openat, statat},
     process::Signal,
 };
 use std::{
     ffi::{CStr, CString},
-    fs::File,
     io::Read,
     path::{Component, PathBuf},
     time::Duration,
 };
 
-/// How many entries the launcher checks. With more running containers than that, a later start finds the stale entries.
-const LOOKS: usize = 8;
+/// How many entries the launcher checks. Where there are more, each start begins at another one.
+const LOOKS: usize = 32;
 /// A younger directory may belong to a launcher that has not locked it yet; and a sweeper of low priority must not hold a
 /// lock that a start waits for.
 const YOUNG: Duration = Duration::from_secs(1);
@@ -54,13 +55,22 @@ impl Scratch {
 fn lock(all: &ScratchDir) -> Option<OwnedFd> {
     let own = openat(&all.directory, c".", tree::DIRECTORY, Mode::empty()).ok()?;
     flock(&own, FlockOperation::NonBlockingLockExclusive).ok()?;
-    let stale = |directory: &OwnedFd, is_ours: fn(&CStr) -> bool| {
-        names(directory)
-            .filter(|name| is_ours(name))
-            .take(LOOKS)
-            .any(|name| tree::lock_if_free(directory, &name).is_some())
-    };
+    let start = usize::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_nsec);
+    let start = start.unwrap_or_default();
+    let stale = |directory, is_ours| has_stale(directory, is_ours, start);
     (stale(&own, is_id) || stale(&all.temporary, |name| !name.to_bytes().ends_with(b".lock"))).then_some(own)
+}
+
+/// Whether one of the entries is stale, of the [`LOOKS`] that follow the one with number `start`: entries that are in use or not
+/// gpurun's must not hide the others for ever.
+fn has_stale(directory: &OwnedFd, is_ours: fn(&CStr) -> bool, start: usize) -> bool {
+    let names: Vec<CString> = names(directory).filter(|name| is_ours(name)).collect();
+    let first = start.checked_rem(names.len()).unwrap_or_default();
+    let is_stale = |name: &CString| {
+        statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_marked(&stat))
+            && tree::lock_if_free(directory, name).is_some()
+    };
+    names.iter().cycle().skip(first).take(LOOKS.min(names.len())).any(is_stale)
 }
 
 fn sweep_in_child(all: &ScratchDir, lock: &OwnedFd, id_map: Option<&IdMap>) -> std::io::Result<()> {
@@ -98,6 +108,7 @@ fn sweep(all: &ScratchDir, id_map: Option<&IdMap>) {
             if is_young(&all.directory, &name) {
                 young = true;
             } else if let Some(directory) = tree::lock_if_free(&all.directory, &name)
+                && fstat(&directory).is_ok_and(|stat| is_marked(&stat))
                 && is_scratch(&directory)
             {
                 // Failures are left to the next sweeper.
@@ -143,10 +154,10 @@ fn is_scratch(directory: &OwnedFd) -> bool {
 
 /// The `--cgroup-parent` that the launcher recorded in this directory.
 fn cgroup_parent(directory: &OwnedFd) -> Option<PathBuf> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = openat(directory, CGROUP_PARENT, flags, Mode::empty()).ok()?;
+    let (found, _) = look_at(directory, CGROUP_PARENT).ok()?;
+    let (file, _) = regular_file::open(&found).ok()?;
     let mut text = String::new();
-    File::from(file).take(4096).read_to_string(&mut text).ok()?;
+    file.take(4096).read_to_string(&mut text).ok()?;
     // Written by `Limits::parent`: relative, and without "..".
     let path = PathBuf::from(text);
     path.components().all(|part| matches!(part, Component::Normal(_))).then_some(path)
@@ -162,7 +173,7 @@ fn is_young(directory: &OwnedFd, name: &CStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{fs, path::Path};
+    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
     fn area(path: &Path) -> ScratchDir {
         for name in ["scratch", "tmp"] {
@@ -172,9 +183,12 @@ mod tests {
         ScratchDir { path: path.join("scratch"), directory: open("scratch"), temporary: open("tmp") }
     }
 
+    /// Makes directories, the first of each path with the mark.
     fn make(path: &Path, names: &[&str]) {
         for name in names {
             fs::create_dir_all(path.join(name)).unwrap();
+            let top = path.join(name.split('/').next().unwrap());
+            fs::set_permissions(top, fs::Permissions::from_mode(0o1700)).unwrap();
         }
     }
 
@@ -202,6 +216,7 @@ mod tests {
                 "cafecafecafe/own",
             ],
         );
+        fs::create_dir_all(all.path.join("0123456789ac/upper")).unwrap();
         let running = Scratch::create(&all, "00000000dddd", None).unwrap();
         std::thread::sleep(2 * YOUNG);
         let young = "00000000eeee";
@@ -218,7 +233,25 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left, ["00000000dddd", "0123456789AB", "cafecafecafe", "notes"]);
+        assert_eq!(left, ["00000000dddd", "0123456789AB", "0123456789ac", "cafecafecafe", "notes"]);
         running.remove().unwrap();
+    }
+
+    #[test]
+    fn entries_that_stay_do_not_hide_a_stale_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = area(dir.path());
+        let running: Vec<Scratch> =
+            (0..80).map(|n| Scratch::create(&all, &format!("{n:012x}"), None).unwrap()).collect();
+        for n in 0..80 {
+            fs::create_dir_all(all.path.join(format!("f{n:011x}/upper"))).unwrap();
+        }
+        let finds = || (0..200).filter(|&start| has_stale(&all.directory, is_id, start)).count();
+        assert_eq!(finds(), 0);
+        make(&all.path, &["00000000aaaa/upper"]);
+        assert!(finds() > LOOKS / 2, "{}", finds());
+        for one in running {
+            one.remove().unwrap();
+        }
     }
 }

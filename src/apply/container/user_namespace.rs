@@ -1,6 +1,6 @@
 //! A user namespace's ids, and work that must be done inside one.
 
-use super::channel::Channel;
+use super::{channel::Channel, process_files};
 use crate::{
     error::{Code, Error, OrFail, Result},
     sys::process::{self, Clone},
@@ -52,6 +52,14 @@ pub fn write_id_map(pid: i32, map: &IdMap) -> Result<()> {
         .and_then(|()| write("uid_map", &lines(&map.uids)))
         .and_then(|()| write("gid_map", &lines(&map.gids)))
         .or_fail(Code::Namespace, failed)
+        .map_err(|error| {
+            if process_files::is_own_proc() {
+                return error;
+            }
+            error
+                .cause("/proc shows another pid namespace than that of gpurun")
+                .fix("mount a /proc for it: unshare --pid --fork --mount-proc gpurun …")
+        })
 }
 
 /// Runs `work` in a child whose user namespace has these ids, with every capability over them; whether it succeeded.

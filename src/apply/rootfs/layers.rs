@@ -1,9 +1,12 @@
 //! Reads a root through its layers, by the rules of overlayfs.
 
-use super::{Root, look_at, open_seen};
-use crate::error::{Code, OrFail, Result};
+use super::Root;
+use crate::{
+    error::{Code, OrFail, Result},
+    regular_file::{self, look_at},
+};
 use rustix::{
-    fd::{AsFd, OwnedFd},
+    fd::OwnedFd,
     fs::{FileType, Mode, OFlags},
 };
 use std::{
@@ -164,12 +167,17 @@ impl Layers {
         Some(Resolved { path: done, found: here, is_open: true, ..Resolved::default() })
     }
 
+    /// Whether links lead from `path` to another path, or round in a circle; the last of them may lead nowhere.
+    pub fn leads_elsewhere(&self, path: &Path) -> bool {
+        self.resolve(path, |_| false).is_none_or(|resolved| resolved.path != path)
+    }
+
     /// The content of a regular file of at most `limit` bytes; `None` if it is absent, of another kind, or larger.
     pub fn read(&self, path: &str, limit: u64) -> Option<Vec<u8>> {
         let file = if self.is_mounted {
             let top = Root::without_mounts(self.descriptors.first()?.try_clone().ok()?);
             let found = top.open(Path::new(path), OFlags::PATH).ok()?;
-            open_seen(found.as_fd(), &rustix::fs::fstat(&found).ok()?).ok()?
+            regular_file::open(&found).ok()?.0
         } else {
             let (_, Found::File(file)) = self.find(path)? else { return None };
             file
@@ -252,7 +260,7 @@ fn look(directories: &[OwnedFd], name: &OsStr) -> Option<Looked> {
                 return Some(Looked::Link(PathBuf::from(OsString::from_vec(target.into_bytes()))));
             }
             FileType::RegularFile => {
-                return Some(Looked::Found(Found::File(open_seen(found.as_fd(), &stat).ok()?)));
+                return Some(Looked::Found(Found::File(regular_file::open(&found).ok()?.0)));
             }
             _ => return Some(Looked::Found(Found::Other)),
         }

@@ -1,9 +1,9 @@
 //! Writes into a mounted root, through descriptors.
 
-use super::{look_at, open_seen};
 use crate::{
     error::{Code, Error, OrFail, Result},
     inventory::DeviceNode,
+    regular_file::{self, look_at},
 };
 use nix::unistd::{setfsgid, setfsuid};
 use rustix::{
@@ -48,6 +48,12 @@ impl Root {
     /// Opens `path` inside the root; its links are also resolved inside.
     pub fn open(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         self.resolve(path, flags, ResolveFlags::empty())
+    }
+
+    /// Whether an open directory is the root.
+    pub fn is_itself(&self, directory: &OwnedFd) -> bool {
+        let identity = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+        identity(directory).is_some_and(|found| Some(found) == identity(&self.directory))
     }
 
     fn resolve(&self, path: &Path, flags: OFlags, how: ResolveFlags) -> rustix::io::Result<OwnedFd> {
@@ -124,12 +130,7 @@ impl Root {
     pub fn kernel_mount_point(&self, path: &Path) -> Result<OwnedFd> {
         match self.plain_directory(path) {
             Err(Errno::NOENT) => self.directory(path),
-            Err(errno) => Err(Error::new(
-                Code::Rootfs,
-                format!("the image's {} is not a plain directory", path.display()),
-            )
-            .cause(errno)
-            .fix("build the image without a link at that path: RUN rm PATH in its Dockerfile")),
+            Err(errno) => Err(not_plain(path, errno)),
             Ok(fd) => Ok(fd),
         }
     }
@@ -238,6 +239,16 @@ impl AsFd for Root {
     }
 }
 
+/// The error for an image with a link or a file in the place of a directory of the kernel's.
+pub fn not_plain(path: &Path, cause: Errno) -> Error {
+    Error::new(Code::Rootfs, format!("the image's {} is not a plain directory", path.display()))
+        .cause(cause)
+        .fix(format!(
+            "build the image without a link at that path: RUN rm {} in its Dockerfile",
+            path.display()
+        ))
+}
+
 /// Runs `act` as a user of the host, so that new files belong to that user. The modes of directories are ignored.
 fn as_owner<T>((uid, gid): (u32, u32), act: impl FnOnce() -> T) -> T {
     let before_gid = setfsgid(nix::unistd::Gid::from_raw(gid));
@@ -258,7 +269,7 @@ fn says(parent: &OwnedFd, name: &OsStr, content: &[u8], mode: u32) -> bool {
     if stat.st_mode & 0o7777 != mode || u64::try_from(stat.st_size) != Ok(content.len() as u64) {
         return false;
     }
-    let Ok(file) = open_seen(found.as_fd(), &stat) else { return false };
+    let Ok((file, _)) = regular_file::open(&found) else { return false };
     let mut old = Vec::with_capacity(content.len());
     let limit = content.len() as u64 + 1;
     file.take(limit).read_to_end(&mut old).is_ok() && old == content

@@ -22,6 +22,18 @@ pub fn imports(text: &str) -> Result<Vec<String>> {
     Ok(list.into_iter().flatten().filter_map(|path| path.as_str().map(str::to_owned)).collect())
 }
 
+/// The main file with another pattern in its `imports`, after those that are there. A main file without a version gets
+/// `version`.
+pub fn import(text: &str, pattern: &str, version: i64) -> Result<String> {
+    let mut document = TomlDocument::parse(text)?;
+    let list = imports(text)?.into_iter().chain([pattern.to_owned()]).collect::<toml_edit::Array>();
+    if document.is_empty() {
+        document.set(&["version"], value(version))?;
+    }
+    document.set(&["imports"], value(list))?;
+    Ok(document.text())
+}
+
 /// Whether a file has a table of the CRI plugin's.
 pub fn has_plugin(text: &str) -> Result<bool> {
     let document = TomlDocument::parse(text)?;
@@ -97,8 +109,14 @@ pub fn add(text: &str, read: &[String], layout: Layout, wanted: &Registration) -
         let files = || std::iter::once(&document).chain(read.iter().rev());
         let default = at(&["containerd", "default_runtime_name"]);
         let default = files().find_map(|file| file.text_at(&default)).filter(|name| *name != wanted.name);
+        // Another shim, such as Kata's, has no program in its options, and its table says nothing about containers of runc's.
+        let is_runc = |table: &&Item| {
+            let kind = table.get("runtime_type").and_then(Item::as_str);
+            kind.is_none_or(|kind| kind.is_empty() || kind == RUNC)
+        };
         let low_level = default.into_iter().chain(["runc", "crun"]).find_map(|name| {
-            files().find_map(|file| file.get(&[at(&["containerd", "runtimes"]).as_slice(), &[name]].concat()))
+            let path = [at(&["containerd", "runtimes"]).as_slice(), &[name]].concat();
+            files().find_map(|file| file.get(&path)).filter(is_runc)
         });
         let has_none = files().all(|file| file.get(&at(&["containerd", "runtimes"])).is_none());
         let table = low_level.map_or_else(|| Item::Table(Table::new()), copy);
@@ -109,7 +127,7 @@ pub fn add(text: &str, read: &[String], layout: Layout, wanted: &Registration) -
         document.set(&ours, table)?;
     }
     let inside = |keys: &[&'static str]| -> Vec<&str> { [ours.as_slice(), keys].concat() };
-    if document.get(&inside(&["runtime_type"])).is_none() {
+    if document.text_at(&inside(&["runtime_type"])) != Some(RUNC) {
         document.set(&inside(&["runtime_type"]), value(RUNC))?;
     }
     document.set(&inside(&["options", "BinaryName"]), value(&wanted.path))?;
@@ -280,6 +298,32 @@ mod tests {
     }
 
     #[test]
+    fn the_runtime_is_runcs_shim_whatever_the_default_is() {
+        let table = |name: &str, kind: &str| {
+            format!(
+                "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{name}]\nruntime_type = \"{kind}\"\n"
+            )
+        };
+        let default = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"kata\"\n";
+        let kata = table("kata", "io.containerd.kata.v2");
+        let runc = format!("{}options.SystemdCgroup = true\n", table("runc", RUNC));
+        for (text, copied) in [
+            (format!("{default}{kata}"), false),
+            (format!("{default}{kata}{runc}"), true),
+            (format!("{default}{}", table("gpurun", "io.containerd.kata.v2")), false),
+        ] {
+            let added = added(&text, &[]);
+            let document = TomlDocument::parse(&added).unwrap();
+            let at = |key: &[&str]| {
+                let path = ["plugins", PLUGINS[1], "containerd", "runtimes", "gpurun"];
+                document.get(&[path.as_slice(), key].concat()).cloned()
+            };
+            assert_eq!(at(&["runtime_type"]).unwrap().as_str(), Some(RUNC), "{added}");
+            assert_eq!(at(&["options", "SystemdCgroup"]).is_some(), copied, "{added}");
+        }
+    }
+
+    #[test]
     fn the_low_level_runtime_is_that_of_the_default() {
         let crun = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'crun'\n\
                     [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.crun]\nruntime_type = 'io.containerd.runc.v2'\n\
@@ -339,6 +383,18 @@ mod tests {
     fn a_version_that_does_not_exist_is_refused() {
         assert!(add("version = -1\n", &[], MAIN, &WANTED()).is_err());
         assert!(add("version = 2\nplugins = 1\n", &[], MAIN, &WANTED()).is_err());
+    }
+
+    #[test]
+    fn imports_are_added() {
+        let pattern = "/etc/containerd/conf.d/*.toml";
+        let new = import("", pattern, 2).unwrap();
+        assert_eq!(new, "version = 2\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n");
+        let text = "# main\nversion = 3\nimports = [\"/a.toml\"] # why\n\n[plugins]\n";
+        let new = import(text, pattern, 2).unwrap();
+        assert_eq!(imports(&new).unwrap(), ["/a.toml", pattern]);
+        assert!(new.starts_with("# main\nversion = 3\n"), "{new}");
+        assert!(import("[", pattern, 2).is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::{
     error::Result,
     formats::toml_document::{TomlDocument, copy},
 };
-use toml_edit::value;
+use toml_edit::{Item, value};
 
 const RUNTIMES: [&str; 3] = ["crio", "runtime", "runtimes"];
 const DEFAULT: &[&str] = &["crio", "runtime", "default_runtime"];
@@ -45,7 +45,9 @@ pub fn add(text: &str, read: &[String], wanted: &Registration) -> Result<String>
         let default =
             read.iter().rev().find_map(|file| file.text_at(DEFAULT)).filter(|name| *name != wanted.name);
         let low_level = default.into_iter().chain(["crun", "runc"]).find_map(|name| {
-            read.iter().rev().find_map(|file| file.get(&[RUNTIMES.as_slice(), &[name]].concat()))
+            let table = read.iter().rev().find_map(|file| file.get(&[RUNTIMES.as_slice(), &[name]].concat()));
+            // A runtime of type vm is a shim; its keys are not those of an OCI runtime.
+            table.filter(|table| table.get("runtime_type").and_then(Item::as_str) != Some("vm"))
         });
         if let Some(low_level) = low_level {
             document.set(&[RUNTIMES.as_slice(), &[&wanted.name]].concat(), copy(low_level))?;
@@ -90,6 +92,13 @@ mod tests {
         assert_eq!(add(&added, &[main.into(), packaged.into()], &wanted).unwrap(), added, "twice is once");
         assert_eq!(add(&added, &[], &wanted).unwrap(), added, "and what was copied stays");
         assert_eq!(remove(&added, "", &wanted).unwrap(), "");
+        let vm = "[crio.runtime]\ndefault_runtime = \"kata\"\n[crio.runtime.runtimes.kata]\nruntime_path = \"/k\"\nruntime_type = \"vm\"\n\
+                  runtime_config_path = \"/c\"\n";
+        let beside_vm = add("", &[packaged.into(), vm.into()], &wanted).unwrap();
+        assert!(
+            beside_vm.contains("monitor_path") && !beside_vm.contains("runtime_config_path"),
+            "{beside_vm}"
+        );
         let crun = Some("/usr/libexec/crio/crun".to_owned());
         assert_eq!(low_level(&[main, packaged], &wanted), crun);
         assert_eq!(low_level(&[main, packaged, &added], &wanted), crun, "also with gpurun as the default");

@@ -29,6 +29,12 @@ pub fn low_level(files: &[&str], wanted: &Registration) -> Option<String> {
 /// The file with the runtime.
 pub fn add(text: &str, wanted: &Registration) -> Result<String> {
     let mut document = JsonDocument::parse(text)?;
+    let entry = ["runtimes", wanted.name.as_str()];
+    let is_shim = |key: &str| document.get(&[entry[0], entry[1], key]).is_some_and(|value| !value.is_null());
+    if is_shim("runtimeType") || is_shim("options") {
+        // dockerd does not start with a runtime that has both a path and the keys of a shim.
+        document.set(&entry, &json!({}))?;
+    }
     document.set(&["runtimes", &wanted.name, "path"], &json!(wanted.path))?;
     if wanted.default {
         document.set(DEFAULT, &json!(wanted.name))?;
@@ -93,6 +99,35 @@ mod tests {
         assert!(added.starts_with("\u{feff}{") && has(&added, &wanted).unwrap());
         assert_eq!(add(&added, &wanted).unwrap(), added);
         assert_eq!(remove(&added, &marked, &wanted).unwrap(), marked);
+    }
+
+    #[test]
+    fn nothing_in_the_place_of_an_object_is_an_object() {
+        let wanted = Registration { default: true, cdi: true, ..Registration::of("gpurun") };
+        for text in [
+            "null",
+            "{\"runtimes\": null, \"features\": null}",
+            "{\"runtimes\": {\"gpurun\": null}, \"default-runtime\": null}",
+        ] {
+            let added = add(text, &wanted).unwrap();
+            assert!(has(&added, &wanted).unwrap(), "{text}: {added}");
+            assert_eq!(add(&added, &wanted).unwrap(), added, "{text}");
+            assert_eq!(remove(&added, text, &wanted).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_shim_of_that_name_becomes_a_runtime_with_a_path_alone() {
+        let wanted = Registration::of("gpurun");
+        let text = "{\"runtimes\": {\"gpurun\": {\"runtimeType\": \"io.containerd.runc.v2\", \"options\": {\"BinaryName\": \"/x\"}}}}\n";
+        let added = add(text, &wanted).unwrap();
+        assert!(
+            has(&added, &wanted).unwrap() && !added.contains("runtimeType") && !added.contains("options"),
+            "{added}"
+        );
+        assert_eq!(add(&added, &wanted).unwrap(), added);
+        let removed = remove(&added, text, &wanted).unwrap();
+        assert_eq!(removed, text);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{
     cli::{Configure, Engine},
     error::{Code, Error, OrFail, Result},
     formats::oci_hook,
-    out, output,
+    out, output, own_directory,
 };
 use installed::Containerd;
 use similar::TextDiff;
@@ -43,7 +43,7 @@ pub struct Order {
     pub engine: Engine,
     /// Which of its files, if not the usual one.
     pub file: Option<PathBuf>,
-    /// The main file of CRI-O, if its drop-ins are in another directory.
+    /// The main file, if `file` is a drop-in. CRI-O and containerd find it by the usual layout otherwise.
     pub source: Option<PathBuf>,
     /// What it is told. With `hook` its path is that of the prestart hook.
     pub wanted: Registration,
@@ -158,13 +158,13 @@ fn change(order: &Order, file: &ConfigFile, files: &Files) -> Result<()> {
     let new = if order.remove {
         removed(order, old, kept.text().unwrap_or_default())
     } else {
-        added(order, old, files)
+        added(order, file, files)
     };
     // A file that was not there before, and in which nothing is left, goes.
     let new = Some(new.map_err(in_file)?).filter(|new| !new.trim().is_empty() || kept.text().is_some());
     if file.text() == new.as_deref() || (file.text().is_none() && order.remove) {
         out!("{path} needs no change")?;
-        return if order.remove { Ok(()) } else { verify(order, files) };
+        return if order.remove || files.imports(file) { Ok(()) } else { verify(order, files) };
     }
     if order.dry_run {
         let diff = TextDiff::from_lines(old, new.as_deref().unwrap_or_default());
@@ -178,6 +178,9 @@ fn change(order: &Order, file: &ConfigFile, files: &Files) -> Result<()> {
     file.replace(new.as_deref())?;
     if order.remove {
         file.forget(name)?;
+    } else if files.imports(file) {
+        // The runtime is in the drop-in, which is written next.
+        return out!("{path} is written; it imports the drop-in");
     } else if let Err(error) = verify(order, files) {
         file.replace(file.text())?;
         if kept.text().is_none() {
@@ -206,8 +209,11 @@ fn verify(order: &Order, files: &Files) -> Result<()> {
     if order.dry_run { Ok(()) } else { containerd.verify(root, &order.wanted) }
 }
 
-fn added(order: &Order, text: &str, files: &Files) -> Result<String> {
-    let wanted = &order.wanted;
+fn added(order: &Order, file: &ConfigFile, files: &Files) -> Result<String> {
+    let (wanted, text) = (&order.wanted, file.text().unwrap_or_default());
+    if let Some((_, pattern)) = files.import.as_ref().filter(|_| files.imports(file)) {
+        return containerd::import(text, pattern, files.layout.version.unwrap_or(2));
+    }
     match order.engine {
         _ if order.hook => Ok(oci_hook::prestart(Path::new(&wanted.path))),
         Engine::Docker => docker::add(text, wanted),
@@ -241,6 +247,8 @@ struct Files {
     layout: containerd::Layout,
     /// containerd's main file, which imports all others.
     root: Option<PathBuf>,
+    /// A main file of containerd that does not import the drop-in yet, and the pattern that does.
+    import: Option<(PathBuf, String)>,
     /// The installed containerd.
     containerd: Option<Containerd>,
 }
@@ -248,7 +256,12 @@ struct Files {
 impl Files {
     fn of(change: Vec<ConfigFile>, read: Vec<String>) -> Self {
         let layout = containerd::Layout { version: None, whole_table: false };
-        Self { change, read, layout, root: None, containerd: None }
+        Self { change, read, layout, root: None, import: None, containerd: None }
+    }
+
+    /// Whether this is the main file that gets only an import.
+    fn imports(&self, file: &ConfigFile) -> bool {
+        self.import.as_ref().is_some_and(|(main, _)| main == file.path())
     }
 }
 
@@ -271,8 +284,8 @@ fn usual_file(order: &Order) -> Result<PathBuf> {
     let root = rustix::process::geteuid().is_root();
     // Docker and Podman of an ordinary user read files of the user's own.
     let dir = |of_root: &str| -> Result<PathBuf> {
-        let named = |key| std::env::var_os(key).map(PathBuf::from).filter(|dir: &PathBuf| dir.is_absolute());
-        let users = || named("XDG_CONFIG_HOME").or_else(|| Some(named("HOME")?.join(".config")));
+        let below_home = || own_directory::home().map(|home| home.join(".config"));
+        let users = || own_directory::named_by("XDG_CONFIG_HOME").or_else(below_home);
         let dir = if root { Some("/etc".into()) } else { users() };
         dir.map(|dir| dir.join(of_root)).ok_or_else(|| {
             Error::new(Code::Usage, "it is not known where the engine's configuration is: HOME is not set")
@@ -293,7 +306,7 @@ fn usual_file(order: &Order) -> Result<PathBuf> {
 /// have it, since other tools copy the table. A drop-in that was named is changed itself.
 fn containerd_files(order: &Order, named: &Path) -> Result<Files> {
     let installed = Containerd::find();
-    let main = main_of_drop_in(named);
+    let main = order.source.clone().or_else(|| main_of_drop_in(named));
     let mut files = vec![ConfigFile::open(main.as_deref().unwrap_or(named))?];
     let (mut at, mut chosen) = (0, 0);
     while let Some(file) = files.get(at) {
@@ -341,12 +354,35 @@ fn containerd_files(order: &Order, named: &Path) -> Result<Files> {
         return Ok(Files::of(files, Vec::new()));
     }
     let file = files.remove(chosen);
+    let mut change = vec![file];
+    let mut import = None;
+    if order.source.is_some()
+        && let Some(main) = files.first()
+        && !imports_file(main, named)?
+    {
+        let directory = named.parent().unwrap_or(Path::new("/"));
+        import = Some((main.path().to_owned(), directory.join("*.toml").display().to_string()));
+        change.insert(0, ConfigFile::open(main.path())?);
+    }
     if chosen > 0 && main.is_none() {
         // An imported file must have the version of the main file.
         layout.version = files.first().and_then(|main| containerd::version(main.text()?).ok().flatten());
     }
     let read = files.iter().filter_map(|file| file.text().map(str::to_owned)).collect();
-    Ok(Files { root, containerd: installed, layout, ..Files::of(vec![file], read) })
+    // The main file is there once it imports the drop-in.
+    let root = root.or_else(|| import.as_ref().map(|(main, _)| main.clone()));
+    Ok(Files { root, containerd: installed, layout, import, ..Files::of(change, read) })
+}
+
+/// Whether containerd's main file imports this file, which may be absent.
+fn imports_file(main: &ConfigFile, file: &Path) -> Result<bool> {
+    let directory = main.path().parent().unwrap_or(Path::new("/"));
+    let patterns = containerd::imports(main.text().unwrap_or_default())?;
+    let is_match = |pattern: String| {
+        let pattern = directory.join(pattern).to_string_lossy().into_owned();
+        glob::Pattern::new(&pattern).is_ok_and(|pattern| pattern.matches_path(file))
+    };
+    Ok(patterns.into_iter().any(is_match))
 }
 
 /// The main file of a drop-in, by the usual layout: /etc/containerd/config.toml and conf.d, or config.toml and

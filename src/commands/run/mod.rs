@@ -26,7 +26,7 @@ use crate::{
             spec::{Container, Process, Volume},
         },
         placement::{self, DriverMount},
-        rootfs::{Kind, Layers, Mounts},
+        rootfs::{Kind, Layers, Mounts, not_plain},
     },
     cli::{self, Run},
     error::{Code, Error, OrFail, Result},
@@ -38,6 +38,7 @@ use crate::{
     vocabulary::EnvVar,
 };
 use environment::UserEnvironment;
+use rustix::io::Errno;
 use std::{
     collections::HashMap,
     ffi::OsString,
@@ -315,7 +316,7 @@ fn container(
         .collect();
     let image_volumes = image_volumes::paths(&declared, &user.home, args.read_only, &volumes)?;
     let rootless = caller.euid != 0;
-    let placement = placement::place(layers, &mounts(&volumes, layers), &injection, DriverMount::ByUs)?;
+    let placement = placement::place(layers, &mounts(&volumes, layers)?, &injection, DriverMount::ByUs)?;
     for note in &placement.notes {
         tracing::warn!("{note}");
     }
@@ -434,10 +435,18 @@ fn working_directory(typed: Option<&Path>, images: &str) -> Result<PathBuf> {
 }
 
 /// What will be mounted over the container's root before the driver is.
-fn mounts(volumes: &[Volume], root: &Layers) -> Mounts {
+///
+/// # Errors
+/// [`Code::Rootfs`] if the image has a link in the place of /dev, /proc or /sys. One that leads nowhere would be hidden by our
+/// directory, and the device nodes would be where it leads.
+fn mounts(volumes: &[Volume], root: &Layers) -> Result<Mounts> {
     let mut mounts = Mounts::default();
     for (path, kind) in [("/proc", Kind::Kernel), ("/sys", Kind::Kernel), ("/dev", Kind::Memory)] {
-        mounts.add(root, Path::new(path), kind, false);
+        let path = Path::new(path);
+        if root.leads_elsewhere(path) {
+            return Err(not_plain(path, Errno::LOOP));
+        }
+        mounts.add(root, path, kind, false);
     }
     for volume in volumes {
         match volume {
@@ -451,7 +460,7 @@ fn mounts(volumes: &[Volume], root: &Layers) -> Mounts {
             Volume::Tmpfs { target, flags, .. } => mounts.add(root, target, Kind::Memory, flags.read_only),
         }
     }
-    mounts
+    Ok(mounts)
 }
 
 /// The command: `--entrypoint` or the image's, followed by the typed arguments or the image's. `None` if both are missing.

@@ -355,6 +355,9 @@ mod tests {
             ("--tmpfs", "/proc"),
             ("--tmpfs", ""),
             ("--tmpfs", "/x:size=huge"),
+            ("--tmpfs", "/x:size=50.5%"),
+            ("--tmpfs", "/x:size=-1%"),
+            ("--tmpfs", "/x:size=%"),
             ("--tmpfs", "/x:uid=root"),
         ] {
             let args = run(&[option, text]);

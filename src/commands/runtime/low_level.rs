@@ -30,10 +30,11 @@ pub fn find(config: &Config, engines: &EngineRuntimes, root: Option<&Path>) -> R
         .chain(std::env::split_paths(PATH))
         .filter(|dir| dir.is_absolute())
         .collect();
-    let own = identity(Path::new("/proc/self/exe"));
+    let own = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+    let own = [Path::new("/proc/self/exe"), &own.with_file_name("gpurun-runtime")].map(identity);
     let is_runtime = |path: &PathBuf| {
         // A wrapper named runc would call itself forever.
-        identity(path).is_some_and(|identity| Some(identity) != own)
+        identity(path).is_some_and(|identity| !own.contains(&Some(identity)))
             && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
     };
     let mut paths = names.iter().flat_map(|name| {

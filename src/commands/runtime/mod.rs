@@ -5,6 +5,7 @@ pub mod args;
 mod log;
 mod low_level;
 pub mod old_runc;
+mod record;
 
 use super::{
     Context,
@@ -57,7 +58,9 @@ fn become_runtime(args: &RuntimeArgs, words: &[OsString], log: &mut Log) -> Resu
     let runtime = low_level::find(config, &noted, args.root.as_deref())?;
     if let Some(new) = args.new_container(words, Dialect::of(&runtime)) {
         engines?;
-        make_gpu_container(args, &new, &context?, log)?;
+        let context = context?;
+        make_gpu_container(args, &new, &context, log)?;
+        record::keep(&context.state_dir, args.root.as_deref(), &runtime)?;
     }
     let error = Command::new(&runtime).arg0(&runtime).args(words).exec();
     Err(error).or_fail(Code::NoRuntime, || format!("{} cannot be run", runtime.display())).map_err(|error| {

@@ -256,11 +256,12 @@ impl<'a> Blob<'a> {
     /// Asks for the bytes from `at` to `end`. Where the registry sends no parts, `end` becomes the blob's.
     fn connect(&self, at: u64, end: &mut u64) -> Result<Paced<BodyReader<'static>>, Failure> {
         let range = (at > 0 || *end < self.size).then_some(at..*end);
-        let response = self.client.get_blob(self.digest, range.as_ref()).map_err(|mut failure| {
-            // A restarting registry refuses connections for a while.
-            failure.again |= lock(&self.state).begun && failure.error.code() == Code::Registry;
-            failure
-        })?;
+        let response =
+            self.client.get_blob(self.digest, self.size, range.as_ref()).map_err(|mut failure| {
+                // A restarting registry refuses connections for a while.
+                failure.again |= lock(&self.state).begun && failure.error.code() == Code::Registry;
+                failure
+            })?;
         let headers = response.headers();
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let wrong = |cause: String| {

@@ -2,20 +2,26 @@
 //! (containers-certs.d(5)). A client certificate is sent only to the host of its directory.
 
 use super::address::Origin;
-use crate::error::{Code, Error, OrFail, Result};
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    own_directory,
+    text_file::TextFile,
+};
 use std::{
     path::{Path, PathBuf},
     sync::OnceLock,
 };
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig};
 
+/// The longest file of certificates, in bytes. A system's bundle has 300 KiB.
+const MAX_FILE: u64 = 8 << 20;
+
 /// The directories, where the host's own is looked for; the user's first.
 const DIRECTORIES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
 
 /// The directories of a host under each of its names; the user's directories first.
 fn directories(origin: &Origin) -> Vec<PathBuf> {
-    let home = std::env::home_dir().filter(|home| home.is_absolute());
-    let own = home.map(|home| home.join(".config/containers/certs.d"));
+    let own = own_directory::home().map(|home| home.join(".config/containers/certs.d"));
     let roots: Vec<_> = own.into_iter().chain(DIRECTORIES.map(PathBuf::from)).collect();
     let named = roots.iter().flat_map(|root| origin.names().into_iter().map(|name| root.join(name)));
     named.filter(|directory| directory.is_dir()).collect()
@@ -73,8 +79,8 @@ fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>> {
     let fix = |error: Error| {
         error.fix(format!("put a certificate in PEM into {}, or move the file away", path.display()))
     };
-    let bytes = std::fs::read(path).or_fail(Code::Registry, fail).map_err(fix)?;
-    let items: Result<Vec<_>, _> = ureq::tls::parse_pem(&bytes).collect();
+    let file = TextFile::read(path, MAX_FILE).or_fail(Code::Registry, fail).map_err(fix)?;
+    let items: Result<Vec<_>, _> = ureq::tls::parse_pem(file.bytes()).collect();
     let found: Vec<_> = items
         .or_fail(Code::Registry, fail)
         .map_err(fix)?
@@ -97,8 +103,8 @@ fn pair(path: &Path) -> Result<ClientCert> {
     let chain = certificates(path)?;
     let fix =
         |error: Error| error.fix(format!("put the key of {} into {}", path.display(), key_path.display()));
-    let bytes = std::fs::read(&key_path).or_fail(Code::Registry, fail).map_err(fix)?;
-    let key = PrivateKey::from_pem(&bytes).or_fail(Code::Registry, fail).map_err(fix)?;
+    let file = TextFile::read(&key_path, MAX_FILE).or_fail(Code::Registry, fail).map_err(fix)?;
+    let key = PrivateKey::from_pem(file.bytes()).or_fail(Code::Registry, fail).map_err(fix)?;
     let der =
         rustls::pki_types::PrivateKeyDer::try_from(key.der()).or_fail(Code::Registry, fail).map_err(fix)?;
     let certified = rustls::sign::CertifiedKey::from_der(

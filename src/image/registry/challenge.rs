@@ -19,45 +19,61 @@ pub enum Challenge {
 }
 
 impl Challenge {
-    /// Parses the value of a header.
-    pub fn parse(value: &str) -> Option<Self> {
-        let value = value.trim();
-        let (scheme, rest) = value.split_once([' ', '\t']).unwrap_or((value, ""));
+    /// Chooses among the values of all headers, which hold one challenge or several each. A token is preferred to a password,
+    /// as in containerd: it is also given without an account, and it is not the password.
+    pub fn choose<'a>(values: impl IntoIterator<Item = &'a str>) -> Option<Self> {
+        let mut known: Vec<Self> = values.into_iter().flat_map(challenges).collect();
+        let token = known.iter().position(|challenge| *challenge != Self::Basic);
+        if known.is_empty() { None } else { Some(known.swap_remove(token.unwrap_or(0))) }
+    }
+
+    fn new(scheme: &str, mut parameters: BTreeMap<String, String>) -> Option<Self> {
         if scheme.eq_ignore_ascii_case("basic") {
             return Some(Self::Basic);
         }
         if !scheme.eq_ignore_ascii_case("bearer") {
             return None;
         }
-        let mut words = parameters(rest);
         Some(Self::Bearer {
-            realm: words.remove("realm").filter(|realm| !realm.is_empty())?,
-            service: words.remove("service"),
-            scope: words.remove("scope"),
+            realm: parameters.remove("realm").filter(|realm| !realm.is_empty())?,
+            service: parameters.remove("service"),
+            scope: parameters.remove("scope"),
         })
     }
 }
 
-/// Parses `a="b, c", d=e`; in a quoted string a backslash escapes the next character.
-fn parameters(mut text: &str) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    while let Some((name, rest)) = text.split_once('=') {
-        let name = name.trim_matches([' ', '\t', ',']).to_ascii_lowercase();
-        let rest = rest.trim_start();
-        let (value, after) = if let Some(quoted) = rest.strip_prefix('"') {
-            unquote(quoted)
-        } else {
-            let (value, after) = rest.split_once(',').unwrap_or((rest, ""));
-            (value.trim().to_owned(), after)
-        };
-        // The first of two is used: the second may have been added on the way.
-        found.entry(name).or_insert(value);
-        text = after;
+/// Parses the challenges of one header: `Negotiate, Basic realm="x", Bearer realm="y",service=z`. A word that is followed by
+/// another word, and not by `=`, is a scheme.
+fn challenges(mut text: &str) -> Vec<Challenge> {
+    let (mut found, mut scheme, mut parameters) = (Vec::new(), "", BTreeMap::new());
+    loop {
+        text = text.trim_start_matches([' ', '\t', ',', ';']);
+        let end = text.find([' ', '\t', ',', ';', '=', '"']).unwrap_or(text.len());
+        let (word, rest) = text.split_at(end);
+        let after = rest.trim_start_matches([' ', '\t']);
+        if let Some(value) = after.strip_prefix('=').filter(|_| !word.is_empty() && !scheme.is_empty()) {
+            let value = value.trim_start_matches([' ', '\t']);
+            let (value, rest) = if let Some(quoted) = value.strip_prefix('"') {
+                unquote(quoted)
+            } else {
+                let end = value.find([' ', '\t', ',', ';']).unwrap_or(value.len());
+                (value[..end].to_owned(), &value[end..])
+            };
+            // The first of two is used: the second may have been added on the way.
+            parameters.entry(word.to_ascii_lowercase()).or_insert(value);
+            text = rest;
+            continue;
+        }
+        found.extend(Challenge::new(scheme, std::mem::take(&mut parameters)));
+        if text.is_empty() {
+            return found;
+        }
+        scheme = word;
+        text = if word.is_empty() { text.get(1..).unwrap_or_default() } else { rest };
     }
-    found
 }
 
-/// Splits off a quoted string whose first quote is already removed.
+/// Splits off a quoted string whose first quote is already removed; a backslash escapes the next character.
 fn unquote(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut characters = text.char_indices();
@@ -93,6 +109,25 @@ mod tests {
             ("BEARER\trealm=x", bearer("x", None, None)),
             (r#"Bearer realm="a\"b\\c""#, bearer("a\"b\\c", None, None)),
             (r#"Bearer realm="first",realm="second""#, bearer("first", None, None)),
+            (r#"Bearer realm="x" service="y""#, bearer("x", Some("y"), None)),
+            (r#"Bearer realm="x";service="y","#, bearer("x", Some("y"), None)),
+            (r#"Bearer ,realm="x""#, bearer("x", None, None)),
+            ("Bearer realm=x,service=caf\u{e9}", bearer("x", Some("caf\u{e9}"), None)),
+            (r#"Bearer error="invalid_token",error_description="a, b",realm="x""#, bearer("x", None, None)),
+            // Several in one header.
+            (r#"Basic realm="x", Bearer realm="y",service=z"#, bearer("y", Some("z"), None)),
+            (r#"Bearer realm="y",service=z, Basic realm="x""#, bearer("y", Some("z"), None)),
+            (r#"Negotiate, Bearer realm="y""#, bearer("y", None, None)),
+            (r#"NTLM TlRMTVNT==, Bearer realm="y""#, bearer("y", None, None)),
+            (r#"Negotiate YII=, Basic realm="x""#, Some(Challenge::Basic)),
+            (
+                r#"Digest realm="d", qop="auth,auth-int", nonce="n", Bearer realm="y""#,
+                bearer("y", None, None),
+            ),
+            (r#"Bearer error="invalid_request", Basic realm="x""#, Some(Challenge::Basic)),
+            (r#"Basic realm="a, Bearer realm=b""#, Some(Challenge::Basic)),
+            (r#"realm="x""#, None),
+            ("Digest realm=d", None),
             (r#"Bearer realm="open"#, bearer("open", None, None)),
             ("basic realm=x", Some(Challenge::Basic)),
             ("Basic", Some(Challenge::Basic)),
@@ -101,12 +136,19 @@ mod tests {
             ("Negotiate", None),
             ("", None),
         ] {
-            assert_eq!(Challenge::parse(value), expected, "{value}");
+            assert_eq!(Challenge::choose([value]), expected, "{value}");
         }
+        // Several headers.
+        let token = "Bearer realm=x";
+        for values in [&["Basic realm=y", token][..], &[token, "Basic realm=y"], &["Negotiate", "", token]] {
+            assert_eq!(Challenge::choose(values.iter().copied()), bearer("x", None, None), "{values:?}");
+        }
+        assert_eq!(Challenge::choose(["Negotiate", "Basic realm=y"]), Some(Challenge::Basic));
+        assert_eq!(Challenge::choose([]), None);
     }
 
     proptest! {
         #[test]
-        fn any_challenge_is_understood_or_not(text in ".{0,80}") { let _ = Challenge::parse(&text); }
+        fn any_challenge_is_understood_or_not(text in ".{0,80}") { let _ = Challenge::choose([text.as_str()]); }
     }
 }

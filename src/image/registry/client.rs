@@ -17,7 +17,10 @@ use crate::{
     image::{
         Digest, RegistryName,
         layout::MAX_DOCUMENT,
-        manifest::{Descriptor, INDEXES, MANIFESTS, RawDescriptor, check_document, not_an_image},
+        manifest::{
+            Descriptor, INDEXES, MANIFESTS, RawDescriptor, ambiguous, check_document, not_an_image,
+            plain_type,
+        },
         reference::{DOCKER_HUB, DOCKER_HUB_HOST},
     },
 };
@@ -30,6 +33,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::Duration,
 };
 use ureq::{
     Body,
@@ -40,6 +44,21 @@ pub use super::http::CONNECTIONS;
 
 /// The longest time for one document, in seconds.
 const DOCUMENT_SECONDS: u64 = 120;
+/// The least bytes of a blob in a second, on average. A pull that fails for this continues where it was.
+const BLOB_SPEED: u64 = 16 << 10;
+
+/// A request to a repository.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    /// The path below the repository.
+    path: &'a str,
+    /// The requested bytes.
+    range: Option<&'a Range<u64>>,
+    /// Whether the digest of the content is known.
+    verified: bool,
+    /// The longest time for the body of the response.
+    time: Duration,
+}
 
 /// A registry, as far as one repository is concerned.
 pub struct Client<'a> {
@@ -109,8 +128,7 @@ impl<'a> Client<'a> {
 
     /// A manifest or a configuration, checked.
     pub fn read(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
-        let kind = descriptor.media_type.as_str();
-        let is_manifest = INDEXES.contains(&kind) || MANIFESTS.contains(&kind);
+        let is_manifest = is_known(&plain_type(&descriptor.media_type));
         let place = if is_manifest { "manifests" } else { "blobs" };
         let (_, bytes) = self.document(&format!("{place}/{}", descriptor.digest), true)?;
         check_document(descriptor, bytes)
@@ -120,9 +138,10 @@ impl<'a> Client<'a> {
     fn document(&self, path: &str, verified: bool) -> Result<(Option<String>, Vec<u8>)> {
         let mut attempts = Attempts::default();
         loop {
-            let failure = match self.get(path, None, verified).and_then(|response| {
+            let time = Duration::from_secs(DOCUMENT_SECONDS);
+            let failure = match self.get(Wanted { path, range: None, verified, time }).and_then(|response| {
                 let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-                let kind = kind.map(|kind| kind.split(';').next().unwrap_or_default().trim().to_owned());
+                let kind = kind.map(plain_type);
                 Ok((kind, self.read_document(response, path)?))
             }) {
                 Ok(read) => return Ok(read),
@@ -159,17 +178,44 @@ impl<'a> Client<'a> {
         Ok(bytes)
     }
 
-    /// Requests a blob or a range of it, in one attempt.
-    pub fn get_blob(&self, digest: &Digest, range: Option<&Range<u64>>) -> Result<Response<Body>, Failure> {
-        self.get(&format!("blobs/{digest}"), range, true)
+    /// The length of a blob in bytes, for a layer whose manifest does not say it. 0 if the registry does not say it either.
+    ///
+    /// # Errors
+    /// [`Code::Registry`], [`Code::NotAuthorised`], [`Code::ImageBroken`] if the registry does not send the blob.
+    pub fn length(&self, digest: &Digest) -> Result<u64> {
+        let mut attempts = Attempts::default();
+        loop {
+            let failure = match self.get_blob(digest, 0, None) {
+                Ok(response) => {
+                    let length = response.headers().get(header::CONTENT_LENGTH);
+                    return Ok(length.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0));
+                }
+                Err(failure) => failure,
+            };
+            attempts.after(failure, |pause, why| {
+                let _waiting = self.status.waiting(why.to_owned());
+                thread::sleep(pause);
+            })?;
+        }
+    }
+
+    /// Requests a blob of `size` bytes or a range of it, in one attempt.
+    pub fn get_blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        range: Option<&Range<u64>>,
+    ) -> Result<Response<Body>, Failure> {
+        let time = Duration::from_secs(DOCUMENT_SECONDS + size / BLOB_SPEED);
+        self.get(Wanted { path: &format!("blobs/{digest}"), range, verified: true, time })
     }
 
     /// Makes one attempt at each endpoint, until one has the file.
-    fn get(&self, path: &str, range: Option<&Range<u64>>, verified: bool) -> Result<Response<Body>, Failure> {
+    fn get(&self, wanted: Wanted<'_>) -> Result<Response<Body>, Failure> {
         let mut before: Vec<Error> = Vec::new();
         let mut last: Option<Failure> = None;
         for endpoint in &self.endpoints {
-            match endpoint.get(path, range, verified, &self.name, self.status) {
+            match endpoint.get(wanted, &self.name, self.status) {
                 Ok(response) => return Ok(response),
                 Err(failure) => before.extend(last.replace(failure).map(|failure| failure.error)),
             }
@@ -189,8 +235,14 @@ impl<'a> Client<'a> {
     }
 }
 
+/// Whether it is the media type of an index or a manifest, without parameters.
+fn is_known(kind: &str) -> bool {
+    INDEXES.contains(&kind) || MANIFESTS.contains(&kind)
+}
+
 /// The media type of a document: its own, else the Content-Type, else a guess by its keys (containers/image,
-/// `GuessMIMEType`). Manifests of OCI 1.0 have no media type of their own.
+/// `GuessMIMEType`). Manifests of OCI 1.0 have no media type of their own. A document that is an index by the one and a
+/// manifest by the other is refused.
 fn media_type(bytes: &[u8], registry: Option<&str>) -> Result<String> {
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase", default)]
@@ -201,10 +253,16 @@ fn media_type(bytes: &[u8], registry: Option<&str>) -> Result<String> {
         manifests: Option<IgnoredAny>,
     }
     let typed: Typed = crate::image::manifest::parse(bytes, "the image's manifest")?;
-    let known = |kind: &&str| INDEXES.contains(kind) || MANIFESTS.contains(kind);
-    let mut named = [Some(typed.media_type.as_str()), registry].into_iter().flatten();
-    if let Some(kind) = named.clone().find(known) {
-        return Ok(kind.to_owned());
+    let own = plain_type(&typed.media_type);
+    let mut named = [Some(own.as_str()), registry].into_iter().flatten();
+    let known: Vec<&str> = named.clone().filter(|kind| is_known(kind)).collect();
+    if let [own, registrys] = known[..]
+        && INDEXES.contains(&own) != INDEXES.contains(&registrys)
+    {
+        return Err(ambiguous("the image's manifest"));
+    }
+    if let Some(kind) = known.first() {
+        return Ok((*kind).to_owned());
     }
     let guess = match (typed.config, typed.manifests) {
         (Some(_), None) => MANIFESTS.first(),
@@ -297,22 +355,22 @@ impl Endpoint {
 
     fn get(
         &self,
-        path: &str,
-        range: Option<&Range<u64>>,
-        verified: bool,
+        wanted: Wanted<'_>,
         name: &RegistryName,
         status: &Status,
     ) -> Result<Response<Body>, Failure> {
-        let (base, mut answer) = self.answer(path, range, verified, status)?;
+        let (base, mut answer) = self.answer(wanted, status)?;
         // Only the challenge of the requested server is answered: another server could direct the secret anywhere.
         if answer.response.status() == StatusCode::UNAUTHORIZED && !answer.left {
             let challenges = answer.response.headers().get_all(header::WWW_AUTHENTICATE);
-            let challenge = challenges.iter().find_map(|value| Challenge::parse(value.to_str().ok()?));
+            let texts: Vec<_> =
+                challenges.iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+            let challenge = Challenge::choose(texts.iter().map(AsRef::as_ref));
             if let Some(header) = self.authorize(challenge, base, name, status)? {
                 let mut known = self.authorization.lock().unwrap_or_else(PoisonError::into_inner);
                 *known = Some((base.origin().clone(), header));
                 drop(known);
-                answer = self.send(base, path, range, verified, status)?;
+                answer = self.send(base, wanted, status)?;
             }
         }
         match answer.response.status() {
@@ -324,7 +382,7 @@ impl Endpoint {
                 let who = login_name(base);
                 Err(denied(&who, name, &who, status_line(answer.response)).cause(self.about_credentials()))
             }
-            _ => Err(refused(answer.response, &answer.from, path, name)),
+            _ => Err(refused(answer.response, &answer.from, wanted.path, name)),
         }
     }
 
@@ -338,20 +396,14 @@ impl Endpoint {
     }
 
     /// Sends a request to the bases in turn. Returns the first response and its base.
-    fn answer(
-        &self,
-        path: &str,
-        range: Option<&Range<u64>>,
-        verified: bool,
-        status: &Status,
-    ) -> Result<(&Address, Answer), Failure> {
+    fn answer(&self, wanted: Wanted<'_>, status: &Status) -> Result<(&Address, Answer), Failure> {
         let bases = match self.base.get() {
             Some(&chosen) => &self.bases[chosen..=chosen],
             None => &self.bases[..],
         };
         let mut failure = None;
         for base in bases {
-            match self.send(base, path, range, verified, status) {
+            match self.send(base, wanted, status) {
                 Ok(answer) => {
                     self.base.get_or_init(|| self.bases.iter().position(|one| one == base).unwrap_or(0));
                     return Ok((base, answer));
@@ -363,21 +415,15 @@ impl Endpoint {
             .unwrap_or_else(|| Failure::lasting(unreachable(format!("{} has no address", self.repository)))))
     }
 
-    fn send(
-        &self,
-        base: &Address,
-        path: &str,
-        range: Option<&Range<u64>>,
-        verified: bool,
-        status: &Status,
-    ) -> Result<Answer, Failure> {
+    fn send(&self, base: &Address, wanted: Wanted<'_>, status: &Status) -> Result<Answer, Failure> {
+        let Wanted { path, range, verified, time } = wanted;
         let accept = [MANIFESTS, INDEXES, &["*/*"]].concat().join(", ");
         let address = base.below(path);
         let known = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let authorization = known.filter(|(origin, _)| origin == base.origin()).map(|(_, header)| header);
         let authorization = authorization.as_deref();
         self.http.send(
-            &Request { address: &address, authorization, accept: &accept, range, form: None, verified },
+            &Request { address: &address, authorization, accept: &accept, range, form: None, verified, time },
             status,
         )
     }

@@ -5,15 +5,13 @@ use super::{
     helper::{self, Limits},
     status::Status,
 };
-use crate::error::{Code, Error, OrFail, Result};
-use serde::Deserialize;
-use std::{
-    env,
-    ffi::OsStr,
-    fs::File,
-    io::{self, ErrorKind, Read},
-    path::{Path, PathBuf},
+use crate::{
+    error::{Code, Error, OrFail, Result},
+    own_directory,
+    text_file::TextFile,
 };
+use serde::Deserialize;
+use std::{env, ffi::OsStr, io::ErrorKind, path::PathBuf};
 
 /// The longest file of credentials, in bytes.
 const MAX_FILE: u64 = 8 << 20;
@@ -38,7 +36,7 @@ pub fn find(host: &str, repository: &str, status: &Status) -> Result<Credentials
     let files = AuthFiles::locate();
     for (path, legacy) in &files.paths {
         let shown = path.display();
-        let bytes = match read(path, files.explicit) {
+        let file = match TextFile::read(path, MAX_FILE) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
             Err(error) if !files.explicit => {
                 notes.push(format!("{shown} cannot be read: {error}"));
@@ -50,7 +48,7 @@ pub fn find(host: &str, repository: &str, status: &Status) -> Result<Credentials
                 })?
             }
         };
-        let entry = auth_file::look_up(&bytes, *legacy, host, repository).map_err(|error| {
+        let entry = auth_file::look_up(file.bytes(), *legacy, host, repository).map_err(|error| {
             error
                 .context(format!("the credentials in {shown} cannot be used"))
                 .fix(format!("correct {shown}, or move it away and log in again: docker login {host}"))
@@ -110,37 +108,25 @@ impl AuthFiles {
     /// `REGISTRY_AUTH_FILE` alone, or the default places. `podman login` without `XDG_RUNTIME_DIR` writes below `/run/containers`;
     /// `DOCKER_CONFIG` is Docker's.
     fn locate() -> Self {
-        let absolute = |key: &str| env::var_os(key).map(PathBuf::from).filter(|path| path.is_absolute());
         if let Some(file) = env::var_os("REGISTRY_AUTH_FILE").filter(|file| !file.is_empty()) {
             return Self { paths: vec![(file.into(), false)], explicit: true };
         }
-        let home = env::home_dir().filter(|home| home.is_absolute());
+        let home = own_directory::home();
         let below = |directory: &str| home.as_ref().map(|home| home.join(directory));
-        let runtime = absolute("XDG_RUNTIME_DIR").map(|directory| directory.join("containers"));
+        let runtime =
+            own_directory::named_by("XDG_RUNTIME_DIR").map(|directory| directory.join("containers"));
         let own_runtime = PathBuf::from(format!("/run/containers/{}", rustix::process::getuid().as_raw()));
-        let config =
-            absolute("XDG_CONFIG_HOME").or_else(|| below(".config")).map(|dir| dir.join("containers"));
-        let docker = absolute("DOCKER_CONFIG").or_else(|| below(".docker"));
+        let config = own_directory::named_by("XDG_CONFIG_HOME")
+            .or_else(|| below(".config"))
+            .map(|dir| dir.join("containers"));
+        let named = env::var_os("DOCKER_CONFIG").map(PathBuf::from).filter(|path| path.is_absolute());
+        let docker = named.or_else(|| below(".docker"));
         let podman =
             [runtime, Some(own_runtime), config].into_iter().flatten().map(|dir| dir.join("auth.json"));
         let docker = docker.map(|directory| directory.join("config.json"));
         let current = podman.chain(docker).map(|path| (path, false));
         Self { paths: current.chain(below(".dockercfg").map(|path| (path, true))).collect(), explicit: false }
     }
-}
-
-/// Reads a file. A file that the user named may be a pipe (`<(command)`); in a default place only a regular file is read,
-/// since a FIFO there would block.
-fn read(path: &Path, explicit: bool) -> io::Result<Vec<u8>> {
-    if !explicit && !path.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(io::Error::other(format!("it is longer than {MAX_FILE} bytes")));
-    }
-    Ok(bytes)
 }
 
 /// Runs `docker-credential-NAME get` (docker/docker-credential-helpers), which reads an address and prints an object.

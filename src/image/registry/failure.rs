@@ -1,6 +1,6 @@
 //! Failures of requests: their errors with fixes, and whether a retry may succeed.
 
-use super::address::Address;
+use super::{address::Address, retry_after};
 use crate::{
     error::{Code, Error, Result},
     formats::go_json,
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use std::{
     fmt::Display,
     io::{ErrorKind, Read},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use ureq::{
     Body, Timeout,
@@ -129,10 +129,11 @@ pub fn status_line(response: Response<Body>) -> String {
 /// The failure for an error status of a registry or of a server that it redirects to. For denied access see [`denied`].
 pub fn refused(response: Response<Body>, from: &Address, path: &str, name: &RegistryName) -> Failure {
     let status = response.status();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let seconds = response
         .headers()
         .get(header::RETRY_AFTER)
-        .and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        .and_then(|value| retry_after::seconds(value.to_str().ok()?, now));
     let pause = seconds.map(Duration::from_secs);
     let cause = status_line(response);
     let host = login_name(from);
@@ -187,13 +188,15 @@ fn complaint(body: Body) -> String {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct One {
+        code: String,
         message: String,
     }
     let mut bytes = Vec::new();
     let reader = super::http::Paced::new(body.into_reader()).for_seconds(10);
     let _ = reader.take(64 << 10).read_to_end(&mut bytes);
     let Errors { all, details, error_description, message } = go_json::from_slice(&bytes).unwrap_or_default();
-    let all = all.into_iter().map(|one| one.message).chain([details, error_description, message]);
+    let words = |one: One| if one.message.is_empty() { one.code } else { one.message };
+    let all = all.into_iter().map(words).chain([details, error_description, message]);
     let words: Vec<String> = all
         .map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "))
         .filter(|text| !text.is_empty())

@@ -60,7 +60,7 @@ fn documents(order: &Order, store: &Store, status: &Status) -> Result<()> {
     }
     let client = Client::new(&order.name, &order.pull, status)?;
     let (top, bytes) = client.resolve()?;
-    let found = manifest::follow(vec![top.clone()], &order.pull.platform, |descriptor| {
+    let mut found = manifest::follow(vec![top.clone()], &order.pull.platform, |descriptor| {
         if descriptor.digest.to_string() == top.digest {
             return Ok(bytes.clone());
         }
@@ -70,6 +70,11 @@ fn documents(order: &Order, store: &Store, status: &Status) -> Result<()> {
         }
     })
     .map_err(|error| error.context(format!("{} cannot be used", order.name)))?;
+    for layer in found.layers.iter_mut().filter(|layer| layer.size == 0) {
+        if let Some(digest) = &layer.digest {
+            layer.size = client.length(digest)?;
+        }
+    }
     store.put_blob(&found.id, &found.config)?;
     store.put_record(&Record { name, id: found.id, stamp: None, layers: found.layers })
 }

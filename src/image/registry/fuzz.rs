@@ -16,7 +16,8 @@ pub(crate) fn auth_file(bytes: &[u8]) {
 pub(crate) fn headers(bytes: &[u8]) {
     let base = Address::parse("https://r.example:5000/v2/a/b/blobs/x");
     for line in text(bytes).lines() {
-        let _ = Challenge::parse(line);
+        let _ = Challenge::choose([line]);
+        let _ = super::retry_after::seconds(line, 1_700_000_000);
         let _ = base.as_ref().map(|base| base.join(line));
     }
 }

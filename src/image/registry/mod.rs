@@ -58,13 +58,14 @@ mod helper;
 mod http;
 mod progress;
 mod registries;
+mod retry_after;
 mod status;
 mod token;
 
 use super::{Platform, RegistryName, Store};
 use crate::{
     error::{Code, Error, OrFail, Result},
-    programs,
+    own_directory, programs,
 };
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -172,7 +173,12 @@ pub fn order(store: &Store, name: &RegistryName, step: Step, pull: &Pull) -> Res
     let fix =
         |error: Error| error.fix(format!("install {PULLER} again beside gpurun; GPURUN_LOG=debug says more"));
     let order = serde_json::to_vec(&order).or_fail(Code::Internal, fail).map_err(fix)?;
-    let mut child = Command::new(&program)
+    let mut command = Command::new(&program);
+    // Reported once is enough.
+    for variable in own_directory::ignored() {
+        command.env_remove(variable);
+    }
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

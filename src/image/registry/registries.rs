@@ -6,14 +6,19 @@
 use crate::{
     error::{Code, Error, OrFail, Result},
     image::RegistryName,
+    own_directory,
+    text_file::TextFile,
 };
 use serde::Deserialize;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env,
     io::ErrorKind,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
+
+/// The longest file that is read, in bytes.
+const MAX_FILE: u64 = 4 << 20;
 
 /// A place that may have an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +78,7 @@ struct Mirror {
 #[serde(rename_all = "kebab-case")]
 enum Which {
     #[default]
+    #[serde(alias = "")]
     All,
     DigestOnly,
     TagOnly,
@@ -86,15 +92,16 @@ pub fn find(name: &RegistryName) -> Result<Places> {
     let mut all = BTreeMap::new();
     for path in files()? {
         let fail = || format!("{} cannot be used", path.display());
-        let text = match std::fs::read_to_string(&path) {
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
-            read => read.or_fail(Code::Config, fail).map_err(|error| {
-                error.fix(format!("correct {0}, or make it readable: chmod a+r {0}", path.display()))
-            })?,
+        let fix = |error: Error| {
+            error.fix(format!("correct {0}, or make it readable: chmod a+r {0}", path.display()))
         };
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let file = match TextFile::read(&path, MAX_FILE) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+            read => read.or_fail(Code::Config, fail).map_err(fix)?,
+        };
+        let text = file.text().or_fail(Code::Config, fail).map_err(fix)?;
         let registries = parse(text).map_err(|error| error.context(fail()))?;
-        // Of two that speak of the same names the later one counts, whole.
+        // Of two files about the same names the later one counts, whole.
         all.extend(registries.into_iter().map(|one| (one.prefix.clone(), one)));
     }
     let all: Vec<_> = all.into_values().collect();
@@ -106,10 +113,8 @@ fn files() -> Result<Vec<PathBuf>> {
     if let Some(file) = env::var_os("CONTAINERS_REGISTRIES_CONF").filter(|file| !file.is_empty()) {
         return Ok(vec![file.into()]);
     }
-    let own = env::var_os("XDG_CONFIG_HOME")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".config")));
+    let own = own_directory::named_by("XDG_CONFIG_HOME")
+        .or_else(|| own_directory::home().map(|home| home.join(".config")));
     let directories = [Some(PathBuf::from("/etc")), own].map(|dir| dir.map(|dir| dir.join("containers")));
     let mains = directories.iter().rev().flatten().map(|dir| dir.join("registries.conf"));
     let mut files: Vec<_> = mains.filter(|path| path.exists()).take(1).collect();
@@ -125,6 +130,11 @@ fn files() -> Result<Vec<PathBuf>> {
         files.extend(found);
     }
     Ok(files)
+}
+
+fn unusable(what: &str) -> Error {
+    Error::new(Code::Config, what)
+        .fix("correct the file, which Podman reads as well: containers-registries.conf(5) describes it")
 }
 
 fn parse(text: &str) -> Result<Vec<Registry>> {
@@ -160,11 +170,21 @@ fn parse(text: &str) -> Result<Vec<Registry>> {
                 && !one.blocked
                 && !one.insecure
         {
-            return Err(Error::new(Code::Config, "a [[registry]] has neither prefix nor location").fix(
-                "correct the file, which Podman reads as well: containers-registries.conf(5) describes it",
-            ));
+            return Err(unusable("a [[registry]] has neither prefix nor location"));
+        }
+        if one.mirror.iter().any(|mirror| mirror.location.is_empty()) {
+            return Err(unusable(&format!("a [[registry.mirror]] of {} has no location", one.prefix)));
+        }
+        if one.mirror_by_digest_only && one.mirror.iter().any(|mirror| mirror.when != Which::All) {
+            return Err(unusable(&format!(
+                "the mirrors of {} have both mirror-by-digest-only and pull-from-mirror",
+                one.prefix
+            )));
         }
     }
+    // Of two tables about the same names the first one counts.
+    let mut seen = BTreeSet::new();
+    registry.retain(|one| seen.insert(one.prefix.clone()));
     Ok(registry)
 }
 
@@ -260,6 +280,7 @@ mod tests {
         location = "inside.example:5000/hub/"
         [[registry.mirror]]
         location = "mirror.example/all"
+        pull-from-mirror = ""
         [[registry.mirror]]
         location = "mirror.example:1/digests"
         insecure = true
@@ -267,6 +288,9 @@ mod tests {
         [[registry.mirror]]
         location = "mirror.example/tags"
         pull-from-mirror = "tag-only"
+        [[registry]]
+        prefix = "hub.example/"
+        location = "second.example"
         [[registry]]
         prefix = "hub.example/team"
         location = "team.example"
@@ -337,6 +361,10 @@ mod tests {
             "[[registry]]\ninsecure = true",
             "[[registry]]\nprefix = \"a.example\"",
             "[[registry]]\nlocation = 1",
+            "[[registry]]\nlocation = \"a.example\"\n[[registry.mirror]]\ninsecure = true",
+            "[[registry]]\nlocation = \"a.example\"\n[[registry.mirror]]\nlocation = \"b.example\"\npull-from-mirror = \"never\"",
+            "[[registry]]\nlocation = \"a.example\"\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = \"b.example\"\n\
+             pull-from-mirror = \"tag-only\"",
         ] {
             assert_eq!(parse(bad).unwrap_err().code(), Code::Config, "{bad}");
         }

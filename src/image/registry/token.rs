@@ -14,7 +14,7 @@ use crate::{
     image::RegistryName,
 };
 use serde::Deserialize;
-use std::io::Read;
+use std::{io::Read, time::Duration};
 use ureq::http::StatusCode;
 
 /// The longest response of a token service, in bytes. Tokens with many rights have a few kB.
@@ -109,7 +109,15 @@ fn request<'a>(
     form: Option<&'a [(&'a str, &'a str)]>,
     authorization: Option<&'a str>,
 ) -> Request<'a> {
-    Request { address, authorization, accept: "application/json, */*", range: None, form, verified: false }
+    Request {
+        address,
+        authorization,
+        accept: "application/json, */*",
+        range: None,
+        form,
+        verified: false,
+        time: Duration::from_secs(SECONDS),
+    }
 }
 
 /// The address of the token service, if a secret may be sent there.

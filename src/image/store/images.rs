@@ -93,7 +93,7 @@ impl Store {
         let used: HashSet<&str> = records.iter().map(|(record, _)| record.id.hex()).collect();
         for blob in blobs.iter().filter(|blob| !used.contains(blob.as_str())) {
             let path = format!("{BLOBS}/{blob}");
-            let Ok(digest) = Digest::parse(blob) else { continue };
+            let Some(digest) = Digest::parse_hex(blob) else { continue };
             if !self.read(&path).is_ok_and(|bytes| digest.matches(&bytes)) {
                 continue;
             }

@@ -1,8 +1,8 @@
 //! The layers of a store: makes, holds, measures and removes them.
 
 use super::{
-    Digest, LAYERS, NOTES, PARTS, SHORT, STACKS, Store, StoredImage, TMP, c_string, damaged, marker::is_hex,
-    set_aside, short, tree,
+    Digest, LAYERS, NOTES, PARTS, SHORT, STACKS, Store, StoredImage, TMP, c_string, damaged, is_marked,
+    marker::is_hex, numbered, set_aside, short, tree,
 };
 use crate::{
     error::{Code, Error, Result},
@@ -28,6 +28,9 @@ use std::{
     path::PathBuf,
     time::{Duration, SystemTime},
 };
+
+/// A layer within its directory of `tmp`.
+const CONTENT: &str = "content";
 
 /// The result of [`Store::prune`].
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -234,12 +237,14 @@ impl Store {
             done => done.map_err(fail)?,
         }
         // Renamed first, so that a process killed here leaves no partial layer under the name of a complete one.
-        let temporary = format!("{TMP}/{name}.{}", std::process::id());
-        match renameat(&self.directory, &path, &self.directory, &temporary) {
+        let temporary = format!("{TMP}/{}", numbered(name));
+        let aside = self.locked_directory(&temporary)?;
+        let renamed = renameat(&self.directory, &path, &aside, CONTENT);
+        tree::remove(&self.directory, &c_string(&temporary)?).map_err(fail)?;
+        match renamed {
             Err(Errno::NOENT) => return Ok(true),
             done => done.map_err(fail)?,
         }
-        tree::remove(&self.directory, &c_string(&temporary)?).map_err(fail)?;
         match unlinkat(&self.directory, format!("{NOTES}/{name}"), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(true),
             Err(errno) => Err(fail(errno)),
@@ -248,23 +253,12 @@ impl Store {
 
     /// The directory for the partial download of a blob, locked exclusively as long as the result is open.
     pub fn parts(&self, blob: &Digest) -> Result<OwnedFd> {
-        let path = format!("{PARTS}/{}", short(blob));
-        loop {
-            for path in [PARTS, &path] {
-                match mkdirat(&self.directory, path, Mode::RWXU) {
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(errno) => return Err(damaged("a directory cannot be made", errno)),
-                }
-            }
-            let directory = match openat(&self.directory, &path, tree::DIRECTORY, Mode::empty()) {
-                Err(Errno::NOENT) => continue,
-                done => done.map_err(|errno| damaged("a directory cannot be opened", errno))?,
-            };
-            self.wait_for_lock(&directory, FlockOperation::NonBlockingLockExclusive, &path)?;
-            if self.is(&path, &directory) {
-                return Ok(directory);
-            }
+        // Absent in a store of version 0.1.0.
+        match mkdirat(&self.directory, PARTS, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(damaged("a directory cannot be made", errno)),
         }
+        self.locked_directory(&format!("{PARTS}/{}", short(blob)))
     }
 
     /// Removes the partial download of a blob, unless a process uses it.
@@ -289,8 +283,8 @@ impl Store {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             done => done.map_err(fail)?,
         };
-        let changed = fstat(&directory).map_err(fail)?.st_mtime;
-        let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(changed).unwrap_or(0));
+        let stat = fstat(&directory).map_err(fail)?;
+        let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
         let free = || flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok();
         // A part is a file named by the offset of its first byte.
         let ours = |directory: &OwnedFd| -> rustix::io::Result<bool> {
@@ -308,6 +302,7 @@ impl Store {
             Ok(true)
         };
         if changed.elapsed().unwrap_or_default() < age
+            || !is_marked(&stat)
             || !ours(&directory).map_err(fail)?
             || !free()
             || !self.is(path, &directory)
@@ -329,41 +324,38 @@ impl Store {
         let temporaries = self.open_tmp()?;
         let fail = |what: &'static str| move |errno: Errno| damaged(what, errno);
         let lock = loop {
-            match mkdirat(&self.directory, &temporary, Mode::RWXU) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(damaged("a directory cannot be made", errno)),
-            }
-            let directory = match openat(&self.directory, &temporary, tree::DIRECTORY, Mode::empty()) {
-                // Finished or removed by another process meanwhile.
-                Err(Errno::NOENT) => continue,
-                done => done.map_err(fail("a directory cannot be opened"))?,
-            };
-            self.wait_for_lock(&directory, FlockOperation::NonBlockingLockExclusive, &temporary)?;
-            if self.is(&temporary, &directory) && set_aside(&temporaries, name, &directory).is_none() {
+            let directory = self.locked_directory(&temporary)?;
+            if set_aside(&temporaries, name, &directory).is_none() {
                 break directory;
             }
         };
-        if self.has_layer(diff_id) {
-            return tree::remove(&self.directory, &c_string(&temporary)?)
-                .map_err(fail("a directory cannot be removed"));
-        }
-        // What a killed process left and could not be set aside, except the directory that the lock is on.
-        tree::empty_open(&lock)
-            .and_then(|()| rustix::fs::fchmod(&lock, Mode::from_raw_mode(0o755)))
-            .map_err(fail("a directory cannot be emptied"))?;
-        let made = fill(lock.as_fd()).and_then(|note| {
-            // The note is written first: a layer without a note could never be removed.
-            self.replace(&format!("{NOTES}/{name}"), &note.into().to_bytes())?;
-            // Everything is synced before the rename.
-            syncfs(&lock).map_err(fail("syncfs"))?;
-            renameat(&self.directory, &temporary, &self.directory, format!("{LAYERS}/{name}"))
-                .map_err(fail("rename"))
-        });
-        if made.is_err() {
-            // The first failure is reported; leftovers are removed later.
-            let _ = tree::remove(&self.directory, &c_string(&temporary)?);
-        }
-        made
+        let made = if self.has_layer(diff_id) { Ok(()) } else { self.make_layer(name, &lock, fill) };
+        let removed = tree::remove(&self.directory, &c_string(&temporary)?);
+        // The first failure is reported; leftovers are removed later.
+        made.and(removed.map_err(fail("a directory cannot be removed")))
+    }
+
+    /// Makes a layer in a locked directory of `tmp`, and moves it to its place.
+    fn make_layer<N: Into<Note>>(
+        &self,
+        name: &str,
+        lock: &OwnedFd,
+        fill: impl FnOnce(BorrowedFd<'_>) -> Result<N>,
+    ) -> Result<()> {
+        let fail = |what: &'static str| move |errno: Errno| damaged(what, errno);
+        // What a killed process left and could not be set aside. The layer's own mode is the image's choice, so the layer is a
+        // directory inside the one with the mark.
+        let content = tree::empty_open(lock)
+            .and_then(|()| mkdirat(lock, CONTENT, Mode::RWXU))
+            .and_then(|()| openat(lock, CONTENT, tree::DIRECTORY, Mode::empty()))
+            .map_err(fail("a layer's directory cannot be made"))?;
+        rustix::fs::fchmod(&content, Mode::from_raw_mode(0o755)).map_err(fail("fchmod"))?;
+        let note = fill(content.as_fd())?;
+        // The note is written first: a layer without a note could never be removed.
+        self.replace(&format!("{NOTES}/{name}"), &note.into().to_bytes())?;
+        // Everything is synced before the rename.
+        syncfs(lock).map_err(fail("syncfs"))?;
+        renameat(lock, CONTENT, &self.directory, format!("{LAYERS}/{name}")).map_err(fail("rename"))
     }
 
     /// A layer's note; empty if an old version of gpurun, which wrote no notes, unpacked the layer.

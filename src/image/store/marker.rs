@@ -8,7 +8,10 @@
 //! and kind is checked, and one foreign entry is enough to refuse it.
 
 use super::{BLOBS, IMAGES, LAYERS, NOTES, PARTS, SCRATCH, STACKS, Store, TMP, failed, layers::is_short_hex};
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    regular_file::{look_at, reopen},
+};
 use rustix::{
     fd::OwnedFd,
     fs::{
@@ -24,6 +27,14 @@ use std::path::Path;
 const NAME: &str = "gpurun-store";
 /// Content of the marker. Each start compares only its length, so a later layout needs text of a different length.
 const CONTENT: &[u8] = b"This directory is a gpurun image store, layout 1. gpurun deletes files in it.\n";
+/// The mark of what gpurun makes in `scratch`, `parts` and `tmp` and may therefore delete: the sticky bit. mkdir(2) and open(2) set
+/// it together with the name, so no entry of gpurun is ever without it; file systems keep it; and nothing else sets it on a
+/// directory or file that only its owner may use.
+const MARK: Mode = Mode::SVTX;
+/// Mode of a marked directory.
+pub const MARKED_DIRECTORY: Mode = MARK.union(Mode::RWXU);
+/// Mode of a marked file.
+pub const MARKED_FILE: Mode = MARK.union(Mode::RUSR).union(Mode::WUSR);
 /// The directories of a store, in the order in which they are made.
 const DIRECTORIES: [&str; 8] = [LAYERS, NOTES, STACKS, BLOBS, IMAGES, SCRATCH, PARTS, TMP];
 
@@ -113,6 +124,7 @@ fn begin(store: &Store) -> Result<()> {
     let entries = store.names(".")?;
     if !entries.is_empty() {
         let legacy = legacy_layers(store, &entries)?;
+        mark_legacy_entries(store)?;
         write_marker(store)?;
         for layer in legacy {
             store.note_adopted_layer(&layer)?;
@@ -192,6 +204,31 @@ fn legacy_layers(store: &Store, entries: &[String]) -> Result<Vec<String>> {
         }
     }
     Ok(layers)
+}
+
+/// Marks the unfinished files of a store of a version that marked none, after [`legacy_layers`] has checked them.
+fn mark_legacy_entries(store: &Store) -> Result<()> {
+    for top in [SCRATCH, PARTS, TMP] {
+        let directory = match openat(&store.directory, top, super::tree::DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => continue,
+            done => done.map_err(|errno| failed(top, errno))?,
+        };
+        for name in store.names(top)? {
+            let (found, stat) = look_at(&directory, &name).map_err(|errno| failed(top, errno))?;
+            if is_kind(&stat, FileType::Directory) || is_kind(&stat, FileType::RegularFile) {
+                let marked = Mode::from_raw_mode(stat.st_mode) | MARK;
+                reopen(&found, OFlags::RDONLY)
+                    .and_then(|opened| rustix::fs::fchmod(opened, marked))
+                    .map_err(|errno| failed(top, errno))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether gpurun made this entry of `scratch`, `parts` or `tmp`.
+pub fn is_marked(stat: &Stat) -> bool {
+    Mode::from_raw_mode(stat.st_mode).contains(MARK)
 }
 
 fn not_a_store(store: &Store, entry: &str) -> Error {

@@ -9,13 +9,13 @@
 //! images/HEX    configuration and layers of an image's name; HEX is the digest of the name, the mtime is the last use
 //! parts/HEX     a partial download of a layer's blob; HEX is the blob's digest
 //! scratch/ID    writes of a running container to its root; locked (flock) by its launcher
-//! tmp/NAME      unfinished files; locked (flock) by the process that writes them
+//! tmp/NAME      unfinished files and layers; locked (flock) by the process that writes them
 //! ```
 //!
 //! Trust boundary: the directory belongs to the caller, no other user may write to it, and it has the marker. It is opened
 //! once, and every file is reached from that descriptor. gpurun removes only files that it recognises as its own: a layer has
-//! a note, a configuration and a record are named by the digest of their content, and in `scratch`, `parts` and `tmp` names,
-//! kinds and content are checked.
+//! a note, a configuration and a record are named by the digest of their content, and in `scratch`, `parts` and `tmp` an
+//! entry has the mark (the sticky bit, see [`marker`]) and a name that gpurun makes.
 
 mod images;
 mod layers;
@@ -24,13 +24,18 @@ mod marker;
 pub use images::{Record, StoredImage};
 pub use layers::Pruned;
 use layers::is_short_hex;
+use marker::MARKED_FILE;
+pub use marker::{MARKED_DIRECTORY, is_marked};
 
 use super::{Digest, ScratchDir, layout::Version, reserve::Reserve, tree, unpack::Ownership};
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    regular_file::{self, look_at},
+};
 use rustix::{
     fd::OwnedFd,
     fs::{
-        AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, openat, renameat,
+        AtFlags, Dir, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, mkdirat, openat, renameat,
         renameat_with, statat,
     },
     io::Errno,
@@ -128,12 +133,21 @@ impl Store {
     /// Locks `name` until the result is dropped; waits for other processes that hold the lock.
     pub fn lock(&self, name: &str) -> Result<OwnedFd> {
         let path = format!("{TMP}/{}.lock", short(&Digest::of(name.as_bytes())));
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let failed =
+            |cause: &dyn std::fmt::Display| damaged(&format!("the lock {path} cannot be used"), cause);
+        let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         loop {
-            let file = openat(&self.directory, &path, flags, Mode::RUSR | Mode::WUSR)
-                .map_err(|errno| damaged("a lock cannot be made", errno))?;
-            rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))
-                .map_err(|errno| damaged("flock", errno))?;
+            let file = match openat(&self.directory, &path, flags, MARKED_FILE) {
+                Err(Errno::EXIST) => match look_at(&self.directory, &path) {
+                    Err(Errno::NOENT) => continue,
+                    found => {
+                        let (found, _) = found.map_err(|errno| failed(&errno))?;
+                        regular_file::open(&found).map_err(|error| failed(&error))?.0.into()
+                    }
+                },
+                made => made.map_err(|errno| failed(&errno))?,
+            };
+            self.wait_for_lock(&file, FlockOperation::NonBlockingLockExclusive, &path)?;
             // A sweeper may have removed the file meanwhile.
             if self.is(&path, &file) {
                 return Ok(file);
@@ -141,7 +155,37 @@ impl Store {
         }
     }
 
-    /// Waits for a flock(2) on a directory of the store. After a second, a line names the directory by its `path`. `operation` is one
+    /// Makes a marked directory, or opens the one that exists, and locks it exclusively; waits for other processes that hold the
+    /// lock.
+    ///
+    /// # Errors
+    /// [`Code::Store`] if something that gpurun did not make is at the path; it is left unchanged.
+    fn locked_directory(&self, path: &str) -> Result<OwnedFd> {
+        loop {
+            match mkdirat(&self.directory, path, MARKED_DIRECTORY) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(damaged(&format!("{path} cannot be made"), errno)),
+            }
+            let cannot_open = |errno| damaged(&format!("{path} cannot be opened"), errno);
+            let directory = match openat(&self.directory, path, tree::DIRECTORY, Mode::empty()) {
+                // Finished or removed by another process meanwhile.
+                Err(Errno::NOENT) => continue,
+                done => done.map_err(cannot_open)?,
+            };
+            if !is_marked(&fstat(&directory).map_err(cannot_open)?) {
+                let shown = self.path.join(path);
+                return Err(Error::new(Code::Store, format!("{} is not gpurun's", shown.display()))
+                    .cause("gpurun needs this name, and changes no directory that it did not make")
+                    .fix(format!("move it out of the store: mv {} ~", shown.display())));
+            }
+            self.wait_for_lock(&directory, FlockOperation::NonBlockingLockExclusive, path)?;
+            if self.is(path, &directory) {
+                return Ok(directory);
+            }
+        }
+    }
+
+    /// Waits for a flock(2) on a file or directory of the store. After a second, a line names it by its `path`. `operation` is one
     /// that does not block.
     fn wait_for_lock(&self, file: &OwnedFd, operation: FlockOperation, path: &str) -> Result<()> {
         let started = Instant::now();
@@ -277,22 +321,33 @@ impl Store {
     /// cut has damaged.
     fn replace(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let (_, name) = path.rsplit_once('/').unwrap_or_default();
-        let temporary = format!("{TMP}/{name}.{}", std::process::id());
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fail = |errno| damaged(&format!("{path} cannot be written"), errno);
-        let mut file = loop {
-            let file = openat(&self.directory, &temporary, flags, Mode::RUSR | Mode::WUSR).map_err(fail)?;
+        let (temporary, mut file) = loop {
+            let temporary = format!("{TMP}/{}", numbered(name));
+            let file = match openat(&self.directory, &temporary, flags, MARKED_FILE) {
+                Err(Errno::EXIST) => continue,
+                made => made.map_err(fail)?,
+            };
             rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive)).map_err(fail)?;
             if self.is(&temporary, &file) {
-                break File::from(file);
+                break (temporary, File::from(file));
             }
         };
         file.write_all(bytes).map_err(|error| match error.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => full().cause(error),
             _ => damaged(&format!("{path} cannot be written"), error),
         })?;
-        renameat(&self.directory, &temporary, &self.directory, path).map_err(fail)
+        rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR)
+            .and_then(|()| renameat(&self.directory, &temporary, &self.directory, path))
+            .map_err(fail)
     }
+}
+
+/// A new name in `tmp` for a file or layer of this name.
+fn numbered(name: &str) -> String {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    format!("{name}.{}{:09}", std::process::id(), now.tv_nsec)
 }
 
 /// A file of the store that is being written.
@@ -333,7 +388,7 @@ fn set_aside(temporary: &OwnedFd, name: &str, lock: &OwnedFd) -> Option<CString>
 
 /// Removes from a store's `tmp` what no process works on. What cannot be removed now stays for the next time.
 ///
-/// An entry is recognised by its name and its kind. What gpurun makes here has no other mark, and no other program writes here.
+/// An entry is recognised by its name and its mark.
 ///
 /// # Errors
 /// [`Code::Store`] if the directory cannot be read.
@@ -345,7 +400,7 @@ pub fn clean_tmp(temporary: &OwnedFd) -> Result<()> {
             continue;
         }
         let Some(mut lock) = tree::lock_if_free(temporary, name) else { continue };
-        if !is_made_here(name.to_bytes(), &lock) {
+        if !fstat(&lock).is_ok_and(|stat| is_marked(&stat)) {
             continue;
         }
         let aside = set_aside(temporary, &name.to_string_lossy(), &lock);
@@ -360,17 +415,6 @@ pub fn clean_tmp(temporary: &OwnedFd) -> Result<()> {
         tracing::debug!(name = %name.to_string_lossy(), ?removed, "removed what a killed process left");
     }
     Ok(())
-}
-
-/// Whether gpurun makes files or directories of this kind by this name: `.lock` is a file, half a layer a directory, and a number is
-/// on a file that is being written or on a layer that is being removed.
-fn is_made_here(name: &[u8], opened: &OwnedFd) -> bool {
-    let kind = fstat(opened).map(|stat| FileType::from_raw_mode(stat.st_mode));
-    match kind {
-        Ok(FileType::Directory) => !name.ends_with(b".lock"),
-        Ok(FileType::RegularFile) => name.contains(&b'.'),
-        _ => false,
-    }
 }
 
 /// Whether a user namespace's uid_map is the initial one's: every user, each as himself.

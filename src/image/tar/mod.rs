@@ -115,9 +115,9 @@ impl<R: Read> Reader<R> {
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         self.passed = self.passed.saturating_sub(ALLOWED);
         self.pass_over(self.remaining)?;
-        let padding = self.padding;
-        (self.remaining, self.padding) = (0, 0);
-        self.skip(padding)?;
+        if !self.skip_padding()? {
+            return Ok(None);
+        }
 
         let mut pax = Pax::default();
         let (mut long_name, mut long_link) = (Vec::new(), Vec::new());
@@ -219,7 +219,7 @@ impl<R: Read> Reader<R> {
             gid: owner(pax.gid.unwrap_or(gid))?,
             mtime: pax.mtime.unwrap_or(mtime),
             device: match kind {
-                Kind::CharDevice | Kind::BlockDevice => (device_number(device.0)?, device_number(device.1)?),
+                Kind::CharDevice | Kind::BlockDevice => (device_number(device.0), device_number(device.1)),
                 _ => (0, 0),
             },
             xattrs: pax.xattrs,
@@ -284,7 +284,7 @@ impl<R: Read> Reader<R> {
                 }
                 if byte != b'\n' {
                     digits.push(byte);
-                    if digits.len() > 20 {
+                    if digits.len() > BLOCK {
                         return Err(broken("a sparse file's map is not made of numbers"));
                     }
                     continue;
@@ -346,6 +346,15 @@ impl<R: Read> Reader<R> {
         if skipped < bytes { Err(broken("it ends within an entry")) } else { Ok(()) }
     }
 
+    /// Skips the padding after the data; `false` if the source ends there, which ends the archive as in Go.
+    fn skip_padding(&mut self) -> Result<bool> {
+        let padding = std::mem::take(&mut self.padding);
+        self.remaining = 0;
+        io::copy(&mut (&mut self.source).take(padding), &mut io::sink())
+            .map(|skipped| skipped == padding)
+            .map_err(|error| broken(error.to_string()))
+    }
+
     /// Fills the buffer; `false` if the source ends before its first byte.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<bool> {
         let mut filled = 0;
@@ -367,9 +376,8 @@ impl<R: Read> Reader<R> {
     /// source.
     pub fn read_past_data(&mut self, position: impl Fn(&R) -> u64) -> Result<u64> {
         let at = position(&self.source);
-        let all = self.remaining + self.padding;
-        (self.remaining, self.padding) = (0, 0);
-        self.skip(all)?;
+        let data = std::mem::take(&mut self.remaining);
+        self.skip(data)?;
         Ok(at)
     }
 }
@@ -418,8 +426,9 @@ fn owner(number: i64) -> Result<u32> {
     Ok(if id == u32::MAX { 0 } else { id })
 }
 
-fn device_number(number: i64) -> Result<u32> {
-    u32::try_from(number).map_err(|_| broken(format!("a device has the number {number}")))
+/// Converts a major or minor number like the engines, which pass its lowest 32 bits to mknod(2) (Go's `unix.Mkdev`).
+fn device_number(number: i64) -> u32 {
+    u32::try_from(number.cast_unsigned() & u64::from(u32::MAX)).unwrap_or_default()
 }
 
 /// Checks that regions ascend, do not overlap, lie in the file, and sum up to the length of the data.

@@ -102,6 +102,8 @@ impl Pax {
             b"uid" => self.uid = Some(number()?),
             b"gid" => self.gid = Some(number()?),
             b"mtime" => self.mtime = Some(timestamp(value).ok_or_else(malformed)?),
+            // Not kept, but a malformed time is a malformed header, as in Go.
+            b"atime" | b"ctime" => drop(timestamp(value).ok_or_else(malformed)?),
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.xattrs.push((name.to_vec(), value.to_vec()));
@@ -221,9 +223,19 @@ mod tests {
         ] {
             assert_eq!(time(text), expected, "{text}");
         }
-        for bad in
-            ["6 k=v", "6 k=v\n\n", "4 =\n", "2 \n", "7 =v12\n", "abc k=v\n", "-6 k=v\n", "11 path=a\0b\n"]
-        {
+        for bad in [
+            "9 atime=\n9",
+            "11 atime=x\n",
+            "14 ctime=1-1-1\n",
+            "6 k=v",
+            "6 k=v\n\n",
+            "4 =\n",
+            "2 \n",
+            "7 =v12\n",
+            "abc k=v\n",
+            "-6 k=v\n",
+            "11 path=a\0b\n",
+        ] {
             assert!(Pax::parse(bad.as_bytes()).is_err(), "{bad:?}");
         }
         let kept =

@@ -67,6 +67,22 @@ fn cut_off_and_endless_archives_are_broken() {
 }
 
 #[test]
+fn a_missing_end_is_an_end_as_with_go() {
+    let entry = [block("f", b'0', USTAR, &[(124, b"00000000004\0")]).as_slice(), b"data"].concat();
+    // Without the padding of the last entry, and with a part of it.
+    for length in [entry.len(), entry.len() + 1, 1023] {
+        let mut bytes = entry.clone();
+        bytes.resize(length, 0);
+        assert_eq!(walk(&bytes).unwrap().len(), 1, "{length}");
+        let mut reader = Reader::new(bytes.as_slice());
+        reader.next_entry().unwrap().unwrap();
+        assert_eq!(reader.read_past_data(|_| 512).unwrap(), 512);
+        assert!(reader.next_entry().unwrap().is_none(), "{length}");
+    }
+    assert!(walk(&entry[..515]).is_err(), "its data is cut");
+}
+
+#[test]
 fn a_sparse_map_fits_its_file() {
     let sparse = |map: &str, length: &str, data: &str| {
         let mut builder = ::tar::Builder::new(Vec::new());
@@ -209,6 +225,12 @@ fn prefixes_and_numbers_are_those_of_the_format() {
     }
     assert!(one(&block("f", b'0', USTAR, &[(329, b"12x4567\0")])).is_err());
     assert!(one(&block("f", b'0', V7, &[(329, b"12x4567\0")])).is_ok(), "version 7 has no such field");
+    // As the engines pass them to the kernel.
+    for (number, expected) in
+        [(&b"\xff\xff\xff\xff\xff\xff\xff\xff"[..], u32::MAX), (b"\x80\0\0\x04\0\0\0\x05", 5)]
+    {
+        assert_eq!(at(GNU, &[(329, number)]).unwrap().1, (expected, 0));
+    }
     // Two's complement: before 1970, and old Solaris' nobody.
     let odd = [
         (136, &b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe"[..]),

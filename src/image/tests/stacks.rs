@@ -169,6 +169,54 @@ fn whiteouts_leave_neither_ghosts_nor_directories_behind() {
 }
 
 #[test]
+fn whiteouts_below_a_link_or_a_file_leave_it_in_place() {
+    if !root() {
+        return;
+    }
+    let lower = || {
+        let mut entries = vec![directory("usr"), directory("usr/lib"), file("usr/lib/a", ""), file("f", "")];
+        entries.extend([
+            raw(b'2', "lib", "usr/lib"),
+            raw(b'2', "gone", "usr"),
+            raw(b'2', "usr/deep", "/nowhere"),
+        ]);
+        entries
+    };
+    let below = [
+        ". 755 0 d",
+        "./f 755 1234 f",
+        "./gone 777 1234 l",
+        "./lib 777 1234 l",
+        "./usr 755 1234 d",
+        "./usr/deep 777 1234 l",
+        "./usr/lib 755 1234 d",
+        "./usr/lib/a 755 1234 f",
+    ];
+    for (what, upper, removed) in [
+        ("a link", vec![file("lib/.wh.a", "")], None),
+        ("deep below a link", vec![file("lib/x/y/.wh.a", "")], None),
+        ("an opaque link", vec![file("lib/.wh..wh..opq", "")], None),
+        ("a link in a directory", vec![file("usr/deep/.wh.a", "")], None),
+        ("a file", vec![file("f/.wh.a", ""), file("f/x/.wh.b", "")], None),
+        ("a link that is removed", vec![file("gone/.wh.a", ""), file(".wh.gone", "")], Some("./gone ")),
+    ] {
+        let maker = Maker::new();
+        let shown = seen(&maker, &[lower(), upper]);
+        let expected: Vec<_> =
+            below.iter().filter(|line| removed.is_none_or(|gone| !line.starts_with(gone))).copied().collect();
+        assert_eq!(shown, expected, "{what}");
+    }
+    // A layer between them removes the link, or has it again.
+    let maker = Maker::new();
+    let shown = seen(&maker, &[lower(), vec![file(".wh.lib", "")], vec![file("lib/.wh.a", "")]]);
+    assert!(!shown.iter().any(|line| line.starts_with("./lib ")), "{shown:?}");
+    let maker = Maker::new();
+    let layers =
+        [lower(), vec![raw(b'2', "lib", "usr")], vec![file("lib/.wh.a", "")], vec![file("lib/.wh.b", "")]];
+    assert_eq!(seen(&maker, &layers), below);
+}
+
+#[test]
 fn layers_of_docker_build_need_no_additional_layer() {
     let maker = Maker::new();
     let lower = vec![with_mode(0o755, directory("./")), directory("etc"), file("etc/a", "")];

@@ -18,17 +18,20 @@ impl Place {
         join(&self.parent, self.name.to_bytes())
     }
 
-    /// Splits a name; `None` for the root. Absolute names are relative to the root, and `./` and doubled slashes are dropped. A
-    /// name with `..` is refused: no honest writer makes one.
+    /// Splits a name; `None` for the root. Absolute names are relative to the root, `./` and doubled slashes are dropped, and `..`
+    /// drops the part before it: the root is its own parent. This is Go's `filepath.Clean("/" + name)`, as in Podman and umoci.
     pub fn of(path: &[u8], entry: &[u8]) -> Result<Option<Self>> {
         if path.len() > MAX_PATH {
             let cause = format!("a name of {} bytes; at most {MAX_PATH} can be used", path.len());
             return Err(refused(entry, cause));
         }
-        let mut parts: Vec<&[u8]> =
-            path.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
-        if parts.contains(&&b".."[..]) {
-            return Err(refused(entry, "a name with \"..\" leaves the image's root"));
+        let mut parts: Vec<&[u8]> = Vec::new();
+        for part in path.split(|&byte| byte == b'/') {
+            match part {
+                b"" | b"." => {}
+                b".." => drop(parts.pop()),
+                part => parts.push(part),
+            }
         }
         if path.contains(&0) {
             return Err(refused(entry, "a name with a NUL"));

@@ -260,6 +260,22 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Puts this process into the container's cgroup, so that the kernel memory which it allocates for the container counts there.
+    pub fn enter(&self) -> io::Result<()> {
+        let unified = self.unified.iter().map(|(path, _)| path);
+        unified.chain(&self.legacy).try_for_each(|path| write(&path.join("cgroup.procs"), "0"))
+    }
+
+    /// The directory in cgroup v2.
+    pub fn unified_path(&self) -> Option<PathBuf> {
+        self.unified.as_ref().map(|(path, _)| path.clone())
+    }
+
+    /// Kills all processes of a cgroup v2 and of those below it.
+    pub fn kill(path: &Path) {
+        kill(path);
+    }
+
     /// Whether the kernel killed a process of the container because of the memory limit (cgroup-v2.rst, "memory.events";
     /// cgroup-v1/memory.rst, "memory.oom_control").
     pub fn ran_out_of_memory(&self) -> bool {

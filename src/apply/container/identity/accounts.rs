@@ -237,7 +237,7 @@ fn id_in_range(id: i64) -> Option<u32> {
 }
 
 /// The id in a typed string; `None` if it is not a number.
-fn number_in_range(typed: &str) -> Result<Option<u32>> {
+pub fn number_in_range(typed: &str) -> Result<Option<u32>> {
     let Some(number) = parse_number(typed.as_bytes()) else { return Ok(None) };
     id_in_range(number).map(Some).ok_or_else(|| {
         Error::new(Code::User, format!("{typed:?} is not a user or group id"))

@@ -1,4 +1,4 @@
-//! Accounts of the host: a user's login name and the groups that list it.
+//! Accounts of the host: a user's login name, the groups that list it, and the numbers of groups.
 //!
 //! The host's /etc/passwd and /etc/group are read first. Accounts of LDAP, SSSD or systemd-homed are in neither; they come
 //! from the name service switch (nsswitch.conf(5)). Its modules are libraries, which a static program cannot load, so gpurun
@@ -62,6 +62,21 @@ impl HostAccount {
         };
         host_file("/etc/group").lines().filter_map(gid).collect()
     }
+}
+
+/// The gid of a group of the host. `None` if there is no group of this name.
+pub fn gid_of_group(name: &str) -> Option<u32> {
+    let gid_in = |text: &str| {
+        text.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next() == Some(name) && !name.is_empty()).then(|| fields.nth(1)?.parse().ok()).flatten()
+        })
+    };
+    gid_in(&host_file("/etc/group")).or_else(|| {
+        // getent(1) would take a word with a leading hyphen for an option.
+        let is_asked = !name.starts_with('-') && has_source("group", &["files", "compat", "systemd"]);
+        gid_in(&is_asked.then(|| getent(&["group", name])).flatten()?)
+    })
 }
 
 /// Reads a file of the host; empty if it is absent or unreadable. Bytes that are not UTF-8 are replaced.
@@ -148,5 +163,10 @@ mod tests {
         let root = HostAccount::of_uid(0).unwrap();
         assert_eq!((root.name.as_str(), root.in_passwd), ("root", true));
         assert_eq!(HostAccount::of_uid(3_999_999_998), None);
+        assert_eq!(gid_of_group("root"), Some(0));
+        assert_eq!(
+            (gid_of_group("no-such-group"), gid_of_group(""), gid_of_group("--help")),
+            (None, None, None)
+        );
     }
 }

@@ -4,9 +4,9 @@
 //!
 //! * `-u` and an image's USER that is not root are resolved against the image's files, as Docker does: uid, gid and groups.
 //! * An image with USER root, or without USER, runs as the caller, with the caller's uid, gid and groups on the host; the image's
-//!   /etc/passwd and /etc/group give it no group. Where the caller is root, that is the image's root. The same files are
-//!   readable, files written into volumes belong to the caller, and a program that escapes has only the caller's rights.
-//!   `-u 0` asks for root.
+//!   /etc/passwd and /etc/group give it no group, and behind sudo a name of `--group-add` is a group of the host: volumes obey its
+//!   number. Where the caller is root, that is the image's root. The same files are readable, files written into volumes belong to
+//!   the caller, and a program that escapes has only the caller's rights. `-u 0` asks for root.
 //!
 //! **Groups without root.** A container of an ordinary user runs as that user on the host, and the kernel lets only root add
 //! groups. A process can keep the caller's groups, which the container shows as 65534; or, with subordinate ids, replace all of
@@ -112,11 +112,14 @@ impl Identity {
         if is_callers {
             user = Resolved { uid: caller.uid, gid: caller.gid, groups: Vec::new() };
         }
+        // Root's groups obey volumes, so an image must not choose the number of the caller's group.
+        let is_of_host = is_callers && caller.euid == 0;
+        let gid_of = |group| if is_of_host { host_group(group) } else { accounts.additional_group(group) };
         let added = request
             .group_add
             .iter()
             .filter(|group| *group != KEEP_GROUPS)
-            .map(|group| Ok(AddedGroup { typed: group, gid: accounts.additional_group(group)? }))
+            .map(|group| Ok(AddedGroup { typed: group, gid: gid_of(group)? }))
             .collect::<Result<Vec<_>>>()?;
         let keeps = request.group_add.iter().any(|group| group == KEEP_GROUPS);
         let (groups, id_map) = if caller.euid == 0 {
@@ -136,6 +139,20 @@ impl Identity {
 struct AddedGroup<'a> {
     typed: &'a str,
     gid: u32,
+}
+
+/// The gid of an argument of `--group-add` for a container that runs as the user behind sudo.
+fn host_group(typed: &str) -> Result<u32> {
+    if let Some(gid) = accounts::number_in_range(typed)? {
+        return Ok(gid);
+    }
+    host_account::gid_of_group(typed).ok_or_else(|| {
+        Error::new(Code::User, format!("--group-add {typed}: the host has no such group"))
+            .cause(
+                "the container runs as the user behind sudo, whose groups are the host's and not the image's",
+            )
+            .fix("give the number, --group-add GID; or a user of the image with that user's groups, -u NAME")
+    })
 }
 
 fn groups_of_root(

@@ -193,6 +193,33 @@ fn an_identity_comes_whole_from_the_image_or_whole_from_the_caller() {
     assert_eq!(of(&root, "", None), (0, 0, Groups::Set(vec![0, 42])));
 }
 
+/// The image names its group 0 `video`, and gives the name of the host's group 0 another number.
+#[test]
+fn a_group_that_is_added_for_the_user_behind_sudo_has_the_hosts_number() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("etc")).unwrap();
+    fs::write(dir.path().join("etc/passwd"), "root:x:0:0::/root:\napp:x:1001:1002::/:\n").unwrap();
+    fs::write(dir.path().join("etc/group"), "root:x:42:\ngroup-of-the-image:x:0:\n").unwrap();
+    let layers = Layers::open(vec![dir.path().into()]).unwrap();
+    let nothing = Injection::default();
+    let behind_sudo = Caller::with_groups(0, 1000, 1000, &[]);
+    let of = |caller: &Caller, user, added: &str| {
+        let group_add = [added.to_owned()];
+        let request = IdentityRequest { group_add: &group_add, ..request(&layers, user, &nothing) };
+        Identity::resolve(&request, caller, false).map(|(identity, _)| identity.groups)
+    };
+    assert_eq!(of(&behind_sudo, None, "root").unwrap(), Groups::Set(vec![0, 1000]));
+    assert_eq!(of(&behind_sudo, None, "44").unwrap(), Groups::Set(vec![44, 1000]));
+    for unknown in ["group-of-the-image", "", "--help"] {
+        let error = of(&behind_sudo, None, unknown).unwrap_err();
+        assert_eq!(error.code(), Code::User);
+        assert!(error.fix_line().contains("--group-add GID"), "{error}");
+    }
+    // Identities of the image have the image's groups.
+    assert_eq!(of(&behind_sudo, Some("app"), "root").unwrap(), Groups::Set(vec![42, 1002]));
+    assert_eq!(of(&Caller::new(0, 0, 0), None, "root").unwrap(), Groups::Set(vec![0, 42]));
+}
+
 #[test]
 fn an_unknown_user_gets_lines_of_its_own() {
     let dir = tempfile::tempdir().unwrap();

@@ -16,72 +16,18 @@
 #![no_std]
 #![no_main]
 
-use core::{
-    arch::{asm, global_asm},
-    ffi::c_char,
-};
+use core::ffi::c_char;
 
-#[cfg(target_arch = "x86_64")]
-mod number {
-    pub(crate) const SENDTO: usize = 44;
-    pub(crate) const EXECVE: usize = 59;
-    pub(crate) const FCNTL: usize = 72;
-    pub(crate) const EXIT_GROUP: usize = 231;
-    pub(crate) const FACCESSAT: usize = 269;
-}
+mod kernel;
+use kernel::{AT_FDCWD, ENOENT, ENOTDIR, call, exit, number};
 
-/// include/uapi/asm-generic/unistd.h
-#[cfg(target_arch = "aarch64")]
-mod number {
-    pub(crate) const SENDTO: usize = 206;
-    pub(crate) const EXECVE: usize = 221;
-    pub(crate) const FCNTL: usize = 25;
-    pub(crate) const EXIT_GROUP: usize = 94;
-    pub(crate) const FACCESSAT: usize = 48;
-}
-
-const ENOENT: isize = -2;
-const ENOTDIR: isize = -20;
-const AT_FDCWD: usize = (-100_isize).cast_unsigned();
 const F_SETFD: usize = 2;
 const FD_CLOEXEC: usize = 1;
 const MSG_NOSIGNAL: usize = 0x4000;
 
-// The kernel starts a program with the stack pointer at the number of its words.
-#[cfg(target_arch = "x86_64")]
-global_asm!(".globl _start", "_start:", "mov rdi, rsp", "and rsp, -16", "call {run}", "ud2", run = sym run);
-#[cfg(target_arch = "aarch64")]
-global_asm!(".globl _start", "_start:", "mov x0, sp", "bl {run}", "brk 1", run = sym run);
-
-/// SAFETY: what the kernel does with the arguments must be sound for the caller, as for syscall(2).
-#[cfg(target_arch = "x86_64")]
-unsafe fn call(number: usize, arguments: [usize; 6]) -> isize {
-    let [a, b, c, d, e, f] = arguments;
-    let result;
-    // SAFETY: the caller's word; the kernel changes rcx and r11 besides the result (syscall(2)).
-    unsafe {
-        asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e,
-             in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
-    }
-    result
-}
-
-/// SAFETY: what the kernel does with the arguments must be sound for the caller, as for syscall(2).
-#[cfg(target_arch = "aarch64")]
-unsafe fn call(number: usize, arguments: [usize; 6]) -> isize {
-    let [a, b, c, d, e, f] = arguments;
-    let result;
-    // SAFETY: the caller's word.
-    unsafe {
-        asm!("svc 0", in("x8") number, inlateout("x0") a => result, in("x1") b, in("x2") c, in("x3") d, in("x4") e,
-             in("x5") f, options(nostack));
-    }
-    result
-}
-
 /// SAFETY: `stack` is what the kernel passed to `_start`: the number of words, that many pointers to them, a null pointer, and
 /// the pointers to the environment with a null pointer behind them (execve(2), arch/*/include/asm/elf.h).
-unsafe extern "C" fn run(stack: *const usize) -> ! {
+unsafe extern "C" fn run(stack: *mut usize) -> ! {
     // SAFETY: it is the number of words.
     let count = unsafe { *stack };
     // SAFETY: the pointers follow it, and after the words and their null pointer comes the environment.
@@ -146,16 +92,4 @@ unsafe fn decimal(mut word: *const c_char) -> usize {
         word = unsafe { word.add(1) };
     }
     number
-}
-
-fn exit(code: usize) -> ! {
-    loop {
-        // SAFETY: it ends the process, and reads no memory.
-        unsafe { call(number::EXIT_GROUP, [code, 0, 0, 0, 0, 0]) };
-    }
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    exit(125)
 }
