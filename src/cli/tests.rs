@@ -165,7 +165,7 @@ fn a_failure_of_parsing_says_what_the_parser_knows() {
         ("cdi generat", &["there is no command \"generat\"", "did you mean generate?"]),
         ("", &["no command is given", "gpurun --help"]),
         ("doctor --jsn", &["there is no option --jsn", "did you mean --json?"]),
-        ("doctor x", &["there is no option x"]),
+        ("doctor x", &["gpurun doctor takes no word \"x\""]),
         ("--log loud doctor", &["\"loud\" cannot be used for --log", "error, warn, info"]),
         ("run --gpus all -it", &["write gpurun run [OPTIONS] IMAGE [COMMAND…]"]),
         ("run --pids-limit x ubuntu", &["--pids-limit 1024"]),

@@ -205,7 +205,6 @@ mod tests {
         }
         assert_eq!("linux".parse::<Platform>().unwrap(), Platform::default());
         for bad in [
-            "",
             "/",
             "linux/",
             "windows/amd64",
