@@ -92,7 +92,7 @@ impl<'a> Fields<'a> {
             ("tmpfs-mode", Some(value)) => {
                 self.mode = tmpfs::octal(value).ok_or_else(|| {
                     usage(format!("--mount {text:?}: the mode {value:?} is not octal"))
-                        .fix("write octal digits: tmpfs-mode=1777")
+                        .fix("write octal digits: --mount type=tmpfs,target=/x,tmpfs-mode=1777")
                 })?;
             }
             ("volume-opt" | "volume-driver" | "volume-subpath", Some(_))
