@@ -10,11 +10,11 @@ use crate::{
         mountinfo,
         oci::{Spec, State},
     },
-    image,
+    image::{self, ImageReference},
     inventory::elf,
-    request::{Accepted, DeviceRequest},
+    request::{Accepted, DeviceRequest, DeviceSelection},
 };
-use std::{collections::BTreeMap, fs::File, io::Write};
+use std::{collections::BTreeMap, fs::File, io::Write, os::unix::ffi::OsStrExt, path::Path};
 
 /// The name, also of the directory with the seeds, and the function.
 pub type Target = (&'static str, fn(&[u8]));
@@ -28,7 +28,10 @@ pub const TARGETS: &[Target] = &[
     ("env_files", environment::fuzz),
     ("gpus", gpus),
     ("http_headers", image::registry::fuzz::headers),
+    ("image_archives", image::fuzz::archive),
     ("image_documents", image::fuzz::documents),
+    ("image_names", image_names),
+    ("layers", image::fuzz::layer),
     ("ld_so_cache", ld_so_cache),
     ("mountinfo", mounts_of_process),
     ("mounts", mounts::fuzz),
@@ -48,12 +51,14 @@ pub fn text(bytes: &[u8]) -> &str {
 fn cdi_spec(bytes: &[u8]) {
     let Ok(document) = cdi::Document::parse(text(bytes)) else { return };
     let _ = (document.faults(), document.lowest_version(), document.edits().count());
-    let written = cdi::to_json(&document);
-    assert!(cdi::Document::parse(&written).is_ok(), "what was written is not read: {written}");
+    for written in [cdi::to_json(&document), cdi::to_yaml(&document)] {
+        let read = cdi::Document::parse(&written);
+        assert_eq!(read.ok().as_ref(), Some(&document), "what was written is not what is read: {written}");
+    }
 }
 
-/// The parsers map files.
-fn file(bytes: &[u8]) -> Option<File> {
+/// A file of these bytes, for parsers that map or seek.
+pub(crate) fn file(bytes: &[u8]) -> Option<File> {
     let fd = rustix::fs::memfd_create("input", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
     let mut file = File::from(fd);
     file.write_all(bytes).ok()?;
@@ -61,8 +66,12 @@ fn file(bytes: &[u8]) -> Option<File> {
 }
 
 fn elf_notes(bytes: &[u8]) {
-    let (Some(one), Some(other)) = (file(bytes), file(bytes)) else { return };
-    let _ = (cuda_compat::note(one), elf::read(other));
+    // Headers can promise what a sparse file has for free.
+    for length in [bytes.len() as u64, 1 << 40] {
+        let made = || file(bytes).filter(|file| file.set_len(length).is_ok());
+        let (Some(one), Some(other)) = (made(), made()) else { return };
+        let _ = (cuda_compat::note(one), elf::read(other));
+    }
 }
 
 fn gpus(bytes: &[u8]) {
@@ -71,22 +80,58 @@ fn gpus(bytes: &[u8]) {
     let variable = |line: &str| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
     let user: Vec<_> = lines.next().and_then(variable).into_iter().collect();
     let image: Vec<_> = lines.next().and_then(variable).into_iter().collect();
-    let _ = DeviceRequest::from_cli(gpus, &user, &image, &BTreeMap::new());
-    let _ = DeviceRequest::from_cli(None, &user, &image, &BTreeMap::new());
+    for gpus in [gpus, None] {
+        let Ok(Some(request)) = DeviceRequest::from_cli(gpus, &user, &image, &BTreeMap::new()) else {
+            continue;
+        };
+        if let DeviceSelection::Ids(ids) = &request.selection {
+            let names: Vec<_> = ids.iter().map(ToString::to_string).collect();
+            let list = format!("\"device={}\"", names.join(","));
+            let again = DeviceRequest::from_cli(Some(&list), &[], &[], &BTreeMap::new());
+            assert_eq!(again.unwrap().unwrap().selection, request.selection, "{list}");
+        }
+        for requirement in &request.requirements {
+            assert!(!requirement.alternatives.is_empty());
+            assert!(requirement.alternatives.iter().all(|conditions| !conditions.is_empty()));
+        }
+    }
+}
+
+fn image_names(bytes: &[u8]) {
+    let Ok(name) = ImageReference::parse(text(bytes)) else { return };
+    let written = name.to_string();
+    assert_eq!(ImageReference::parse(&written).ok().as_ref(), Some(&name), "{written}");
 }
 
 fn ld_so_cache(bytes: &[u8]) {
-    let Some(cache) = Cache::parse(bytes) else { return };
-    let written = cache.to_bytes();
-    assert!(Cache::parse(&written).is_some(), "a cache that was written is not read");
+    let Some(mut cache) = Cache::parse(bytes) else { return };
+    assert_eq!(
+        Cache::parse(&cache.to_bytes()).as_ref(),
+        Some(&cache),
+        "a cache that was written reads differently"
+    );
+    let added = cache.entries.iter().step_by(2).take(20).cloned().collect();
+    cache.replace(added);
+    assert_eq!(Cache::parse(&cache.to_bytes()), Some(cache), "a cache that was changed reads differently");
 }
 
 fn mounts_of_process(bytes: &[u8]) {
     for id in [0, 22, u64::MAX] {
         let _ = mountinfo::shared_mount_point(bytes, id);
     }
-    let _ = mountinfo::entries(bytes).count();
-    let _ = host_mounts::host_mounts(text(bytes));
+    for entry in mountinfo::entries(bytes) {
+        // As the kernel writes it (fs/proc_namespace.c, show_mountinfo).
+        let escaped = |path: &Path| -> String {
+            path.as_os_str().as_bytes().iter().map(|byte| format!("\\{byte:03o}")).collect()
+        };
+        let (root, point) = (escaped(&entry.root), escaped(&entry.mount_point));
+        let mode = if entry.read_only { "ro" } else { "rw" };
+        let ((major, minor), filesystem) = (entry.device, &entry.filesystem);
+        let line = format!("7 1 {major}:{minor} {root} {point} {mode} shared:1 - {filesystem} source rw");
+        assert_eq!(mountinfo::entries(line.as_bytes()).next().as_ref(), Some(&entry), "{line}");
+        assert_eq!(mountinfo::shared_mount_point(line.as_bytes(), 7), Some(entry.mount_point));
+    }
+    let _ = host_mounts::host_mounts(bytes);
 }
 
 fn oci_config(bytes: &[u8]) {
@@ -96,16 +141,17 @@ fn oci_config(bytes: &[u8]) {
     let _ = (spec.environment(), spec.annotations(), spec.mounts().count(), spec.root_path(), spec.uid());
     let _ = (spec.memory_limit(), spec.systemd_scope(), spec.mapped_root(), spec.has_user_namespace());
     let _ = spec.list_mut(&["process", "env"]).map(|list| list.len());
-    assert!(Spec::parse(&spec.to_bytes()).is_ok(), "a configuration that was written is not read");
+    let written = spec.to_bytes();
+    assert_eq!(Spec::parse(&written).ok(), Some(spec), "{}", text(&written));
 }
 
 /// Runs a target on each of its seeds. Returns their number.
 ///
 /// # Panics
 /// If the target panics, or the directory cannot be read.
-pub fn replay(target: Target) -> usize {
-    let seeds =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/fuzz/seeds").join(target.0);
+#[cfg(test)]
+fn replay(target: Target) -> usize {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/fuzz/seeds").join(target.0);
     let entries = std::fs::read_dir(&seeds).unwrap_or_else(|error| panic!("{}: {error}", seeds.display()));
     let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     paths.sort_unstable();

@@ -3,7 +3,7 @@
 //! After `su`, `sudo -E` and `sudo -u` the variables HOME, `XDG_*` and TMPDIR may still name directories of the previous user. gpurun
 //! could not write there, its files would belong to the wrong user, or another user's configuration would decide what
 //! this user runs. Such a variable counts as unset, and one line says so. Behind sudo, the directories of the user who typed sudo
-//! count as well, because that user chose this environment.
+//! count as well, because that user chose this environment. What is only read may also belong to root, whom every user trusts.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -18,11 +18,24 @@ use std::{
 /// The variables that were ignored.
 static IGNORED: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
 
+/// What is done with a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Files of others are read there: credentials, configuration.
+    Read,
+    /// gpurun keeps its own files there.
+    Write,
+}
+
 /// The directory in a variable, if it is absolute and belongs to the caller. For a missing directory the nearest existing
 /// parent decides, which may also belong to root.
-pub fn named_by(variable: &'static str) -> Option<PathBuf> {
+pub fn named_by(variable: &'static str, purpose: Purpose) -> Option<PathBuf> {
     let directory = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())?;
-    match stranger(&directory, &callers()) {
+    let mut owners = callers();
+    if purpose == Purpose::Read {
+        owners.push(0);
+    }
+    match stranger(&directory, &owners) {
         None => Some(directory),
         Some(why) => {
             ignore(variable, &directory, &why);
@@ -32,8 +45,8 @@ pub fn named_by(variable: &'static str) -> Option<PathBuf> {
 }
 
 /// The home directory: HOME, or else the one of the caller's account.
-pub fn home() -> Option<PathBuf> {
-    named_by("HOME").or_else(home_of_account)
+pub fn home(purpose: Purpose) -> Option<PathBuf> {
+    named_by("HOME", purpose).or_else(home_of_account)
 }
 
 /// The directory for temporary files: TMPDIR, or /tmp. Such a directory usually belongs to root.

@@ -57,7 +57,11 @@ impl TextFile {
         let mut bytes = Vec::new();
         file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > limit {
-            return Err(io::Error::other(format!("it is larger than {limit} bytes")));
+            let most = match limit {
+                _ if limit > 0 && limit.is_multiple_of(1 << 20) => format!("{} MiB", limit >> 20),
+                _ => format!("{limit} bytes"),
+            };
+            return Err(io::Error::other(format!("it is larger than {most}")));
         }
         Ok(Self::from(bytes))
     }
@@ -113,7 +117,7 @@ impl<'a> Line<'a> {
         std::str::from_utf8(self.bytes).map_err(|error| {
             let byte = self.bytes.get(error.valid_up_to()).copied().unwrap_or_default();
             let kind = match self.bytes {
-                [0xff, 0xfe, ..] | [0xfe, 0xff, ..] if self.number == 1 => "the file is UTF-16",
+                [0xff, 0xfe, ..] | [0xfe, 0xff, ..] if self.number == 1 => "the file is not UTF-8 but UTF-16",
                 _ => "the file is not UTF-8",
             };
             io::Error::other(format!("{kind}: line {} has the byte 0x{byte:02x}", self.number))

@@ -476,7 +476,7 @@ fn nvidia_ctk_configures_as_nvidias_does() {
     let out = done(&ended);
     assert!(out.contains("containerd.toml is written") && out.contains("99-nvidia.toml is written"), "{out}");
     let text = fs::read_to_string(&main).unwrap();
-    assert!(text.starts_with("version = 2\n# mine\n"), "{text}");
+    assert!(text.starts_with("version = 2\n") && text.ends_with("# mine\n"), "{text}");
     assert!(text.contains(&format!("imports = [\"{}/*.toml\"]", conf_d.display())), "{text}");
     let text = fs::read_to_string(&drop_in).unwrap();
     assert!(text.contains("version = 2") && text.contains("BinaryName = \"/r\""), "{text}");

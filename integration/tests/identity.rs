@@ -352,3 +352,49 @@ fn no_volume_of_an_image_leads_out_of_it_or_over_what_gpurun_mounts() {
         }
     }
 }
+
+/// HOME and the like name directories of another user after su(1) and `sudo -E`.
+#[test]
+fn directories_of_another_user_are_ignored_in_one_line() {
+    let host = TestHost::new("t4");
+    let (own, others) = (temporary(), temporary());
+    chown(own.path(), Some(USER), Some(USER)).unwrap();
+    chown(others.path(), Some(54322), Some(54322)).unwrap();
+    let image = busybox();
+    let start: &[&str] = &["run", &image, "true"];
+    let pull: &[&str] = &["pull", "localhost:1/nothing"];
+    for (caller, variable, words) in [
+        (Caller::User, "HOME", start),
+        (Caller::User, "XDG_RUNTIME_DIR", start),
+        (Caller::User, "XDG_DATA_HOME", start),
+        (Caller::User, "XDG_CONFIG_HOME", start),
+        (Caller::User, "XDG_CONFIG_HOME", pull),
+        (Caller::User, "XDG_RUNTIME_DIR", pull),
+        (Caller::User, "XDG_CONFIG_HOME", &["configure", "docker", "--path", "/r", "--dry-run"]),
+        (Caller::Root, "HOME", pull),
+        (Caller::Root, "XDG_RUNTIME_DIR", pull),
+        (Caller::Root, "XDG_CONFIG_HOME", start),
+        (Caller::Root, "TMPDIR", &["demo"]),
+    ] {
+        let mut command = host.gpurun_of(caller);
+        command.args(words).env("HOME", own.path()).env_remove("SUDO_UID");
+        if variable == "XDG_RUNTIME_DIR" || variable == "XDG_DATA_HOME" {
+            command.env_remove("GPURUN_STATE_DIR").env_remove("GPURUN_STORE");
+        }
+        if variable == "HOME" && caller == Caller::User {
+            // Without an account there is no other home, and the message says what to type.
+            command.env_remove("GPURUN_STATE_DIR").env_remove("GPURUN_STORE");
+        }
+        if variable == "TMPDIR" {
+            command.env_remove("GPURUN_SIMULATED_HOST");
+        }
+        let ended = run(command.env(variable, others.path()));
+        let lines = ended.err.lines().filter(|line| line.contains(&format!("WARN {variable}="))).count();
+        assert_eq!(lines, 1, "{caller:?} {variable} {words:?}: {ended:?}");
+        assert!(ended.err.contains("belongs to uid 54322") && ended.err.contains("su - USER"), "{ended:?}");
+        if words == start && variable != "HOME" {
+            assert_eq!(ended.code, 0, "{caller:?} {variable}: {ended:?}");
+        }
+        assert_eq!(fs::read_dir(others.path()).unwrap().count(), 0, "{variable}");
+    }
+}

@@ -65,6 +65,19 @@ fn a_signal_without_a_handler_ends_the_container() {
     }
 }
 
+/// The kernel cuts a long name after 15 bytes, within a letter.
+#[test]
+fn a_command_whose_name_is_not_utf_8_ends_as_well() {
+    let host = TestHost::new("t4");
+    let sleep = "ln -s $(readlink /proc/$$/exe) /tmp/busybox1234567\u{e9}; \
+        (while ! grep -q busybox1234567 /proc/$$/comm; do :; done; echo ready) & exec /tmp/busybox1234567\u{e9} sleep 1000";
+    for caller in Caller::EACH {
+        let child = started(&mut host.command(caller, "", &busybox(), &["sh", "-c", sleep]));
+        send(&child, "TERM");
+        assert_eq!(finish(child).code, 143, "{caller:?}");
+    }
+}
+
 #[test]
 fn real_time_signals_are_forwarded() {
     let host = TestHost::new("t4");

@@ -207,3 +207,33 @@ fn a_changed_link_in_the_path_of_a_store_does_not_redirect_removal() {
         "the container's own directory is gone"
     );
 }
+
+/// Another user exchanges two links in the path of root's store during starts. A start may fail, but mounts nothing by that path.
+#[test]
+fn a_changing_link_in_the_path_of_a_store_does_not_redirect_mounts() {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let host = TestHost::new("t4");
+    let place = host.path().parent().unwrap().join("others");
+    let (link, other) = (place.join("link"), place.join("other"));
+    fs::create_dir_all(place.join("real")).unwrap();
+    fs::create_dir_all(place.join("decoy")).unwrap();
+    symlink(place.join("real"), &link).unwrap();
+    symlink(place.join("decoy"), &other).unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                renameat_with(CWD, &link, CWD, &other, RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        let starts: Vec<Ended> = (0..60)
+            .map(|_| in_store(&host, Caller::Root, &link.join("store"), &["run", &rootfs("busybox"), "true"]))
+            .collect();
+        over.store(true, Ordering::Relaxed);
+        assert!(starts.iter().any(|ended| ended.code == 0), "{:?}", starts[0]);
+        for ended in starts.iter().filter(|ended| ended.code != 0) {
+            assert!(ended.err.contains("store") && !ended.err.contains("overlay"), "{ended:?}");
+        }
+    });
+}

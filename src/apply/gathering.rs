@@ -100,17 +100,19 @@ fn rejoin(hosts: &OwnedFd, own: &OwnedFd) -> rustix::io::Result<()> {
 /// Whether a mount has peers or a master; what cannot be known is taken for shared. The kernel says EINVAL to [`rejoin`] for a
 /// private mount as it does for a flag that it does not know.
 fn is_shared(mut table: File, hosts: &OwnedFd) -> bool {
-    let mut lines = String::new();
-    if table.read_to_string(&mut lines).is_err() {
+    let mut lines = Vec::new();
+    if table.read_to_end(&mut lines).is_err() {
         return true;
     }
     let id = rustix::fs::statx(hosts, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
     let Ok(id) = id.map(|stat| stat.stx_mnt_id.to_string()) else { return true };
     // proc_pid_mountinfo(5): the first field is the number, and optional fields end with a lone hyphen.
-    let line = lines.lines().find(|line| line.split(' ').next() == Some(&id));
+    let fields = |line| <[u8]>::split(line, |&byte| byte == b' ');
+    let mut lines = lines.split(|&byte| byte == b'\n');
+    let line = lines.find(|line| fields(line).next() == Some(id.as_bytes()));
     line.is_none_or(|line| {
-        line.split(' ')
-            .take_while(|field| *field != "-")
-            .any(|field| field.starts_with("shared:") || field.starts_with("master:"))
+        fields(line)
+            .take_while(|field| *field != b"-")
+            .any(|field| field.starts_with(b"shared:") || field.starts_with(b"master:"))
     })
 }

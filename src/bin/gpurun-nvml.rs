@@ -463,7 +463,8 @@ fn probe() -> Value {
 
 /// The driver's libraries that this process has mapped.
 fn mapped_libraries() -> Vec<String> {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
+    let maps = String::from_utf8_lossy(&maps);
     // Address, permissions, offset, device, inode, and then the path, which may hold spaces.
     let paths = maps.lines().filter_map(|line| line.find('/').and_then(|at| line.get(at..)));
     let mut libraries: Vec<String> = paths

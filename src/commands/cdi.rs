@@ -306,7 +306,7 @@ fn check_is_spec(output: &Path) -> Result<()> {
     // If the file cannot be read, the write reports the reason.
     let Ok(content) = std::fs::read(output) else { return Ok(()) };
     let is_spec = |text: &str| {
-        serde_norway::from_str::<serde_json::Value>(text)
+        formats::yaml::from_str(text)
             .is_ok_and(|value| value["cdiVersion"].is_string() && value["kind"].is_string())
     };
     if content.is_empty() || std::str::from_utf8(&content).is_ok_and(is_spec) {

@@ -15,7 +15,7 @@ use crate::{
     config::Nonroot,
     error::{Code, Error, OrFail, Result},
     formats::oci::Spec,
-    own_directory,
+    own_directory::{self, Purpose},
     plan::{self, Injection},
     request::DeviceRequest,
 };
@@ -40,7 +40,8 @@ pub fn context(config: Option<PathBuf>) -> Result<Context> {
 
 /// Podman without root calls its runtime as root of a user namespace (and Apptainer `nvidia-container-cli`), who may not write where root keeps its state.
 pub fn keep_state_with_the_user(context: &mut Context) {
-    let of_session = || own_directory::named_by("XDG_RUNTIME_DIR").map(|dir| dir.join("gpurun"));
+    let of_session =
+        || own_directory::named_by("XDG_RUNTIME_DIR", Purpose::Write).map(|dir| dir.join("gpurun"));
     if environment::variable("GPURUN_STATE_DIR").is_none() && in_user_namespace() {
         let of_account = || own_directory::home_of_account().map(|home| home.join(".cache/gpurun"));
         if let Some(users) = of_session().or_else(of_account) {

@@ -27,7 +27,7 @@ use crate::{
         registry::{Progress, When},
     },
     inventory::{Host, Inventory},
-    own_directory,
+    own_directory::{self, Purpose},
     plan::{Injection, Policy},
     request::DeviceRequest,
 };
@@ -71,9 +71,9 @@ impl Context {
         let root = rustix::process::geteuid().is_root();
         let dir = |key: &str, root_dir: &str, user_key: &'static str, user_dir: &str| {
             let named = environment::variable(key).map(PathBuf::from);
-            let user = || own_directory::named_by(user_key).map(|d| d.join("gpurun"));
+            let user = || own_directory::named_by(user_key, Purpose::Write).map(|d| d.join("gpurun"));
             let home = || {
-                own_directory::home().map(|d| d.join(user_dir)).ok_or_else(|| {
+                own_directory::home(Purpose::Write).map(|d| d.join(user_dir)).ok_or_else(|| {
                     // Not /tmp: another user could make the directory first and exchange files in it.
                     Error::new(
                         Code::Usage,

@@ -2,7 +2,7 @@
 //! administrator's decisions in that file hold.
 
 use crate::error::{Code, Error, OrFail, Result};
-use crate::own_directory;
+use crate::own_directory::{self, Purpose};
 use std::{fmt::Write, path::PathBuf};
 use toml::{Table, Value};
 use toml_edit::Item;
@@ -184,7 +184,8 @@ pub const KEYS: &[ToolkitKey] = &[
 pub fn file() -> PathBuf {
     let named = |key| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
     named("NVIDIA_CTK_CONFIG_FILE_PATH").unwrap_or_else(|| {
-        let directory = own_directory::named_by("XDG_CONFIG_HOME").unwrap_or_else(|| "/etc".into());
+        let directory =
+            own_directory::named_by("XDG_CONFIG_HOME", Purpose::Read).unwrap_or_else(|| "/etc".into());
         directory.join("nvidia-container-runtime/config.toml")
     })
 }

@@ -1,6 +1,7 @@
 //! A CDI document (Container Device Interface, SPEC.md): what it says that gpurun writes or checks. An unknown
 //! field is an error, as it is to engines.
 
+use super::yaml;
 use crate::error::{Code, OrFail, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -176,9 +177,17 @@ pub fn to_yaml(document: &impl Serialize) -> String {
     serde_norway::to_string(document).unwrap_or_default()
 }
 
-/// A document as JSON.
+/// A document as JSON. Engines read it as YAML, so characters are escaped that YAML takes for line breaks or does not allow (YAML
+/// 1.1, "c-printable" and "b-char").
 pub fn to_json(document: &impl Serialize) -> String {
-    serde_json::to_string_pretty(document).unwrap_or_default() + "\n"
+    let text = serde_json::to_string_pretty(document).unwrap_or_default() + "\n";
+    let is_special = |c: char| {
+        matches!(c, '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+    };
+    if !text.contains(is_special) {
+        return text;
+    }
+    text.chars().map(|c| if is_special(c) { format!("\\u{:04x}", u32::from(c)) } else { c.into() }).collect()
 }
 
 impl Document {
@@ -189,7 +198,7 @@ impl Document {
     pub fn parse(text: &str) -> Result<Self> {
         let failed = || "this is no CDI document";
         // Straight from YAML each scalar would be a text, too.
-        let value = serde_norway::from_str::<serde_json::Value>(text).or_fail(Code::Cdi, failed);
+        let value = yaml::from_str(text).or_fail(Code::Cdi, failed);
         value
             .and_then(|value| Self::deserialize(value).or_fail(Code::Cdi, failed))
             .map_err(|error| error.fix("`gpurun cdi generate` writes one"))
@@ -372,7 +381,10 @@ mod tests {
     #[test]
     fn yaml_and_json_say_the_same() {
         let mut document = Document { kind: "nvidia.com/gpu".into(), ..Document::default() };
-        for name in ["0", "0:1", "1e3", "yes", "GPU-00", "0x1"] {
+        // The last ones are line breaks of YAML 1.1 and characters that it does not allow.
+        for name in
+            ["0", "0:1", "1e3", "yes", "GPU-00", "0x1", "a\u{85}\u{2028}b", "\u{7f}\u{9b}\u{feff}\u{ffff}"]
+        {
             document.devices.push(Device { name: name.into(), ..Device::default() });
         }
         for text in [to_yaml(&document), to_json(&document)] {

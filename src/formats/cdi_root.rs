@@ -27,7 +27,7 @@ fn with_fix(error: Error) -> Error {
 /// [`Code::Cdi`] if the text is no document.
 pub fn transform(text: &str, from: &Path, to: &Path, whose: Whose) -> Result<Value> {
     let mut document: Value =
-        serde_norway::from_str(text).or_fail(Code::Cdi, || "this is no CDI document").map_err(with_fix)?;
+        super::yaml::from_str(text).or_fail(Code::Cdi, || "this is no CDI document").map_err(with_fix)?;
     if document.get("cdiVersion").is_none() {
         let error = Error::new(Code::Cdi, "this is no CDI document").cause("it has no cdiVersion");
         return Err(with_fix(error));

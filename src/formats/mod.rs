@@ -11,3 +11,4 @@ pub mod mountinfo;
 pub mod oci;
 pub mod oci_hook;
 pub mod toml_document;
+pub mod yaml;

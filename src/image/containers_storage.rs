@@ -13,7 +13,8 @@
 use super::{ImageReference, RegistryName, manifest};
 use crate::{
     error::{Code, Error, Result},
-    own_directory, regular_file,
+    own_directory::{self, Purpose},
+    regular_file,
     text_file::TextFile,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -124,7 +125,7 @@ fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
 /// # Errors
 /// [`Code::Store`] if the storage cannot be used, [`Code::ImageNotFound`] if it has no such image.
 pub fn find(name: &str) -> Result<Found> {
-    let home = own_directory::home();
+    let home = own_directory::home(Purpose::Read);
     let stores = stores(home.as_deref())?;
     let graphs: Vec<Graph> =
         stores.iter().filter_map(|path| Graph::open(path).transpose()).collect::<Result<_>>()?;
@@ -397,8 +398,9 @@ fn is_name(id: &str) -> bool {
 /// with Podman; root's says by a key of its own where users' are.
 fn stores(home: Option<&Path>) -> Result<Vec<PathBuf>> {
     let is_root = rustix::process::geteuid().is_root();
-    let below_home =
-        |key, path: &str| own_directory::named_by(key).or_else(|| home.map(|home| home.join(path)));
+    let below_home = |key, path: &str| {
+        own_directory::named_by(key, Purpose::Read).or_else(|| home.map(|home| home.join(path)))
+    };
     let own = below_home("XDG_CONFIG_HOME", ".config").filter(|_| !is_root);
     let named = env::var_os("CONTAINERS_STORAGE_CONF").map(PathBuf::from).filter(|path| path.is_absolute());
     let own = named.or(own.map(|dir| dir.join("containers/storage.conf")));

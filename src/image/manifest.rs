@@ -34,6 +34,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const MAX_DEPTH: usize = 4;
 /// Manifests that all indexes of an image may name together.
 const MAX_MANIFESTS: usize = 10_000;
+/// Indexes that are read for an image. Four levels that name each other many times would be read for years.
+const MAX_INDEXES: usize = 100;
 /// overlayfs takes no more lower directories (OVL_MAX_STACK).
 const MAX_LAYERS: usize = 500;
 
@@ -63,6 +65,8 @@ pub struct Descriptor {
     pub digest: Digest,
     /// The length of the blob in bytes, as far as the writer knew it; 0 if unknown.
     pub size: u64,
+    /// Addresses of a blob that registries may not have.
+    pub urls: Vec<String>,
 }
 
 /// An unchecked reference to a blob. It becomes a [`Descriptor`] when it is needed.
@@ -77,6 +81,8 @@ pub struct RawDescriptor {
     pub size: i64,
     /// The machine that a manifest is for.
     pub platform: Option<Platform>,
+    /// Addresses of a layer that must not be distributed by registries.
+    urls: Vec<String>,
     annotations: BTreeMap<String, String>,
 }
 
@@ -93,7 +99,8 @@ impl RawDescriptor {
     /// [`Code::ImageBroken`]
     pub fn check(self) -> Result<Descriptor> {
         let digest = Digest::parse(&self.digest)?;
-        Ok(Descriptor { media_type: self.media_type, digest, size: u64::try_from(self.size).unwrap_or(0) })
+        let size = u64::try_from(self.size).unwrap_or(0);
+        Ok(Descriptor { media_type: self.media_type, digest, size, urls: self.urls })
     }
 
     /// The names of an image in an index.
@@ -284,7 +291,7 @@ pub fn follow(
     mut read: impl FnMut(&Descriptor) -> Result<Vec<u8>>,
 ) -> Result<Found> {
     let mut manifests = Vec::new();
-    collect_manifests(&mut read, tops, platform, MAX_DEPTH, &mut manifests)?;
+    collect_manifests(&mut read, tops, platform, MAX_DEPTH, &mut 0, &mut manifests)?;
     let descriptor = choose_platform(manifests, platform)?.check()?;
     let manifest = Manifest::parse(&read(&descriptor)?)?;
     let kind = manifest.config.media_type.as_str();
@@ -305,7 +312,8 @@ pub fn follow(
                 .fix("decrypt the image first: `skopeo copy --decryption-key KEY SOURCE oci-archive:FILE`"));
         }
         let blob = blob.check()?;
-        Ok(Layer { diff_id, path: blob_path(&blob.digest), digest: Some(blob.digest), size: blob.size })
+        let path = blob_path(&blob.digest);
+        Ok(Layer { diff_id, path, digest: Some(blob.digest), size: blob.size, urls: blob.urls })
     });
     Ok(Found { id: config_descriptor.digest, layers: layers.collect::<Result<_>>()?, config })
 }
@@ -359,7 +367,8 @@ pub fn from_docker(layout: &Layout, reference: Option<&str>, platform: &Platform
     let diff_ids = parsed.diff_ids();
     check_layers(image.layers.len(), diff_ids.len())?;
     let layers = image.layers.iter().zip(diff_ids).map(|(path, diff_id)| {
-        Ok(Layer { diff_id, digest: None, size: layout.open(path)?.length(), path: path.clone() })
+        let size = layout.open(path)?.length();
+        Ok(Layer { diff_id, digest: None, size, path: path.clone(), urls: Vec::new() })
     });
     Ok(Found { id, layers: layers.collect::<Result<_>>()?, config })
 }
@@ -410,6 +419,7 @@ fn collect_manifests(
     descriptors: Vec<RawDescriptor>,
     platform: &Platform,
     depth: usize,
+    indexes: &mut usize,
     into: &mut Vec<RawDescriptor>,
 ) -> Result<()> {
     for descriptor in descriptors {
@@ -423,8 +433,12 @@ fn collect_manifests(
             if depth == 0 {
                 return Err(broken("the image's indexes are nested too deeply"));
             }
+            *indexes += 1;
+            if *indexes > MAX_INDEXES {
+                return Err(broken(format!("the image has more than {MAX_INDEXES} indexes")));
+            }
             let index = Index::parse(&read(&descriptor.check()?)?, "an index of the image")?;
-            collect_manifests(read, index.manifests, platform, depth - 1, into)?;
+            collect_manifests(read, index.manifests, platform, depth - 1, indexes, into)?;
         } else {
             into.push(descriptor);
         }
@@ -485,13 +499,30 @@ fn full_name(name: &str) -> String {
     if tagged { name.to_owned() } else { format!("{name}:latest") }
 }
 
-/// A document of any kind, for [`crate::fuzz_targets`].
+/// Documents of any kind with zero bytes between them, for [`crate::fuzz_targets`]. The first is parsed as each kind, and is the
+/// index that leads to the others.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
-    let _ = parse::<Index>(bytes, "the index");
-    let _ = parse::<Manifest>(bytes, "the manifest");
+    let documents: Vec<_> = bytes.split(|&byte| byte == 0).collect();
+    let bytes = documents[0];
+    let platform = Platform::new("linux", "amd64");
     let _ = parse::<Vec<Saved>>(bytes, "the list of images");
-    let _ = parse::<ConfigFile>(bytes, "the configuration")
-        .map(|config| config.check_platform(&Platform::default()));
     let _ = (diff_ids(bytes), config_digest(bytes));
+    let _ = super::ImageConfig::read(bytes, &platform);
+    let Ok(index) = Index::parse(bytes, "the index") else { return };
+    for tag in [None, Some("latest")] {
+        let Ok(tops) = choose_tag(index.manifests.clone(), tag) else { continue };
+        // A fuzzer does not find digests: the first digit of a digest is the number of the document.
+        let mut reads = 0;
+        let found = follow(tops, &platform, |descriptor| {
+            reads += 1;
+            assert!(reads <= MAX_INDEXES + 2, "a few documents make a program read many");
+            let number = usize::from_str_radix(&descriptor.digest.hex()[..1], 16).unwrap_or_default();
+            Ok(documents[number % documents.len()].to_vec())
+        });
+        let Ok(found) = found else { continue };
+        assert!((1..=MAX_LAYERS).contains(&found.layers.len()));
+        let known = diff_ids(&found.config).expect("it was read before");
+        assert!(found.layers.iter().map(|layer| &layer.diff_id).eq(&known), "layers and identities differ");
+    }
 }

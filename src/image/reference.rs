@@ -194,41 +194,52 @@ impl RegistryName {
             Some((host, repository)) if is_host(host) => (host, repository),
             _ => (DOCKER_HUB, path),
         };
-        let port = host.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
+        let (name, port) = match host.rsplit_once(':') {
+            Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
+            _ => (host, None),
+        };
         if port.is_some_and(|port| port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit())) {
             return Err(format!("{host:?} is not a registry's host: its port is not a number"));
         }
-        let good_host = host.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[')
-            && host
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']'));
+        let good_label = |label: &str| {
+            let outer = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+            outer(label.bytes().next())
+                && outer(label.bytes().next_back())
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        };
+        let good_host = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+            Some(address) => {
+                !address.is_empty() && address.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':')
+            }
+            None => name.split('.').all(good_label),
+        };
         if !good_host {
             return Err(format!("{host:?} is not a registry's host"));
         }
         let good_part = |part: &str| {
             let lower = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+            let mut between =
+                part.split(|letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit());
             part.bytes().next().is_some_and(lower)
                 && part.bytes().next_back().is_some_and(lower)
-                && part.bytes().all(|byte| lower(byte) || matches!(byte, b'.' | b'_' | b'-'))
+                && between.all(|signs| {
+                    matches!(signs, "" | "." | "_" | "__") || signs.bytes().all(|sign| sign == b'-')
+                })
         };
         if let Some(part) = repository.split('/').find(|part| !good_part(part)) {
             return Err(format!(
                 "{part:?} is not a part of a repository's name: lower-case letters, digits, '.', '_' and '-'"
             ));
         }
-        if path.len() > 255 {
-            return Err("it is longer than 255 characters".into());
-        }
         // The Hub's older name for itself, and its own images, which have no owner.
         let host = if host == DOCKER_HUB_ALIAS { DOCKER_HUB } else { host };
         let owned_by_none = host == DOCKER_HUB && !repository.contains('/');
+        let repository = if owned_by_none { format!("library/{repository}") } else { repository.into() };
+        if repository.len() > 255 {
+            return Err("the repository's name is longer than 255 characters".into());
+        }
         let tag = tag.or(if digest.is_none() { Some("latest") } else { None });
-        Ok(Self {
-            host: host.into(),
-            repository: if owned_by_none { format!("library/{repository}") } else { repository.into() },
-            tag: tag.map(Into::into),
-            digest,
-        })
+        Ok(Self { host: host.into(), repository, tag: tag.map(Into::into), digest })
     }
 }
 
@@ -297,6 +308,7 @@ mod tests {
             ("localhost/b", "localhost/b:latest"),
             ("localhost:5000/ml:1", "localhost:5000/ml:1"),
             ("[::1]:5000/ml", "[::1]:5000/ml:latest"),
+            ("h-1.x/a__b---c.d_e", "h-1.x/a__b---c.d_e:latest"),
             ("nvcr.io/nvidia/cuda:12.4.1-base", "nvcr.io/nvidia/cuda:12.4.1-base"),
             (&format!("docker://a/b@{digest}"), &format!("docker.io/a/b@{digest}")),
             (&format!("h.x/b:v1@{digest}"), &format!("h.x/b:v1@{digest}")),
@@ -334,6 +346,16 @@ mod tests {
             "a\0b",
             "a b",
             "a:ü",
+            "h.x:0:8/a",
+            "h.x./a",
+            "h..x/a",
+            "-h.x/a",
+            "[::1/a",
+            "[]:1/a",
+            "a..b",
+            "a._b",
+            "a___b",
+            &"a".repeat(248),
         ] {
             let error = ImageReference::parse(bad).unwrap_err();
             assert_eq!(error.code(), Code::ImageReference, "{bad:?}");

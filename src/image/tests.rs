@@ -740,6 +740,21 @@ fn tags_and_platforms_choose_and_the_choices_are_named() {
 }
 
 #[test]
+fn indexes_that_multiply_are_refused() {
+    let maker = Maker::new();
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let mut descriptor = maker.small("x");
+    for _ in 0..3 {
+        let index = json!({"schemaVersion": 2, "manifests": vec![descriptor; 12]}).to_string();
+        descriptor = json!({"mediaType": kind, "digest": maker.blob(index.as_bytes()), "size": index.len()});
+    }
+    maker.index(&[descriptor]);
+    let error = maker.open(&format!("oci:{}", maker.text("layout"))).unwrap_err();
+    assert_eq!(error.code(), Code::ImageBroken);
+    assert!(error.to_string().contains("more than 100 indexes"), "{error}");
+}
+
+#[test]
 fn archives_of_both_kinds_open_and_a_second_start_reads_no_tar() {
     let maker = Maker::new();
     let tar = archive(&[file("etc/name", "docker")]);

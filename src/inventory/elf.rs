@@ -13,6 +13,10 @@ use std::fs::File;
 
 /// The longest SONAME that is believed; file names end at 255.
 const NAME_LIMIT: u64 = 256;
+/// The most program headers. A library has about a dozen. A header may promise 2^32, which a sparse file holds for free.
+const MAX_SEGMENTS: u32 = 1000;
+/// The longest dynamic section in bytes. libcuda's has about 500.
+const MAX_DYNAMIC: u64 = 64 << 10;
 
 /// The facts.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,8 +55,15 @@ fn soname<'data, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'data>>(
     if header.e_machine(endian) != machine || header.e_type(endian) != elf::ET_DYN {
         return None;
     }
+    if header.phnum(endian, data).ok()? > MAX_SEGMENTS {
+        return None;
+    }
     let segments = header.program_headers(endian, data).ok()?;
-    let dynamic = segments.iter().find_map(|segment| segment.dynamic(endian, data).ok()?)?;
+    let segment = segments.iter().find(|segment| segment.p_type(endian) == elf::PT_DYNAMIC)?;
+    if segment.p_filesz(endian).into() > MAX_DYNAMIC {
+        return None;
+    }
+    let dynamic = segment.dynamic(endian, data).ok()??;
     let value = |tag: elf::DynamicTag| {
         let entry = dynamic.iter().find(|entry| entry.tag(endian) == tag)?;
         Some(entry.d_val(endian).into())

@@ -96,7 +96,7 @@ pub fn run(container: Container, layers: Layers) -> Result<u8> {
             terminal,
             unix_sockets,
             has_user_namespace,
-            cgroup: cgroup.as_ref(),
+            counted_in: cgroup.as_ref().filter(|_| memory.is_some()),
             interactive,
             stop_signal,
         };

@@ -39,10 +39,15 @@ impl ProcessFiles {
 
     /// Reads the file `name` of a process.
     pub fn read(&self, pid: u32, name: &str) -> io::Result<String> {
-        let mut text = String::new();
-        self.file(pid, name, OFlags::RDONLY)?.read_to_string(&mut text)?;
-        Ok(text)
+        read_text(self.file(pid, name, OFlags::RDONLY)?)
     }
+}
+
+/// Reads a file of a process. The name of a process in its status is any bytes, and a long name is cut within a letter.
+fn read_text(mut file: File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Whether /proc has the numbers that this process knows.
@@ -55,9 +60,10 @@ pub fn is_own_proc() -> bool {
 /// each one below it (proc_pid_status(5)).
 fn shows_own_namespace(proc: impl AsFd) -> bool {
     let status = openat(proc, "self/status", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let mut text = String::new();
-    let read = status.map_err(io::Error::from).and_then(|file| File::from(file).read_to_string(&mut text));
-    read.is_ok() && status_line(&text, "NSpid").is_ok_and(|numbers| numbers.split_whitespace().count() == 1)
+    let Ok(status) = status.map_err(io::Error::from).and_then(|file| read_text(file.into())) else {
+        return false;
+    };
+    status_line(&status, "NSpid").is_ok_and(|numbers| numbers.split_whitespace().count() == 1)
 }
 
 /// The value of a line of /proc/PID/status.

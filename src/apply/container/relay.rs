@@ -50,8 +50,8 @@ pub struct Running<'a> {
     pub unix_sockets: Option<OwnedFd>,
     /// Whether the container has its own user namespace.
     pub has_user_namespace: bool,
-    /// The container's cgroup.
-    pub cgroup: Option<&'a Cgroup>,
+    /// The container's cgroup, if it limits the memory.
+    pub counted_in: Option<&'a Cgroup>,
     /// `-i`
     pub interactive: bool,
     /// The stop signal, sent instead of SIGTERM.
@@ -64,7 +64,7 @@ pub struct Running<'a> {
 /// If the container's output could not be written, unless its reader has closed the stream.
 pub fn relay(running: Running<'_>, signals: &Signals) -> Result<u8> {
     let Running { mut pid_one, streams, terminal, mut unix_sockets, has_user_namespace, .. } = running;
-    let Running { cgroup, interactive, stop_signal, .. } = running;
+    let Running { counted_in, interactive, stop_signal, .. } = running;
     let mut input = streams.input.map(|pipe| Flow::new(End::standard(0), End::Own(pipe)));
     let outputs = [(streams.output, 1), (streams.error, 2)];
     let mut outputs: Vec<Flow> = outputs
@@ -145,7 +145,7 @@ pub fn relay(running: Running<'_>, signals: &Signals) -> Result<u8> {
             // POLLHUP alone: the last process with the filter has ended.
             && ready.unix_socket.is_some_and(|events| events.contains(PollFlags::IN))
         {
-            unix_sockets::supervise(&listener, has_user_namespace.then(|| pid_one.as_fd()), cgroup)?;
+            unix_sockets::supervise(&listener, has_user_namespace.then(|| pid_one.as_fd()), counted_in)?;
         }
         if ready.input && input.as_ref().is_some_and(|flow| flow.from.is_in_background()) {
             // A background job that reads its terminal is stopped. In read(2) the kernel would stop it again after each SIGCONT,

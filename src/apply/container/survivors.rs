@@ -5,7 +5,7 @@
 //! the user namespace above. So the processes are found in /proc by their user namespace. The launcher made the namespace,
 //! so it may read and kill processes of every id there (user_namespaces(7)).
 
-use super::cgroup::Cgroup;
+use super::{cgroup::Cgroup, process_files};
 use crate::sys::process;
 use rustix::{
     event::{PollFd, PollFlags},
@@ -39,7 +39,16 @@ impl Survivors {
     /// Errors of the system if its user namespace cannot be opened.
     pub fn of(pid: i32, has_user_namespace: bool, cgroup: Option<&Cgroup>) -> io::Result<Self> {
         let open = || {
-            rustix::fs::open(format!("/proc/{pid}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            // Every process of the namespace that is found here is killed at the end.
+            if !process_files::is_own_proc() {
+                return Err(io::Error::other("/proc shows another pid namespace: unshare --mount-proc"));
+            }
+            let opened = rustix::fs::open(
+                format!("/proc/{pid}/ns/user"),
+                OFlags::RDONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            );
+            opened.map_err(io::Error::from)
         };
         let user_namespace = has_user_namespace.then(open).transpose()?;
         Ok(Self { user_namespace, cgroup: cgroup.and_then(Cgroup::unified_path) })

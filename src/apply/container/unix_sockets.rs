@@ -19,8 +19,9 @@
 //! only for the filter. It ends with the container, and with the launcher. A pair costs about 40 µs more than without it, on a
 //! virtual machine where a pair costs 19 µs; the wake-ups are most of that.
 //!
-//! The supervisor runs in the container's cgroup, because the kernel counts the memory of a socket where it is made. It makes each
-//! socket with the ids of its caller, because the kernel takes the owner of a socket (fchmod(2), SO_PEERCRED of a pair) from there.
+//! With `--memory` the supervisor moves to the container's cgroup, because the kernel counts the memory of a socket where it is
+//! made. The move takes up to 10 ms, so it is not done without a limit. The supervisor makes each socket with the ids of its
+//! caller, because the kernel takes the owner of a socket (fchmod(2), SO_PEERCRED of a pair) from there.
 //!
 //! The C libraries ask for the number of a network interface through any socket, an AF_UNIX one first (if_nametoindex(3)). These
 //! two requests are answered from the host's network, where the container's interfaces are.
@@ -166,7 +167,7 @@ fn filter() -> Vec<u8> {
 }
 
 /// Called in the launcher: starts the supervisor. `user_namespace` is a process in the container's user namespace, if it has
-/// one: only there may an ordinary user make a network namespace.
+/// one: only there may an ordinary user make a network namespace. `cgroup` is the one in which the memory of sockets counts.
 pub fn supervise(
     listener: &OwnedFd,
     user_namespace: Option<BorrowedFd<'_>>,

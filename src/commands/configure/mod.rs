@@ -14,7 +14,8 @@ use crate::{
     cli::{Configure, Engine},
     error::{Code, Error, OrFail, Result},
     formats::oci_hook,
-    out, output, own_directory,
+    out, output,
+    own_directory::{self, Purpose},
 };
 use installed::Containerd;
 use similar::TextDiff;
@@ -284,8 +285,8 @@ fn usual_file(order: &Order) -> Result<PathBuf> {
     let root = rustix::process::geteuid().is_root();
     // Docker and Podman of an ordinary user read files of the user's own.
     let dir = |of_root: &str| -> Result<PathBuf> {
-        let below_home = || own_directory::home().map(|home| home.join(".config"));
-        let users = || own_directory::named_by("XDG_CONFIG_HOME").or_else(below_home);
+        let below_home = || own_directory::home(Purpose::Write).map(|home| home.join(".config"));
+        let users = || own_directory::named_by("XDG_CONFIG_HOME", Purpose::Write).or_else(below_home);
         let dir = if root { Some("/etc".into()) } else { users() };
         dir.map(|dir| dir.join(of_root)).ok_or_else(|| {
             Error::new(Code::Usage, "it is not known where the engine's configuration is: HOME is not set")

@@ -82,6 +82,18 @@ fn wrong_line(option: &str, file: &str, line: Line<'_>, text: &str, cause: &str)
     .fix(format!("write NAME=VALUE, or NAME alone, in line {} of {file}", line.number))
 }
 
+/// An environment file, for [`crate::fuzz_targets`]. A written file must read back equal.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let own = |name: &str| name.len().is_multiple_of(2).then(|| name.to_owned());
+    let Ok(variables) = parse("--env-file", &TextFile::from(bytes.to_vec()), "FILE", own) else { return };
+    // The comment keeps a byte order mark in a name, and CR LF keeps a CR at the end of a value.
+    let lines = variables.iter().map(|(name, value)| format!("{name}={value}\r\n"));
+    let written: String = std::iter::once("#\n".to_owned()).chain(lines).collect();
+    let read = parse("--env-file", &TextFile::from(written.clone().into_bytes()), "FILE", |_| None);
+    assert_eq!(read.ok(), Some(variables), "{written}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -91,9 +91,10 @@ fn variable(text: &str) -> Result<(String, Option<String>)> {
     Ok((name.to_owned(), value))
 }
 
-/// An environment file, for [`crate::fuzz_targets`].
+/// An environment file, whose lines are also arguments of `-e`, for [`crate::fuzz_targets`].
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
+    env_file::fuzz(bytes);
     for line in crate::fuzz_targets::text(bytes).lines() {
         let _ = variable(line);
     }

@@ -561,7 +561,7 @@ fn new_id() -> Result<String> {
 /// `host:` is the host's whole tree, and overlayfs shows of a lower directory only what lies on its own file system: the
 /// others are mounted beside, read-only.
 fn host_file_systems() -> Result<Vec<Volume>> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")
+    let mounts = std::fs::read("/proc/self/mountinfo")
         .or_fail(Code::Inventory, || "the host's mounts cannot be read")?;
     Ok(host_mounts::host_mounts(&mounts)
         .into_iter()

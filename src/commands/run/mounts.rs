@@ -270,7 +270,18 @@ fn bind(text: &str) -> Result<Volume> {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let text = crate::fuzz_targets::text(bytes);
-    let _ = (volume(text), mount(text), tmpfs(text), bind(text));
+    let all = [volume(text).ok(), mount(text).ok().flatten(), tmpfs(text).ok(), bind(text).ok()];
+    for volume in all.iter().flatten() {
+        let mut components = volume.target().components();
+        assert_eq!(components.next(), Some(std::path::Component::RootDir), "{volume:?}");
+        assert!(components.all(|part| matches!(part, std::path::Component::Normal(_))), "{volume:?}");
+        assert_ne!(volume.target(), Path::new("/"));
+    }
+    if let Ok(fields) = crate::request::csv::record(text) {
+        let quoted: Vec<_> =
+            fields.iter().map(|field| format!("\"{}\"", field.replace('"', "\"\""))).collect();
+        assert_eq!(crate::request::csv::record(&quoted.join(",")), Ok(fields));
+    }
 }
 
 #[cfg(test)]
@@ -396,6 +407,12 @@ mod tests {
         assert!(
             matches!(of("--bind", &path.to_string()), Volume::Bind { source, target, .. } if source == target)
         );
+        let parent = of("--bind", &format!("{path}/../."));
+        assert!(matches!(parent, Volume::Bind { target, .. } if Some(&*target) == dir.path().parent()));
+        for root in ["/", "//", "/tmp/.."] {
+            let error = volumes(&run(&["--bind", root])).unwrap_err();
+            assert!(error.what().contains("the container's root"), "{root}: {error}");
+        }
         let args = run(&["-v", "/anon", "--mount", "target=/other", "--mount", "type=volume,dst=/third"]);
         assert_eq!(anonymous(&args).unwrap(), ["/anon", "/other", "/third"].map(PathBuf::from));
         assert!(volumes(&args).unwrap().is_empty());

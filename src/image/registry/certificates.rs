@@ -4,7 +4,7 @@
 use super::address::Origin;
 use crate::{
     error::{Code, Error, OrFail, Result},
-    own_directory,
+    own_directory::{self, Purpose},
     text_file::TextFile,
 };
 use std::{
@@ -21,7 +21,7 @@ const DIRECTORIES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"
 
 /// The directories of a host under each of its names; the user's directories first.
 fn directories(origin: &Origin) -> Vec<PathBuf> {
-    let own = own_directory::home().map(|home| home.join(".config/containers/certs.d"));
+    let own = own_directory::home(Purpose::Read).map(|home| home.join(".config/containers/certs.d"));
     let roots: Vec<_> = own.into_iter().chain(DIRECTORIES.map(PathBuf::from)).collect();
     let named = roots.iter().flat_map(|root| origin.names().into_iter().map(|name| root.join(name)));
     named.filter(|directory| directory.is_dir()).collect()

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, OrFail, Result},
-    own_directory,
+    own_directory::{self, Purpose},
     text_file::TextFile,
 };
 use serde::Deserialize;
@@ -111,12 +111,12 @@ impl AuthFiles {
         if let Some(file) = env::var_os("REGISTRY_AUTH_FILE").filter(|file| !file.is_empty()) {
             return Self { paths: vec![(file.into(), false)], explicit: true };
         }
-        let home = own_directory::home();
+        let home = own_directory::home(Purpose::Read);
         let below = |directory: &str| home.as_ref().map(|home| home.join(directory));
-        let runtime =
-            own_directory::named_by("XDG_RUNTIME_DIR").map(|directory| directory.join("containers"));
+        let runtime = own_directory::named_by("XDG_RUNTIME_DIR", Purpose::Read)
+            .map(|directory| directory.join("containers"));
         let own_runtime = PathBuf::from(format!("/run/containers/{}", rustix::process::getuid().as_raw()));
-        let config = own_directory::named_by("XDG_CONFIG_HOME")
+        let config = own_directory::named_by("XDG_CONFIG_HOME", Purpose::Read)
             .or_else(|| below(".config"))
             .map(|dir| dir.join("containers"));
         let named = env::var_os("DOCKER_CONFIG").map(PathBuf::from).filter(|path| path.is_absolute());

@@ -6,7 +6,7 @@
 use crate::{
     error::{Code, Error, OrFail, Result},
     image::RegistryName,
-    own_directory,
+    own_directory::{self, Purpose},
     text_file::TextFile,
 };
 use serde::Deserialize;
@@ -113,8 +113,8 @@ fn files() -> Result<Vec<PathBuf>> {
     if let Some(file) = env::var_os("CONTAINERS_REGISTRIES_CONF").filter(|file| !file.is_empty()) {
         return Ok(vec![file.into()]);
     }
-    let own = own_directory::named_by("XDG_CONFIG_HOME")
-        .or_else(|| own_directory::home().map(|home| home.join(".config")));
+    let own = own_directory::named_by("XDG_CONFIG_HOME", Purpose::Read)
+        .or_else(|| own_directory::home(Purpose::Read).map(|home| home.join(".config")));
     let directories = [Some(PathBuf::from("/etc")), own].map(|dir| dir.map(|dir| dir.join("containers")));
     let mains = directories.iter().rev().flatten().map(|dir| dir.join("registries.conf"));
     let mut files: Vec<_> = mains.filter(|path| path.exists()).take(1).collect();
@@ -262,7 +262,12 @@ pub(super) fn fuzz(text: &str) {
     let Ok(all) = parse(text) else { return };
     for name in ["r.example:5000/a/b", "docker.io/library/a"] {
         let Ok(name) = RegistryName::parse(name) else { continue };
-        let _ = places(&name, &all);
+        let Ok(Places { mirrors, own }) = places(&name, &all) else { continue };
+        for place in mirrors.iter().chain([&own]) {
+            let written = format!("{}/{}", place.host, place.repository);
+            let read = RegistryName::parse(&written).expect("the name of an image");
+            assert_eq!((&read.host, &read.repository), (&place.host, &place.repository), "{written}");
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::HashMap};
 
 /// The deepest nesting of collections. A configuration has six levels.
 const DEEPEST: usize = 64;
-/// The most values, including repetitions by aliases. A configuration has some dozens.
+/// The most values, including repetitions by aliases. A long text counts as several. A configuration has some dozens.
 const MOST_VALUES: usize = 100_000;
 /// Prefix of the tags that YAML itself defines.
 const CORE: &str = "tag:yaml.org,2002:";
@@ -67,6 +67,7 @@ impl<'a> Reader<'a> {
                 return Ok(node);
             }
             Event::Scalar(text, style, anchor, tag) => {
+                self.count(text.len() / 64)?;
                 let plain = style == ScalarStyle::Plain;
                 let json = scalar(&text, plain, tag.as_deref())?;
                 (anchor, Node { json, is_merge: plain && tag.is_none() && text == "<<" })
@@ -212,6 +213,16 @@ fn float(text: &str) -> Option<Number> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn aliases_are_bounded() {
+        let long = format!("a: &a {}\nb: [{}]", "x".repeat(30_000), "*a, ".repeat(8000));
+        let levels: String =
+            (1..9).map(|n| format!("a{n}: &a{n} [{}]\n", format!("*a{}, ", n - 1).repeat(20))).collect();
+        for text in [long, format!("a0: &a0 x\n{levels}")] {
+            assert!(parse(&text).unwrap_err().contains("more than"), "{}", &text[..20]);
+        }
+    }
 
     /// The answers of sigs.k8s.io/yaml 1.3 with go-yaml v2.4.
     #[test]

@@ -268,8 +268,15 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     let wanted = crate::fuzz_targets::text(parts.next().unwrap_or_default());
     let passwd = parts.next().unwrap_or_default().to_vec();
     let accounts = Accounts { passwd, group: parts.next().unwrap_or_default().to_vec() };
+    let in_range = |id: u32| i64::from(id) <= MAX_ID;
     if let Ok(resolved) = accounts.resolve(wanted) {
+        let mut ids = [resolved.uid, resolved.gid].into_iter().chain(resolved.groups);
+        assert!(ids.all(in_range), "an id is out of range");
         let _ = (accounts.user(resolved.uid), accounts.has_group(resolved.gid));
     }
-    let _ = (accounts.additional_group(wanted), accounts.unused_name(wanted));
+    assert!(
+        accounts.additional_group(wanted).is_ok_and(in_range) || accounts.additional_group(wanted).is_err()
+    );
+    let unused = accounts.unused_name(wanted);
+    assert!(accounts.users().all(|line| line.name != unused.as_bytes()), "the name is in use");
 }
