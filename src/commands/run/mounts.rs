@@ -258,7 +258,7 @@ fn bind(text: &str) -> Result<Volume> {
     let (from, rest) = text.split_once(':').unwrap_or((text, text));
     let (to, options) = rest.split_once(':').unwrap_or((rest, "rw"));
     let path = source("--bind", from, &format!("SOURCE:{rest}"))?;
-    let to = if rest == text { path.clone() } else { target("--bind", to)? };
+    let to = if rest == text { target("--bind", &path.to_string_lossy())? } else { target("--bind", to)? };
     let mut bind = bind_of(path, to);
     if bind.set_all(options).is_err() {
         return Err(usage(format!("--bind {text:?} has the option {options:?}")).fix("write `:ro` or `:rw`"));
