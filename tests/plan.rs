@@ -129,7 +129,7 @@ fn what_is_not_there_is_never_left_out_in_silence() {
     assert_eq!(
         refusal(&t4, "2", &[]),
         "error[GPU-0021]: 2 GPUs were asked for and the host has only 1\n  \
-         cause: the host has 0 (Tesla T4, GPU-74000000-0000-0000-0000-000000000000)\n  fix: ask for one of these, or for `all`"
+         cause: the host has 0 (Tesla T4, GPU-74000000-0000-0000-0000-000000000000)\n  fix: ask for 1 or fewer, or for `all`"
     );
     assert_eq!(
         refusal(&t4, "1,arch>=9.0,mem>=40GiB", &[]),

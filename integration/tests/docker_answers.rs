@@ -29,7 +29,10 @@ fn root(files: &Value) -> TempDir {
     }
     fs::set_permissions(path("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
     fs::copy(cached("images/busybox/root/bin/busybox"), path("bin/busybox")).unwrap();
-    for name in ["sh", "cat", "grep", "touch", "ls", "stat", "tr", "sed", "sort", "env", "mkdir"] {
+    for name in [
+        "sh", "cat", "cut", "grep", "hostname", "touch", "ls", "stat", "tr", "true", "sed", "sort", "env",
+        "mkdir",
+    ] {
         symlink("busybox", path("bin").join(name)).unwrap();
     }
     for (name, what) in files.as_object().unwrap() {
@@ -220,4 +223,18 @@ fn files_of_variables_are_dockers() {
         json!({ "env": lines })
     };
     compare("env-files", &table, answer, parsed);
+}
+
+#[test]
+fn options_have_dockers_grammar() {
+    let (host, table) = (TestHost::new("t4"), answers("options"));
+    let images = RefCell::new(Images::default());
+    let config = json!({"Env": ["OF_IMAGE=image", "PATH=/bin"]});
+    let answer = |case: &Value| {
+        let reference = images.borrow_mut().get(&json!({}), &config);
+        let mut command = host.gpurun();
+        command.args(["run", "--network", "none"]).args(words(&case["options"])).env("INHERITED", "yes");
+        run(command.args([&reference, "sh", "-c", case["script"].as_str().unwrap()]))
+    };
+    compare("options", &table, answer, |out| json!({ "out": out }));
 }

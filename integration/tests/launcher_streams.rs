@@ -403,6 +403,44 @@ fn a_terminal_that_is_not_read_delays_no_signal() {
     }
 }
 
+/// Starts the command as a background job whose input its shell takes, continues it, sends SIGTERM, and prints the exit code.
+fn take_input_and_terminate(command: &Command) -> String {
+    const DRIVER: &str = r#"
+import os, pty, signal, sys
+pid, master = pty.fork()
+if pid == 0:
+    job = os.fork()
+    if job == 0:
+        os.setpgid(0, 0)
+        os.execvp(sys.argv[1], sys.argv[1:])
+    stopped = os.waitpid(job, os.WUNTRACED)[1]
+    assert os.WIFSTOPPED(stopped) and os.WSTOPSIG(stopped) == signal.SIGTTIN, stopped
+    assert os.read(0, 100) == b"typed\n"
+    os.kill(job, signal.SIGCONT)
+    os.kill(job, signal.SIGTERM)
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]))
+seen = b""
+while b"ready" not in seen: seen += os.read(master, 1000)
+os.write(master, b"typed\n")
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"#;
+    let mut driver = Command::new("/usr/bin/python3");
+    driver.args(["-c", DRIVER]).arg(command.get_program()).args(command.get_args());
+    driver.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let ended = run(driver.current_dir(command.get_current_dir().unwrap()));
+    assert_eq!(ended.code, 0, "{ended:?}");
+    ended.out
+}
+
+#[test]
+fn input_that_another_process_takes_delays_no_signal() {
+    let host = TestHost::new("t4");
+    for caller in Caller::EACH {
+        let command = host.command(caller, "-i", &busybox(), &["sh", "-c", "echo ready; exec sleep 1000"]);
+        assert_eq!(take_input_and_terminate(&command), "143\n", "{caller:?}");
+    }
+}
+
 #[test]
 fn input_arrives_whole_at_a_terminal_that_was_full() {
     let host = TestHost::new("t4");

@@ -104,6 +104,19 @@ const ACCEPTED: &[&str] = &[
     "-w /a -w /b --gpus all",
     "--log-driver none --gpus all",
     "-q --gpus all",
+    // vLLM, TGI, Triton, NGC, llama.cpp, ComfyUI, JupyterLab, NIM, DeepSpeed.
+    "--runtime nvidia --gpus all -v /tmp:/root/.cache/huggingface -e HUGGING_FACE_HUB_TOKEN=t --ipc=host",
+    "--gpus all --shm-size 1g -v /tmp:/data -e HF_TOKEN=t",
+    "--gpus=1 --rm --net=host -v /tmp:/models",
+    "--gpus all -i --rm --ipc=host --ulimit memlock=-1 --ulimit stack=67108864 -v /tmp:/workspace -w /workspace",
+    "--gpus all --cap-add=SYS_NICE --shm-size=.5g --cpuset-cpus 0",
+    "--gpus \"device=0\",capabilities=utility --platform amd64",
+    "--gpus all -u 0 --add-host host.docker.internal:host-gateway --stop-timeout 30 --expose 8188/tcp",
+    "--gpus all -e JUPYTER_TOKEN -e GRANT_SUDO=yes --user root -w /home",
+    "--gpus all -e NGC_API_KEY -v /tmp:/opt/nim/.cache -u 1000 --tmpfs /run:exec,suid,mode=755,size=10%",
+    "--gpus all --network=host --privileged --ulimit nofile=1024:1024 --pids-limit -1 --cpus 1.0",
+    "--gpus all -w= -h= --name= --cidfile= --pull= --platform= --stop-signal=",
+    "--gpus all --platform linux/x86_64 --pull missing --label-file /dev/null",
 ];
 
 /// Lines that are refused, with a word of the fix.
@@ -152,6 +165,31 @@ const REFUSED: &[(&str, &str)] = &[
     ("--memory-swap 1g --gpus all", "--memory"),
     ("--ip 10.0.0.2 --gpus all", "--runtime gpurun"),
     ("--gpu all", "did you mean --gpus?"),
+    ("--gpus 0-3", "write --gpus device=0,1,2,3"),
+    ("--gpus device=0-1,3", "write --gpus device=0,1,3"),
+    ("--gpus GPU-0a1b2c3d", "write --gpus device=GPU-0a1b2c3d"),
+    ("--gpus ALL", "write --gpus all"),
+    ("--gpus 9", "ask for 8 or fewer"),
+    ("-v ~/models:/models", "-v \"$HOME/models:/models\""),
+    ("--mount type=bind,src=~/m,dst=/m", "--mount \"type=bind,source=$HOME/m,target=/m\""),
+    ("--mount source=/tmp,target=/m", "--mount type=bind,source=/tmp,target=/m"),
+    ("--mount type=bind,src=data,dst=/m", "mkdir -p ./data, and --mount type=bind,source=./data,target=/m"),
+    ("-v my\u{a0}data:/m", "mkdir -p './my data', and -v './my data:/m'"),
+    ("-v :/m", "-v /data:/m"),
+    ("-v /tmp:/m -v /usr:/m", "another target"),
+    ("-v /tmp:/m:", "leave out the last colon: -v /tmp:/m"),
+    ("-v /tmp:/m:U", "chown -R UID:GID /tmp"),
+    ("-v /tmp:/m:O", "-v /tmp:/m:ro"),
+    ("-w ~/x", "-w /root"),
+    ("-w $HOME", "-w /root"),
+    ("-w ./src", "-w /src"),
+    ("--tmpfs /x:mode=9", "--tmpfs /x:mode=1777"),
+    ("--sysctl KERNEL.MSGMAX=1", "sysctl -a"),
+    ("--sysctl vm.swappiness=1", "sysctl -w 'vm.swappiness=1'"),
+    ("--device /dev/null:ro", "--device /dev/X:/dev/Y:rwm"),
+    ("--device nvidia.com/gpu", "--device nvidia.com/gpu=all"),
+    ("--entrypoint=", "name one after the image"),
+    ("-it", "write -i in place of -it"),
 ];
 
 /// A no-break space represents a blank inside a word.
@@ -192,6 +230,28 @@ fn option_lines_are_served_or_refused_with_advice() {
     let _ = fs::remove_dir("/sys/fs/cgroup/unified/gpurun-option-lines/gpurun");
     let _ = fs::remove_dir("/sys/fs/cgroup/unified/gpurun-option-lines");
     println!("{} lines are served, {} refused", ACCEPTED.len(), REFUSED.len());
+}
+
+#[test]
+fn commands_that_cannot_be_run_get_their_own_advice() {
+    let host = host();
+    for caller in Caller::EACH {
+        for (options, words, code, advice) in [
+            ("", &["echo a b"][..], 127, "each argument as a word of its own"),
+            ("--entrypoint echo\u{a0}a", &[], 127, "each argument as a word of its own"),
+            ("", &[""], 127, "name a command"),
+            ("", &["/etc"], 126, "not a directory"),
+            ("-w /etc/passwd", &["true"], 126, "-w /tmp"),
+            ("-w /etc/passwd/x", &["true"], 125, "another path with -v or -w"),
+        ] {
+            let mut command = host.gpurun_of(caller);
+            command.arg("run").args(options.split_whitespace_words()).arg(busybox()).args(words);
+            let ended = run(&mut command);
+            assert_eq!(ended.code, code, "{caller:?} {options} {words:?}: {ended:?}");
+            let fix = ended.err.split_once("fix: ").unwrap_or_default().1;
+            assert!(fix.contains(advice), "{options} {words:?}: {ended:?}");
+        }
+    }
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub fn new_filesystem(filesystem: &str, options: &[(&str, String)], flags: Flags
                 "this process is itself in a container whose /proc is masked, and the kernel shows no other to it: start that one with \
                  --security-opt systempaths=unconfined, or gpurun on the host",
             ),
-            ("tmpfs", Errno::INVAL) => error.fix("name a user and group that the container has: --tmpfs TARGET:uid=…,gid=…"),
+            ("tmpfs", Errno::INVAL) => error.fix("name a user and group that the container has, and values that tmpfs(5) permits: --tmpfs TARGET:uid=…,gid=…,size=…"),
             (_, Errno::PERM) => error.fix("run gpurun as root, or where user namespaces may mount (no seccomp filter or LSM against it)"),
             _ => error.fix(format!("see `dmesg`: the kernel must have the file system {filesystem}")),
         }

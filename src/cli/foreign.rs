@@ -27,16 +27,18 @@ pub struct Foreign {
     pub takes: Takes,
     /// Accepted values, which match gpurun's behaviour; `*` is any value.
     pub accepted: &'static [&'static str],
+    /// Decides about other values.
+    pub is_valid: Option<fn(&str) -> bool>,
     /// The fix for every other value.
     pub instead: &'static str,
 }
 
 const fn flag(long: &'static str, instead: &'static str) -> Foreign {
-    Foreign { long, short: None, takes: Takes::Flag, accepted: &[], instead }
+    Foreign { long, short: None, takes: Takes::Flag, accepted: &[], is_valid: None, instead }
 }
 
 const fn value(long: &'static str, instead: &'static str) -> Foreign {
-    Foreign { long, short: None, takes: Takes::Value, accepted: &[], instead }
+    Foreign { long, short: None, takes: Takes::Value, accepted: &[], is_valid: None, instead }
 }
 
 impl Foreign {
@@ -47,6 +49,11 @@ impl Foreign {
 
     const fn accepts(mut self, values: &'static [&'static str]) -> Self {
         self.accepted = values;
+        self
+    }
+
+    const fn valid_if(mut self, is_valid: fn(&str) -> bool) -> Self {
+        self.is_valid = Some(is_valid);
         self
     }
 
@@ -76,7 +83,10 @@ impl Foreign {
     }
 
     fn accepts_value(&self, value: &OsString) -> bool {
-        self.accepted.contains(&"*") || value.to_str().is_some_and(|value| self.accepted.contains(&value))
+        self.accepted.contains(&"*")
+            || value.to_str().is_some_and(|value| {
+                self.accepted.contains(&value) || self.is_valid.is_some_and(|is_valid| is_valid(value))
+            })
     }
 }
 
@@ -107,14 +117,24 @@ const SIGNATURES: &str = "leave it out and name the image by its digest: NAME@sh
 const CREDENTIALS: &str =
     "leave it out and log in with docker login, podman login or skopeo login, whose files gpurun reads";
 
+/// Whether this is `PORT[-PORT][/PROTOCOL]` (docker/go-connections, ParsePortRange).
+fn is_port_range(text: &str) -> bool {
+    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    let port =
+        |text: &str| text.parse::<u16>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+    // As Docker, which does not look at the protocol.
+    !protocol.is_empty() && port(first).zip(port(last)).is_some_and(|(first, last)| first <= last)
+}
+
 /// Every one, by name.
 pub const OPTIONS: &[Foreign] = &[
     // Already the behaviour of gpurun.
     flag("rm", "").accepts(ANY),
     flag("replace", "").accepts(ANY),
     flag("disable-content-trust", "").accepts(ANY),
-    value("expose", "").accepts(ANY),
-    value("stop-timeout", "").accepts(ANY),
+    value("expose", "write a port or a range of ports: --expose 8000, --expose 8000-8010/udp").valid_if(is_port_range),
+    value("stop-timeout", "write a number of seconds: --stop-timeout 10").valid_if(|text| text.parse::<i32>().is_ok()),
     value("detach-keys", "").accepts(ANY),
     value("isolation", "leave it out: containers are isolated by the kernel's namespaces").accepts(&["default", "", "process"]),
     value(

@@ -99,6 +99,7 @@ pub fn respelt(command: &Command, typed: &OsStr) -> Option<Error> {
     let meant = match (name.as_bytes(), long(command, &name)) {
         (_, Some(_)) => format!("--{name}"),
         ([letter], None) if short(command, *letter).is_some() => format!("-{name}"),
+        (letters, None) if is_flags(command, letters) => format!("-{name}"),
         _ if begins_with_another_dash(OsStr::new(typed)) => {
             return Some(
                 Error::new(Code::Usage, format!("there is no option {typed}"))
@@ -136,7 +137,8 @@ impl Front {
         };
         self.note(arg);
         if is_flag(arg) {
-            self.set(arg, value)?;
+            let typed = format!("--{}", String::from_utf8_lossy(name));
+            self.set(arg, value, OsStr::new(&typed))?;
             return Ok(1);
         }
         match next.filter(|_| value.is_none() && takes_next_word(arg)) {
@@ -144,7 +146,7 @@ impl Front {
                 self.options.push(joined(word, next));
                 Ok(2)
             }
-            None if value.is_none() && takes_next_word(arg) => Err(missing_value(arg)),
+            None if value.is_none() && takes_next_word(arg) => Err(missing_value(arg, word)),
             None => {
                 self.options.push(word.to_owned());
                 Ok(1)
@@ -171,16 +173,16 @@ impl Front {
             self.note(arg);
             if is_flag(arg) {
                 if let [b'=', value @ ..] = behind {
-                    self.set(arg, Some(value))?;
+                    self.set(arg, Some(value), &dashed(&[*letter]))?;
                     return Ok(1);
                 }
-                self.set(arg, None)?;
+                self.set(arg, None, word)?;
                 rest = behind;
                 continue;
             }
             let (value, words) = match (behind, next) {
                 ([], Some(next)) => (next.as_bytes(), 2),
-                ([], None) => return Err(missing_value(arg)),
+                ([], None) => return Err(missing_value(arg, &dashed(&[*letter]))),
                 ([b'=', value @ ..] | value, _) => (value, 1),
             };
             self.options.push(joined(&dashed(&[*letter]), OsStr::from_bytes(value)));
@@ -195,14 +197,15 @@ impl Front {
         self.has_own |= !of_every_command;
     }
 
-    fn set(&mut self, arg: &Arg, value: Option<&[u8]>) -> Result<()> {
+    /// Sets a flag. `typed` is the option as the user wrote it.
+    fn set(&mut self, arg: &Arg, value: Option<&[u8]>, typed: &OsStr) -> Result<()> {
         let name = arg.get_long().unwrap_or_default().to_owned();
         let on = match value {
             None => true,
             Some(text) => boolean(text).ok_or_else(|| {
-                let text = String::from_utf8_lossy(text);
-                Error::new(Code::Usage, format!("--{name}={text} is neither true nor false"))
-                    .fix(format!("write --{name} or --{name}=false"))
+                let (text, typed) = (String::from_utf8_lossy(text), typed.to_string_lossy());
+                Error::new(Code::Usage, format!("{typed}={text} is neither true nor false"))
+                    .fix(format!("write {typed} or {typed}=false"))
             })?,
         };
         match self.flags.iter_mut().find(|(known, _)| *known == name) {
@@ -232,6 +235,11 @@ fn short(command: &Command, letter: u8) -> Option<&Arg> {
     command.get_arguments().find(|arg| arg.get_short() == Some(letter.into()))
 }
 
+/// Whether these letters are flags, as in `-it`.
+fn is_flags(command: &Command, letters: &[u8]) -> bool {
+    !letters.is_empty() && letters.iter().all(|letter| short(command, *letter).is_some_and(is_flag))
+}
+
 /// Whether an option is a boolean flag.
 fn is_flag(arg: &Arg) -> bool {
     !arg.get_action().takes_values()
@@ -242,11 +250,12 @@ fn takes_next_word(arg: &Arg) -> bool {
     !arg.is_require_equals_set()
 }
 
-fn missing_value(arg: &Arg) -> Error {
-    let name = arg.get_long().unwrap_or_default();
+/// `typed` is the option as the user wrote it.
+fn missing_value(arg: &Arg, typed: &OsStr) -> Error {
     let value = arg.get_value_names().and_then(|names| names.first()).map_or("VALUE", |name| name.as_str());
-    Error::new(Code::Usage, format!("--{name} wants a value"))
-        .fix(format!("write --{name} {value}; `gpurun run --help` lists what there is"))
+    let typed = typed.to_string_lossy();
+    Error::new(Code::Usage, format!("{typed} wants a value"))
+        .fix(format!("write {typed} {value}; `gpurun run --help` lists what there is"))
 }
 
 fn dashed(letters: &[u8]) -> OsString {
@@ -294,6 +303,9 @@ mod tests {
             ("--gpu all IMAGE", "--gpu", 1),
             ("-iX IMAGE", "--interactive -X", 1),
             ("- IMAGE", "", 0),
+            ("-ip 80:80 IMAGE", "-p=80:80 --interactive", 2),
+            ("-eenv=1 IMAGE", "-e=env=1", 1),
+            ("-uroot IMAGE", "-u=root", 1),
         ] {
             assert_eq!(read(typed), (options.to_owned(), length), "{typed}");
         }

@@ -9,7 +9,10 @@ pub fn explain(error: &clap::Error, help: &str) -> Error {
     let argument = context.text(ContextKind::InvalidArg);
     let value = context.text(ContextKind::InvalidValue);
     let what = match error.kind() {
-        ErrorKind::UnknownArgument => format!("there is no option {argument}"),
+        ErrorKind::UnknownArgument if argument.starts_with('-') => format!("there is no option {argument}"),
+        ErrorKind::UnknownArgument => {
+            format!("{} takes no word {argument:?}", help.trim_end_matches(" --help"))
+        }
         ErrorKind::InvalidSubcommand => {
             format!("there is no command {:?}", context.text(ContextKind::InvalidSubcommand))
         }
@@ -41,13 +44,22 @@ pub fn suggested_commands(error: &clap::Error) -> Vec<String> {
 }
 
 /// What options allow whose parsers say only that a value is not a number or a word of theirs.
-const ALLOWED: [(&str, &str); 5] = [
+const ALLOWED: [(&str, &str); 10] = [
     ("--cpus", "write a number of processors: --cpus 1.5"),
     ("--pids-limit", "write a number of processes, or -1 for no limit: --pids-limit 1024"),
     ("--platform", "write --platform linux/amd64 or --platform linux/arm64"),
     ("--log", "choose from off, error, warn, info, debug, trace"),
     ("--cpu-shares", "write a weight from 2 to 262144: --cpu-shares 1024"),
+    ("--cpu-period", "write microseconds: --cpu-period 100000"),
+    ("--cpu-quota", "write microseconds: --cpu-quota 50000"),
+    ("--memory-swappiness", "write a number from 0 to 100: --memory-swappiness 60"),
+    ("--oom-score-adj", "write a number from -1000 to 1000: --oom-score-adj 500"),
+    ("--blkio-weight", "write a weight from 10 to 1000: --blkio-weight 500"),
 ];
+
+/// Values of other programs that resemble a value with another meaning.
+const MEANT: [(&str, &str, &str); 1] =
+    [("--pull", "newer", "write --pull always, which downloads only what has changed")];
 
 struct Context<'a> {
     error: &'a clap::Error,
@@ -68,20 +80,28 @@ impl Context<'_> {
         self.strings(kind).join(", ")
     }
 
-    /// How the command is written. The parser's own usage repeats the options that were typed.
+    /// How the command is written. The parser's own usage repeats the options that were typed or set by variables.
     fn usage(&self, help: &str) -> Option<String> {
         if let Some(command) =
             help.strip_suffix(" --help").filter(|c| c.ends_with(" run") || c.ends_with(" plan"))
         {
             return Some(format!("{command} [OPTIONS] IMAGE [COMMAND…]"));
         }
-        let usage = self.text(ContextKind::Usage);
-        let usage = usage.trim_start_matches("Usage: ").split_whitespace().collect::<Vec<_>>().join(" ");
-        (!usage.is_empty()).then(|| usage.replace(['<', '>'], "").replace("...", "…"))
+        let missing = self.text(ContextKind::InvalidArg);
+        let command = help.strip_suffix(" --help")?;
+        Some(format!("{command} {}", missing.replace(['<', '>'], "").replace("...", "…")))
     }
 
     /// What was probably meant comes first, then every possible value, then where the rest is.
     fn fix(&self, help: &str) -> String {
+        let argument = self.text(ContextKind::InvalidArg);
+        let name = argument.split_whitespace().next().unwrap_or_default();
+        let value = self.text(ContextKind::InvalidValue);
+        if let Some((_, _, fix)) =
+            MEANT.iter().find(|(option, word, _)| (*option, *word) == (name, value.as_str()))
+        {
+            return (*fix).to_owned();
+        }
         let meant: Vec<String> =
             [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue]
                 .into_iter()
@@ -101,8 +121,6 @@ impl Context<'_> {
             parts.extend(self.usage(help).map(|usage| format!("write {usage}")));
         }
         if self.error.kind() == ErrorKind::ValueValidation {
-            let argument = self.text(ContextKind::InvalidArg);
-            let name = argument.split_whitespace().next().unwrap_or_default();
             parts.extend(ALLOWED.iter().find(|(known, _)| *known == name).map(|(_, fix)| (*fix).to_owned()));
         }
         parts.push(format!("`{help}` lists what there is"));

@@ -182,16 +182,16 @@ fn container(command: clap::Command, before: line::Front, mut rest: &[OsString])
 }
 
 fn run_of(matches: &ArgMatches) -> std::result::Result<(Global, Run), clap::Error> {
-    Ok((Global::from_arg_matches(matches)?, Run::from_arg_matches(matches)?))
+    Ok((Global::from_arg_matches(matches)?, Run::from_arg_matches(matches)?.without_empty_values()))
 }
 
 /// Every other command.
 fn other(words: &[OsString]) -> Parsed {
     let json = asks_for_json(words);
     let line = std::iter::once("gpurun".into()).chain(words.iter().cloned());
-    let verb = words.iter().filter_map(|word| word.to_str()).find(|word| VERBS.contains(word));
-    let help = verb.map_or_else(|| "gpurun --help".to_owned(), |verb| format!("gpurun {verb} --help"));
-    let request = match command().try_get_matches_from(line) {
+    let command = command();
+    let help = help_of(&command, words);
+    let request = match command.try_get_matches_from(line) {
         Ok(matches) => match Cli::from_arg_matches(&matches) {
             Ok(cli) => known_place(&cli, &matches).map(|()| Request::Other(Box::new(cli))),
             Err(error) => printed_or_refused(&error, &help).map(Request::Print),
@@ -201,7 +201,7 @@ fn other(words: &[OsString]) -> Parsed {
             (clap::error::ErrorKind::InvalidSubcommand, Some(clap::error::ContextValue::String(word)))
                 if words
                     .iter()
-                    .find(|word| !word.to_string_lossy().starts_with('-'))
+                    .find(|word| !word.to_string_lossy().starts_with('-') && *word != "help")
                     .is_some_and(|w| w == word.as_str()) =>
             {
                 Err(verbs::unknown(word, &message::suggested_commands(&error)))
@@ -210,6 +210,18 @@ fn other(words: &[OsString]) -> Parsed {
         },
     };
     Parsed::new(json, request)
+}
+
+/// The command that prints the help of the subcommand in a line that cannot be parsed.
+fn help_of(command: &clap::Command, words: &[OsString]) -> String {
+    let (mut command, mut line) = (command, "gpurun".to_owned());
+    for word in words.iter().filter_map(|word| word.to_str()).filter(|word| *word != "help") {
+        if let Some(found) = command.find_subcommand(word) {
+            line = format!("{line} {word}");
+            command = found;
+        }
+    }
+    format!("{line} --help")
 }
 
 /// Refuses `configure --config FILE`, which NVIDIA's toolkit has for the engine's file: gpurun's own option of that name is
@@ -281,19 +293,21 @@ pub fn command() -> clap::Command {
 /// The parser of `run` or `plan`: options, IMAGE and COMMAND.
 pub fn run_command(name: &'static str) -> clap::Command {
     let command = clap::Command::new(name)
-        .about(match name {
-            "plan" => "Show what a container would get, without starting it",
-            _ => "Run a command in a new container",
-        })
         .after_help("Docker's and Podman's other options are accepted where they change nothing, or refused with what to do instead.")
         .args_override_self(true)
         // -h is the host name, as with Docker.
         .disable_help_flag(true)
         .arg(Arg::new("help").long("help").action(ArgAction::Help).help("Print help"))
+        // `--version` prints it.
+        .display_name("gpurun")
         .version(env!("CARGO_PKG_VERSION"))
         .disable_version_flag(true)
         .arg(Arg::new("version").short('V').long("version").action(ArgAction::Version).hide(true));
-    let command = foreign::add(Run::augment_args(Global::augment_args(command)));
+    // The comments of these structures would become the command's description, which is therefore set last.
+    let command = foreign::add(Run::augment_args(Global::augment_args(command))).about(match name {
+        "plan" => "Show what a container would get, without starting it",
+        _ => "Run a command in a new container",
+    });
     without_empty_variables(command).mut_args(|arg| {
         // pflag: an option's value may begin with a dash.
         if arg.get_action().takes_values() && !arg.is_positional() {

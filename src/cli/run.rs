@@ -2,7 +2,10 @@
 //!
 //! Options that are accepted without effect or refused with advice are in [`super::foreign`].
 
-use clap::Args;
+use clap::{
+    Args,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 use std::{ffi::OsString, path::PathBuf};
 
 /// Options for pulls from registries.
@@ -68,13 +71,13 @@ pub struct Run {
     #[arg(long, value_name = "SIZE", help_heading = "Files")]
     pub shm_size: Option<String>,
     /// Write the container's ID to a new file
-    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    #[arg(long, value_name = "FILE", value_parser = path_or_empty(), help_heading = "Files")]
     pub cidfile: Option<PathBuf>,
     /// Write the host's process ID of the container's first process to a file
-    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    #[arg(long, value_name = "FILE", value_parser = path_or_empty(), help_heading = "Files")]
     pub pidfile: Option<PathBuf>,
     /// Working directory
-    #[arg(short = 'w', long, value_name = "DIR")]
+    #[arg(short = 'w', long, value_name = "DIR", value_parser = path_or_empty())]
     pub workdir: Option<PathBuf>,
     /// User: NAME|UID[:GROUP|GID] [default: the image's, or the caller if that is root]
     #[arg(short = 'u', long, value_name = "USER[:GROUP]", help_heading = "User")]
@@ -186,6 +189,37 @@ pub struct Run {
     /// Command and arguments, passed unchanged [default: the image's]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// A path that may be empty.
+fn path_or_empty() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+impl Run {
+    /// Drops empty values: as in Docker, `-w "$DIR"` of a variable that is not set is the same as no `-w`.
+    pub(super) fn without_empty_values(mut self) -> Self {
+        for path in [&mut self.workdir, &mut self.cidfile, &mut self.pidfile] {
+            path.take_if(|path| path.as_os_str().is_empty());
+        }
+        for text in [
+            &mut self.user,
+            &mut self.hostname,
+            &mut self.domainname,
+            &mut self.stop_signal,
+            &mut self.name,
+            &mut self.runtime,
+            &mut self.ipc,
+            &mut self.pid,
+            &mut self.uts,
+            &mut self.cgroupns,
+            &mut self.userns,
+            &mut self.cgroup_parent,
+        ] {
+            text.take_if(|text| text.is_empty());
+        }
+        self
+    }
 }
 
 /// Options for the container's cgroup.

@@ -149,7 +149,7 @@ fn a_failure_of_parsing_says_what_the_parser_knows() {
         ("run --gpu all ubuntu", &["there is no option --gpu", "did you mean --gpus?"]),
         ("run -Z ubuntu", &["there is no option -Z", "gpurun run --help"]),
         ("run --gpus", &["--gpus wants a value", "write --gpus REQUEST"]),
-        ("run -h", &["--hostname wants a value"]),
+        ("run -h", &["-h wants a value"]),
         (
             "run --pull sometimes ubuntu",
             &["\"sometimes\" is not a value of --pull", "always, missing, never"],
@@ -165,7 +165,7 @@ fn a_failure_of_parsing_says_what_the_parser_knows() {
         ("cdi generat", &["there is no command \"generat\"", "did you mean generate?"]),
         ("", &["no command is given", "gpurun --help"]),
         ("doctor --jsn", &["there is no option --jsn", "did you mean --json?"]),
-        ("doctor x", &["there is no option x"]),
+        ("doctor x", &["gpurun doctor takes no word \"x\""]),
         ("--log loud doctor", &["\"loud\" cannot be used for --log", "error, warn, info"]),
         ("run --gpus all -it", &["write gpurun run [OPTIONS] IMAGE [COMMAND…]"]),
         ("run --pids-limit x ubuntu", &["--pids-limit 1024"]),
@@ -239,6 +239,98 @@ fn every_option_of_docker_is_known() {
         .collect();
     for option in DOCKER.split_whitespace() {
         assert!(known.contains(&option), "--{option}");
+    }
+}
+
+#[test]
+fn help_describes_every_command() {
+    let help = command().render_help().to_string();
+    assert!(help.contains("run          Run a command in a new container"), "{help}");
+    assert!(help.contains("plan         Show what a container would get, without starting it"), "{help}");
+    for (line, text) in [
+        ("run --help", "Run a command in a new container"),
+        ("plan --help", "Show what a container would get"),
+        ("run -V", "gpurun 0."),
+        ("plan --version", "gpurun 0."),
+    ] {
+        let Ok(Request::Print(printed)) = parse_words(&split(line)).request else { panic!("{line}") };
+        assert!(printed.starts_with(text), "{line}: {printed}");
+    }
+}
+
+/// A line, what is said and what to do, each with the user's own words.
+const REFUSALS: &[(&str, &str, &str)] = &[
+    ("run -v", "-v wants a value", "write -v SOURCE:TARGET[:ro]"),
+    ("run -it -e", "-e wants a value", "write -e NAME[=VALUE]"),
+    ("run --gpus", "--gpus wants a value", "write --gpus REQUEST"),
+    ("run -h", "-h wants a value", "gpurun run --help"),
+    ("run -i=maybe x", "-i=maybe is neither true nor false", "write -i or -i=false"),
+    ("run --it x", "there is no option --it", "did you mean -it?"),
+    ("run --itd x", "there is no option --itd", "did you mean -itd?"),
+    ("run --pull newer x", "\"newer\" is not a value of --pull", "write --pull always"),
+    ("run --oom-score-adj a x", "\"a\" cannot be used for --oom-score-adj", "from -1000 to 1000"),
+    ("run --blkio-weight a x", "\"a\" cannot be used for --blkio-weight", "from 10 to 1000"),
+    ("run --memory-swappiness a x", "\"a\" cannot be used for --memory-swappiness", "from 0 to 100"),
+    ("run --cpu-quota a x", "\"a\" cannot be used for --cpu-quota", "microseconds"),
+    ("run --stop-timeout a x", "cannot serve --stop-timeout a", "--stop-timeout 10"),
+    ("run --expose http x", "cannot serve --expose http", "--expose 8000"),
+    ("run --expose 90-80 x", "cannot serve --expose 90-80", "--expose 8000"),
+    ("run --expose 80/ x", "cannot serve --expose 80/", "--expose 8000"),
+    ("ls x", "gpurun ls takes no word \"x\"", "gpurun ls --help"),
+    ("config get x", "gpurun config takes no word \"get\"", "gpurun config --help"),
+    ("cdi generate --format xml", "\"xml\" is not a value of --format", "gpurun cdi generate --help"),
+    ("pull", "IMAGES", "write gpurun pull IMAGES…"),
+    ("completions", "SHELL is missing", "write gpurun completions SHELL;"),
+    ("configure", "ENGINE is missing", "write gpurun configure ENGINE;"),
+    ("help nope", "there is no command \"nope\"", "gpurun --help"),
+    ("docker run x", "there is no command \"docker\"", "leave that word out"),
+    ("gpu", "there is no command \"gpu\"", "gpurun ls"),
+];
+
+#[test]
+fn refusals_name_the_users_word_and_a_way_out() {
+    for (line, what, fix) in REFUSALS {
+        let refused = refusal(line);
+        let (said, advice) = refused.split_once("  fix: ").unwrap();
+        assert!(said.contains(what), "{line}: {refused}");
+        assert!(advice.contains(fix), "{line}: {refused}");
+    }
+    assert!(parse_words(&["".into()]).request.unwrap_err().to_string().contains("an empty word"));
+}
+
+#[test]
+fn an_empty_value_is_no_value() {
+    for option in [
+        "--workdir",
+        "--cidfile",
+        "--pidfile",
+        "--hostname",
+        "--domainname",
+        "--name",
+        "--user",
+        "--stop-signal",
+        "--runtime",
+        "--ipc",
+        "--pid",
+        "--uts",
+        "--cgroupns",
+        "--userns",
+        "--cgroup-parent",
+        "--platform",
+        "--pull",
+    ] {
+        let plain = parse_words(&split("run x"));
+        for words in [vec![option.into(), OsString::new()], vec![format!("{option}=").into()]] {
+            let words: Vec<OsString> = ["run".into()].into_iter().chain(words).chain(["x".into()]).collect();
+            let (Ok(Request::Run(_, empty)), Ok(Request::Run(_, plain))) =
+                (parse_words(&words).request, &plain.request)
+            else {
+                panic!("{option}");
+            };
+            let run =
+                |run: &Run| format!("{run:?}").replace(&format!("platform: {:?}", run.pulling.platform), "");
+            assert_eq!(run(&empty), run(plain), "{option}");
+        }
     }
 }
 

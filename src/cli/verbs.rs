@@ -30,8 +30,48 @@ const NETWORKS: &str = "containers have the host's network; --network none gives
 const VOLUMES: &str = "gpurun keeps no volumes: make a directory and mount it, mkdir data, -v ./data:/data";
 const COPY: &str = "copy images with skopeo copy, which supports every kind of image that gpurun reads";
 
+const ENGINE: &str =
+    "leave that word out: gpurun run [OPTIONS] IMAGE [COMMAND…] takes the place of its run command";
+const LIST_GPUS: &str = "`gpurun ls` lists the GPUs";
+const OTHER_PROGRAM: &str =
+    "use docker, podman or apptainer for it: gpurun runs containers, and `gpurun --help` lists its commands";
+
 /// A verb of Docker, Podman or Apptainer, and its replacement.
-const ELSEWHERE: [(&str, &str); 57] = [
+const ELSEWHERE: [(&str, &str); 91] = [
+    ("docker", ENGINE),
+    ("podman", ENGINE),
+    ("nerdctl", ENGINE),
+    ("nvidia-docker", ENGINE),
+    ("apptainer", ENGINE),
+    ("singularity", ENGINE),
+    ("nvidia-smi", "name an image: gpurun run --gpus all IMAGE nvidia-smi; `gpurun ls` lists the GPUs"),
+    ("gpu", LIST_GPUS),
+    ("gpus", LIST_GPUS),
+    ("devices", LIST_GPUS),
+    ("check", "gpurun doctor checks the host"),
+    ("status", "gpurun doctor checks the host"),
+    ("untag", "gpurun rmi IMAGE removes a name from the store"),
+    ("auto-update", "gpurun pull IMAGE fetches the image again"),
+    ("artifact", OTHER_PROGRAM),
+    ("cache", "gpurun images --usage shows what is stored, and gpurun prune frees what no image needs"),
+    ("checkpoint", OTHER_PROGRAM),
+    ("debug", EXEC),
+    ("farm", OTHER_PROGRAM),
+    ("healthcheck", OTHER_PROGRAM),
+    ("init", OTHER_PROGRAM),
+    ("key", OTHER_PROGRAM),
+    ("machine", OTHER_PROGRAM),
+    ("manifest", OTHER_PROGRAM),
+    ("model", OTHER_PROGRAM),
+    ("mount", OTHER_PROGRAM),
+    ("node", OTHER_PROGRAM),
+    ("play", "gpurun-device-plugin serves a cluster; kubectl starts pods in it"),
+    ("plugin", OTHER_PROGRAM),
+    ("quadlet", OTHER_PROGRAM),
+    ("scout", OTHER_PROGRAM),
+    ("secret", OTHER_PROGRAM),
+    ("sign", OTHER_PROGRAM),
+    ("trust", OTHER_PROGRAM),
     ("ps", IN_FOREGROUND),
     ("stop", IN_FOREGROUND),
     ("kill", IN_FOREGROUND),
@@ -116,6 +156,11 @@ pub fn is_explicit_reference(word: &str) -> bool {
 
 /// The error for a word that is not a command. `suggested` are similar commands.
 pub fn unknown(word: &str, suggested: &[String]) -> Error {
+    if word.is_empty() {
+        return Error::new(Code::Usage, "the command is an empty word")
+            .cause("a variable of the shell that is not set leaves nothing")
+            .fix("`gpurun --help` lists the commands");
+    }
     let error = Error::new(Code::Usage, format!("there is no command {word:?}"));
     let lower = word.to_lowercase();
     if lower != word && super::VERBS.contains(&lower.as_str()) {
@@ -210,6 +255,9 @@ mod tests {
         assert!(fix("ubuntu", &[]).starts_with("`gpurun run ubuntu`"));
         assert!(fix("login", &[]).contains("podman login"));
         assert!(fix("load", &[]).contains("docker-archive:FILE"));
+        assert!(fix("docker", &["doctor"]).starts_with("leave that word out: gpurun run"));
+        assert!(fix("nvidia-smi", &[]).contains("IMAGE nvidia-smi"));
+        assert_eq!(fix("", &[]), "`gpurun --help` lists the commands");
     }
 
     #[test]

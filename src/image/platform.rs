@@ -127,7 +127,8 @@ impl FromStr for Platform {
         let lower = text.to_ascii_lowercase();
         let words: Vec<&str> = lower.split('/').collect();
         let (os, architecture, variant) = match words[..] {
-            ["linux"] => ("linux", architecture(), ""),
+            // Empty is no option, as in Docker.
+            ["" | "linux"] => ("linux", architecture(), ""),
             [architecture] => ("linux", architecture, ""),
             [os, architecture] => (os, architecture, ""),
             [os, architecture, variant] => (os, architecture, variant),
@@ -204,7 +205,6 @@ mod tests {
         }
         assert_eq!("linux".parse::<Platform>().unwrap(), Platform::default());
         for bad in [
-            "",
             "/",
             "linux/",
             "windows/amd64",

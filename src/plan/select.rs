@@ -251,7 +251,13 @@ fn too_few(inventory: &Inventory, filter: &GpuFilter, asked: usize, found: usize
     }
     match lost_gpus(inventory).next() {
         Some(problem) if conditions.is_empty() => error_of(problem).context(what),
-        _ => with_choices(Error::new(Code::UnknownGpu, what), inventory),
+        _ => {
+            let error = Error::new(Code::UnknownGpu, what);
+            // The nearest fix stays.
+            let error =
+                if found == 0 { error } else { error.fix(format!("ask for {found} or fewer, or for `all`")) };
+            with_choices(error, inventory)
+        }
     }
 }
 

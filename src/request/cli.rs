@@ -5,6 +5,14 @@ use crate::{error::Result, vocabulary::EnvVar};
 use std::collections::BTreeMap;
 
 impl DeviceRequest {
+    /// Checks the grammar of `--gpus`, which depends on no image.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::BadRequest`] and [`crate::error::Code::BadCapability`], as [`DeviceRequest::from_cli`].
+    pub fn check_option(gpus: Option<&str>) -> Result<()> {
+        gpus.map_or(Ok(()), |text| selection::gpus(text).map(drop))
+    }
+
     /// What the launcher is asked for; `None` is a container without GPUs.
     ///
     /// `--gpus` decides. Without it `NVIDIA_VISIBLE_DEVICES` does, if the *user* typed it (`-e`, `--env-file`): an

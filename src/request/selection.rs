@@ -43,25 +43,33 @@ pub(super) fn gpus(text: &str) -> Result<Gpus> {
         };
         if seen.iter().any(|before| before == key) {
             return Err(
-                refuse(format!("`{key}` is said twice")).fix(quoting(text).unwrap_or_else(|| GRAMMAR.into()))
+                refuse(format!("`{key}` is said twice")).fix(meant(text).unwrap_or_else(|| GRAMMAR.into()))
             );
         }
         match key {
-            "count" => match parse_count(value) {
-                Some(parsed) => count = Some(parsed),
-                None => {
-                    return Err(refuse(format!("{} is neither `all` nor a number of GPUs", quoted(value)))
-                        .fix(
-                            quoting(text)
-                                .unwrap_or_else(|| format!("a list needs quotes of its own: {GRAMMAR}")),
-                        ));
-                }
-            },
+            "count" => {
+                let usual = || {
+                    let list = if text.contains(',') { "a list needs quotes of its own: " } else { "" };
+                    format!("{list}{GRAMMAR}")
+                };
+                let parsed = parse_count(value).ok_or_else(|| {
+                    refuse(format!("{} is neither `all` nor a number of GPUs", quoted(value)))
+                        .fix(meant(text).unwrap_or_else(usual))
+                })?;
+                count = Some(parsed);
+            }
             "device" => {
                 if value.is_empty() {
                     return Err(refuse("`device=` names no GPU".into()).fix(NAMES));
                 }
-                device = Some(visible_devices(value, "--gpus device=")?);
+                device = Some(match without_ranges(value) {
+                    Some(list) => {
+                        return Err(
+                            refuse("a range names no GPU".into()).fix(format!("write --gpus device={list}"))
+                        );
+                    }
+                    None => visible_devices(value, "--gpus device=")?,
+                });
             }
             "capabilities" => {
                 capabilities = capability::parse(value, "--gpus capabilities=", capability::DOCKER_WORDS)?;
@@ -108,15 +116,40 @@ pub(super) fn gpus(text: &str) -> Result<Gpus> {
     Ok(Gpus { selection, filter, capabilities })
 }
 
-/// A list that lacks its quotes, with them.
-fn quoting(text: &str) -> Option<String> {
+/// The option that was probably meant: names of GPUs without `device=`, or a list of capabilities without quotes.
+fn meant(text: &str) -> Option<String> {
     let is_name = |name: &str| name.parse::<DeviceId>().is_ok();
-    if text.contains(',') && text.split(',').all(is_name) {
+    if text.eq_ignore_ascii_case("all") {
+        return Some("write --gpus all".into());
+    }
+    if let Some(list) = without_ranges(text) {
+        return Some(format!("write --gpus device={list}"));
+    }
+    if text.split(',').all(is_name) {
         return Some(format!("write --gpus device={text}"));
     }
     let (before, list) = text.split_once("capabilities=")?;
     let lacks_quotes = list.contains(',') && !list.contains(['=', '"', '\'']) && !before.contains('"');
     lacks_quotes.then(|| format!("write --gpus '{before}\"capabilities={list}\"'"))
+}
+
+/// The list of names with each range `0-3` as `0,1,2,3`; `None` if it has no range, or something else than names and ranges.
+fn without_ranges(list: &str) -> Option<String> {
+    /// More GPUs than a host has.
+    const MOST: u32 = 64;
+    let range = |word: &str| {
+        let (first, last) = word.split_once('-')?;
+        let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
+        (first..=last).contains(&last).then_some((first, last)).filter(|(first, last)| last - first < MOST)
+    };
+    let mut words = Vec::new();
+    for word in list.split(',').map(str::trim) {
+        match range(word) {
+            Some((first, last)) => words.extend((first..=last).map(|index| index.to_string())),
+            None => words.push(word.parse::<DeviceId>().ok().map(|_| word.to_owned())?),
+        }
+    }
+    list.split(',').any(|word| range(word.trim()).is_some()).then(|| words.join(","))
 }
 
 /// A shell takes the inner quotes from `--gpus "device=0,1"`: a field that names neither a key nor a count and stands behind
@@ -328,9 +361,21 @@ mod tests {
                 "`count` is said twice",
                 "write --gpus 'all,\"capabilities=utility,compute\"'",
             ),
-            ("some", 20, "`some` is neither `all` nor a number of GPUs", &list),
-            ("-2", 20, "`-2` is neither `all` nor a number of GPUs", &list),
-            ("99999999999", 20, "`99999999999` is neither `all` nor a number of GPUs", &list),
+            ("some", 20, "`some` is neither `all` nor a number of GPUs", GRAMMAR),
+            ("-2", 20, "`-2` is neither `all` nor a number of GPUs", GRAMMAR),
+            ("99999999999", 20, "`99999999999` is neither `all` nor a number of GPUs", GRAMMAR),
+            ("ALL", 20, "`ALL` is neither `all` nor a number of GPUs", "write --gpus all"),
+            ("0-3", 20, "`0-3` is neither `all` nor a number of GPUs", "write --gpus device=0,1,2,3"),
+            (
+                "GPU-0a1b",
+                20,
+                "`GPU-0a1b` is neither `all` nor a number of GPUs",
+                "write --gpus device=GPU-0a1b",
+            ),
+            ("device=0-1,3", 20, "a range names no GPU", "write --gpus device=0,1,3"),
+            ("\"device=0-1,GPU-0a1b\"", 20, "a range names no GPU", "write --gpus device=0,1,GPU-0a1b"),
+            ("3-0", 20, "`3-0` is neither `all` nor a number of GPUs", GRAMMAR),
+            ("0-9999", 20, "`0-9999` is neither `all` nor a number of GPUs", GRAMMAR),
             ("device=", 20, "`device=` names no GPU", NAMES),
             ("driver=amd", 20, "there is no driver `amd`", "write `driver=nvidia`, or leave it out"),
             (

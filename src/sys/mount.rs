@@ -28,6 +28,21 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// Applies an option of mount(8), such as `ro` or `exec`. `false` if it is another option.
+    pub fn set(&mut self, option: &str) -> bool {
+        let (flag, value) = match option {
+            "ro" => (&mut self.read_only, true),
+            "rw" => (&mut self.read_only, false),
+            "nosuid" => (&mut self.nosuid, true),
+            "suid" => (&mut self.nosuid, false),
+            "noexec" => (&mut self.noexec, true),
+            "exec" => (&mut self.noexec, false),
+            _ => return false,
+        };
+        *flag = value;
+        true
+    }
+
     /// The bits of `MOUNT_ATTR_*` in linux/mount.h.
     pub fn bits(self) -> u64 {
         u64::from(self.read_only)

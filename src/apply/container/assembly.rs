@@ -333,15 +333,11 @@ fn volume(volume: &Volume, all_devices: bool) -> Step {
                 Step::Bind { source, target, flags, recursive: *recursive }
             }
         }
-        Volume::Tmpfs { target, size, mode, more, exec, read_only } => Step::Mount {
+        Volume::Tmpfs { target, options, flags } => Step::Mount {
             filesystem: "tmpfs",
             target: target.clone(),
-            flags: Flags { read_only: *read_only, nosuid: true, nodev: true, noexec: !exec },
-            options: [("mode", format!("{mode:04o}"))]
-                .into_iter()
-                .chain(size.map(|size| ("size", size.to_string())))
-                .chain(more.iter().map(|(name, number)| (*name, number.to_string())))
-                .collect(),
+            flags: *flags,
+            options: options.clone(),
         },
     }
 }

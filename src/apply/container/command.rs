@@ -74,9 +74,12 @@ impl Command {
                 Code::CommandNotFound,
                 format!("the command \"{}\" was not found in the container", name.display()),
             )
-            .fix(
-                "check its spelling, or name it with its path; `--entrypoint sh` starts a shell in the image",
-            );
+            .fix(if name.as_bytes().contains(&b' ') {
+                "write each argument as a word of its own, without quotes around them all: gpurun run IMAGE echo a b; with --entrypoint \
+                 they stand behind the image; `sh -c \"…\"` runs a line of a shell"
+            } else {
+                "check its spelling, or name it with its path; `--entrypoint sh` starts a shell in the image"
+            });
         };
         let path = path.to_string_lossy();
         if errno == libc::ENOENT {
@@ -89,7 +92,7 @@ impl Command {
             .fix(match errno {
                 libc::ENOEXEC => "a script needs its interpreter in the first line, such as #!/bin/sh; a program must be for this machine: `gpurun pull --platform linux/amd64 IMAGE`, or linux/arm64, as `uname -m` says",
                 libc::EACCES => {
-                    "make it executable for the container's user (chmod +x), and not on a mount with noexec"
+                    "name a program, not a directory, and make it executable for the container's user (chmod +x), not on a mount with noexec"
                 }
                 libc::E2BIG => TOO_LONG,
                 _ => "check the file's type and mode: `gpurun run --entrypoint ls IMAGE -l PATH`",

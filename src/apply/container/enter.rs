@@ -160,9 +160,11 @@ fn become_command(entry: Entry<'_>, channel: &Channel) -> Result<Infallible> {
         process::exit_now(137);
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    enter_directory(&process.cwd).or_fail(Code::CannotRun, || {
-        format!("the working directory {} cannot be entered", process.cwd.display())
-    })?;
+    enter_directory(&process.cwd)
+        .or_fail(Code::CannotRun, || {
+            format!("the working directory {} cannot be entered", process.cwd.display())
+        })
+        .map_err(|error| error.fix("name a directory that the container's user may enter: -w /tmp"))?;
     if process.no_new_privileges {
         confine()?;
     }

@@ -161,11 +161,8 @@ mod tests {
     fn volumes_are_the_images_without_what_is_the_users_or_the_kernels() {
         let volume = |target: &str| Volume::Tmpfs {
             target: target.into(),
-            size: None,
-            mode: 0o1777,
-            more: Vec::new(),
-            exec: false,
-            read_only: false,
+            options: Vec::new(),
+            flags: crate::sys::mount::Flags::default(),
         };
         let declared = [
             "/b/c",

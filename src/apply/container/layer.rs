@@ -112,7 +112,10 @@ impl Layer {
             Some((resolved, Found::Directory(_))) => self.copy(&resolved).or_fail(Code::Rootfs, failed),
             Some(_) => Err(Error::new(Code::Rootfs, failed())
                 .cause(format!("{} of the image is not a directory", path.display()))
-                .fix("build the image without a file at that path: RUN rm PATH in its Dockerfile")),
+                .fix(format!(
+                    "name another path with -v or -w, or build the image without that file: RUN rm {} in its Dockerfile",
+                    path.display()
+                ))),
             None => {
                 let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
                     return Err(Error::new(Code::Rootfs, failed()));

@@ -232,10 +232,10 @@ fn write_pid_file(container: &Container, pid: i32) -> Result<()> {
     // A misspelt path is not made, as Docker and Podman do not make it.
     parent
         .map_or(Ok(()), |parent| std::fs::metadata(parent).map(drop))
-        .or_fail(Code::Usage, || format!("{} cannot be written", path.display()))
+        .or_fail(Code::Usage, || format!("--pidfile {} cannot be written", path.display()))
         .and_then(|()| crate::apply::whole_file::write(path, &pid.to_string(), Code::Usage).map(drop))
         .map_err(|error| {
-            error.context("--pidfile").fix(
+            error.fix(
                 "name a file in a directory that exists and that you may write: --pidfile ./container.pid",
             )
         })

@@ -147,6 +147,15 @@ pub fn relay(running: Running<'_>, signals: &Signals) -> Result<u8> {
         {
             unix_sockets::supervise(&listener, has_user_namespace.then(|| pid_one.as_fd()), counted_in)?;
         }
+        if ready.input && input.as_ref().is_some_and(|flow| flow.from.is_in_background()) {
+            // A background job that reads its terminal is stopped. In read(2) the kernel would stop it again after each SIGCONT,
+            // before another signal is forwarded.
+            let _ = rustix::process::kill_current_process_group(rustix::process::Signal::TTIN);
+            // SIGCONT, unless the kernel stopped nothing: in an orphaned process group read(2) fails with EIO.
+            if signals.are_pending() {
+                continue;
+            }
+        }
         if ready.input
             && let Some(flow) = &mut input
         {
@@ -300,6 +309,11 @@ impl End {
 
     fn is_pseudo_terminal(&self) -> bool {
         rustix::fs::fstat(self).is_ok_and(|stat| (136..=143).contains(&rustix::fs::major(stat.st_rdev)))
+    }
+
+    /// Whether this is the controlling terminal, and another process group is in its foreground.
+    fn is_in_background(&self) -> bool {
+        rustix::termios::tcgetpgrp(self).is_ok_and(|foreground| foreground != rustix::process::getpgrp())
     }
 
     /// Whether this is a terminal that can be opened again. Opening /dev/ptmx makes another pseudo-terminal, and /dev/tty0 is

@@ -24,6 +24,7 @@ use nix::sys::{
     signalfd::{SfdFlags, SignalFd},
 };
 use rustix::{
+    event::{PollFd, PollFlags},
     fd::{AsFd, BorrowedFd, OwnedFd},
     process::{WaitId, WaitIdOptions, WaitIdStatus},
 };
@@ -82,6 +83,13 @@ impl Signals {
                 return Some(signal);
             }
         }
+    }
+
+    /// Whether [`Signals::next`] may have a signal.
+    pub fn are_pending(&self) -> bool {
+        let mut poll = [PollFd::new(self, PollFlags::IN)];
+        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut poll, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
     /// Lets signals act on the launcher itself again, but drops those that arrived until now: the container has ended.

@@ -5,7 +5,10 @@ use crate::{
     image::ScratchDir,
     inventory::DeviceNode,
     plan::Injection,
-    sys::bpf::{DeviceKind, DeviceRule},
+    sys::{
+        bpf::{DeviceKind, DeviceRule},
+        mount::Flags,
+    },
     vocabulary::EnvVar,
 };
 use std::{ffi::OsString, net::IpAddr, path::PathBuf};
@@ -194,36 +197,11 @@ pub enum Volume {
     Tmpfs {
         /// In the container.
         target: PathBuf,
-        /// `None` is the kernel's default, half of memory.
-        size: Option<TmpfsSize>,
-        /// Permission bits.
-        mode: u32,
-        /// Owner, group and number of inodes, by the names that tmpfs(5) has for them.
-        more: Vec<(&'static str, u64)>,
-        /// `exec`: programs on it may be run (Docker's default forbids it for --tmpfs).
-        exec: bool,
-        /// `ro`
-        read_only: bool,
+        /// Size, mode, owner and others, by the names that tmpfs(5) has for them.
+        options: Vec<(&'static str, String)>,
+        /// What the mount forbids.
+        flags: Flags,
     },
-}
-
-/// The size of a file system in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TmpfsSize {
-    /// Bytes; 0 is without limit.
-    Bytes(u64),
-    /// Percent of the host's memory.
-    Percent(u32),
-}
-
-impl std::fmt::Display for TmpfsSize {
-    /// The value of `size=` in tmpfs(5).
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Bytes(bytes) => bytes.fmt(f),
-            Self::Percent(percent) => write!(f, "{percent}%"),
-        }
-    }
 }
 
 impl Volume {

@@ -30,7 +30,11 @@ pub fn devices(args: &Run) -> Result<Devices> {
     let mut devices = Devices::default();
     for text in &args.device {
         match text.split_once('=') {
-            Some(("nvidia.com/gpu", name)) if !name.is_empty() => {
+            None if text == "nvidia.com/gpu" => {
+                return Err(usage(format!("--device {text} names no GPU"))
+                    .fix("write --device nvidia.com/gpu=all or --device nvidia.com/gpu=0; `gpurun ls` lists the GPUs"));
+            }
+            Some(("nvidia.com/gpu", name)) => {
                 let is_known = |one: &str| matches!(one, "all" | "none") || one.parse::<DeviceId>().is_ok();
                 if !name.split(',').all(is_known) {
                     return Err(usage(format!("--device {text}: {name:?} is not a GPU's name")).fix(
@@ -66,7 +70,8 @@ fn device(text: &str) -> Result<Vec<HostDevice>> {
     let fields: Vec<&str> = text.split(':').collect();
     let (host, inside, access_word) = match fields.as_slice() {
         [host] => (*host, *host, "rwm"),
-        [host, word] => access(word).map_or((*host, *word, "rwm"), |_| (*host, *host, *word)),
+        [host, word] if word.starts_with('/') => (*host, *word, "rwm"),
+        [host, word] => (*host, *host, *word),
         [host, inside, word] => (*host, *inside, *word),
         _ => return Err(bad("it has too many colons")),
     };
@@ -229,6 +234,10 @@ mod tests {
             "/dev/null:x",
             "/dev/null:/a:x",
             "/dev/null:/a:r:w",
+            "/dev/null:ro",
+            "/dev/null:",
+            "nvidia.com/gpu",
+            "nvidia.com/gpu=",
             "amd.com/gpu=0",
             "nvidia.com/gpu=zzz",
             "/dev/../dev/null",

@@ -13,23 +13,28 @@ use std::path::Path;
 /// The largest file, in bytes: more than an environment can hold (execve(2), "Limits on size of arguments and environment").
 const MAX_FILE: u64 = 16 << 20;
 
-/// Reads a file. `own` looks up a variable of gpurun's environment.
+/// Reads a file of `option`. `own` looks up a variable of gpurun's environment.
 ///
 /// # Errors
 /// [`Code::Usage`], with the file's name and the line.
-pub fn read(path: &Path, own: impl Fn(&str) -> Option<String>) -> Result<Vec<EnvVar>> {
+pub fn read(option: &str, path: &Path, own: impl Fn(&str) -> Option<String>) -> Result<Vec<EnvVar>> {
     let file = TextFile::read(path, MAX_FILE)
-        .or_fail(Code::Usage, || format!("--env-file {} cannot be read", path.display()))
+        .or_fail(Code::Usage, || format!("{option} {} cannot be read", path.display()))
         .map_err(|error| error.fix("name a file of NAME=VALUE lines that you may read"))?;
-    parse(&file, &path.display().to_string(), own)
+    parse(option, &file, &path.display().to_string(), own)
 }
 
-fn parse(file: &TextFile, name: &str, own: impl Fn(&str) -> Option<String>) -> Result<Vec<EnvVar>> {
+fn parse(
+    option: &str,
+    file: &TextFile,
+    name: &str,
+    own: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<EnvVar>> {
     let mut variables = Vec::new();
     for line in file.lines() {
         let text = line
             .text()
-            .or_fail(Code::Usage, || format!("--env-file {name} cannot be read"))
+            .or_fail(Code::Usage, || format!("{option} {name} cannot be read"))
             .map_err(|error| {
                 error.fix(format!("save {name} as UTF-8: iconv -f {} -t UTF-8 {name}", encoding(file)))
             })?
@@ -41,7 +46,7 @@ fn parse(file: &TextFile, name: &str, own: impl Fn(&str) -> Option<String>) -> R
             Some((key, value)) => (key, Some(value.to_owned())),
             None => (text, own(text)),
         };
-        check(key, value.as_deref()).map_err(|cause| wrong_line(name, line, text, cause))?;
+        check(key, value.as_deref()).map_err(|cause| wrong_line(option, name, line, text, cause))?;
         variables.extend(value.map(|value| (key.to_owned(), value)));
     }
     Ok(variables)
@@ -67,11 +72,11 @@ fn check(key: &str, value: Option<&str>) -> Result<(), &'static str> {
     }
 }
 
-fn wrong_line(file: &str, line: Line<'_>, text: &str, cause: &str) -> Error {
+fn wrong_line(option: &str, file: &str, line: Line<'_>, text: &str, cause: &str) -> Error {
     let shown: String = text.chars().take(80).collect();
     Error::new(
         Code::Usage,
-        format!("--env-file {file}, line {}: {shown:?} does not set a variable", line.number),
+        format!("{option} {file}, line {}: {shown:?} does not set a variable", line.number),
     )
     .cause(cause)
     .fix(format!("write NAME=VALUE, or NAME alone, in line {} of {file}", line.number))
@@ -81,11 +86,11 @@ fn wrong_line(file: &str, line: Line<'_>, text: &str, cause: &str) -> Error {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn fuzz(bytes: &[u8]) {
     let own = |name: &str| name.len().is_multiple_of(2).then(|| name.to_owned());
-    let Ok(variables) = parse(&TextFile::from(bytes.to_vec()), "FILE", own) else { return };
+    let Ok(variables) = parse("--env-file", &TextFile::from(bytes.to_vec()), "FILE", own) else { return };
     // The comment keeps a byte order mark in a name, and CR LF keeps a CR at the end of a value.
     let lines = variables.iter().map(|(name, value)| format!("{name}={value}\r\n"));
     let written: String = std::iter::once("#\n".to_owned()).chain(lines).collect();
-    let read = parse(&TextFile::from(written.clone().into_bytes()), "FILE", |_| None);
+    let read = parse("--env-file", &TextFile::from(written.clone().into_bytes()), "FILE", |_| None);
     assert_eq!(read.ok(), Some(variables), "{written}");
 }
 
@@ -97,7 +102,7 @@ mod tests {
 
     fn parsed(bytes: &[u8]) -> Result<Vec<EnvVar>> {
         let own = |name: &str| (name == "INHERITED").then(|| "yes".to_owned());
-        parse(&TextFile::from(bytes.to_vec()), "FILE", own)
+        parse("--env-file", &TextFile::from(bytes.to_vec()), "FILE", own)
     }
 
     #[test]

@@ -72,9 +72,12 @@ fn bytes(option: &str, text: Option<&str>) -> Result<Option<u64>> {
 
 fn in_range(option: &str, number: i64, least: i64, most: i64) -> Result<u64> {
     let bad = || {
-        let most = if most == i64::MAX { "more".to_owned() } else { most.to_string() };
-        usage(format!("{option} {number} is out of range"))
-            .fix(format!("write a number from {least} to {most}"))
+        let range = if most == i64::MAX {
+            format!("{least} or more")
+        } else {
+            format!("a number from {least} to {most}")
+        };
+        usage(format!("{option} {number} is out of range")).fix(format!("write {range}: {option} {least}"))
     };
     u64::try_from(number).ok().filter(|_| (least..=most).contains(&number)).ok_or_else(bad)
 }

@@ -6,12 +6,14 @@ mod env_file;
 pub mod environment;
 pub mod host_mounts;
 mod limits;
+mod mount_option;
 pub mod mounts;
 mod names;
 mod namespaces;
 mod security;
 pub mod sizes;
 mod stop_signal;
+mod tmpfs;
 
 use super::Context;
 use crate::{
@@ -35,6 +37,7 @@ use crate::{
     sys::bpf::DeviceRule,
     vocabulary::EnvVar,
 };
+use environment::UserEnvironment;
 use rustix::io::Errno;
 use std::{
     collections::HashMap,
@@ -58,7 +61,7 @@ pub fn run(context: &Context, args: &Run) -> Result<u8> {
     let user_env = environment::environment(args)?;
     // Whether the host can run the image is known before a layer is fetched or unpacked.
     let injection = injection(context, args, &options, &image, &user_env)?;
-    warn_of_what_is_left_behind(&user_env);
+    warn_of_what_is_left_behind(&user_env.set);
     for warning in &injection.warnings {
         tracing::warn!("{warning}");
     }
@@ -116,10 +119,12 @@ impl Options {
         // Before an image is fetched.
         working_directory(args.workdir.as_deref(), "")?;
         let devices = devices::devices(args)?;
+        let gpus = gpus(args, &devices.gpus)?;
+        DeviceRequest::check_option(gpus.as_deref())?;
         Ok(Self {
             namespaces: namespaces::namespaces(args)?,
             security: security::security(args)?,
-            gpus: gpus(args, &devices.gpus)?,
+            gpus,
             devices,
             device_rules: devices::rules(args)?,
             limits: limits::limits(args)?,
@@ -243,20 +248,21 @@ pub fn injection(
     args: &Run,
     options: &Options,
     image: &Image,
-    user_env: &[EnvVar],
+    user_env: &UserEnvironment,
 ) -> Result<Injection> {
     /// The variable that asks for GPUs.
     const VISIBLE: &str = "NVIDIA_VISIBLE_DEVICES";
     let config = image.config();
-    let mut user_env = user_env.to_vec();
+    let image_env = user_env.left_of(&config.env);
+    let mut user_env = user_env.set.clone();
     // With NVIDIA's runtime the image's variables request GPUs.
     if args.runtime.as_deref().is_some_and(|name| name.starts_with("nvidia"))
         && !user_env.iter().any(|(name, _)| name == VISIBLE)
     {
-        user_env.extend(config.env.iter().find(|(name, _)| name == VISIBLE).cloned());
+        user_env.extend(image_env.iter().find(|(name, _)| name == VISIBLE).cloned());
     }
     let Some(request) =
-        DeviceRequest::from_cli(options.gpus.as_deref(), &user_env, &config.env, &config.labels)?
+        DeviceRequest::from_cli(options.gpus.as_deref(), &user_env, &image_env, &config.labels)?
     else {
         return Ok(Injection::default());
     };
@@ -274,7 +280,7 @@ fn container(
     args: &Run,
     options: Options,
     image: &Image,
-    user_env: Vec<EnvVar>,
+    user_env: UserEnvironment,
     volumes: Vec<Volume>,
     injection: Injection,
     layers: &Layers,
@@ -284,13 +290,15 @@ fn container(
     let Options { namespaces, security, devices, device_rules, limits, gpus: _ } = options;
     let caller = Caller::current()?;
     let own_ids = format!("{}:{}", caller.uid, caller.gid);
-    let typed_home = user_env.iter().rev().find(|(name, _)| name == "HOME").map(|(_, value)| value.as_str());
+    let image_env = user_env.left_of(&config.env);
+    let typed_home =
+        user_env.set.iter().rev().find(|(name, _)| name == "HOME").map(|(_, value)| value.as_str());
     let request = IdentityRequest {
         image_user: &config.user,
         user: args.user.as_deref().or_else(|| namespaces.keep_id.then_some(own_ids.as_str())),
         group_add: &args.group_add,
         home: typed_home,
-        image_env: &config.env,
+        image_env: &image_env,
         layers,
         volumes: &volumes,
         read_only: args.read_only,
@@ -313,14 +321,21 @@ fn container(
         tracing::warn!("{note}");
     }
     let argv = command(args, &config.entrypoint, &config.cmd).ok_or_else(|| {
-        Error::new(Code::Usage, "the image has no command of its own")
-            .fix("name one after the image: `gpurun run IMAGE sh`")
+        let what = match &args.entrypoint {
+            Some(_) => "--entrypoint \"\" drops the image's command, and no other is named",
+            None => "the image has no command of its own",
+        };
+        Error::new(Code::Usage, what).fix("name one after the image: `gpurun run IMAGE sh`")
     })?;
+    if argv[0].is_empty() {
+        return Err(Error::new(Code::CommandNotFound, "the command is an empty word")
+            .cause("a variable of the shell that is not set leaves nothing")
+            .fix("name a command: gpurun run IMAGE sh"));
+    }
     let cwd = working_directory(args.workdir.as_deref(), &config.working_dir)?;
     if args.tty && args.interactive && !rustix::termios::isatty(rustix::stdio::stdin()) {
-        return Err(
-            Error::new(Code::Usage, "-i -t needs a terminal, and standard input is none").fix("leave out -t")
-        );
+        return Err(Error::new(Code::Usage, "-i -t needs a terminal, and standard input is not a terminal")
+            .fix("write -i in place of -it: gpurun run -i …"));
     }
     let own_name = !namespaces.host_network && !namespaces.host_uts;
     let hostname = args.hostname.clone().or_else(|| own_name.then(|| "gpurun".to_owned()));
@@ -368,7 +383,14 @@ fn container(
         privileged: Store::ownership() == Ownership::Image,
         id_map,
         process: Process {
-            env: process_environment(&host_name, &config.env, &injection.env, user_env, &user.home, args.tty),
+            env: process_environment(
+                &host_name,
+                &image_env,
+                &injection.env,
+                user_env.set,
+                &user.home,
+                args.tty,
+            ),
             argv,
             cwd,
             // A user without root may still get some by a program's file, where that is allowed.
@@ -389,15 +411,20 @@ fn container(
 
 /// Where the command starts. A relative path is refused, as Docker refuses it.
 fn working_directory(typed: Option<&Path>, images: &str) -> Result<PathBuf> {
-    match typed {
-        Some(typed) if typed.as_os_str().is_empty() => {}
-        Some(typed) if typed.is_absolute() => return Ok(typed.into()),
-        Some(typed) => {
-            let typed = typed.display();
-            return Err(usage(format!("the working directory {typed} is not absolute"))
-                .fix(format!("write its whole path in the container: -w /{typed}")));
+    if let Some(typed) = typed {
+        if typed.is_absolute() {
+            return Ok(typed.into());
         }
-        None => {}
+        let shown = typed.display().to_string();
+        let error = usage(format!("the working directory {shown} is not absolute"));
+        return Err(if shown.starts_with(['~', '$']) {
+            error
+                .cause("the shell of the container, which knows its HOME and variables, has not started yet")
+                .fix("write the path in the container: -w /root")
+        } else {
+            let inner = shown.trim_start_matches("./").trim_start_matches('.').trim_start_matches('/');
+            error.fix(format!("write its whole path in the container: -w /{inner}"))
+        });
     }
     match images {
         "" => Ok("/".into()),
@@ -430,7 +457,7 @@ fn mounts(volumes: &[Volume], root: &Layers) -> Result<Mounts> {
             Volume::Tmpfs { target, .. } if target.starts_with("/dev") => {
                 mounts.add(root, target, Kind::Kernel, false);
             }
-            Volume::Tmpfs { target, read_only, .. } => mounts.add(root, target, Kind::Memory, *read_only),
+            Volume::Tmpfs { target, flags, .. } => mounts.add(root, target, Kind::Memory, flags.read_only),
         }
     }
     Ok(mounts)
@@ -441,9 +468,8 @@ fn command(args: &Run, entrypoint: &[String], cmd: &[String]) -> Option<Vec<OsSt
     let images = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
     let typed = args.command.clone();
     let (front, back) = match &args.entrypoint {
-        // As in Docker, a new entrypoint drops the image's arguments; an empty one drops only the entrypoint.
-        Some(entry) if entry.is_empty() => (Vec::new(), if typed.is_empty() { images(cmd) } else { typed }),
-        Some(entry) => (vec![entry.into()], typed),
+        // As in Docker, --entrypoint drops the image's arguments as well, and an empty one is none.
+        Some(entry) => (if entry.is_empty() { Vec::new() } else { vec![entry.into()] }, typed),
         None if typed.is_empty() => (images(entrypoint), images(cmd)),
         None => (images(entrypoint), typed),
     };
@@ -570,9 +596,14 @@ mod tests {
         let of = |typed: Option<&str>, images| working_directory(typed.map(Path::new), images);
         assert_eq!(of(None, "").unwrap(), Path::new("/"));
         assert_eq!(of(None, "/srv").unwrap(), Path::new("/srv"));
-        assert_eq!(of(Some(""), "/srv").unwrap(), Path::new("/srv"));
         assert_eq!(of(Some("/w"), "srv").unwrap(), Path::new("/w"));
-        for (typed, images) in [(Some("w"), "/srv"), (None, "srv")] {
+        for (typed, images) in [
+            (Some("w"), "/srv"),
+            (Some("./w"), "/srv"),
+            (Some("~/w"), ""),
+            (Some("$HOME"), ""),
+            (None, "srv"),
+        ] {
             let error = of(typed, images).unwrap_err();
             assert!(error.fix_line().contains("-w /"), "{error}");
         }
@@ -596,5 +627,6 @@ mod tests {
         assert_eq!(of(&[], &["x", "-y"]), "entry x -y");
         assert_eq!(of(&["--entrypoint", "sh"], &[]), "sh");
         assert_eq!(of(&["--entrypoint", ""], &["x"]), "x");
+        assert_eq!(of(&["--entrypoint", ""], &[]), "");
     }
 }

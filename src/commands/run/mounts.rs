@@ -1,16 +1,15 @@
 //! `-v`, `--mount`, `--bind` and `--tmpfs`.
 
-use super::{sizes::size, usage};
+use super::{mount_option, mount_option::mount, tmpfs::tmpfs, usage};
 use crate::{
     apply::{
-        container::spec::{TmpfsSize, Volume},
+        container::spec::Volume,
         rootfs::{Found, Layers},
     },
-    cli::{Run, is_true},
+    cli::Run,
     error::{Code, Error, Result},
-    request::csv,
 };
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// All mounts of the command line, outer ones first. Targets are absolute.
 ///
@@ -22,20 +21,39 @@ pub fn volumes(args: &Run) -> Result<Vec<Volume>> {
     let bind = args.bind.iter().flat_map(|list| list.split(',')).map(bind);
     let mount = args.mount.iter().filter_map(|text| mount(text).transpose());
     let mut all = tmpfs.chain(volume).chain(bind).chain(mount).collect::<Result<Vec<_>>>()?;
+    distinct(&mut all)?;
     // A stable sort: outer mounts first, and mounts of the same depth in the typed order.
     all.sort_by_key(|volume| volume.target().components().count());
     Ok(all)
+}
+
+/// Drops repeated mounts, and refuses two mounts with one target, of which the container would see only one. As in Docker, the
+/// last `--tmpfs` of a target counts.
+fn distinct(all: &mut Vec<Volume>) -> Result<()> {
+    let mut seen: Vec<Volume> = Vec::new();
+    for volume in all.drain(..) {
+        match seen.iter_mut().find(|known| known.target() == volume.target()) {
+            None => seen.push(volume),
+            Some(known) if *known == volume => {}
+            Some(known @ Volume::Tmpfs { .. }) if matches!(volume, Volume::Tmpfs { .. }) => *known = volume,
+            Some(known) => return Err(same_target(known.target())),
+        }
+    }
+    *all = seen;
+    Ok(())
+}
+
+fn same_target(target: &Path) -> Error {
+    let target = target.display();
+    usage(format!("two volumes are to be mounted on {target}"))
+        .fix(format!("leave one of them out, or give it another target: -v SOURCE:{target}-2"))
 }
 
 /// The directories of `-v TARGET` and of `--mount type=volume` without a source. Like Docker's anonymous volumes with `--rm`
 /// they show the image's content and are removed with the container.
 pub fn anonymous(args: &Run) -> Result<Vec<PathBuf>> {
     let short = args.volume.iter().filter(|text| !text.contains(':')).map(|text| target("-v", text));
-    let long = args.mount.iter().filter_map(|text| match Fields::parse(text) {
-        Ok(fields) if fields.kind == "volume" && fields.source.is_none() => Some(fields.target()),
-        // Reported by `volumes`.
-        _ => None,
-    });
+    let long = args.mount.iter().filter_map(|text| mount_option::anonymous(text));
     short.chain(long).collect()
 }
 
@@ -64,59 +82,91 @@ pub fn check_targets(volumes: &[Volume], layers: &Layers) -> Result<()> {
     Ok(())
 }
 
-fn target(option: &str, path: impl AsRef<Path>) -> Result<PathBuf> {
-    let path = path.as_ref();
-    if !path.is_absolute()
-        || path.components().any(|c| c == std::path::Component::ParentDir)
-        || path.parent().is_none()
-    {
-        let shown = path.to_string_lossy();
-        return Err(usage(format!("{option}: the target {shown:?} is not an absolute path below /"))
-            .fix("write /path/in/the/container"));
+/// Parses a path in the container.
+pub fn target(option: &str, text: &str) -> Result<PathBuf> {
+    let bad = |what: &str| {
+        usage(format!("{option}: the target {text:?} {what}")).fix(format!(
+            "name a path in the container that begins with /: {}",
+            if option == "--tmpfs" { "--tmpfs /scratch" } else { "/data" }
+        ))
+    };
+    if text.is_empty() {
+        return Err(bad("is empty"));
     }
-    Ok(path.components().collect())
+    if !text.starts_with('/') {
+        return Err(bad("is not an absolute path"));
+    }
+    // As Docker does it, without a look at links.
+    let mut path = PathBuf::from("/");
+    for component in Path::new(text).components() {
+        match component {
+            Component::Normal(name) => path.push(name),
+            Component::ParentDir => _ = path.pop(),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    match path.to_str() {
+        Some("/") => Err(bad("is the container's root")),
+        Some("/proc") => Err(bad("shows the container's processes")),
+        _ => Ok(path),
+    }
 }
 
-/// Parses a path of the host. As in Docker, a path begins with `/`, `.` or `~`, and anything else is the name of a volume.
-fn source(option: &str, text: &str) -> Result<PathBuf> {
+/// Parses a path of the host. As in Docker, a path begins with `/` or `.`, and anything else is the name of a volume. `line` is
+/// the option with that source in place of `SOURCE`.
+pub fn source(option: &str, text: &str, line: &str) -> Result<PathBuf> {
+    let with = |source: &str| quoted(&line.replace("SOURCE", source));
+    if text.is_empty() {
+        return Err(usage(format!("{option}: the source is empty"))
+            .cause("a variable of the shell that is not set leaves nothing")
+            .fix(format!("name a path of the host: {option} {}", with("/data"))));
+    }
+    if text == "~" || text.starts_with("~/") {
+        return Err(usage(format!("{option}: {text:?} is not a path"))
+            .cause("the shell replaces ~ only at the beginning of a word and outside quotes")
+            .fix(format!(
+                "write $HOME: {option} \"{}\"",
+                line.replace("SOURCE", &text.replacen('~', "$HOME", 1))
+            )));
+    }
     let path = std::path::absolute(text).map_err(|error| {
         usage(format!("{option}: the source {text:?} is not a path"))
             .cause(error)
-            .fix("write an absolute path: `-v SOURCE:/path/in/the/container`")
+            .fix(format!("write an absolute path: {option} {}", with("/data")))
     })?;
     if !text.starts_with(['/', '.']) {
+        let own = format!("./{text}");
         let error =
             usage(format!("{option}: {text:?} is the name of a volume, and gpurun keeps no volumes yet"));
         return Err(if path.exists() {
-            error.fix(format!("to mount the directory write ./{text}"))
+            error.fix(format!("to mount the directory write {option} {}", with(&own)))
         } else {
-            error.fix(format!("mount a directory: mkdir -p ./{text}, and {option} ./{text}:…"))
+            error.fix(format!("mount a directory: mkdir -p {}, and {option} {}", quoted(&own), with(&own)))
         });
     }
     if std::fs::symlink_metadata(&path).is_err() {
+        let shown = quoted(&path.to_string_lossy());
         return Err(Error::new(Code::Volume, format!("{} does not exist on the host", path.display()))
             .cause(
                 "gpurun makes no directory on the host for a mount: a misspelt path would be an empty volume",
             )
             .fix(if path.extension().is_some() {
-                format!("correct the path, or make the file: {}", path.display())
+                format!("correct the path, or make the file: touch {shown}")
             } else {
-                format!("correct the path, or mkdir -p {}", path.display())
+                format!("correct the path, or mkdir -p {shown}")
             }));
     }
     Ok(path)
 }
 
-/// The path with `..` resolved by its text, like Go's `filepath.Clean`.
-fn without_parents(path: &Path) -> PathBuf {
-    path.components().fold(PathBuf::new(), |mut clean, part| {
-        if part == std::path::Component::ParentDir {
-            clean.pop();
-        } else {
-            clean.push(part);
-        }
-        clean
-    })
+/// A word for a shell, in quotes where it needs them.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-:=,+@%~…".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }
 
 /// A bind mount with Docker's defaults.
@@ -140,11 +190,33 @@ impl Bind {
             "rslave" | "slave" => self.receives_mounts = true,
             // SELinux labels, consistency hints and copying into new volumes have no effect on a bind mount.
             "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" | "default" | "nocopy" | "rprivate"
-            | "private" | "rbind" | "exec" | "suid" | "" => {}
+            | "private" | "rbind" | "exec" | "suid" => {}
             "bind" => self.recursive = false,
             _ => return false,
         }
         true
+    }
+
+    /// Parses `ro,z,…`. As in Docker, each kind of option may be there once.
+    fn set_all(&mut self, options: &str) -> std::result::Result<(), String> {
+        const KINDS: [&[&str]; 4] = [
+            &["ro", "rw", "readonly"],
+            &["z", "Z"],
+            &["cached", "delegated", "consistent", "default"],
+            &["rslave", "slave", "rprivate", "private"],
+        ];
+        let mut kinds = [false; 4];
+        for option in options.split(',') {
+            if !self.set(option) {
+                return Err(option.to_owned());
+            }
+            if let Some(kind) = KINDS.iter().position(|kind| kind.contains(&option))
+                && std::mem::replace(&mut kinds[kind], true)
+            {
+                return Err(options.to_owned());
+            }
+        }
+        Ok(())
     }
 
     fn volume(self) -> Volume {
@@ -153,25 +225,30 @@ impl Bind {
     }
 }
 
-const PROPAGATION: &str = "mounts made in a container never reach the host: write rslave, which lets mounts of the host reach \
+/// The fix of `rshared`.
+pub const PROPAGATION: &str = "mounts made in a container never reach the host: write rslave, which lets mounts of the host reach \
                            the container";
 
 fn volume(text: &str) -> Result<Volume> {
     let fields: Vec<&str> = text.split(':').collect();
     let ([from, to] | [from, to, _]) = fields.as_slice() else {
         return Err(usage(format!("-v {text:?} is not SOURCE:TARGET[:OPTIONS]"))
-            .fix("write -v /data:/data or -v /data:/data:ro"));
+            .fix("write -v /data:/data or -v /data:/data:ro; --mount type=bind,source=…,target=… takes paths with colons"));
     };
-    let mut bind = bind_of(source("-v", from)?, target("-v", to)?);
-    for option in fields.get(2).into_iter().flat_map(|options| options.split(',')) {
-        if !bind.set(option) {
-            return Err(usage(format!("-v {text:?} has the option {option:?}")).fix(match option {
-                "shared" | "rshared" => PROPAGATION,
-                "U" => "give the directory to the user yourself: chown -R UID:GID SOURCE",
-                "O" => "copy the directory, or mount it read-only: -v SOURCE:TARGET:ro",
-                _ => "write `-v SOURCE:TARGET:OPTIONS` with ro, rw, z, Z, rslave, rprivate, nocopy, cached, delegated or consistent",
-            }));
-        }
+    let line = ["SOURCE", to].into_iter().chain(fields.get(2).copied()).collect::<Vec<_>>().join(":");
+    let mut bind = bind_of(source("-v", from, &line)?, target("-v", to)?);
+    if let Some(options) = fields.get(2) {
+        bind.set_all(options).map_err(|option| {
+            usage(format!("-v {text:?} has the option {option:?}")).fix(match option.as_str() {
+                "shared" | "rshared" => PROPAGATION.to_owned(),
+                "U" => format!("give the directory to the user yourself: chown -R UID:GID {}", quoted(from)),
+                "O" => format!("copy the directory, or mount it read-only: -v {}", quoted(&format!("{from}:{to}:ro"))),
+                "" => format!("leave out the last colon: -v {}", quoted(&format!("{from}:{to}"))),
+                _ => "write `-v SOURCE:TARGET:OPTIONS` with one each of ro or rw, z or Z, rslave or rprivate, cached, delegated or \
+                      consistent, and nocopy"
+                    .to_owned(),
+            })
+        })?;
     }
     Ok(bind.volume())
 }
@@ -180,195 +257,16 @@ fn volume(text: &str) -> Result<Volume> {
 fn bind(text: &str) -> Result<Volume> {
     let (from, rest) = text.split_once(':').unwrap_or((text, text));
     let (to, options) = rest.split_once(':').unwrap_or((rest, "rw"));
-    let path = source("--bind", from)?;
-    let to = if rest == text { target("--bind", without_parents(&path))? } else { target("--bind", to)? };
+    let path = source("--bind", from, &format!("SOURCE:{rest}"))?;
+    let to = if rest == text { target("--bind", &path.to_string_lossy())? } else { target("--bind", to)? };
     let mut bind = bind_of(path, to);
-    if !bind.set(options) {
+    if bind.set_all(options).is_err() {
         return Err(usage(format!("--bind {text:?} has the option {options:?}")).fix("write `:ro` or `:rw`"));
     }
     Ok(bind.volume())
 }
 
-/// The fields of `--mount` (docker/cli, opts/mount.go).
-struct Fields<'a> {
-    text: &'a str,
-    kind: String,
-    source: Option<String>,
-    target: Option<String>,
-    read_only: bool,
-    recursive: bool,
-    receives_mounts: bool,
-    bytes: Option<u64>,
-    mode: u32,
-}
-
-impl<'a> Fields<'a> {
-    fn bad(text: &str, what: &str) -> Error {
-        usage(format!("--mount {text:?}: {what}")).fix(
-            "write type=bind,source=/data,target=/data[,readonly] or type=tmpfs,target=/x[,tmpfs-size=1g]",
-        )
-    }
-
-    fn parse(text: &'a str) -> Result<Self> {
-        let mut fields = Self {
-            text,
-            kind: "volume".into(),
-            source: None,
-            target: None,
-            read_only: false,
-            recursive: true,
-            receives_mounts: false,
-            bytes: None,
-            mode: 0o1777,
-        };
-        for field in csv::record(text).map_err(|why| Self::bad(text, why))? {
-            let (key, value) =
-                field.split_once('=').map_or((field.as_str(), None), |(key, value)| (key, Some(value)));
-            fields.set(&key.to_ascii_lowercase(), value, &field)?;
-        }
-        Ok(fields)
-    }
-
-    fn set(&mut self, key: &str, value: Option<&str>, field: &str) -> Result<()> {
-        let text = self.text;
-        let unknown = || Self::bad(text, &format!("{field:?} is not known"));
-        let boolean = |value: Option<&str>| value.map_or(Some(true), is_true).ok_or_else(unknown);
-        match (key, value) {
-            ("type", Some(value)) => self.kind = value.to_ascii_lowercase(),
-            ("source" | "src", Some(value)) => self.source = Some(value.to_owned()),
-            ("target" | "dst" | "destination", Some(value)) => self.target = Some(value.to_owned()),
-            ("readonly" | "ro", value) => self.read_only = boolean(value)?,
-            ("rw", value) => self.read_only = !boolean(value)?,
-            ("bind-nonrecursive", value) => self.recursive = !boolean(value)?,
-            ("bind-recursive", Some("disabled")) => self.recursive = false,
-            ("bind-recursive", Some("enabled" | "readonly")) => self.recursive = true,
-            ("bind-propagation", Some("rslave" | "slave")) => self.receives_mounts = true,
-            ("bind-propagation", Some("rshared" | "shared")) => {
-                return Err(usage(format!("--mount {text:?}: {field:?} cannot be served")).fix(PROPAGATION));
-            }
-            ("tmpfs-size", Some(value)) => self.bytes = Some(size("--mount tmpfs-size", value)?),
-            ("tmpfs-mode", Some(value)) => {
-                self.mode = octal(value).ok_or_else(|| Self::bad(text, "tmpfs-mode is not octal"))?;
-            }
-            ("bind-propagation", Some("rprivate" | "private"))
-            | ("consistency" | "relabel", Some(_))
-            | ("volume-nocopy" | "volume-label" | "z" | "shared", _) => {}
-            _ => return Err(unknown()),
-        }
-        Ok(())
-    }
-
-    fn target(&self) -> Result<PathBuf> {
-        target("--mount", self.target.as_deref().ok_or_else(|| Self::bad(self.text, "there is no target"))?)
-    }
-}
-
-/// `None` is an anonymous volume.
-fn mount(text: &str) -> Result<Option<Volume>> {
-    let fields = Fields::parse(text)?;
-    let to = fields.target()?;
-    match (fields.kind.as_str(), &fields.source) {
-        ("bind", Some(from)) => Ok(Some(Volume::Bind {
-            source: source("--mount", from)?,
-            target: to,
-            read_only: fields.read_only,
-            recursive: fields.recursive,
-            receives_mounts: fields.receives_mounts,
-        })),
-        ("bind", None) => Err(Fields::bad(text, "there is no source")),
-        ("tmpfs", None) => Ok(Some(Volume::Tmpfs {
-            target: to,
-            size: fields.bytes.map(TmpfsSize::Bytes),
-            mode: fields.mode,
-            more: Vec::new(),
-            exec: true,
-            read_only: fields.read_only,
-        })),
-        ("tmpfs", Some(_)) => Err(Fields::bad(text, "a tmpfs has no source")),
-        ("volume", None) => Ok(None),
-        ("volume", Some(name)) => {
-            Err(usage(format!("--mount {text:?}: gpurun keeps no volumes yet")).fix(format!(
-                "mount a directory: mkdir -p ./{name}, and type=bind,source=./{name},target={}",
-                to.display()
-            )))
-        }
-        (other, _) => Err(Fields::bad(text, &format!("the type {other:?} cannot be served"))),
-    }
-}
-
-fn tmpfs(text: &str) -> Result<Volume> {
-    let (path, options) = text.split_once(':').unwrap_or((text, ""));
-    let (mut total, mut mode, mut exec, mut read_only) = (None, 0o1777, false, false);
-    let mut more: Vec<(&'static str, u64)> = Vec::new();
-    let mut number = |name: &'static str, value: Option<u64>| {
-        let value = value.ok_or_else(|| {
-            usage(format!("--tmpfs {text:?}: {name} is not a number"))
-                .fix(format!("write --tmpfs TARGET:{name}=1000"))
-        })?;
-        more.retain(|(known, _)| *known != name);
-        more.push((name, value));
-        Ok::<_, Error>(())
-    };
-    let id = |value: &str| value.parse::<u32>().ok().map(u64::from);
-    for option in options.split(',').filter(|o| !o.is_empty()) {
-        match option.split_once('=') {
-            Some(("size", value)) => total = Some(tmpfs_size(value)?),
-            Some(("mode", value)) => {
-                mode =
-                    octal(value).ok_or_else(|| usage(format!("--tmpfs {text:?}: the mode is not octal")))?;
-            }
-            Some(("uid", value)) => number("uid", id(value))?,
-            Some(("gid", value)) => number("gid", id(value))?,
-            Some(("nr_blocks", value)) => number("nr_blocks", size("--tmpfs nr_blocks", value).ok())?,
-            Some(("nr_inodes", value)) => number("nr_inodes", size("--tmpfs nr_inodes", value).ok())?,
-            None if option == "exec" => exec = true,
-            None if option == "noexec" => exec = false,
-            None if option == "ro" => read_only = true,
-            None if option == "rw" => read_only = false,
-            // Times and synchronous writes mean nothing on a file system in memory.
-            None if TMPFS_DEFAULTS.contains(&option) => {}
-            _ => {
-                return Err(usage(format!("--tmpfs {text:?} has the option {option:?}")).fix(
-                    "write `--tmpfs TARGET:OPTIONS` with size=, mode=, uid=, gid=, nr_inodes=, nr_blocks=, exec or ro",
-                ));
-            }
-        }
-    }
-    Ok(Volume::Tmpfs { target: target("--tmpfs", path)?, size: total, mode, more, exec, read_only })
-}
-
-/// `size=` of `--tmpfs`: a size, or a percentage of memory.
-fn tmpfs_size(text: &str) -> Result<TmpfsSize> {
-    let Some(percent) = text.strip_suffix('%') else {
-        return size("--tmpfs size", text).map(TmpfsSize::Bytes);
-    };
-    percent.parse().map(TmpfsSize::Percent).map_err(|_| {
-        usage(format!("--tmpfs size {text:?} is not a percentage of memory"))
-            .fix("write a whole number: --tmpfs /x:size=50%; or a size: --tmpfs /x:size=16g")
-    })
-}
-
-/// Options of `--tmpfs` that ask for what is the case anyway.
-const TMPFS_DEFAULTS: [&str; 12] = [
-    "nosuid",
-    "nodev",
-    "async",
-    "sync",
-    "atime",
-    "noatime",
-    "diratime",
-    "nodiratime",
-    "relatime",
-    "norelatime",
-    "strictatime",
-    "nostrictatime",
-];
-
-fn octal(text: &str) -> Option<u32> {
-    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777)
-}
-
-/// `-v`, `--mount`, `--tmpfs` and `--bind`, for [`crate::fuzz_targets`]. A target lies below `/`.
+/// `-v`, `--mount` and `--tmpfs`, for [`crate::fuzz_targets`].
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let text = crate::fuzz_targets::text(bytes);
@@ -378,21 +276,18 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         assert_eq!(components.next(), Some(std::path::Component::RootDir), "{volume:?}");
         assert!(components.all(|part| matches!(part, std::path::Component::Normal(_))), "{volume:?}");
         assert_ne!(volume.target(), Path::new("/"));
-        if let Volume::Tmpfs { mode, .. } = volume {
-            assert!(*mode <= 0o7777);
-        }
     }
-    if let Ok(fields) = csv::record(text) {
+    if let Ok(fields) = crate::request::csv::record(text) {
         let quoted: Vec<_> =
             fields.iter().map(|field| format!("\"{}\"", field.replace('"', "\"\""))).collect();
-        assert_eq!(csv::record(&quoted.join(",")), Ok(fields));
+        assert_eq!(crate::request::csv::record(&quoted.join(",")), Ok(fields));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::run::tests::run;
+    use crate::{commands::run::tests::run, sys::mount::Flags};
     use proptest::prelude::*;
 
     #[test]
@@ -416,11 +311,16 @@ mod tests {
         };
         let tmpfs = Volume::Tmpfs {
             target: "/t".into(),
-            size: Some(TmpfsSize::Bytes(1 << 20)),
-            mode: 0o1777,
-            more: vec![("uid", 1000), ("gid", 1000), ("nr_inodes", 1024)],
-            exec: true,
-            read_only: false,
+            options: [
+                ("mode", "1777"),
+                ("size", "1048576"),
+                ("uid", "1000"),
+                ("gid", "1000"),
+                ("nr_inodes", "1024"),
+            ]
+            .map(|(name, value)| (name, value.to_owned()))
+            .to_vec(),
+            flags: Flags { read_only: false, nosuid: true, nodev: true, noexec: false },
         };
         assert_eq!(volumes(&args).unwrap(), [tmpfs, bind("/a", false), bind("/a/b", true)]);
         for (option, text) in [
@@ -428,7 +328,18 @@ mod tests {
             ("-v", "cache:/x"),
             ("-v", "/tmp:x"),
             ("-v", "/tmp:/"),
-            ("-v", "/tmp:/../x"),
+            ("-v", "/tmp:/.."),
+            ("-v", "/tmp:/proc"),
+            ("-v", "/tmp:/x:"),
+            ("-v", "/tmp::/x"),
+            ("-v", ":/x"),
+            ("-v", ""),
+            ("-v", "~/data:/x"),
+            ("-v", "/tmp:/x:ro,rw"),
+            ("-v", "/tmp:/x:z,Z"),
+            ("-v", "/tmp:/x:ro,ro"),
+            ("-v", "/tmp:/x:cached,delegated"),
+            ("-v", "a b:/x"),
             ("-v", "/tmp:/x:shared"),
             ("-v", "relative/dir:/x"),
             ("-v", "/tmp:/x:U"),
@@ -440,6 +351,20 @@ mod tests {
             ("--mount", "type=bind,\"source=/tmp,target=/x"),
             ("--mount", "type=bind,target=/x"),
             ("--mount", "type=nfs,target=/x"),
+            ("--mount", "type=image,source=x,target=/x"),
+            ("--mount", "source=/tmp,target=/x"),
+            ("--mount", "type=bind,source=tmp,target=/x"),
+            ("--mount", "type=bind,source=,target=/x"),
+            ("--mount", "type=bind,source=/tmp,target=/x,tmpfs-size=1m"),
+            ("--mount", "type=bind,source=/tmp,target=/x,volume-nocopy"),
+            ("--mount", "type=tmpfs,target=/x,bind-propagation=rslave"),
+            ("--mount", "type=tmpfs,target=/x,tmpfs-mode=9"),
+            ("--mount", "type=volume,target=/x,volume-opt=type=tmpfs"),
+            ("--mount", "type=bind,source=/tmp,target=/x,readonly,bind-recursive=writable"),
+            ("--tmpfs", "/x:mode=9"),
+            ("--tmpfs", "/x:size=101%"),
+            ("--tmpfs", "/proc"),
+            ("--tmpfs", ""),
             ("--tmpfs", "/x:size=huge"),
             ("--tmpfs", "/x:size=50.5%"),
             ("--tmpfs", "/x:size=-1%"),
@@ -486,7 +411,7 @@ mod tests {
         assert!(matches!(parent, Volume::Bind { target, .. } if Some(&*target) == dir.path().parent()));
         for root in ["/", "//", "/tmp/.."] {
             let error = volumes(&run(&["--bind", root])).unwrap_err();
-            assert!(error.what().contains("below /"), "{root}: {error}");
+            assert!(error.what().contains("the container's root"), "{root}: {error}");
         }
         let args = run(&["-v", "/anon", "--mount", "target=/other", "--mount", "type=volume,dst=/third"]);
         assert_eq!(anonymous(&args).unwrap(), ["/anon", "/other", "/third"].map(PathBuf::from));

@@ -1,10 +1,10 @@
 //! Name resolution and metadata of the container: `--add-host`, `--dns`, `--label`, `--name`, `--attach`.
 
-use super::usage;
+use super::{env_file, usage};
 use crate::{
     apply::container::spec::{Dns, HostEntry},
     cli::Run,
-    error::{Code, OrFail, Result},
+    error::Result,
 };
 use std::net::IpAddr;
 
@@ -79,9 +79,8 @@ pub fn check(args: &Run) -> Result<()> {
         }
     }
     for file in &args.label_file {
-        crate::text_file::TextFile::read(file, 1 << 20)
-            .or_fail(Code::Usage, || format!("--label-file {} cannot be read", file.display()))
-            .map_err(|error| error.fix("name a file of NAME=VALUE lines that you may read"))?;
+        // Docker reads both kinds of files in the same way.
+        env_file::read("--label-file", file, |_| None)?;
     }
     let streams: Vec<String> = args.attach.iter().map(|stream| stream.to_ascii_lowercase()).collect();
     if let Some(bad) = streams.iter().find(|stream| !["stdin", "stdout", "stderr"].contains(&stream.as_str()))
@@ -143,7 +142,6 @@ mod tests {
     fn metadata_is_checked() {
         for words in [
             &["--name", "-x"] as &[_],
-            &["--name", ""],
             &["--name", "a/b"],
             &["--label", "=x"],
             &["--attach", "stdout"],

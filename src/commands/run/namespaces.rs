@@ -127,8 +127,18 @@ fn sysctl(text: &str, namespaces: &Namespaces) -> Result<(String, String)> {
     };
     let refused =
         |why: &str, fix: &str| Err(usage(format!("--sysctl {name} cannot be set")).cause(why).fix(fix));
-    if name.split(['.', '/']).any(str::is_empty) || value.contains('\0') {
-        return refused("it is not the name of a parameter", "`sysctl -a` lists the names");
+    // The host's /proc/sys has the parameters of every namespace.
+    let path = name.replace('/', "\0").replace('.', "/").replace('\0', ".");
+    let exists =
+        || name.starts_with("net.") || std::fs::symlink_metadata(format!("/proc/sys/{path}")).is_ok();
+    if name.split(['.', '/']).any(|word| word.is_empty() || word.trim() != word)
+        || value.contains('\0')
+        || !exists()
+    {
+        return refused(
+            "it is not the name of a parameter",
+            "`sysctl -a` lists the names; write --sysctl NAME=VALUE, without blanks at the =",
+        );
     }
     if IPC.iter().any(|known| name.strip_prefix("kernel.") == Some(known)) || name.starts_with("fs.mqueue.") {
         return match namespaces.ipc {
@@ -152,7 +162,10 @@ fn sysctl(text: &str, namespaces: &Namespaces) -> Result<(String, String)> {
     if name == "kernel.domainname" && !namespaces.host_uts {
         return Ok((name, value.to_owned()));
     }
-    refused("it belongs to the whole host and to no container", "set it on the host: sysctl -w NAME=VALUE")
+    refused(
+        "it belongs to the whole host and to no container",
+        &format!("set it on the host: sysctl -w '{name}={}'", value.trim()),
+    )
 }
 
 #[cfg(test)]
@@ -209,6 +222,10 @@ mod tests {
             (&["--sysctl", "kernel.shmmax=1", "--ipc", "host"], "host's IPC"),
             (&["--sysctl", "vm.overcommit_memory=1"], "whole host"),
             (&["--sysctl", "kernel..x=1"], "not the name"),
+            (&["--sysctl", "KERNEL.MSGMAX=1"], "not the name"),
+            (&["--sysctl", "kernel.msgmax = 1"], "not the name"),
+            (&["--sysctl", "nonsense=1"], "not the name"),
+            (&["--sysctl", "vm.swappiness=1"], "sysctl -w 'vm.swappiness=1'"),
             (&["--sysctl", "kernel.shmmax"], "does not set"),
             (&["--sysctl", "net.../x=1", "--network=none"], "not the name"),
         ] {

@@ -88,6 +88,7 @@ pub enum When {
     Always,
     /// Where the store does not know the name.
     #[default]
+    #[value(alias = "")]
     Missing,
     /// Not at all.
     Never,
