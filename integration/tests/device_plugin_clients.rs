@@ -3,7 +3,7 @@
 use gpurun_integration::{
     TestHost, dist,
     kubelet::{Kubelet, Plugin},
-    run, until,
+    must, run, until,
 };
 use std::{
     fs,
@@ -313,5 +313,20 @@ fn a_broken_file_ends_the_plugin_with_the_place_and_a_fix() {
             ended.code == 125 && ended.err.contains(words) && ended.err.contains("fix:"),
             "{text}: {ended:?}"
         );
+    }
+    // What is not a regular file, or never ends, is not read.
+    let (host, file) = with_config("# caf\u{e9}\n");
+    let fifo = host.path().join("fifo");
+    must(Command::new("mkfifo").arg(&fifo));
+    fs::write(&file, b"# one\n# caf\xe9\n").unwrap();
+    for (file, words) in [
+        (file.as_str(), "line 2"),
+        (fifo.to_str().unwrap(), "cannot be read"),
+        ("/dev/zero", "cannot be read"),
+        ("/etc", "cannot be read"),
+        ("/absent", "No such file"),
+    ] {
+        let ended = run(&mut Plugin::command(&host, &["--config-file", file]));
+        assert!(ended.code == 125 && ended.err.contains(words), "{file}: {ended:?}");
     }
 }

@@ -389,7 +389,7 @@ fn directories_of_another_user_are_ignored_in_one_line() {
             command.env_remove("GPURUN_SIMULATED_HOST");
         }
         let ended = run(command.env(variable, others.path()));
-        let lines = ended.err.lines().filter(|line| line.contains(&format!("{variable}="))).count();
+        let lines = ended.err.lines().filter(|line| line.contains(&format!("WARN {variable}="))).count();
         assert_eq!(lines, 1, "{caller:?} {variable} {words:?}: {ended:?}");
         assert!(ended.err.contains("belongs to uid 54322") && ended.err.contains("su - USER"), "{ended:?}");
         if words == start && variable != "HOME" {

@@ -343,6 +343,82 @@ fn a_token_service_that_redirects_passes_no_secret_on() {
 }
 
 #[test]
+fn a_layer_that_the_registry_lacks_comes_from_an_address_of_the_manifest_without_credentials() {
+    let world = World::new(true);
+    let packed = Packed::of("busybox", "gzip");
+    let layer = packed.manifest()["layers"][0]["digest"].as_str().unwrap().to_owned();
+    let there = world.s.url(&format!("/v2/ml/blobs/{layer}"));
+    let plain = Web::at("127.0.0.5:0", None).answering(|_| Reply::ok("never"));
+    let serve = |urls: &[&str], has_it: bool| {
+        let mut manifest = packed.manifest();
+        manifest["layers"][0]["urls"] = json!(urls);
+        manifest["layers"][0]["mediaType"] =
+            json!("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip");
+        let (image, layer) = (Served::with_manifest(&packed, &manifest.to_string()), layer.clone());
+        guarded(&world.r, "Basic realm=\"x\"".into(), BASIC, move |asked| {
+            if !has_it && asked.path.ends_with(&layer) { Reply::new(404) } else { image.reply(asked) }
+        });
+        world.pull(Login::Password)
+    };
+    for urls in
+        [&[there.as_str()][..], &["https://127.0.0.1:1/", &there], &["file:///etc/passwd", "/rel", &there]]
+    {
+        good(&serve(urls, false));
+        assert!(!world.s.asked().is_empty() && !world.s.saw_a_secret(), "{urls:?}");
+    }
+    good(&serve(&[&there], true));
+    assert!(world.s.asked().is_empty(), "the registry has it");
+    for (urls, words) in [
+        (&[][..], &["lost a part"][..]),
+        (&["file:///etc/passwd"], &["file:///etc/passwd", "only http and https"]),
+        (&[plain.url("/x").as_str()], &["encrypted connection"]),
+    ] {
+        refused(&serve(urls, false), "GPU-0042", words);
+    }
+    assert!(plain.asked().is_empty(), "an encrypted registry does not lead there");
+}
+
+#[test]
+fn of_several_challenges_the_token_services_is_answered() {
+    let world = World::new(false);
+    let bearer = format!("Bearer realm=\"{}\",service=\"a, b\"", world.t.url("/token"));
+    for (login, password) in [(Login::Nobody, ""), (Login::Password, BASIC)] {
+        for challenges in [
+            vec![format!("Basic realm=\"x\", {bearer}")],
+            vec![format!("Negotiate, {bearer}, Basic realm=\"x\"")],
+            vec![format!("NTLM TlRMTVNTUAAC==, {bearer}")],
+            vec!["Basic realm=\"x\"".to_owned(), bearer.clone()],
+            vec!["Digest realm=\"x\", qop=\"auth,auth-int\"".to_owned(), bearer.clone()],
+        ] {
+            let (image, shown) = (served(), challenges.clone());
+            world.r.answer(move |asked| {
+                if asked.authorization() == "Bearer T" {
+                    return image.reply(asked);
+                }
+                shown
+                    .iter()
+                    .fold(Reply::new(401), |reply, one| reply.header("WWW-Authenticate", one.as_str()))
+            });
+            good(&world.pull(login));
+            let asked = world.t.asked();
+            assert!(asked.iter().all(|one| one.authorization() == password), "{challenges:?}: {asked:?}");
+            assert!(
+                asked[0].path.contains("service=a%2C%20b") || asked[0].path.contains("service=a,%20b"),
+                "{asked:?}"
+            );
+            assert!(
+                only(&world.r.asked(), "Bearer T"),
+                "{challenges:?}: the password is the token service's alone"
+            );
+        }
+    }
+    // A registry without a token service.
+    let image = served();
+    guarded(&world.r, "Negotiate YII=, Basic realm=\"x\"".into(), BASIC, move |asked| image.reply(asked));
+    good(&world.pull(Login::Password));
+}
+
+#[test]
 fn redirects_end() {
     let world = World::new(false);
     let (r, s) = (world.r.url("/a"), world.s.url("/b"));

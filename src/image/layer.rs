@@ -37,6 +37,9 @@ pub struct Layer {
     pub path: String,
     /// Its length as it is stored, in bytes.
     pub size: u64,
+    /// Addresses of a layer that the registry may not have (OCI image specification, "non-distributable layers").
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
 }
 
 impl Layer {

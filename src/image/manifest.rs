@@ -65,6 +65,8 @@ pub struct Descriptor {
     pub digest: Digest,
     /// The length of the blob in bytes, as far as the writer knew it; 0 if unknown.
     pub size: u64,
+    /// Addresses of a blob that registries may not have.
+    pub urls: Vec<String>,
 }
 
 /// An unchecked reference to a blob. It becomes a [`Descriptor`] when it is needed.
@@ -79,6 +81,8 @@ pub struct RawDescriptor {
     pub size: i64,
     /// The machine that a manifest is for.
     pub platform: Option<Platform>,
+    /// Addresses of a layer that must not be distributed by registries.
+    urls: Vec<String>,
     annotations: BTreeMap<String, String>,
 }
 
@@ -95,7 +99,8 @@ impl RawDescriptor {
     /// [`Code::ImageBroken`]
     pub fn check(self) -> Result<Descriptor> {
         let digest = Digest::parse(&self.digest)?;
-        Ok(Descriptor { media_type: self.media_type, digest, size: u64::try_from(self.size).unwrap_or(0) })
+        let size = u64::try_from(self.size).unwrap_or(0);
+        Ok(Descriptor { media_type: self.media_type, digest, size, urls: self.urls })
     }
 
     /// The names of an image in an index.
@@ -307,7 +312,8 @@ pub fn follow(
                 .fix("decrypt the image first: `skopeo copy --decryption-key KEY SOURCE oci-archive:FILE`"));
         }
         let blob = blob.check()?;
-        Ok(Layer { diff_id, path: blob_path(&blob.digest), digest: Some(blob.digest), size: blob.size })
+        let path = blob_path(&blob.digest);
+        Ok(Layer { diff_id, path, digest: Some(blob.digest), size: blob.size, urls: blob.urls })
     });
     Ok(Found { id: config_descriptor.digest, layers: layers.collect::<Result<_>>()?, config })
 }
@@ -361,7 +367,8 @@ pub fn from_docker(layout: &Layout, reference: Option<&str>, platform: &Platform
     let diff_ids = parsed.diff_ids();
     check_layers(image.layers.len(), diff_ids.len())?;
     let layers = image.layers.iter().zip(diff_ids).map(|(path, diff_id)| {
-        Ok(Layer { diff_id, digest: None, size: layout.open(path)?.length(), path: path.clone() })
+        let size = layout.open(path)?.length();
+        Ok(Layer { diff_id, digest: None, size, path: path.clone(), urls: Vec::new() })
     });
     Ok(Found { id, layers: layers.collect::<Result<_>>()?, config })
 }

@@ -17,6 +17,7 @@ use gpurun::{
     cli::{Global, go_flags::switch},
     error::{Code, Error, OrFail, Result},
     plan::Selected,
+    text_file::TextFile,
     vocabulary::GatedFeature,
 };
 use std::{
@@ -279,6 +280,9 @@ pub struct Options {
     pub machine_type_file: Option<PathBuf>,
 }
 
+/// The longest configuration file, in bytes: as long as a ConfigMap may be.
+const MAX_FILE: u64 = 1 << 20;
+
 /// The kubelet's own (k8s.io/kubelet, pkg/apis/deviceplugin/v1beta1/constants.go).
 const KUBELET_SOCKET: &str = "/var/lib/kubelet/device-plugins/kubelet.sock";
 
@@ -290,11 +294,12 @@ impl Options {
     pub fn read(flags: &Flags) -> Result<(Self, Vec<String>)> {
         let mut file = match &flags.config_file {
             Some(path) => {
-                let text = std::fs::read_to_string(path);
-                let text = text.or_fail(Code::Config, || format!("{} cannot be read", path.display()));
-                let text = text.map_err(|error| {
-                    error.fix("name a readable file in CONFIG_FILE or --config-file, or leave both out")
-                })?;
+                let read = TextFile::read(path, MAX_FILE).and_then(|file| file.text().map(str::to_owned));
+                let text = read
+                    .or_fail(Code::Config, || format!("{} cannot be read", path.display()))
+                    .map_err(|error| {
+                        error.fix("name a readable file in CONFIG_FILE or --config-file, or leave both out")
+                    })?;
                 File::parse(&text)
                     .map_err(|error| error.context(format!("{} cannot be used", path.display())))?
             }

@@ -344,7 +344,7 @@ fn tmpfs_size(text: &str) -> Result<TmpfsSize> {
     };
     percent.parse().map(TmpfsSize::Percent).map_err(|_| {
         usage(format!("--tmpfs size {text:?} is not a percentage of memory"))
-            .fix("write a whole number: size=50%; or a size: size=16g")
+            .fix("write a whole number: --tmpfs /x:size=50%; or a size: --tmpfs /x:size=16g")
     })
 }
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
-    image::Digest,
+    image::{Digest, layer::Layer},
 };
 use rustix::{
     fd::OwnedFd,
@@ -83,6 +83,8 @@ impl Shared {
 pub struct Blob<'a> {
     client: &'a Client<'a>,
     digest: &'a Digest,
+    /// Addresses for a blob that the registry does not have.
+    urls: &'a [String],
     size: u64,
     directory: OwnedFd,
     state: Mutex<State>,
@@ -121,12 +123,13 @@ impl<'a> Blob<'a> {
     /// With what an earlier pull left in this directory. Nothing is asked yet.
     pub fn new(
         client: &'a Client<'a>,
+        layer: &'a Layer,
         digest: &'a Digest,
-        size: u64,
         directory: OwnedFd,
         shared: &'a Shared,
         line: &'a Line<'a>,
     ) -> Self {
+        let size = layer.size;
         let mut pieces = Vec::new();
         for start in (0..size.div_ceil(PIECE)).map(|piece| piece * PIECE) {
             let length = statat(&directory, start.to_string(), AtFlags::SYMLINK_NOFOLLOW)
@@ -141,6 +144,7 @@ impl<'a> Blob<'a> {
         let blob = Self {
             client,
             digest,
+            urls: &layer.urls,
             size,
             directory,
             state: Mutex::new(state),
@@ -256,12 +260,13 @@ impl<'a> Blob<'a> {
     /// Asks for the bytes from `at` to `end`. Where the registry sends no parts, `end` becomes the blob's.
     fn connect(&self, at: u64, end: &mut u64) -> Result<Paced<BodyReader<'static>>, Failure> {
         let range = (at > 0 || *end < self.size).then_some(at..*end);
-        let response =
-            self.client.get_blob(self.digest, self.size, range.as_ref()).map_err(|mut failure| {
+        let response = self.client.get_blob(self.digest, self.size, self.urls, range.as_ref()).map_err(
+            |mut failure| {
                 // A restarting registry refuses connections for a while.
                 failure.again |= lock(&self.state).begun && failure.error.code() == Code::Registry;
                 failure
-            })?;
+            },
+        )?;
         let headers = response.headers();
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let wrong = |cause: String| {

@@ -182,10 +182,10 @@ impl<'a> Client<'a> {
     ///
     /// # Errors
     /// [`Code::Registry`], [`Code::NotAuthorised`], [`Code::ImageBroken`] if the registry does not send the blob.
-    pub fn length(&self, digest: &Digest) -> Result<u64> {
+    pub fn length(&self, digest: &Digest, urls: &[String]) -> Result<u64> {
         let mut attempts = Attempts::default();
         loop {
-            let failure = match self.get_blob(digest, 0, None) {
+            let failure = match self.get_blob(digest, 0, urls, None) {
                 Ok(response) => {
                     let length = response.headers().get(header::CONTENT_LENGTH);
                     return Ok(length.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0));
@@ -199,15 +199,32 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Requests a blob of `size` bytes or a range of it, in one attempt.
+    /// Requests a blob of `size` bytes or a range of it, in one attempt. `urls` are asked in turn for a blob that the registry
+    /// does not have; they are like servers that the registry redirects to, so no credential is sent there.
     pub fn get_blob(
         &self,
         digest: &Digest,
         size: u64,
+        urls: &[String],
         range: Option<&Range<u64>>,
     ) -> Result<Response<Body>, Failure> {
         let time = Duration::from_secs(DOCUMENT_SECONDS + size / BLOB_SPEED);
-        self.get(Wanted { path: &format!("blobs/{digest}"), range, verified: true, time })
+        let path = format!("blobs/{digest}");
+        let wanted = Wanted { path: &path, range, verified: true, time };
+        let mut failure = match self.get(wanted) {
+            Err(failure) if failure.error.code() == Code::ImageBroken => failure,
+            done => return done,
+        };
+        let Some(registry) = self.endpoints.last() else { return Err(failure) };
+        for url in urls {
+            match registry.get_url(url, wanted, &self.name, self.status) {
+                Ok(response) => return Ok(response),
+                Err(also) => {
+                    failure = failure.cause(format!("{}: {}", also.error.what(), also.error.cause_line()));
+                }
+            }
+        }
+        Err(failure)
     }
 
     /// Makes one attempt at each endpoint, until one has the file.
@@ -384,6 +401,43 @@ impl Endpoint {
             }
             _ => Err(refused(answer.response, &answer.from, wanted.path, name)),
         }
+    }
+
+    /// Requests a blob from an address of the manifest.
+    fn get_url(
+        &self,
+        url: &str,
+        Wanted { range, time, .. }: Wanted<'_>,
+        name: &RegistryName,
+        status: &Status,
+    ) -> Result<Response<Body>, Failure> {
+        let base = &self.bases[self.base.get().copied().unwrap_or(0)];
+        let address = Address::parse(url).and_then(|address| {
+            self.http.trust().may_lead(base.origin(), address.origin(), true)?;
+            Ok(address)
+        });
+        let address = address.map_err(|why| {
+            let shown: String = url.split('?').next().unwrap_or_default().chars().take(200).collect();
+            Failure::lasting(
+                Error::new(Code::Registry, format!("{shown:?} of the manifest is not asked"))
+                    .cause(format!("the address {why}"))
+                    .fix("have the image pushed with its layers: `skopeo copy SOURCE docker://IMAGE`"),
+            )
+        })?;
+        let request = Request {
+            address: &address,
+            authorization: None,
+            accept: "*/*",
+            range,
+            form: None,
+            verified: true,
+            time,
+        };
+        let answer = self.http.send(&request, status)?;
+        if answer.response.status().is_success() {
+            return Ok(answer.response);
+        }
+        Err(refused(answer.response, &answer.from, "", name).cause(address.public()))
     }
 
     /// The credentials that were sent to the registry, for messages.

@@ -72,7 +72,7 @@ fn documents(order: &Order, store: &Store, status: &Status) -> Result<()> {
     .map_err(|error| error.context(format!("{} cannot be used", order.name)))?;
     for layer in found.layers.iter_mut().filter(|layer| layer.size == 0) {
         if let Some(digest) = &layer.digest {
-            layer.size = client.length(digest)?;
+            layer.size = client.length(digest, &layer.urls)?;
         }
     }
     store.put_blob(&found.id, &found.config)?;
@@ -150,7 +150,7 @@ impl Pulling<'_> {
         let waiting = self.client.status().waiting(format!("another gpurun that fetches the layer {digest}"));
         let parts = self.store.parts(digest)?;
         drop(waiting);
-        let blob = Blob::new(self.client, digest, layer.size, parts, self.shared, &line);
+        let blob = Blob::new(self.client, layer, digest, parts, self.shared, &line);
         resumed.set(blob.present() > 0);
         thread::scope(|scope| {
             for _ in 0..blob.connections() {

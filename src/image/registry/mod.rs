@@ -28,6 +28,7 @@
 //! | client certificate | `certs.d/HOST[:PORT]` | that host and port | in its TLS handshake, whether it is R, S or T |
 //! | output of a helper | `docker-credential-NAME get`, asked for R's name | as name and password, or as identity token | the same |
 //! | name and password in the URL of a proxy | `HTTPS_PROXY` | that proxy | with each connection through it |
+//! | nothing | | an address in the manifest (`urls` of a layer) | the registry does not have the layer |
 //! | nothing | | S | always: credentials are dropped at the first redirect to another origin and stay dropped, even if S redirects back to R |
 //!
 //! A challenge from S is not answered. A challenge from R counts after redirects within R's origin. `Authorization` is kept across

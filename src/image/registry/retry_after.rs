@@ -14,13 +14,13 @@ pub fn seconds(text: &str, now: u64) -> Option<u64> {
 fn date(text: &str) -> Option<u64> {
     let words: Vec<&str> = text.split([' ', ',', '-', ':']).filter(|word| !word.is_empty()).collect();
     let [_, fields @ ..] = &words[..] else { return None };
-    #[expect(clippy::match_same_arms, reason = "the arms name the fields in different orders")]
-    let (day, month, year, time) = match *fields {
+    let (day, month, year, time) = if let [day, month, year, hour, minute, second, "GMT"] = *fields {
+        (day, month, year, [hour, minute, second])
+    } else if let [month, day, hour, minute, second, year] = *fields {
         // asctime() names the month first, and the year last.
-        [day, month, year, hour, minute, second, "GMT"] | [month, day, hour, minute, second, year] => {
-            (day, month, year, [hour, minute, second])
-        }
-        _ => return None,
+        (day, month, year, [hour, minute, second])
+    } else {
+        return None;
     };
     let number = |word: &str| word.parse::<u64>().ok().filter(|_| word.len() <= 4);
     let month = MONTHS.iter().position(|name| *name == month)? as u64 + 1;
