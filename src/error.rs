@@ -187,9 +187,20 @@ impl Error {
         self.0.causes.join(": ")
     }
 
-    /// The specific fix of the failure, or else the general fix of its code. Never empty.
+    /// The specific fix of the failure, or else the general fix of its code. Never empty. If the cause is that the process or the
+    /// machine has no descriptor left, neither would help.
     pub fn fix_line(&self) -> &str {
-        self.0.fix.as_deref().unwrap_or_else(|| self.code().fix())
+        const SHORTAGES: [(&str, &str); 2] = [
+            (
+                "(os error 24)",
+                "raise the limit of open files: `ulimit -n 4096`, or LimitNOFILE= of the service",
+            ),
+            ("(os error 23)", "raise the system's limit of open files: `sysctl -w fs.file-max=1000000`"),
+        ];
+        let fix = self.0.fix.as_deref().unwrap_or_else(|| self.code().fix());
+        let is_cause = |errno: &str| self.0.causes.iter().any(|cause| cause.ends_with(errno));
+        let shortage = SHORTAGES.iter().find(|(errno, _)| is_cause(errno) && !fix.contains("ulimit -n"));
+        shortage.map_or(fix, |(_, fix)| fix)
     }
 
     /// The failure for an engine: one line, without phrases that engines interpret.
@@ -278,6 +289,17 @@ mod tests {
             "error[GPU-0021]: there is no GPU \u{fffd}[31m99\n  cause: the host has 0..7\n  fix: ask for 0"
         );
         assert_eq!(Error::from_json(&error.to_json()).unwrap().to_string(), shown);
+    }
+
+    #[test]
+    fn the_fix_for_too_many_open_files_is_their_limit() {
+        use rustix::io::Errno;
+        let of =
+            |errno: Errno, fix| Error::new(Code::Store, "no").cause(errno).fix(fix).fix_line().to_owned();
+        assert!(of(Errno::MFILE, "make room").starts_with("raise the limit of open files: `ulimit -n"));
+        assert!(of(Errno::NFILE, "make room").contains("fs.file-max"));
+        assert_eq!(of(Errno::MFILE, "ulimit -n 99"), "ulimit -n 99");
+        assert_eq!(of(Errno::NOSPC, "make room"), "make room");
     }
 
     #[test]

@@ -371,7 +371,6 @@ fn directories_of_another_user_are_ignored_in_one_line() {
         (Caller::User, "XDG_CONFIG_HOME", pull),
         (Caller::User, "XDG_RUNTIME_DIR", pull),
         (Caller::User, "XDG_CONFIG_HOME", &["configure", "docker", "--path", "/r", "--dry-run"]),
-        (Caller::Root, "XDG_RUNTIME_DIR", pull),
         (Caller::Root, "XDG_CONFIG_HOME", start),
         (Caller::Root, "TMPDIR", &["demo"]),
     ] {

@@ -417,3 +417,32 @@ fn subordinate_ids_are_mapped_where_the_host_gives_some() {
         host.scratch(Caller::User)
     );
 }
+
+/// As if the shell's profile had a wrong umask: what gpurun makes must still be usable by its owner.
+#[test]
+fn a_umask_that_takes_the_owners_rights_makes_a_usable_store() {
+    for caller in Caller::EACH {
+        for umask in ["777", "700", "077"] {
+            let host = TestHost::new("t4");
+            for _ in 0..2 {
+                let command =
+                    host.command(caller, "", &busybox(), &["sh", "-c", "umask; echo x > /tmp/x; cat /tmp/x"]);
+                let mut under = Command::new("sh");
+                under.args(["-c", "umask $0; exec \"$@\"", umask]);
+                under.arg(command.get_program()).args(command.get_args());
+                for (name, value) in command.get_envs() {
+                    match value {
+                        Some(value) => under.env(name, value),
+                        None => under.env_remove(name),
+                    };
+                }
+                let ended = run(&mut under);
+                assert_eq!(
+                    (ended.code, ended.out.as_str()),
+                    (0, "0022\nx\n"),
+                    "{caller:?} {umask}: {ended:?}"
+                );
+            }
+        }
+    }
+}

@@ -1,8 +1,7 @@
 //! `gpurun-runtime` as engines call it: `create` and `run` go to gpurun, everything else to the low-level runtime that created
 //! the containers of the same `--root`.
 
-use gpurun_integration::{TestHost, bundle::Bundle, dist, image, run, unique};
-use serde_json::json;
+use gpurun_integration::{TestHost, bundle::Bundle, dist, run, unique};
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, chown, symlink},
@@ -139,10 +138,9 @@ fn the_runtime_that_creates_a_container_starts_and_deletes_it() {
     fs::write(&runc, format!("#!/bin/sh\necho \"$*\" >> {}\nexec /usr/sbin/runc \"$@\"\n", calls.display()))
         .unwrap();
     fs::set_permissions(&runc, fs::Permissions::from_mode(0o755)).unwrap();
-    let bundle = Bundle::empty();
-    let mut spec =
+    let bundle = Bundle::of("busybox");
+    let spec =
         bundle.configure(&["NVIDIA_VISIBLE_DEVICES=all"], &["/bin/sh", "-c", "ls /dev/nvidia0; exit 5"]);
-    spec["root"] = json!({"path": image("busybox", "root"), "readonly": true});
     fs::write(bundle.dir.path().join("config.json"), spec.to_string()).unwrap();
     let root = runtimes.path().join("state");
     let id = unique();

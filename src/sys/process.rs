@@ -2,7 +2,7 @@
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::{
-    fs::CWD,
+    fs::{CWD, Mode},
     mount::{MountPropagationFlags, MoveMountFlags},
     process::Signal,
 };
@@ -164,9 +164,10 @@ pub fn reset_signals() {
     }
 }
 
-/// Resets inherited signal state; `main` of each program calls it first. SIGCHLD gets its default action: the kernel reaps
+/// Resets inherited state; `main` of each program calls it first. SIGCHLD gets its default action: the kernel reaps
 /// the children of a process that ignores it, and their exit codes are lost (`env --ignore-signal=CHLD`). All signals are
-/// unblocked. Closed standard streams need no handling: std opens /dev/null in their place before `main`, so that no file
+/// unblocked. A umask that takes the owner's own rights loses these bits: gpurun could not enter the directories that it makes.
+/// Closed standard streams need no handling: std opens /dev/null in their place before `main`, so that no file
 /// gets number 0, 1 or 2.
 pub fn normalize() {
     // SAFETY: SIG_DFL installs no handler. The mask is made valid by sigemptyset before it is read; both live on this stack. Both
@@ -177,6 +178,8 @@ pub fn normalize() {
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
     }
+    let all = Mode::RWXU | Mode::RWXG | Mode::RWXO;
+    rustix::process::umask(rustix::process::umask(all) & (Mode::RWXG | Mode::RWXO));
 }
 
 /// The user namespace above a user namespace (ioctl_ns(2), NS_GET_PARENT).
