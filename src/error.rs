@@ -115,7 +115,7 @@ codes! {
     CommandNotFound = 61, 127, "the command was not found in the container",
         "`--entrypoint sh` starts a shell in the image; name the command with its path";
     Confinement = 62, 125, "the container cannot be confined on this kernel",
-        "`--network none` or `-u 1000`; or boot Linux 6.12 or newer with landlock in the kernel's option lsm=";
+        "`--network none` or `-u 1000`; or boot Linux 5.19 or newer with landlock in the kernel's option lsm=";
     Cdi = 70, 125, "a CDI document cannot be made, read or written",
         "`gpurun cdi generate --output /etc/cdi/nvidia.yaml` writes a new CDI spec; `gpurun cdi validate` checks those that exist";
     Cluster = 71, 125, "the cluster's API server cannot be reached, or refuses",

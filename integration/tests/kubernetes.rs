@@ -217,9 +217,10 @@ fn pods_are_scheduled_to_gpus_and_see_theirs_by_each_strategy() {
     // Without a kubelet to tell it listens all the same.
     let before = cluster.registrations();
     cluster.start_plugin("--kubelet-socket=");
-    let socket = "/var/lib/kubelet/device-plugins/nvidia-gpu.sock";
-    let listens = format!("grep -q {socket} /proc/net/unix");
-    cluster.until("its socket", |cluster| run(&mut cluster.node.command(&["sh", "-c", &listens])).code == 0);
+    // The table shows the name that the socket had when it was bound.
+    let listens = r"grep -qE '/var/lib/kubelet/device-plugins/\.[0-9a-f]{8}$' /proc/net/unix && \
+                    test -S /var/lib/kubelet/device-plugins/nvidia-gpu.sock";
+    cluster.until("its socket", |cluster| run(&mut cluster.node.command(&["sh", "-c", listens])).code == 0);
     thread::sleep(Duration::from_millis(500));
     assert_eq!(cluster.registrations(), before);
 }

@@ -64,7 +64,8 @@ impl Confinement {
     /// The confinement of this container on the running kernel.
     ///
     /// # Errors
-    /// [`Code::Confinement`] if the host's root would share the host's network without scopes and no option asks for that.
+    /// [`Code::Confinement`] if the host's root would share the host's network without a file domain and no option asks for that. Without
+    /// scopes [`super::unix_sockets`] still keeps foreign descriptors out.
     pub fn of(container: &Container) -> Result<Self> {
         if container.all_devices {
             // `--privileged` asks for no confinement.
@@ -83,16 +84,16 @@ impl Confinement {
 
     fn decide(abi: u32, facts: Facts) -> Result<Self> {
         let shares_network = facts.is_host_root && facts.host_network;
-        if shares_network && !facts.network_requested && abi < SCOPES {
+        if shares_network && !facts.network_requested && abi < FILES {
             return Err(Error::new(
                 Code::Confinement,
                 "this kernel cannot confine a container of uid 0 on the host's network",
             )
             .cause(format!(
-                "any process of the host could pass it a descriptor of the host's files; Landlock ABI {SCOPES} (Linux 6.12) prevents that, and this kernel has ABI {abi}"
+                "any process of the host could pass it a descriptor of the host's files; Landlock ABI {FILES} (Linux 5.19) forbids their use, and this kernel has ABI {abi}"
             ))
             .fix(
-                "type --network host to run it nevertheless, or --network none, or -u 1000; or boot Linux 6.12 or newer with \
+                "type --network host to run it nevertheless, or --network none, or -u 1000; or boot Linux 5.19 or newer with \
                  landlock in the kernel's option lsm=",
             ));
         }
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn root_must_ask_for_the_hosts_network_where_the_kernel_cannot_confine_it() {
-        for abi in 0..SCOPES {
+        for abi in 0..FILES {
             let error = Confinement::decide(abi, ROOT).unwrap_err();
             assert!(error.fix_line().contains("--network host"), "{error}");
             for facts in [
@@ -190,7 +191,10 @@ mod tests {
                 Confinement::decide(abi, facts).unwrap();
             }
         }
-        assert!(Confinement::decide(SCOPES, ROOT).unwrap().scopes);
+        for abi in FILES..=SCOPES {
+            let confinement = Confinement::decide(abi, ROOT).unwrap();
+            assert_eq!((confinement.rights != 0, confinement.scopes), (true, abi >= SCOPES));
+        }
     }
 
     #[test]
