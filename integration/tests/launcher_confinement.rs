@@ -315,6 +315,21 @@ fn on_an_older_kernel_root_needs_an_explicit_network_option() {
     assert!(ended.out.contains("landlock") && !ended.out.contains("GPU-0062"), "{ended:?}");
 }
 
+/// The separate Unix sockets do not depend on Landlock, whose scopes are newer than its file domain.
+#[test]
+fn without_landlock_no_descriptor_arrives_over_an_abstract_socket() {
+    let host = TestHost::new("t4");
+    for options in ["--network host", "--network host --security-opt seccomp=unconfined"] {
+        for how in ["listen", "connect", "send", "pair"] {
+            let name = unique();
+            let _helper = Helper::start(if how == "pair" { "send" } else { how }, &name);
+            let inside = ["python3", "-c", INSIDE, how, &name];
+            let ended = run(&mut without_landlock(&host.command(Caller::Root, options, &debian(), &inside)));
+            assert_eq!(ended.out, "no descriptor\n", "{options} {how}: {ended:?}");
+        }
+    }
+}
+
 /// Sockets with a path are not separated: programs of the same or of different containers can connect to each other.
 #[test]
 fn containers_meet_at_a_socket_on_a_volume() {
