@@ -26,7 +26,7 @@ static ALLOCATOR: Limited = Limited { in_use: AtomicUsize::new(0) };
 impl Limited {
     fn add(&self, bytes: usize) {
         if self.in_use.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_MEMORY {
-            // The message needs memory, too.
+            // The message also needs memory.
             self.in_use.store(0, Ordering::Relaxed);
             eprintln!("an input takes more than {} MiB of memory", MAX_MEMORY >> 20);
             std::process::abort();

@@ -6,7 +6,10 @@ use crate::{
     commands::engine::in_user_namespace,
     error::{Code, Result},
 };
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
 
 /// More engines than a machine has. The program reads 16 KiB.
 const ENGINES: usize = 32;
@@ -36,9 +39,8 @@ fn path(state_dir: &Path) -> PathBuf {
 /// The new content of the file; `None` if it is as it should be.
 fn with(known: &str, root: &Path, runtime: &Path) -> Option<String> {
     let text = |path: &Path| path.to_str().filter(|text| !text.contains(['\t', '\n'])).map(str::to_owned);
-    let of_root = |line: &&str| {
-        line.split_once('\t').is_some_and(|(key, _)| std::ffi::OsStr::new(key) == root.as_os_str())
-    };
+    let of_root =
+        |line: &&str| line.split_once('\t').is_some_and(|(key, _)| OsStr::new(key) == root.as_os_str());
     let line = text(root).zip(text(runtime)).map(|(root, runtime)| format!("{root}\t{runtime}"));
     let mut others: Vec<&str> = known.lines().filter(|line| !of_root(line)).collect();
     let current: Vec<&str> = known.lines().filter(of_root).collect();

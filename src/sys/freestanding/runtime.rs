@@ -4,14 +4,14 @@
 //! program uses neither std nor a C library, so it adds little to the other calls. It becomes gpurun
 //!
 //! * if any word is `create` or `run`,
-//! * unless it runs as root: without root the state directory is elsewhere,
+//! * if it does not run as root, whose state directory is the one that it knows,
 //! * if `GPURUN_CONFIG` is set, which decides about the low-level runtime,
 //! * if there is no record, or the program that it names cannot be executed.
 //!
 //! Otherwise it becomes the low-level runtime of the last container that was created with the same `--root`, so that the runtime
 //! that created a container also starts and deletes it. gpurun records that runtime (`commands/runtime/record.rs`) in the file
 //! `low-level-runtimes` of its state directory, a line `ROOT<tab>PATH` for each directory. The file counts only if it belongs to root and
-//! nobody else may write it.
+//! no other user may write it.
 //!
 //! gpurun is the file of that name beside this program. It is called by this program's name.
 #![no_std]
